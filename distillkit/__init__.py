@@ -1,0 +1,59 @@
+"""The plugin author's door: everything a plugin may import, nothing heavy.
+
+Names are looked up when they are used, so that `import distillkit` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import DistillkitError, TeacherError, UsageError
+    from .hookspecs import hookimpl
+    from .records import Answer, Document, Grade, Metric, Request, Sample, Token, Usage
+    from .roles import Exporter, Judge, Mixer, Source, Student, Teacher, Tracker
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "errors": ("DistillkitError", "TeacherError", "UsageError"),
+    "hookspecs": ("hookimpl",),
+    "records": ("Answer", "Document", "Grade", "Metric", "Request", "Sample", "Token", "Usage"),
+    "roles": ("Exporter", "Judge", "Mixer", "Source", "Student", "Teacher", "Tracker"),
+}
+
+__all__ = [
+    "Answer",
+    "DistillkitError",
+    "Document",
+    "Exporter",
+    "Grade",
+    "Judge",
+    "Metric",
+    "Mixer",
+    "Request",
+    "Sample",
+    "Source",
+    "Student",
+    "Teacher",
+    "TeacherError",
+    "Token",
+    "Tracker",
+    "Usage",
+    "UsageError",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            value = getattr(importlib.import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,83 @@
+"""The error tree. Every message says what happened and, after it, what to do next.
+
+    DistillkitError            exit 1
+    ├── UsageError             exit 2: can be known before anything is spent
+    │   ├── RecipeError        a recipe, or a value in it
+    │   ├── PluginError        a plugin, or a name that none offers
+    │   └── DataError          a corpus or tokenizer that cannot be used
+    ├── TeacherError           a teacher did not answer
+    ├── TrainingError          training cannot go on
+    ├── CorruptError           a file is not what its checksum says
+    ├── LimitReached           exit 3: stopped at a budget or quota, resumable
+    └── Interrupted            exit 130: stopped by the user, resumable
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistillkitError(Exception):
+    """A failure that is told in a few lines, without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class UsageError(DistillkitError):
+    """Something asked for cannot be done as it was asked."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe is missing, unreadable or says something that cannot be."""
+
+
+class PluginError(UsageError):
+    """A plugin is broken, or nobody offers what was named."""
+
+
+class DataError(UsageError):
+    """A corpus or a tokenizer cannot be used."""
+
+
+class TeacherError(DistillkitError):
+    """A teacher did not give an answer. Failures are never answers, and never cached."""
+
+
+class TrainingError(DistillkitError):
+    """Training met something that it cannot go on from."""
+
+
+class CorruptError(DistillkitError):
+    """A file on disk is not what was written there."""
+
+
+class LimitReached(DistillkitError):
+    """A budget or quota is used up; the same command goes on from here later."""
+
+    exit_code = 3
+
+
+class Interrupted(DistillkitError):
+    """The user asked to stop; the same run can be resumed."""
+
+    exit_code = 130
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest known word, or all of them when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    return f"Known: {', '.join(names)}." if names else "None are known."

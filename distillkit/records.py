@@ -1,0 +1,171 @@
+"""The frozen nouns that travel down the line. They know their own JSON, and nothing else.
+
+Bytes become latin-1 text in JSON: every byte is one character, so nothing is lost and English stays readable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of the corpus."""
+
+    id: str
+    text: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a teacher is asked: a prompt to continue, or messages to reply to."""
+
+    id: str
+    prompt: str | None = None
+    messages: tuple[Mapping[str, str], ...] | None = None
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    top_logprobs: int = 0
+    repeat: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("a request has either a prompt or messages")
+
+    def canonical(self) -> dict[str, Any]:
+        """All that decides the answer: everything but the id, which is only a name."""
+        values = asdict(self)
+        del values["id"]
+        return values
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer: its bytes, its log-probability, and the likeliest tokens there."""
+
+    bytes: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+    def to_json(self) -> list[Any]:
+        """A compact row: bytes, log-probability, alternatives."""
+        top = [[piece.decode("latin-1"), logprob] for piece, logprob in self.top]
+        return [self.bytes.decode("latin-1"), self.logprob, top]
+
+    @classmethod
+    def from_json(cls, row: list[Any]) -> Token:
+        """The inverse of `to_json`."""
+        piece, logprob, top = row
+        pairs = tuple((other.encode("latin-1"), float(value)) for other, value in top)
+        return cls(piece.encode("latin-1"), float(logprob), pairs)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer cost, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher said. `finish` is "stop" when it ended by itself, "length" when it was cut."""
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+    finish: str = "stop"
+    usage: Usage | None = None
+    model: str | None = None
+    raw: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for `json.dumps`."""
+        return {
+            "text": self.text,
+            "tokens": [token.to_json() for token in self.tokens],
+            "finish": self.finish,
+            "usage": None if self.usage is None else asdict(self.usage),
+            "model": self.model,
+            "raw": None if self.raw is None else dict(self.raw),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Answer:
+        """The inverse of `to_json`."""
+        usage = values["usage"]
+        return cls(
+            text=values["text"],
+            tokens=tuple(Token.from_json(row) for row in values["tokens"]),
+            finish=values["finish"],
+            usage=None if usage is None else Usage(**usage),
+            model=values["model"],
+            raw=values["raw"],
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the student wrote to a prompt. Ids read `prompt#k`, so samples of one prompt share its name."""
+
+    id: str
+    prompt: str
+    completion: str
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Sample:
+        """The inverse of `to_json`."""
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a judge said of a sample, of a document, or (with neither) of the student."""
+
+    criterion: str
+    score: float
+    sample: str | None = None
+    document: str | None = None
+    weight: float = 1.0
+    note: str = ""
+
+    @property
+    def cluster(self) -> str | None:
+        """What is resampled together: a document, or all samples of one prompt."""
+        if self.document is not None:
+            return self.document
+        return None if self.sample is None else self.sample.rpartition("#")[0] or self.sample
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without those left at their defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Grade:
+        """The inverse of `to_json`; keys that are not a grade's own (the judge's name) are left out."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a report, with its 95% interval where one can be given."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for `json.dumps`."""
+        return asdict(self)

@@ -1,0 +1,228 @@
+"""The contracts a plugin fulfils: one class a role, each with its options.
+
+A role says what the host will call and what it may rely on. Caching, retries, limits, progress and secrets are
+the host's work, so nothing here knows of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from .records import Answer, Document, Grade, Metric, Request, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    from .data.tokenizer import Tokenizer
+    from .runs import Run
+    from .student.loss import Targets
+
+SIGNALS = ("none", "text", "top_logprobs", "logits")
+
+
+def gives(signal: str, needed: str) -> bool:
+    """Whether a signal is at least the one needed."""
+    return SIGNALS.index(signal) >= SIGNALS.index(needed)
+
+
+class Role(ABC):
+    """What all plugins share: a name, a docstring that says what it does, and options from the recipe."""
+
+    name: ClassVar[str]
+
+    class Options(BaseModel):
+        """The plugin's own keys, beside the host's in its table of the recipe."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = self.Options() if options is None else options
+
+
+class Source(Role):
+    """Where documents come from. `splits` names those it has; the host cuts a held-out split if it must."""
+
+    splits: ClassVar[tuple[str, ...]] = ("train",)
+
+    @abstractmethod
+    def documents(self, split: str) -> Iterator[Document]:
+        """Every document of a split, in an order that never changes; may be called again."""
+
+    def fingerprint(self) -> Any:
+        """What decides the documents, as plain JSON values: when it is equal, nothing is read again."""
+        return self.options.model_dump(mode="json")
+
+
+class Student(Role):
+    """An architecture that can be trained."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """The most tokens it reads at once."""
+
+    @abstractmethod
+    def build(self, vocab_size: int) -> nn.Module:
+        """A module called with tokens [B, T] that returns hidden states [B, T, D].
+
+        It offers `head`: the weight [V, D] and the bias [V] (or None) that turn hidden states into logits.
+        """
+
+
+class Teacher(Role):
+    """Answers requests. `signal` is the most it can give: text, top_logprobs or logits.
+
+    One with `signal = "logits"` also has `tokenizer` and `logits(tokens)`; one that scores given text has `score`.
+    """
+
+    signal: ClassVar[str] = "text"
+
+    @abstractmethod
+    def answer(self, request: Request) -> Answer | Awaitable[Answer]:
+        """Answer one request. `async def` runs concurrently; `def` runs one at a time, where it was built."""
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
+        """Answer many, each as it is done. A local teacher that is faster in batches overrides this."""
+        for request in requests:
+            answer = self.answer(request)
+            if not isinstance(answer, Answer):
+                raise TypeError("an asynchronous teacher is awaited, not iterated")
+            yield request, answer
+
+    def identity(self) -> Any:
+        """What decides the answers beside the request, as plain JSON values; part of the cache's key."""
+        return self.options.model_dump(mode="json")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the tokens that `logits` reads."""
+        raise AttributeError(f"the teacher {self.name!r} gives no logits, so it shows no tokenizer")
+
+    def logits(self, tokens: mx.array) -> mx.array:
+        """Logits [B, T, V] of the tokens [B, T]."""
+        raise AttributeError(f"the teacher {self.name!r} gives no logits")
+
+
+class Mixer(Role):
+    """Turns logits and targets into loss terms, and terms into one loss. `signal` is the least it needs."""
+
+    signal: ClassVar[str] = "none"
+
+    @abstractmethod
+    def rows(self, logits: mx.array, targets: Targets, step: mx.array) -> dict[str, mx.array]:
+        """The loss [N] of each row of logits [N, V], under the name of each term. Rows are independent."""
+
+    def weights(self, step: int) -> Mapping[str, float]:
+        """The weight of each term at a step; a term that is not named weighs 1."""
+        return {}
+
+    def where(self, targets: Targets) -> Mapping[str, mx.array]:
+        """The rows [N] that a term counts, as 0 or 1; a term that is not named counts all."""
+        return {}
+
+
+class Subject(Protocol):
+    """What a judge sees of a run."""
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """What the student wrote."""
+
+    @property
+    def held_out(self) -> Sequence[Document]:
+        """The documents that were kept from training."""
+
+    @property
+    def train_text(self) -> Iterable[str]:
+        """The documents that were trained on, one after another."""
+
+    @property
+    def student(self) -> Scorer:
+        """The trained student."""
+
+    @property
+    def others(self) -> Sequence[Subject]:
+        """Further runs, under `compare`."""
+
+    def ask(self, requests: Sequence[Request]) -> Sequence[Answer] | None:
+        """Answers of the judge's own teacher, or None when it has none."""
+
+
+class Scorer(Protocol):
+    """A trained student, as judges use it."""
+
+    def generate(self, prompts: Sequence[str], *, max_tokens: int, seed: int = 0) -> Sequence[Sample]:
+        """Continue each prompt."""
+
+    def score(self, texts: Sequence[str]) -> Sequence[Score]:
+        """How likely each text is."""
+
+
+class Score(Protocol):
+    """How likely one text was."""
+
+    nats: float
+    tokens: int
+    bytes: int
+
+
+class Judge(Role):
+    """Grades samples, documents or the student."""
+
+    @abstractmethod
+    def grade(self, subject: Subject) -> Iterable[Grade]:
+        """The grades of a subject."""
+
+    def summarise(self, grades: Sequence[Grade]) -> dict[str, Metric]:
+        """The metrics of grades: by default weighted means, with intervals clustered by prompt or document."""
+        from .stats import mean_interval
+
+        metrics = {}
+        for criterion in dict.fromkeys(grade.criterion for grade in grades):
+            of = [grade for grade in grades if grade.criterion == criterion]
+            clusters = [grade.cluster or str(i) for i, grade in enumerate(of)]
+            metrics[criterion] = mean_interval([g.score for g in of], [g.weight for g in of], clusters)
+        return metrics
+
+
+class Tracker(Role):
+    """Is told of a run while it happens."""
+
+    @abstractmethod
+    def start(self, run: Run) -> None:
+        """A run begins."""
+
+    @abstractmethod
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Values of one step."""
+
+    @abstractmethod
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """The run is over."""
+
+
+class Exporter(Role):
+    """Writes a student in somebody else's format."""
+
+    @abstractmethod
+    def export(self, run: Run, folder: Path) -> list[str]:
+        """Write to a folder, and say what was checked."""
+
+
+ROLES: dict[str, type[Role]] = {
+    "sources": Source,
+    "students": Student,
+    "teachers": Teacher,
+    "mixers": Mixer,
+    "judges": Judge,
+    "trackers": Tracker,
+    "exporters": Exporter,
+}

@@ -1,0 +1,170 @@
+"""The run folder: where every artefact of a run lives, and how runs are found again.
+
+Knows names and places, not what is in them; only `run.json` is read and written here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .errors import DistillkitError, UsageError, did_you_mean
+from .files import read_json, write_json
+
+SCHEMA = 1
+
+
+def home() -> Path:
+    """The folder that holds `cache/` and `reports/`: DISTILLKIT_HOME, or the current one."""
+    return Path(os.environ.get("DISTILLKIT_HOME") or ".")
+
+
+def cache_folder() -> Path:
+    """Where answers and packed corpora live, for all runs."""
+    return home() / "cache"
+
+
+def reports_folder() -> Path:
+    """Where runs live."""
+    return home() / "reports"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a recipe, and its folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The name that finds it again: recipe/number."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.toml"
+
+    @property
+    def plan(self) -> Path:
+        """What was foreseen."""
+        return self.path / "plan.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a step or evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        """Which answers of the cache this run used, and soft targets."""
+        return self.path / "answers"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder a checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The files that load the tokenizer again."""
+        return self.path / "tokenizer"
+
+    @property
+    def samples(self) -> Path:
+        """What the student wrote."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def grades(self) -> Path:
+        """What the judges said."""
+        return self.path / "grades.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The report, for machines."""
+        return self.path / "report.json"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What `run.json` says: versions, plugins, seeds, hashes, device, status."""
+        file = self.path / "run.json"
+        try:
+            values = read_json(file)
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            raise DistillkitError(f"{file} cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise DistillkitError(f"{file} is not a run's record")
+        return values
+
+    def record(self, **values: Any) -> None:
+        """Add to `run.json`; what stood under the same keys is replaced."""
+        write_json(self.path / "run.json", {**self.info, **values})
+
+
+def create(recipe: str, info: Mapping[str, Any]) -> Run:
+    """A new run folder under the next free number; two processes never get the same one."""
+    folder = reports_folder() / recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max((int(run.path.name) for run in runs_of(recipe)), default=0) + 1
+    while True:
+        try:
+            (folder / str(number)).mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    run = Run(folder / str(number))
+    run.record(schema=SCHEMA, run=run.name, status="running", **info)
+    return run
+
+
+def runs_of(recipe: str) -> list[Run]:
+    """The runs of a recipe, oldest first."""
+    folder = reports_folder() / recipe
+    if not folder.is_dir():
+        return []
+    numbered = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    return [Run(path) for path in sorted(numbered, key=lambda path: int(path.name))]
+
+
+def every_run() -> list[Run]:
+    """All runs, oldest first within each recipe."""
+    if not reports_folder().is_dir():
+        return []
+    names = sorted(path.name for path in reports_folder().iterdir() if path.is_dir())
+    return [run for name in names for run in runs_of(name)]
+
+
+def find(spec: str = "latest") -> Run:
+    """The run that a person means: a folder, recipe/number, a recipe's name, or `latest`."""
+    if spec == "latest":
+        return _latest()
+    for folder in (Path(spec), reports_folder() / spec):
+        if (folder / "run.json").is_file():
+            return Run(folder)
+    if newest := runs_of(spec):
+        return newest[-1]
+    names = {run.path.parent.name for run in every_run()} | {run.name for run in every_run()}
+    raise UsageError(f"there is no run {spec!r} in {reports_folder()}", did_you_mean(spec, names))
+
+
+def _latest() -> Run:
+    runs = [run for run in every_run() if (run.path / "run.json").is_file()]
+    if not runs:
+        raise UsageError(
+            f"there are no runs in {reports_folder()}",
+            "Make one: distillkit run quickstart",
+        )
+    return max(runs, key=lambda run: (run.path / "run.json").stat().st_mtime_ns)
+
+
+def bundled_checkpoint(name: str) -> Path | None:
+    """The folder of a student that ships with the package, or None."""
+    folder = Path(str(resources.files("distillkit_recipes"))) / "checkpoints" / name
+    return folder if name and folder.is_dir() and folder.parent.name == "checkpoints" else None

@@ -1,0 +1,1 @@
+"""The recipes that ship with distillkit, and the students that they made."""
