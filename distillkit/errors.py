@@ -1,15 +1,15 @@
 """The error tree. Every message says what happened and, after it, what to do next.
 
-    DistillkitError            exit 1
-    ├── UsageError             exit 2: can be known before anything is spent
-    │   ├── RecipeError        a recipe, or a value in it
-    │   ├── PluginError        a plugin, or a name that none offers
-    │   └── DataError          a corpus or tokenizer that cannot be used
-    ├── TeacherError           a teacher did not answer
-    ├── TrainingError          training cannot go on
-    ├── CorruptError           a file is not what its checksum says
-    ├── LimitReached           exit 3: stopped at a budget or quota, resumable
-    └── Interrupted            exit 130: stopped by the user, resumable
+DistillkitError            exit 1
+├── UsageError             exit 2: can be known before anything is spent
+│   ├── RecipeError        a recipe, or a value in it
+│   ├── PluginError        a plugin, or a name that none offers
+│   └── DataError          a corpus or tokenizer that cannot be used
+├── TeacherError           a teacher did not answer
+├── TrainingError          training cannot go on
+├── CorruptError           a file is not what its checksum says
+├── LimitReached           exit 3: stopped at a budget or quota, resumable
+└── Interrupted            exit 130: stopped by the user, resumable
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+Bytes = bytes  # a token has a field of that name
+
 
 @dataclass(frozen=True)
 class Document:
@@ -51,7 +53,7 @@ class Token:
 
     bytes: bytes
     logprob: float
-    top: tuple[tuple[bytes, float], ...] = ()
+    top: tuple[tuple[Bytes, float], ...] = ()
 
     def to_json(self) -> list[Any]:
         """A compact row: bytes, log-probability, alternatives."""

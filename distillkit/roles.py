@@ -44,7 +44,7 @@ class Role(ABC):
         model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     def __init__(self, options: Any = None) -> None:
-        self.options = self.Options() if options is None else options
+        self.options: Any = self.Options() if options is None else options
 
 
 class Source(Role):

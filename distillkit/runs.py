@@ -164,7 +164,20 @@ def _latest() -> Run:
     return max(runs, key=lambda run: (run.path / "run.json").stat().st_mtime_ns)
 
 
+def bundled_checkpoints() -> dict[str, Path]:
+    """The students that ship with the package."""
+    folder = Path(str(resources.files("distillkit_recipes"))) / "checkpoints"
+    return {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
 def bundled_checkpoint(name: str) -> Path | None:
     """The folder of a student that ships with the package, or None."""
-    folder = Path(str(resources.files("distillkit_recipes"))) / "checkpoints" / name
-    return folder if name and folder.is_dir() and folder.parent.name == "checkpoints" else None
+    return bundled_checkpoints().get(name)
+
+
+def newest(recipe: str) -> Run:
+    """The run of a recipe that `--resume` means."""
+    runs = runs_of(recipe)
+    if not runs:
+        raise UsageError(f"there is no run of {recipe!r} to go on with", "Leave out --resume to begin one.")
+    return runs[-1]

@@ -27,7 +27,7 @@ def cluster_sums(
     """The sum of the values in each cluster, in order of first appearance."""
     order = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
     index = np.fromiter((order[name] for name in clusters), np.int64, len(clusters))
-    return list(order), np.bincount(index, weights=values, minlength=len(order))
+    return list(order), np.bincount(index, weights=values, minlength=len(order)).astype(np.float64)
 
 
 def bootstrap_ratio(
@@ -46,9 +46,7 @@ def bootstrap_ratio(
     return float(low), float(high)
 
 
-def mean_interval(
-    scores: ArrayLike, weights: ArrayLike, clusters: Sequence[str], seed: int = 0
-) -> Metric:
+def mean_interval(scores: ArrayLike, weights: ArrayLike, clusters: Sequence[str], seed: int = 0) -> Metric:
     """The weighted mean of scores, with an interval over clusters; `n` counts clusters."""
     s, w = np.asarray(scores, np.float64), np.asarray(weights, np.float64)
     _, top = cluster_sums(s * w, clusters)

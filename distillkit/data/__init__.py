@@ -1,0 +1,1 @@
+"""Documents to tokens: sources are read, split, packed. No network, no model."""

@@ -1,0 +1,1 @@
+"""Grades to tables and pages, from what the run folder holds."""

@@ -1,0 +1,1 @@
+"""Prompts to answers, each kept on disk, and never asked twice."""

@@ -1,0 +1,374 @@
+"""Packed tokens: documents one after another in memory-mapped files, and the batches drawn from them.
+
+A packed folder holds `tokens-*.bin` (little-endian uint16 or uint32, each of bounded size), `documents-*.bin`
+(where each document ends, and how many bytes its text has), perhaps `weights-*.bin` (uint8: is it to be
+learnt?) and `manifest.json`, which vouches for the others. Knows nothing of sources, nor of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CorruptError, DataError
+from ..files import digest, file_digest, read_json, write_json
+from .tokenizer import Tokenizer
+
+SCHEMA = 1
+SHARD_TOKENS = 64 << 20
+FLUSH_CHARS = 2 << 20
+SMALL_VOCABULARY = 1 << 16
+ORDERS_KEPT = 2
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+# Writing.
+
+
+class Packer:
+    """Fills one folder with packed tokens. Text is gathered, encoded on all cores, and written in pieces."""
+
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, *, weighted: bool = False, limit: int = SHARD_TOKENS
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.documents = self.bytes = 0
+        dtype = "<u2" if tokenizer.vocab_size <= SMALL_VOCABULARY else "<u4"
+        self._tokens = _Writer(folder, "tokens", dtype, limit)
+        self._weights = _Writer(folder, "weights", "u1", limit) if weighted else None
+        self._rows = _Writer(folder, "documents", "<u8", limit)
+        self._waiting: list[str] = []
+        self._waiting_chars = 0
+        self._sizes: dict[int, int] = {}  # which of the waiting pieces end a document, and of how many bytes
+        self._end_of_text = np.array([tokenizer.end_of_text], dtype=np.uint32)
+
+    def add(self, text: str) -> None:
+        """Take a document; it is followed by the end of text."""
+        for piece in self.tokenizer.pieces(text):
+            if self._waiting_chars >= FLUSH_CHARS:
+                self._flush()
+            self._waiting.append(piece)
+            self._waiting_chars += len(piece)
+        self._sizes[len(self._waiting) - 1] = utf8_size(text)
+
+    def add_tokens(self, tokens: NDArray[Any], weights: NDArray[Any]) -> None:
+        """Take a document as tokens, each with its weight as a target; nothing is put after it."""
+        if self._weights is None:
+            raise ValueError("this packer was not made to hold weights")
+        self._tokens.write(tokens)
+        self._weights.write(weights)
+        self._document(self._tokens.count, int(self.tokenizer.lengths[tokens].sum()))
+
+    def close(self, **facts: Any) -> dict[str, Any]:
+        """Write what is left, and the manifest with the facts that the caller knows."""
+        self._flush()
+        manifest = {
+            "schema": SCHEMA,
+            "dtype": self._tokens.dtype.name,
+            "tokenizer": self.tokenizer.fingerprint,
+            "documents": self.documents,
+            "tokens": self._tokens.count,
+            "bytes": self.bytes,
+            "files": {
+                "tokens": self._tokens.close(),
+                "weights": self._weights.close() if self._weights else [],
+                "documents": self._rows.close(),
+            },
+            **facts,
+        }
+        manifest["digest"] = digest(manifest)
+        write_json(self.folder / "manifest.json", manifest)
+        return manifest
+
+    def _flush(self) -> None:
+        parts, end = [], self._tokens.count
+        for i, tokens in enumerate(self.tokenizer.encode_arrays(self._waiting)):
+            parts.append(tokens)
+            end += len(tokens)
+            if i in self._sizes:
+                parts.append(self._end_of_text)
+                end += 1
+                self._document(end, self._sizes[i])
+        self._tokens.write(np.concatenate([self._end_of_text[:0], *parts]))
+        self._waiting, self._waiting_chars, self._sizes = [], 0, {}
+
+    def _document(self, end: int, size: int) -> None:
+        self._rows.write(np.array([end, size]))
+        self.documents += 1
+        self.bytes += size
+
+
+class _Writer:
+    """One row of numbers in files of bounded size, hashed while they are written."""
+
+    def __init__(self, folder: Path, name: str, dtype: str, limit: int) -> None:
+        self.folder = folder
+        self.name = name
+        self.dtype = np.dtype(dtype)
+        self.limit = limit
+        self.count = 0
+        self.files: list[dict[str, Any]] = []
+        self._stream: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+
+    def write(self, values: NDArray[Any]) -> None:
+        values = values.astype(self.dtype)
+        while len(values):
+            stream, room = self._open(), self.limit - self.count % self.limit
+            head, values = values[:room], values[room:]
+            stream.write(head.data)
+            self._hash.update(head.data)
+            self.count += len(head)
+            if len(head) == room:
+                self._finish()
+
+    def close(self) -> list[dict[str, Any]]:
+        self._finish()
+        return self.files
+
+    def _open(self) -> BinaryIO:
+        if self._stream is None:
+            file = self.folder / f"{self.name}-{len(self.files):05d}.bin"
+            self._stream, self._hash = file.open("wb", buffering=1 << 20), hashlib.sha256()
+        return self._stream
+
+    def _finish(self) -> None:
+        if self._stream is None:
+            return
+        self._stream.close()
+        count = self.count - len(self.files) * self.limit
+        name = Path(self._stream.name).name
+        self.files.append({"name": name, "count": count, "sha256": self._hash.hexdigest()})
+        self._stream = None
+
+
+def utf8_size(text: str) -> int:
+    """The bytes of a text, without a copy of it where it is ASCII."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+# Reading.
+
+
+class Stream:
+    """One split, packed: tokens, and which of them are to be learnt. Sizes are checked when it is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = _manifest(folder)
+        self.tokens: int = self.manifest["tokens"]
+        self.documents: int = self.manifest["documents"]
+        self.bytes: int = self.manifest["bytes"]
+        self.from_teacher: bool = self.manifest.get("from_teacher", False)
+        self.fingerprint: str = self.manifest["digest"]
+        files = self.manifest["files"]
+        self._tokens = _Reader(folder, files["tokens"], self.manifest["dtype"])
+        self._weights = _Reader(folder, files["weights"], "uint8") if files["weights"] else None
+        self._rows = _Reader(folder, files["documents"], "uint64")
+
+    def __repr__(self) -> str:
+        return f"Stream({str(self.folder)!r}, {self.tokens:,} tokens)"
+
+    def read(self, start: int, stop: int) -> Ints:
+        """The tokens of a range."""
+        return self._tokens.read(start, stop).astype(np.int32)
+
+    def weights(self, start: int, stop: int) -> Floats:
+        """Whether each token of a range is to be learnt, as 0 or 1."""
+        if self._weights is None:
+            return np.ones(stop - start, dtype=np.float32)
+        return self._weights.read(start, stop).astype(np.float32)
+
+    def windows(self, context: int) -> int:
+        """How many windows hold every token as a target once, the first token excepted."""
+        return max(0, -(-(self.tokens - 1) // context))
+
+    def window(self, context: int, index: int) -> tuple[Ints, Floats]:
+        """The `context + 1` tokens of a window, and the weights of the last `context` of them as targets.
+
+        The next window begins with the token that this one ends with. The last is filled up with weight 0.
+        """
+        start = index * context
+        stop = min(start + context + 1, self.tokens)
+        tokens, weights = np.zeros(context + 1, np.int32), np.zeros(context, np.float32)
+        tokens[: stop - start] = self.read(start, stop)
+        weights[: stop - start - 1] = self.weights(start + 1, stop)
+        return tokens, weights
+
+    def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
+        """The text of every document, read back from its tokens."""
+        start = 0
+        for end in self.document_ends:
+            tokens = self.read(start, int(end)).tolist()
+            if tokens and tokens[-1] == tokenizer.end_of_text:
+                tokens.pop()
+            yield tokenizer.decode(tokens)
+            start = int(end)
+
+    @property
+    def document_ends(self) -> NDArray[np.uint64]:
+        """Where each document ends: the place after its last token."""
+        return self._rows.read(0, 2 * self.documents)[::2]
+
+    @property
+    def document_bytes(self) -> NDArray[np.uint64]:
+        """How many bytes the text of each document has."""
+        return self._rows.read(0, 2 * self.documents)[1::2]
+
+    def verify(self) -> None:
+        """Read every file and compare its SHA-256 with the manifest's."""
+        for file in _listed(self.manifest):
+            if file_digest(self.folder / file["name"]) != file["sha256"]:
+                raise CorruptError(f"{self.folder / file['name']} has changed since it was packed", _AGAIN)
+
+
+class _Reader:
+    """A row of files, read as if it were one. All but the last have the same length."""
+
+    def __init__(self, folder: Path, files: list[dict[str, Any]], dtype: str) -> None:
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.maps = [np.memmap(folder / file["name"], dtype=self.dtype, mode="r") for file in files]
+        self.limit = len(self.maps[0]) if self.maps else 1
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        if stop <= start:
+            return np.empty(0, self.dtype)
+        touched = range(start // self.limit, (stop - 1) // self.limit + 1)
+        starts = [i * self.limit for i in touched]
+        parts = [self.maps[i][max(0, start - at) : stop - at] for i, at in zip(touched, starts, strict=True)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+_AGAIN = "Delete that folder; it is packed again from the corpus when it is needed."
+
+
+def _listed(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    return [file for files in manifest["files"].values() for file in files]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a packed folder, once it is sure that it is whole and that it fits the files."""
+    try:
+        manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        claimed = {key: value for key, value in manifest.items() if key != "digest"}
+        if manifest["digest"] != digest(claimed):
+            raise ValueError("its manifest was altered")
+        _check_sizes(folder, manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"the packed tokens in {folder} cannot be used: {error}", _AGAIN) from error
+    return manifest
+
+
+def _check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
+    if manifest["schema"] != SCHEMA:
+        raise ValueError(f"they have schema {manifest['schema']}, and this distillkit reads {SCHEMA}")
+    widths = {"tokens": np.dtype(manifest["dtype"]).itemsize, "weights": 1, "documents": 8}
+    for column, files in manifest["files"].items():
+        for file in files:
+            expected, found = file["count"] * widths[column], (folder / file["name"]).stat().st_size
+            if found != expected:
+                raise ValueError(f"{file['name']} has {found} bytes and should have {expected}")
+
+
+# Batches.
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens to read, tokens to predict, whether each counts (0 is padding or a prompt), and who wrote it."""
+
+    inputs: Ints
+    hard: Ints
+    weight: Floats
+    from_teacher: Floats
+
+
+class Batches:
+    """The endless sequence of epochs over some streams, cut into batches: a pure function of seed and step.
+
+    Each epoch is a permutation of all windows, drawn from the seed and its own number, so no state is kept:
+    to resume is to ask for the next step.
+    """
+
+    def __init__(self, streams: Sequence[Stream], context: int, batch_size: int, seed: int) -> None:
+        self.streams = list(streams)
+        self.context = context
+        self.batch_size = batch_size
+        self.seed = seed
+        counts = [stream.windows(context) for stream in self.streams]
+        self._firsts = np.cumsum([0, *counts])
+        self.windows = sum(counts)
+        self.tokens = sum(stream.tokens for stream in self.streams)
+        self._orders: dict[int, NDArray[np.int64]] = {}
+        if not self.windows:
+            raise DataError("there is nothing to train on: the corpus has fewer than two tokens", "Add text.")
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides every batch: the tokens, the context, the batch size and the seed."""
+        tokens = [[file["sha256"] for file in _listed(stream.manifest)] for stream in self.streams]
+        teachers = [stream.from_teacher for stream in self.streams]
+        return digest([tokens, teachers, self.context, self.batch_size, self.seed])
+
+    def epochs(self, steps: int) -> float:
+        """How often that many steps see each window."""
+        return steps * self.batch_size / self.windows
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; the first step is 0."""
+        return self.rows(step, 0, self.batch_size)
+
+    def rows(self, step: int, start: int, stop: int) -> Batch:
+        """A part of the batch of a step, for one machine of several."""
+        places = range(step * self.batch_size + start, step * self.batch_size + stop)
+        return _stack([self._window(place) for place in places], self.context)
+
+    def _window(self, place: int) -> tuple[Ints, Floats, bool]:
+        epoch, position = divmod(place, self.windows)
+        index = int(self._order(epoch)[position])
+        which = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        stream = self.streams[which]
+        return (*stream.window(self.context, index - int(self._firsts[which])), stream.from_teacher)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._orders:
+            while len(self._orders) >= ORDERS_KEPT:
+                del self._orders[min(self._orders)]
+            random = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch]))
+            self._orders[epoch] = random.permutation(self.windows)
+        return self._orders[epoch]
+
+
+def sequential(stream: Stream, context: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+    """The windows of a stream in order, in at most `limit` batches.
+
+    The last batch is filled up with weight 0, so that all have one shape.
+    """
+    windows = stream.windows(context)
+    blank = (np.zeros(context + 1, np.int32), np.zeros(context, np.float32), stream.from_teacher)
+    for start in range(0, windows, batch_size)[:limit]:
+        real = range(start, min(start + batch_size, windows))
+        rows = [(*stream.window(context, index), stream.from_teacher) for index in real]
+        yield _stack(rows + [blank] * (batch_size - len(rows)), context)
+
+
+def _stack(rows: list[tuple[Ints, Floats, bool]], context: int) -> Batch:
+    tokens = np.array([tokens for tokens, _, _ in rows], dtype=np.int32).reshape(len(rows), context + 1)
+    weight = np.array([weights for _, weights, _ in rows], dtype=np.float32).reshape(len(rows), context)
+    teacher = np.array([[teacher] for _, _, teacher in rows], dtype=np.float32).reshape(len(rows), 1)
+    return Batch(
+        inputs=np.ascontiguousarray(tokens[:, :-1]),
+        hard=np.ascontiguousarray(tokens[:, 1:]),
+        weight=weight,
+        from_teacher=np.repeat(teacher, context, axis=1),
+    )

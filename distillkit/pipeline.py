@@ -1,0 +1,257 @@
+"""One run, stage by stage: label, train, judge, report. Each can be run again alone from what the run folder holds."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import __version__, runs
+from .assembly import Assembly
+from .errors import DistillkitError, Interrupted, LimitReached
+from .files import write_json, write_lines, write_text
+from .judging import protocol, sampling
+from .records import Sample
+from .roles import Tracker
+from .runs import Run
+from .teachers.label import label as ask
+
+STAGES = ("label", "train", "judge", "report")
+MANY_EPOCHS = 4
+
+
+class Pipeline:
+    """A run of an assembly. Every stage leaves its result in the run folder, and its figures in `run.json`."""
+
+    def __init__(self, assembly: Assembly, run: Run) -> None:
+        self.parts, self.run = assembly, run
+        self.recipe, self.voice = assembly.recipe, assembly.voice
+
+    def go(self, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
+        """Run some stages in order, and record how it ended."""
+        with self._recorded():
+            for stage in stages:
+                with self._timed(stage):
+                    getattr(self, stage)()
+        return self.run.info
+
+    # ------------------------------------------------------------------------------------------ stages
+
+    def label(self) -> None:
+        """Ask the teacher what is not yet known, and pack what it said."""
+        requests = self.parts.requests()
+        table, teacher = self.recipe.teacher, self.parts.teacher
+        if table is None or teacher is None:
+            return
+        facts = {"provider": table.provider, "model": table.options.get("model"), "signal": self._signal()}
+        if requests:
+            self._fewer_prompts(len(requests), table.prompts * table.repeats)
+            self.voice.say(f"Asking {table.provider} for {len(requests)} answers.")
+            with self.parts.cache() as cache:
+                labelled = ask(teacher, requests, cache, concurrency=table.concurrency, voice=self.voice)
+            self.voice.say(f"  {labelled.asked} asked, {labelled.cached} from the cache")
+            rows = zip(requests, labelled.keys, strict=True)
+            write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key in rows])
+            self.parts.pack(labelled, self._packed)
+            facts |= labelled.counts
+        self.run.record(teacher=facts)
+
+    def train(self) -> None:
+        """Train the student to its last step, from its last checkpoint if there is one."""
+        from .training import Training
+
+        training = Training(self.parts, self.run, self._packed)
+        self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
+        trackers = self.parts.trackers()
+        for tracker in trackers:
+            tracker.start(self.run)
+        self.run.record(training=training.go(trackers))
+        self._trackers: list[Tracker] = trackers
+
+    def judge(self) -> None:
+        """Let the student write, and the judges grade."""
+        from .student import Trained
+
+        student = Trained.load(self.run.path)
+        samples = self._samples(student)
+        subject = protocol.Judged(
+            samples=samples,
+            held_out=self.parts.corpus.held_out_documents,
+            student=student,
+            read_train=self.parts.corpus.train_text,
+        )
+        verdicts = []
+        for table, judge in self.parts.judges():
+            self.voice.say(f"Judging: {judge.name}.")
+            own = subject if table.teacher is None else self._with_teacher(subject, table.teacher)
+            verdicts.append(protocol.judge(judge, own))
+        write_lines(self.run.grades, [row for verdict in verdicts for row in verdict.rows()])
+        metrics = {v.judge: {name: m.to_json() for name, m in v.metrics.items()} for v in verdicts}
+        self.run.record(judges=metrics)
+
+    def report(self) -> None:
+        """Write the report from what the run folder holds."""
+        from .reporting import tables
+
+        report = tables.write(self.run)
+        for tracker in getattr(self, "_trackers", []):
+            tracker.finish(report)
+
+    # ------------------------------------------------------------------------------------------ helpers
+
+    @property
+    def _packed(self) -> Path:
+        return self.run.answers / "packed"
+
+    def _signal(self) -> str:
+        """What is used of the teacher: what the recipe narrows it to, or what it can give."""
+        table, teacher = self.recipe.teacher, self.parts.teacher
+        assert table is not None and teacher is not None
+        return table.signal or teacher.signal
+
+    def _samples(self, student: Any) -> list[Sample]:
+        """What the student wrote, once for all judges."""
+        from .student import Sampling
+
+        table, corpus = self.recipe.sampling, self.parts.corpus
+        if table.prompts == "held_out":
+            shorten: Callable[[str], str] = lambda text: self.parts.beginning(text, table.prompt_tokens)  # noqa: E731
+            prompts = sampling.held_out_prompts(corpus.held_out_documents, table.count, shorten)
+        else:
+            prompts = sampling.file_prompts(Path(table.prompts), table.count)
+        how = Sampling(table.temperature, table.top_k, table.top_p)
+
+        def write(texts: Any, seeds: Any) -> Iterator[str]:
+            return (one.text for one in student.write(texts, seeds, how, table.max_tokens))
+
+        samples = sampling.samples(prompts, self.recipe.seed, write)
+        write_lines(self.run.samples, [sample.to_json() for sample in samples])
+        return samples
+
+    def _with_teacher(self, subject: protocol.Judged, table: Any) -> protocol.Judged:
+        """The same subject for a judge that asks a teacher of its own, through the same cache."""
+        from dataclasses import replace
+
+        teacher: Any = self.parts.plugins.build(
+            "teachers", table.provider, table.options, folder=self.recipe.folder
+        )
+
+        def asker(requests: Any) -> Any:
+            with self.parts.cache() as cache:
+                return ask(teacher, requests, cache, concurrency=table.concurrency, voice=self.voice).answers
+
+        return replace(subject, asker=asker)
+
+    def _fewer_prompts(self, got: int, wanted: int) -> None:
+        if got < wanted:
+            self._warn(f"the corpus has documents for {got} of the {wanted} requests of the recipe")
+
+    def _warn_of_epochs(self, epochs: float) -> None:
+        if epochs >= MANY_EPOCHS:
+            self._warn(
+                f"each token is seen {epochs:.1f} times, and from about {MANY_EPOCHS} on a student learns by heart. "
+                "More documents or fewer train.steps would be better."
+            )
+
+    def _warn(self, text: str) -> None:
+        self.voice.warn(text)
+        warnings = [*self.run.info.get("warnings", []), text]
+        self.run.record(warnings=list(dict.fromkeys(warnings)))
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = round(time.perf_counter() - begun, 3)
+            self.run.record(seconds={**self.run.info.get("seconds", {}), stage: seconds})
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Keep `status` true, whatever happens."""
+        self.run.record(status="running")
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt) as error:
+            self.run.record(status="interrupted")
+            if isinstance(error, Interrupted):
+                raise Interrupted(error.message, f"Go on: distillkit run {self._spec} --resume") from error
+            raise
+        except LimitReached:
+            self.run.record(status="stopped")
+            raise
+        except DistillkitError as error:
+            self.run.record(status="failed", error=error.message)
+            raise
+        except BaseException as error:
+            self.run.record(status="failed", error=f"{type(error).__name__}: {error}")
+            raise
+        self.run.record(status="done", finished=now())
+
+    @property
+    def _spec(self) -> str:
+        return str(self.run.path)
+
+
+def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
+    """A new run folder for an assembly, with all that is known before the first stage."""
+    recipe, began = assembly.recipe, time.perf_counter()
+    corpus = assembly.corpus
+    run = runs.create(recipe.name, {"recipe": recipe.name, "started": now(), "seed": recipe.seed})
+    write_text(run.recipe, recipe.to_toml())
+    write_json(run.plan, foreseen)
+    corpus.tokenizer.save(run.tokenizer)
+    run.record(**describe(assembly), seconds={"data": round(time.perf_counter() - began, 3)})
+    return run
+
+
+def describe(assembly: Assembly) -> dict[str, Any]:
+    """What a run records of its parts: versions, hashes, sizes, the machine."""
+    from .student.trained import parameters
+
+    recipe, corpus = assembly.recipe, assembly.corpus
+    return {
+        "versions": versions(),
+        "plugins": assembly.plugins.versions(recipe),
+        "device": device(),
+        "data": {"source": recipe.data.source, "fingerprint": corpus.fingerprint, **corpus.counts},
+        "tokenizer": {
+            "kind": recipe.tokenizer.kind,
+            "vocab_size": corpus.tokenizer.vocab_size,
+            "fingerprint": corpus.tokenizer.fingerprint,
+        },
+        "student": {"arch": recipe.student.arch, "parameters": parameters(assembly.network)},
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that matter for a result."""
+    found = {"distillkit": __version__, "python": platform.python_version()}
+    for name in ("mlx", "numpy", "tiktoken"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # pragma: no cover - installed without metadata
+            found[name] = "unknown"
+    return found
+
+
+def device() -> str:
+    """The machine in a few words: what computes, and with what."""
+    from .student import blas
+
+    backend = blas.load()
+    import mlx.core as mx
+
+    kind = "GPU" if mx.default_device().type == mx.gpu else "CPU"
+    return f"{kind}, {platform.system()} {platform.machine()}, {backend if kind == 'CPU' else 'MLX'}"
+
+
+def now() -> str:
+    """The time, for records."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

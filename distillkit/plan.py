@@ -1,0 +1,153 @@
+"""The same run, counted instead of done: calls, memory, time. Spends nothing, asks nobody.
+
+Time is an estimate from the rate of one matrix product, measured now; it says so.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .assembly import Assembly
+from .progress import clock
+from .teachers.label import known
+
+FLOAT = 4
+OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products alone, at best and at worst
+
+
+def foresee(parts: Assembly) -> dict[str, Any]:
+    """What a run of these parts would ask, use and take."""
+    from .student.trained import parameters
+
+    sizes = parameters(parts.network)
+    return {
+        "schema": 1,
+        "recipe": parts.recipe.name,
+        "student": {"arch": parts.recipe.student.arch, "parameters": sizes},
+        "data": parts.corpus.counts,
+        "teacher": _teacher(parts),
+        "training": (training := _training(parts)),
+        "memory_bytes": _memory(parts, sizes["unique"]),
+        "seconds": _seconds(parts, sizes, training["tokens"]),
+    }
+
+
+def _teacher(parts: Assembly) -> dict[str, Any] | None:
+    """How many answers are wanted, and how many of them are known already."""
+    table, teacher = parts.recipe.teacher, parts.teacher
+    if table is None or teacher is None:
+        return None
+    requests = parts.requests()
+    with parts.cache() as cache:
+        cached = known(teacher, requests, cache)
+    calls = len(requests) - cached
+    return {
+        "provider": table.provider,
+        "prompts": len(requests),
+        "cached": cached,
+        "calls": calls,
+        "most_tokens": calls * table.max_tokens,
+        "online": parts.teaches_online,
+    }
+
+
+def _training(parts: Assembly) -> dict[str, Any]:
+    """Steps and tokens; epochs count the corpus, not yet what the teacher will write."""
+    train, context = parts.recipe.train, parts.student.context
+    tokens = train.steps * train.batch_size * train.accumulate * context
+    return {
+        "steps": train.steps,
+        "tokens": tokens,
+        "epochs": round(tokens / max(1, parts.corpus.counts["train"]["tokens"]), 2),
+    }
+
+
+def _memory(parts: Assembly, parameters: int) -> int:
+    """Weights, gradients and two moments, and the activations of one part of a batch; a rough sum."""
+    train, context = parts.recipe.train, parts.student.context
+    rows = train.batch_size * context
+    options = parts.student.options.model_dump()
+    width, layers = int(options.get("width", 0)), int(options.get("layers", 0))
+    return FLOAT * (4 * parameters + rows * width * layers * 24 + 3 * 2**21)
+
+
+def _seconds(parts: Assembly, sizes: dict[str, int], tokens: int) -> dict[str, float]:
+    """Low and high, from the arithmetic of training and the rate of a matrix product here and now."""
+    flops = 6.0 * sizes["unique"] * tokens
+    if parts.teaches_online and (teacher := parts.logits_teacher()) is not None:
+        flops += 2.0 * _size(teacher) * tokens
+    ideal = flops / _matmul_rate()
+    return {"low": round(ideal * OVERHEAD[0], 1), "high": round(ideal * OVERHEAD[1], 1)}
+
+
+def _size(teacher: Any) -> int:
+    """The parameters of a local teacher, if it has a network that can be counted."""
+    from .student.gpt import count
+
+    trained = getattr(teacher, "trained", None)
+    return 0 if trained is None else count(trained.model)
+
+
+def _matmul_rate() -> float:
+    """Floating-point operations a second of a product of the size that training uses."""
+    import mlx.core as mx
+
+    a, b = mx.ones((1024, 256)), mx.ones((256, 1024))
+    mx.eval(a @ b)
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        mx.eval(a @ b)
+        times.append(time.perf_counter() - begun)
+    return 2 * 1024 * 256 * 1024 / sorted(times)[len(times) // 2]
+
+
+def brief(foreseen: dict[str, Any]) -> str:
+    """The plan in a line or two, for the beginning of a run."""
+    teacher, training = foreseen["teacher"], foreseen["training"]
+    asked = ""
+    if teacher:
+        asked = f"  {teacher['calls']} calls to {teacher['provider']}, {teacher['cached']} answers are known already\n"
+    low, high = (clock(foreseen["seconds"][end]) for end in ("low", "high"))
+    return (
+        f"{asked}  {foreseen['student']['parameters']['unique']:,} parameters, {training['steps']:,} steps, "
+        f"{training['tokens']:,} tokens ({training['epochs']} epochs), about {low} to {high} of training"
+    )
+
+
+def text(foreseen: dict[str, Any]) -> str:
+    """The plan for a reader."""
+    sizes, data, teacher = foreseen["student"]["parameters"], foreseen["data"], foreseen["teacher"]
+    rows = [
+        ("parameters", f"{sizes['total']:,} total, {sizes['unique']:,} unique"),
+        (
+            "documents",
+            f"{data['train']['documents']:,} to train on, {data['held_out']['documents']:,} held out",
+        ),
+        ("tokens", f"{data['train']['tokens']:,} to train on, {data['held_out']['tokens']:,} held out"),
+    ]
+    if teacher:
+        rows += [
+            (
+                "teacher",
+                f"{teacher['provider']}, {'in every step' if teacher['online'] else 'before training'}",
+            ),
+            (
+                "calls",
+                f"{teacher['calls']} ({teacher['cached']} of {teacher['prompts']} answers are known already)",
+            ),
+        ]
+    training, seconds = foreseen["training"], foreseen["seconds"]
+    rows += [
+        (
+            "training",
+            f"{training['steps']:,} steps, {training['tokens']:,} tokens, {training['epochs']} epochs",
+        ),
+        ("memory", f"about {foreseen['memory_bytes'] / 2**20:,.0f} MiB"),
+        (
+            "time",
+            f"about {clock(seconds['low'])} to {clock(seconds['high'])} of training (from a matrix product's rate)",
+        ),
+    ]
+    return "\n".join(f"{name:<12} {value}" for name, value in rows)

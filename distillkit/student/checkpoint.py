@@ -1,0 +1,151 @@
+"""Checkpoints: a folder that is whole or not there, with a checksum for each file.
+
+    step-00000500/
+        model.safetensors      the weights
+        optimizer.safetensors  both moments of AdamW
+        student.json           architecture and options, enough to build the network again
+        state.json             step, best so far, and what must not have changed when training goes on
+        sums.json              the SHA-256 of each file
+
+Knows how to write, check, find and drop them; not how to train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import CorruptError, DistillkitError
+from ..files import file_digest, read_json, replacing_folder, write_json
+
+Arrays = Mapping[str, mx.array]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved state of a student."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        """How many steps were done."""
+        return int(self.path.name.rpartition("-")[2])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What stood in `state.json`."""
+        return _json(self.path / "state.json")
+
+    @property
+    def student(self) -> dict[str, Any]:
+        """Architecture, options and size of the vocabulary."""
+        return _json(self.path / "student.json")
+
+    @property
+    def sums(self) -> dict[str, Any]:
+        """The SHA-256 of each file, as it was written."""
+        return _json(self.path / "sums.json")
+
+    def verify(self) -> None:
+        """Hold every file against its checksum."""
+        for name, expected in self.sums.items():
+            file = self.path / name
+            if not file.is_file():
+                raise CorruptError(f"{file} is missing")
+            if file_digest(file) != expected:
+                raise CorruptError(f"{file} is damaged: its checksum is not the one that was written")
+
+    def weights(self) -> dict[str, mx.array]:
+        """The weights, in float32 whatever they were stored as."""
+        return {
+            name: value.astype(mx.float32) for name, value in _arrays(self.path / "model.safetensors").items()
+        }
+
+    def moments(self) -> dict[str, mx.array]:
+        """The optimizer's arrays."""
+        return _arrays(self.path / "optimizer.safetensors")
+
+
+def save(folder: Path, weights: Arrays, moments: Arrays | None, student: Any, state: Any) -> Checkpoint:
+    """Write a checkpoint as `folder`."""
+    with replacing_folder(folder) as part:
+        mx.save_safetensors(str(part / "model.safetensors"), dict(weights), {"format": "mlx"})
+        if moments is not None:
+            mx.save_safetensors(str(part / "optimizer.safetensors"), dict(moments), {"format": "mlx"})
+        write_json(part / "student.json", student)
+        write_json(part / "state.json", state)
+        write_json(part / "sums.json", {file.name: file_digest(file) for file in sorted(part.iterdir())})
+    return Checkpoint(folder)
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lives."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def every(checkpoints: Path) -> list[Checkpoint]:
+    """All checkpoints of a run, oldest first; what a crash left half-written is not among them."""
+    if not checkpoints.is_dir():
+        return []
+    return [Checkpoint(path) for path in sorted(checkpoints.glob("step-????????")) if path.is_dir()]
+
+
+def newest_good(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose checksums hold, and what is wrong with the newer ones."""
+    faults: list[str] = []
+    for checkpoint in reversed(every(checkpoints)):
+        try:
+            checkpoint.verify()
+            return checkpoint, faults
+        except CorruptError as error:
+            faults.append(error.message)
+    return None, faults
+
+
+def set_aside(checkpoint: Checkpoint) -> None:
+    """Rename a damaged checkpoint, so that it is neither used nor in the way of a new one."""
+    checkpoint.path.rename(checkpoint.path.with_name(f"damaged-{checkpoint.path.name}"))
+
+
+def prune(checkpoints: Path, keep: int, best_step: int | None) -> None:
+    """Drop all but the last `keep` checkpoints and the best one, and what crashes left behind."""
+    steps = every(checkpoints)
+    for checkpoint in steps[: max(0, len(steps) - keep)]:
+        if checkpoint.step != best_step:
+            shutil.rmtree(checkpoint.path)
+    for part in checkpoints.glob(".*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def weights_digest(weights: Arrays) -> str:
+    """One SHA-256 for all weights: names, shapes and bytes, in the order of names."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.array(weights[name])
+        total.update(f"{name}{array.shape}{array.dtype}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _arrays(file: Path) -> dict[str, mx.array]:
+    return dict(mx.load(str(file)))  # type: ignore[arg-type]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = read_json(file)
+    except FileNotFoundError as error:
+        raise CorruptError(f"{file} is missing") from error
+    except ValueError as error:
+        raise CorruptError(f"{file} is damaged: {error}") from error
+    except OSError as error:
+        raise DistillkitError(f"{file} cannot be read: {error.strerror}") from error
+    return values

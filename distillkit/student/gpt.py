@@ -1,0 +1,160 @@
+"""A pre-norm GPT, as GPT-2 was: learned positions, GELU, biases, dropout.
+
+The network returns hidden states and offers its head, so that whoever computes a loss decides how many logits
+exist at once. Knows nothing of losses, optimizers or text.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .optimizer import flat
+
+Cache = list[tuple[mx.array, mx.array]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The figures that make a GPT."""
+
+    vocab_size: int
+    layers: int = 4
+    heads: int = 4
+    width: int = 128
+    hidden: int = 512
+    context: int = 128
+    dropout: float = 0.0
+    bias: bool = True
+    tied: bool = True
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+
+
+ACTIVATIONS = {"gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "relu": nn.relu}
+
+
+class Attention(nn.Module):
+    """Causal self-attention over fused queries, keys and values."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=shape.bias)
+        self.out = nn.Linear(shape.width, shape.width, bias=shape.bias)
+
+    def __call__(
+        self, x: mx.array, mask: mx.array | str, past: tuple[mx.array, mx.array] | None
+    ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+        batch, length, width = x.shape
+        parts = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+        queries, keys, values = parts[0], parts[1], parts[2]
+        if past is not None:
+            keys = mx.concatenate([past[0], keys], axis=2)
+            values = mx.concatenate([past[1], values], axis=2)
+        scale = 1 / math.sqrt(width // self.heads)
+        seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        return self.out(seen.transpose(0, 2, 1, 3).reshape(batch, length, width)), (keys, values)
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer network, each beside a residual stream that it reads normalised."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(shape.width, bias=shape.bias)
+        self.attention = Attention(shape)
+        self.hidden_norm = nn.LayerNorm(shape.width, bias=shape.bias)
+        self.up = nn.Linear(shape.width, shape.hidden, bias=shape.bias)
+        self.down = nn.Linear(shape.hidden, shape.width, bias=shape.bias)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.activation = ACTIVATIONS[shape.activation]
+
+    def __call__(
+        self, x: mx.array, mask: mx.array | str, past: tuple[mx.array, mx.array] | None
+    ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+        seen, now = self.attention(self.attention_norm(x), mask, past)
+        x = x + self.dropout(seen)
+        x = x + self.dropout(self.down(self.activation(self.up(self.hidden_norm(x)))))
+        return x, now
+
+
+class GPT(nn.Module):
+    """Tokens [B, T] to hidden states [B, T, D]."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.tokens = nn.Embedding(shape.vocab_size, shape.width)
+        self.positions = nn.Embedding(shape.context, shape.width)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.blocks = [Block(shape) for _ in range(shape.layers)]
+        self.norm = nn.LayerNorm(shape.width, bias=shape.bias)
+        if not shape.tied:
+            self.out = nn.Linear(shape.width, shape.vocab_size, bias=False)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return self.extend(tokens, None)[0]
+
+    def extend(
+        self, tokens: mx.array, past: Cache | None, starts: mx.array | None = None
+    ) -> tuple[mx.array, Cache]:
+        """Hidden states of tokens that follow a cache of keys and values, and the cache with them.
+
+        `starts` [B] counts the padding at the left of each row, which is neither numbered nor seen.
+        """
+        length, before = tokens.shape[1], past[0][0].shape[2] if past else 0
+        places = mx.arange(before, before + length)
+        mask: mx.array | str = "causal"
+        if starts is not None:
+            mask = _visible(places, before + length, starts)
+            places = mx.maximum(places[None] - starts[:, None], 0)
+        x = self.dropout(self.tokens(tokens) + self.positions(places))
+        now: Cache = []
+        for i, block in enumerate(self.blocks):
+            x, pair = block(x, mask, past[i] if past else None)
+            now.append(pair)
+        return self.norm(x), now
+
+    @property
+    def shared(self) -> int:
+        """How many parameters serve twice: those of a tied head."""
+        return self.shape.vocab_size * self.shape.width if self.shape.tied else 0
+
+    @property
+    def head(self) -> tuple[mx.array, mx.array | None]:
+        """The weight [V, D] and the bias [V] that turn hidden states into logits."""
+        return (self.tokens.weight if self.shape.tied else self.out.weight), None
+
+
+def _visible(places: mx.array, total: int, starts: mx.array) -> mx.array:
+    """Which keys each query sees [B, 1, T, total]: those before it that are not padding."""
+    keys = mx.arange(total)
+    causal = keys[None, :] <= places[:, None]
+    real = keys[None, :] >= starts[:, None]
+    own = keys[None, :] == places[:, None]  # padding sees itself, or its softmax would be over nothing
+    return (causal[None] & real[:, None] | own[None])[:, None]
+
+
+def initialise(model: GPT, seed: int) -> None:
+    """GPT-2's initialisation: normal 0.02, residual projections scaled by depth, biases zero, norms one."""
+    key = mx.random.key(seed)
+    scaled = 0.02 / math.sqrt(2 * model.shape.layers)
+    weights = []
+    for name, value in flat(model.parameters()).items():
+        if value.ndim == 2:
+            key, sub = mx.random.split(key)
+            spread = scaled if name.endswith(("attention.out.weight", "down.weight")) else 0.02
+            value = spread * mx.random.normal(value.shape, key=sub)
+        elif name.endswith("bias"):
+            value = mx.zeros_like(value)
+        weights.append((name, value))
+    model.load_weights(weights)
+
+
+def count(model: nn.Module) -> int:
+    """How many parameters a network has; a shared array counts once."""
+    return sum(value.size for value in flat(model.parameters()).values())

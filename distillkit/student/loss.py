@@ -1,0 +1,175 @@
+"""From hidden states and targets to one loss: chunk by chunk, with the gradient taken on the way.
+
+A mixer says what one row of logits costs. Rows are independent, so they are handed over in chunks, and each chunk's
+gradient with respect to its hidden states and to the head is computed while its logits are at hand: the logits of a
+whole batch never exist at once. Knows nothing of networks, files or schedules of learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import mlx.core as mx
+
+from ..roles import Mixer
+
+Head = tuple[mx.array, mx.array | None]
+
+
+@mx.custom_function
+def _logsumexp_with_softmax(x: mx.array) -> Any:
+    chances = mx.softmax(x, axis=-1)
+    return x.max(axis=-1) - mx.log(chances.max(axis=-1)), chances
+
+
+@_logsumexp_with_softmax.vjp
+def _logsumexp_gradient(x: mx.array, cotangents: Any, outputs: Any) -> Any:
+    return outputs[1] * cotangents[0][..., None]
+
+
+def logsumexp(x: mx.array) -> mx.array:
+    """log(sum(exp(x))) over the last axis. One pass of exp serves the value and the gradient, where exp is dear."""
+    outputs: Any = _logsumexp_with_softmax(x)
+    return cast(mx.array, outputs[0])
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Sparse soft targets: the k likeliest tokens of each row, and the mass of all others."""
+
+    ids: mx.array
+    log_probs: mx.array
+    residual: mx.array
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the student should predict in each row. Logits of a teacher stay as they came until they are asked for."""
+
+    hard: mx.array
+    weight: mx.array
+    from_teacher: mx.array
+    has_soft: mx.array
+    sparse: TopK | None = None
+    teacher_logits: mx.array | None = None
+
+    @property
+    def soft(self) -> mx.array | TopK | None:
+        """None, dense log-probabilities [N, V], or the sparse ones."""
+        if self.teacher_logits is None:
+            return self.sparse
+        return self.teacher_logits - mx.logsumexp(self.teacher_logits, axis=-1, keepdims=True)
+
+    def log_prob(self, logits: mx.array) -> mx.array:
+        """The log-probability of each row's hard token."""
+        chosen = mx.take_along_axis(logits, self.hard[:, None], axis=-1)[:, 0]
+        return chosen - logsumexp(logits)
+
+    def soft_divergence(self, logits: mx.array, temperature: float) -> mx.array:
+        """KL(teacher || student), both at a temperature, from the teacher's logits."""
+        if self.teacher_logits is None:
+            raise ValueError("these targets hold no teacher's logits")
+        theirs, ours = self.teacher_logits / temperature, logits / temperature
+        chances = mx.softmax(theirs, axis=-1)
+        entropy = theirs.max(axis=-1) - mx.log(chances.max(axis=-1)) - (chances * theirs).sum(axis=-1)
+        return logsumexp(ours) - (chances * ours).sum(axis=-1) - entropy
+
+    def rows(self, start: int, stop: int) -> Targets:
+        """The same for some rows only."""
+        cut = slice(start, stop)
+        sparse = self.sparse and TopK(
+            self.sparse.ids[cut], self.sparse.log_probs[cut], self.sparse.residual[cut]
+        )
+        return replace(
+            self,
+            hard=self.hard[cut],
+            weight=self.weight[cut],
+            from_teacher=self.from_teacher[cut],
+            has_soft=self.has_soft[cut],
+            sparse=sparse,
+            teacher_logits=None if self.teacher_logits is None else self.teacher_logits[cut],
+        )
+
+
+def counted(mixer: Mixer, targets: Targets, terms: list[str]) -> dict[str, mx.array]:
+    """How much each row counts in each term: its weight, where the mixer looks at it."""
+    where = mixer.where(targets)
+    return {term: targets.weight * where[term] if term in where else targets.weight for term in terms}
+
+
+def term_names(mixer: Mixer, vocab_size: int, targets: Targets) -> list[str]:
+    """The names of a mixer's terms, from one row of zeros that is never computed."""
+    return list(mixer.rows(mx.zeros((1, vocab_size)), targets.rows(0, 1), mx.array(0)))
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """How many rows of logits to hold at once: about two million numbers, which caches still like."""
+    return max(64, 2**21 // vocab_size)
+
+
+Measured = tuple[mx.array, dict[str, mx.array]]
+
+
+def mixed_loss(
+    mixer: Mixer,
+    hidden: mx.array,
+    head: Head,
+    targets: Targets,
+    step: mx.array,
+    weights: Mapping[str, float],
+    totals: Mapping[str, mx.array],
+    chunk: int,
+) -> Measured:
+    """The weighted sum of a mixer's terms over rows [N, D] of hidden states, and each term's own share.
+
+    `totals` says how much all rows of the whole batch count in each term, so that the shares of parts (chunks,
+    streams, machines) add up to the mean over the batch, however it was cut.
+    """
+    names = list(totals)
+    count = counted(mixer, targets, names)
+
+    def chunk_loss(h: mx.array, w: mx.array, b: mx.array | None, start: int) -> tuple[mx.array, mx.array]:
+        stop = min(start + chunk, hidden.shape[0])
+        logits = h @ w.T if b is None else h @ w.T + b
+        rows = mixer.rows(logits, targets.rows(start, stop), step)
+        shares = [(rows[n] * count[n][start:stop]).sum() / totals[n] for n in names]
+        loss = sum(
+            (weights.get(n, 1.0) * share for n, share in zip(names, shares, strict=True)), mx.array(0.0)
+        )
+        return loss, mx.stack(shares)
+
+    loss, shares = _over_chunks(chunk_loss, hidden, head, chunk)
+    return loss, {name: shares[i] for i, name in enumerate(names)}
+
+
+def _over_chunks(
+    chunk_loss: Callable[..., Any], hidden: mx.array, head: Head, chunk: int
+) -> tuple[mx.array, mx.array]:
+    """Sum over chunks of rows, with the gradients computed together with the values."""
+    weight, bias = head
+    given = (0, 1) if bias is None else (0, 1, 2)
+    valued = mx.value_and_grad(chunk_loss, argnums=given)
+
+    @mx.custom_function
+    def total(*inputs: mx.array) -> Any:
+        h, w, b = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+        loss, shares, slopes, of_head = mx.array(0.0), mx.array(0.0), [], None
+        for start in range(0, h.shape[0], chunk):
+            (part, terms), grads = valued(h[start : start + chunk], w, b, start)
+            loss, shares = loss + part, shares + terms
+            slopes.append(grads[0])
+            of_head = (
+                grads[1:]
+                if of_head is None
+                else tuple(a + g for a, g in zip(of_head, grads[1:], strict=True))
+            )
+        return (loss, shares, mx.concatenate(slopes), *(of_head or ()))
+
+    @total.vjp
+    def gradient(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
+        return tuple(cotangents[0] * slope for slope in outputs[2:])
+
+    outputs: Any = total(hidden, weight) if bias is None else total(hidden, weight, bias)
+    return outputs[0], outputs[1]

@@ -1,0 +1,403 @@
+"""Training: a network, batches and a mixer in; checkpoints and a log out.
+
+Every step is a function of the state before it and of its own number: batches, dropout and the learning rate are
+drawn from (seed, step). So a run that is interrupted and resumed ends where an undisturbed one ends, bit for bit on
+the CPU. Knows nothing of text, of teachers beyond their logits, or of what the student is for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..errors import Interrupted, TrainingError
+from ..files import read_lines, write_lines
+from ..progress import Voice, clock
+from ..roles import Mixer, Tracker
+from . import checkpoint as checkpoints
+from .loss import Targets, chunk_rows, counted, mixed_loss, term_names
+from .optimizer import AdamW, Schedule, Tree, flat, grown
+from .score import token_surprises
+
+Array = np.ndarray[Any, Any]
+TeacherLogits = Callable[[mx.array], mx.array]
+
+
+class Rows(Protocol):
+    """One batch, as the data room packs it: arrays [B, T]."""
+
+    @property
+    def inputs(self) -> Array: ...
+
+    @property
+    def hard(self) -> Array: ...
+
+    @property
+    def weight(self) -> Array: ...
+
+    @property
+    def from_teacher(self) -> Array: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The figures of a training run."""
+
+    steps: int
+    accumulate: int
+    chunk: int
+    evaluate_every: int
+    checkpoint_every: int
+    sample_every: int | None
+    keep: int
+    seed: int
+    schedule: Schedule
+    optimizer: AdamW
+
+
+@dataclass
+class State:
+    """All that a checkpoint brings back."""
+
+    parameters: Tree
+    moments: Tree
+    step: int = 0
+    best_step: int | None = None
+    best_loss: float = math.inf
+
+
+@dataclass
+class Job:
+    """What is trained, on what, and who is told."""
+
+    model: nn.Module
+    vocab_size: int
+    mixer: Mixer
+    batch: Callable[[int], Rows]
+    validation: Callable[[], Iterable[Rows]]
+    settings: Settings
+    student: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    folder: Path
+    log: Path
+    teacher: TeacherLogits | None = None
+    voice: Voice = field(default_factory=Voice)
+    trackers: Sequence[Tracker] = ()
+    sample: Callable[[], str] | None = None
+
+
+def train(job: Job, state: State) -> State:
+    """Take the state to the last step. Interrupted, it saves and says so."""
+    journal = Journal(job, state.step)
+    watch = Overfitting(job.voice)
+    _save(job, state)  # also when it is the very first: there is always something to go back to
+    with asked_to_stop() as stop, journal:
+        while state.step < job.settings.steps:
+            values = advance(job, state)
+            journal.step(state, values)
+            watch.trained(values)
+            if _due(state.step, job.settings.evaluate_every, job.settings.steps):
+                loss = evaluate(job)
+                journal.evaluation(state.step, loss)
+                watch.evaluated(state.step, loss, state.best_loss)
+                better = loss < state.best_loss
+                if better:
+                    state.best_step, state.best_loss = state.step, loss
+                if better or _due(state.step, job.settings.checkpoint_every, job.settings.steps):
+                    _save(job, state)
+            elif _due(state.step, job.settings.checkpoint_every, job.settings.steps) or stop:
+                _save(job, state)
+            if job.sample and job.settings.sample_every and state.step % job.settings.sample_every == 0:
+                job.voice.say(f"  {job.sample()}")
+            if stop and state.step < job.settings.steps:
+                _save(job, state)
+                raise Interrupted(
+                    f"stopped after step {state.step} of {job.settings.steps}; everything is saved"
+                )
+    return state
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return step % every == 0 or step == steps
+
+
+def advance(job: Job, state: State) -> dict[str, Any]:
+    """One step: gradients of every part of the batch, summed in a fixed order, then AdamW."""
+    settings, step = job.settings, state.step
+    mx.random.seed((settings.seed * 1_000_003 + step) % 2**63)
+    job.model.train()
+    batch = job.batch(step)
+    number, weights = mx.array(step), job.mixer.weights(step)
+    totals = _totals(job, batch)
+    value = nn.value_and_grad(job.model, _part_loss)
+    loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in totals}, None
+    for part in _parts(batch, settings.accumulate):
+        (share, of_terms), slope = value(job.model, job, part, number, weights, totals)
+        loss = loss + share
+        terms = {name: terms[name] + of_terms[name] for name in terms}
+        gradients = slope if gradients is None else _sum(gradients, slope)
+        mx.eval(loss, terms, gradients)
+    rate = settings.schedule(step)
+    state.parameters, state.moments, norm = settings.optimizer.update(
+        state.parameters, gradients, state.moments, mx.array(rate), number
+    )
+    job.model.update(state.parameters)
+    mx.eval(state.parameters, state.moments, norm)
+    values = {
+        "loss": loss.item(),
+        "terms": {name: term.item() for name, term in terms.items()},
+        "learning_rate": rate,
+        "gradient_norm": norm.item(),
+        "tokens": int(batch.inputs.size),
+    }
+    _must_be_finite(job, step, values)
+    state.step = step + 1
+    return values
+
+
+def _sum(one: Tree, other: Tree) -> Tree:
+    ours, theirs = flat(one), flat(other)
+    return grown({name: value + theirs[name] for name, value in ours.items()})
+
+
+def _parts(batch: Rows, count: int) -> Iterator[dict[str, mx.array]]:
+    """A batch cut into equal parts, as arrays of the accelerator."""
+    arrays = {name: getattr(batch, name) for name in ("inputs", "hard", "weight", "from_teacher")}
+    for i in range(count):
+        yield {name: mx.array(np.array_split(value, count)[i]) for name, value in arrays.items()}
+
+
+def _targets(job: Job, part: Mapping[str, mx.array]) -> Targets:
+    """The targets of a part of a batch, with the teacher's logits where there is a teacher."""
+    hard = part["hard"].reshape(-1)
+    soft = None
+    if job.teacher is not None:
+        soft = mx.stop_gradient(job.teacher(part["inputs"])).reshape(hard.size, -1)
+    return Targets(
+        hard=hard,
+        weight=part["weight"].reshape(-1),
+        from_teacher=part["from_teacher"].reshape(-1),
+        has_soft=mx.zeros(hard.shape) if soft is None else mx.ones(hard.shape),
+        teacher_logits=soft,
+    )
+
+
+def _totals(job: Job, batch: Rows) -> dict[str, mx.array]:
+    """How much all rows of the batch count in each term: known before any logit is."""
+    (whole,) = _parts(batch, 1)
+    targets = _targets(job, whole)
+    names = term_names(job.mixer, job.vocab_size, targets)
+    return {name: mx.maximum(rows.sum(), 1e-9) for name, rows in counted(job.mixer, targets, names).items()}
+
+
+def _part_loss(
+    model: nn.Module,
+    job: Job,
+    part: Mapping[str, mx.array],
+    step: mx.array,
+    weights: Mapping[str, float],
+    totals: Mapping[str, mx.array],
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """A part's share of the batch's loss, and of each of its terms."""
+    hidden = model(part["inputs"])
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    return mixed_loss(
+        job.mixer, hidden, model.head, _targets(job, part), step, weights, totals, job.settings.chunk
+    )
+
+
+def evaluate(job: Job) -> float:
+    """Mean surprise, in nats a token, over the validation batches."""
+    job.model.eval()
+    total = count = 0.0
+    for batch in job.validation():
+        hidden = job.model(mx.array(batch.inputs))
+        surprise = token_surprises(
+            hidden.reshape(-1, hidden.shape[-1]), job.model.head, mx.array(batch.hard.reshape(-1))
+        )
+        total += float(mx.sum(surprise * mx.array(batch.weight.reshape(-1))).item())  # type: ignore[arg-type]
+        count += float(batch.weight.sum())
+    return total / count
+
+
+def _must_be_finite(job: Job, step: int, values: Mapping[str, Any]) -> None:
+    if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
+        return
+    good, _ = checkpoints.newest_good(job.folder)
+    kept = f"the last good checkpoint is {good.path}" if good else "no checkpoint had been saved"
+    raise TrainingError(
+        f"the loss is no longer a number at step {step + 1} (loss {values['loss']}, gradient norm {values['gradient_norm']}); {kept}",
+        "A lower train.learning_rate, a longer train.warmup or a smaller train.clip usually helps.",
+    )
+
+
+def _save(job: Job, state: State) -> None:
+    """Write a checkpoint, unless it is there already, and drop those no longer needed."""
+    folder = checkpoints.step_folder(job.folder, state.step)
+    if not folder.exists():
+        facts = {
+            **job.facts,
+            "step": state.step,
+            "best_step": state.best_step,
+            "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
+        }
+        checkpoints.save(folder, flat(state.parameters), flat(state.moments), dict(job.student), facts)
+    checkpoints.prune(job.folder, job.settings.keep, state.best_step)
+
+
+def fresh(model: nn.Module, optimizer: AdamW) -> State:
+    """The state before the first step."""
+    parameters = model.trainable_parameters()
+    return State(parameters, optimizer.start(parameters))
+
+
+def restored(model: nn.Module, saved: checkpoints.Checkpoint) -> State:
+    """The state that a checkpoint holds; the network gets its weights."""
+    weights, facts = saved.weights(), saved.state
+    model.load_weights(list(weights.items()))
+    moments = grown(saved.moments())
+    best = facts["best_loss"]
+    return State(
+        model.trainable_parameters(),
+        moments,
+        facts["step"],
+        facts["best_step"],
+        math.inf if best is None else best,
+    )
+
+
+class Journal:
+    """The log of a run: a line a step in `metrics.jsonl`, the trackers, and what is said meanwhile."""
+
+    def __init__(self, job: Job, step: int) -> None:
+        self.job = job
+        self.recent: deque[tuple[float, int]] = deque(maxlen=20)
+        self.clock = time.perf_counter()
+        self.validation: float | None = None
+        kept = [row for row in read_lines(job.log) if row["step"] <= step]
+        write_lines(job.log, kept)
+
+    def __enter__(self) -> Journal:
+        self.file = self.job.log.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.file.close()
+
+    def step(self, state: State, values: dict[str, Any]) -> None:
+        """Log one step."""
+        now = time.perf_counter()
+        self.recent.append((now - self.clock, values["tokens"]))
+        self.clock = now
+        seconds, tokens = (sum(column) for column in zip(*self.recent, strict=True))
+        speed = values.pop("tokens") / self.recent[-1][0]
+        self._write({"kind": "train", "step": state.step, **values, "tokens_per_second": round(speed, 1)})
+        self._tell(state.step, values, tokens / seconds)
+        for tracker in self.job.trackers:
+            tracker.log(state.step, _numbers(values))
+
+    def evaluation(self, step: int, loss: float) -> None:
+        """Log one evaluation."""
+        self.validation = loss
+        self._write({"kind": "validation", "step": step, "loss": loss})
+        for tracker in self.job.trackers:
+            tracker.log(step, {"validation_loss": loss})
+        self.job.voice.say(f"  step {step}  validation {loss:.4f}")
+        self.clock = time.perf_counter()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def _tell(self, step: int, values: Mapping[str, Any], speed: float) -> None:
+        steps = self.job.settings.steps
+        terms = (
+            "" if len(values["terms"]) < 2 else "".join(f"  {n} {v:.3f}" for n, v in values["terms"].items())
+        )
+        seen = "" if self.validation is None else f"  validation {self.validation:.3f}"
+        seconds = sum(pair[0] for pair in self.recent) / len(self.recent)
+        self.job.voice.progress(
+            f"  step {step}/{steps}  loss {values['loss']:.3f}{terms}{seen}  lr {values['learning_rate']:.1e}"
+            f"  {speed:,.0f} tokens/s  {clock((steps - step) * seconds)} left",
+            last=step == steps,
+        )
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The logged values without tables in them."""
+    terms = {f"term/{name}": value for name, value in values["terms"].items()}
+    return {name: value for name, value in values.items() if name != "terms"} | terms
+
+
+class Overfitting:
+    """Points it out, while it happens, when the validation loss leaves the training loss behind."""
+
+    GAP = 0.3
+
+    def __init__(self, voice: Voice) -> None:
+        self.voice, self.losses, self.told = voice, list[float](), False
+
+    def trained(self, values: Mapping[str, Any]) -> None:
+        """Remember the cross-entropy of a step, which is what validation measures."""
+        self.losses.append(values["terms"].get("hard", values["loss"]))
+
+    def evaluated(self, step: int, loss: float, best: float) -> None:
+        """Compare with the steps since the last evaluation."""
+        mean = sum(self.losses) / max(1, len(self.losses))
+        self.losses = []
+        if self.told or loss <= best or loss - mean < self.GAP:
+            return
+        self.told = True
+        self.voice.warn(
+            f"step {step}: validation loss {loss:.2f} rises and training loss is {mean:.2f}: the student learns its text "
+            "by heart. More documents, fewer train.steps, a smaller student or student.dropout = 0.1 would help."
+        )
+
+
+class Stop:
+    """Whether the user has asked to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Stop]:
+    """Turn the first Ctrl-C into a wish that is granted after the step; the second stops at once."""
+    stop = Stop()
+
+    def wish(number: int, frame: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, where signals do not arrive anyway
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def automatic_chunk(vocab_size: int) -> int:
+    """Rows of logits held at once when the recipe does not say."""
+    return chunk_rows(vocab_size)

@@ -1,0 +1,170 @@
+"""A student that has been trained: it loads from a folder, writes, and says how likely texts are.
+
+The folder may be a run, one of its checkpoints, or a student that ships with the package.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..data.tokenizer import Tokenizer
+from ..errors import UsageError, did_you_mean
+from ..files import digest, read_json
+from ..plugins import current
+from ..records import Sample
+from ..roles import Student
+from ..runs import bundled_checkpoint, bundled_checkpoints, find
+from .checkpoint import Checkpoint, newest_good
+from .generate import Sampling, write
+from .score import Scored, score_tokens
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Written:
+    """A continuation, and why it ended: "stop" at the end of text, "length" when there was no more room."""
+
+    text: str
+    tokens: int
+    finish: str
+
+
+class Trained:
+    """A network with its tokenizer."""
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, context: int) -> None:
+        self.model, self.tokenizer, self.context = model, tokenizer, context
+
+    @classmethod
+    def load(cls, where: str | Path) -> Trained:
+        """The student of a run, a checkpoint folder or a bundled student."""
+        checkpoint, tokenizer = locate(where)
+        checkpoint.verify()
+        network = checkpoint.student
+        student = current().build("students", network["arch"], network["options"], file=str(checkpoint.path))
+        if not isinstance(student, Student):
+            raise UsageError(f"{network['arch']!r} is not a student")
+        model = student.build(network["vocab_size"])
+        model.load_weights(list(checkpoint.weights().items()))
+        mx.eval(model.parameters())
+        return cls(model, Tokenizer.load(tokenizer), student.context)
+
+    def logits(self, tokens: mx.array) -> mx.array:
+        """Logits [B, T, V] of tokens [B, T]."""
+        self.model.eval()
+        weight, bias = self.model.head
+        logits: mx.array = self.model(tokens) @ weight.T
+        return logits if bias is None else logits + bias
+
+    def write(
+        self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, max_tokens: int
+    ) -> Iterator[Written]:
+        """Continue each prompt, in order, many at once."""
+        for start in range(0, len(prompts), BATCH):
+            cut = slice(start, start + BATCH)
+            yield from self._write(prompts[cut], seeds[cut], sampling, max_tokens)
+
+    def _write(
+        self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, max_tokens: int
+    ) -> list[Written]:
+        self.model.eval()
+        rows: list[list[int]] = [[] for _ in prompts]
+        finished = [False] * len(prompts)
+        end = self.tokenizer.end_of_text
+        for drawn in write(self.model, self.context, self._read(prompts), seeds, sampling, end):
+            for i, token in enumerate(drawn):
+                finished[i] = finished[i] or token == end
+                if not finished[i]:
+                    rows[i].append(token)
+            if all(done or len(row) >= max_tokens for done, row in zip(finished, rows, strict=True)):
+                break
+        rows = [row[:max_tokens] for row in rows]
+        ends = ["stop" if done else "length" for done in finished]
+        return [
+            Written(self.tokenizer.decode(row), len(row), end) for row, end in zip(rows, ends, strict=True)
+        ]
+
+    def stream(self, prompt: str, seed: int, sampling: Sampling, max_tokens: int) -> Iterator[str]:
+        """Continue one prompt, piece by piece, never cutting a character in two."""
+        self.model.eval()
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        tokens = write(
+            self.model, self.context, self._read([prompt]), [seed], sampling, self.tokenizer.end_of_text
+        )
+        for _, (token,) in zip(range(max_tokens), tokens, strict=False):
+            if token == self.tokenizer.end_of_text:
+                break
+            if piece := decoder.decode(self.tokenizer.bytes_of(token)):
+                yield piece
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
+    def _read(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Prompts as tokens, each at the beginning of a document."""
+        return [
+            [self.tokenizer.end_of_text, *tokens] for tokens in self.tokenizer.encode_batch(list(prompts))
+        ]
+
+    def generate(
+        self, prompts: Sequence[str], *, max_tokens: int, seed: int = 0, temperature: float = 1.0
+    ) -> list[Sample]:
+        """A sample to each prompt."""
+        seeds = [seed + i for i in range(len(prompts))]
+        texts = self.write(prompts, seeds, Sampling(temperature), max_tokens)
+        rows = zip(prompts, seeds, texts, strict=True)
+        return [Sample(f"{i}#0", prompt, text.text, own) for i, (prompt, own, text) in enumerate(rows)]
+
+    def score(self, texts: Sequence[str]) -> list[Scored]:
+        """How likely each text is as a whole document, its end included."""
+        self.model.eval()
+        end = self.tokenizer.end_of_text
+        documents = [[end, *tokens, end] for tokens in self.tokenizer.encode_batch(list(texts))]
+        nats = score_tokens(self.model, self.context, documents)
+        sizes = zip(nats, documents, texts, strict=True)
+        return [Scored(n, len(tokens) - 1, len(text.encode())) for n, tokens, text in sizes]
+
+
+def locate(where: str | Path) -> tuple[Checkpoint, Path]:
+    """The checkpoint and the tokenizer folder that a name or path means."""
+    folder = Path(where)
+    bundled = bundled_checkpoint(str(where))
+    if bundled and not folder.exists():
+        folder = bundled
+    if (folder / "student.json").is_file():
+        own, of_run = folder / "tokenizer", folder.parent.parent / "tokenizer"
+        return Checkpoint(folder), own if own.is_dir() else of_run
+    try:
+        run = find(str(where))
+    except UsageError as error:
+        hint = did_you_mean(str(where), bundled_checkpoints()) if "/" not in str(where) else error.hint
+        raise UsageError(
+            f"there is no student {str(where)!r}: neither a run, a checkpoint nor a bundled one", hint
+        ) from error
+    checkpoint, faults = newest_good(run.checkpoints)
+    if checkpoint is None:
+        raise UsageError(
+            f"the run {run.name} has no usable checkpoint", "; ".join(faults) or "It was never trained."
+        )
+    return checkpoint, run.tokenizer
+
+
+def fingerprint(where: str | Path) -> str:
+    """The SHA-256 of a student's weights and tokenizer, from the sums that were written with them."""
+    checkpoint, tokenizer = locate(where)
+    return digest([checkpoint.sums["model.safetensors"], read_json(tokenizer / "spec.json")["fingerprint"]])
+
+
+def parameters(model: nn.Module) -> dict[str, Any]:
+    """How many parameters a network has: counting a shared matrix at each use, and once."""
+    from .gpt import count
+
+    unique = count(model)
+    return {"total": unique + int(getattr(model, "shared", 0)), "unique": unique}

@@ -1,0 +1,271 @@
+"""The train stage of a run: a network, batches and a mixer are brought together, from a checkpoint if there is one.
+
+The room `student` trains; what joins it with data and teachers is here. Knows what may change between two sittings
+(more steps, another learning rate) and what may not (the text, the network, the order of additions).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .assembly import Assembly
+from .data.shards import Batch, Batches, sequential
+from .errors import UsageError
+from .files import read_lines
+from .roles import Tracker
+from .runs import Run
+from .student import blas
+from .student import checkpoint as checkpoints
+from .student.gpt import GPT, initialise
+from .student.loss import chunk_rows
+from .student.optimizer import AdamW, Schedule, flat
+from .student.train import Job, Settings, State, fresh, restored, train
+from .student.trained import Trained, locate
+
+FIXED = ("data", "batches", "student", "tokenizer", "seed")
+
+
+class Training:
+    """One sitting of a run's train stage."""
+
+    def __init__(self, parts: Assembly, run: Run, answers: Path) -> None:
+        self.parts, self.run, self.answers = parts, run, answers
+        self.recipe, self.voice = parts.recipe, parts.voice
+
+    @cached_property
+    def batches(self) -> Batches:
+        """What the student reads."""
+        return self.parts.batches(self.answers)
+
+    def go(self, trackers: Sequence[Tracker] = ()) -> dict[str, Any]:
+        """Train, and say what it came to."""
+        saved = self._newest()
+        facts = self._facts(saved)
+        if saved is not None:
+            self._must_fit(saved, facts)
+        job = self._job(facts, trackers)
+        state = self._state(job, saved)
+        done, steps, begun = state.step, self.recipe.train.steps, time.perf_counter()
+        if done >= steps:
+            self.voice.say(
+                f"Nothing left to train: the run has {done} of {steps} steps. To extend it, raise train.steps."
+            )
+        else:
+            words = f"from step {done} " if done else ""
+            self.voice.say(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs.")
+            state = train(job, state)
+        return self._came_to(state, time.perf_counter() - begun)
+
+    # ------------------------------------------------------------------------------------------ what is fixed
+
+    def _facts(self, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
+        """What a checkpoint must remember so that going on means the same."""
+        corpus = self.parts.corpus
+        return {
+            "data": corpus.fingerprint,
+            "tokenizer": corpus.tokenizer.fingerprint,
+            "batches": self.batches.fingerprint,
+            "student": self._student(),
+            "seed": self.recipe.seed,
+            "numerics": self._numerics(saved),
+            "train": self.recipe.train.model_dump(mode="json"),
+            "mixer": self.recipe.mixer.model_dump(mode="json"),
+        }
+
+    def _student(self) -> dict[str, Any]:
+        """All that builds the network again."""
+        options = self.parts.student.options.model_dump(mode="json")
+        return {
+            "arch": self.recipe.student.arch,
+            "options": options,
+            "vocab_size": self.parts.tokenizer.vocab_size,
+        }
+
+    def _numerics(self, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
+        """What decides the order of additions: kept from the first sitting to the last."""
+        backend = blas.load()
+        chunk = self.recipe.train.chunk
+        here = {
+            "device": str(mx.default_device()),
+            "blas": backend.name,
+            "threads": backend.threads,
+            "chunk": chunk_rows(self.parts.tokenizer.vocab_size) if chunk == "auto" else chunk,
+            "mlx": version("mlx"),
+        }
+        if saved is None:
+            return here
+        before = saved.state["numerics"]
+        blas.set_threads(before["threads"])
+        differ = [key for key in ("device", "blas", "mlx") if before[key] != here[key]]
+        if differ:
+            changes = ", ".join(f"{key} was {before[key]} and is {here[key]}" for key in differ)
+            self.voice.warn(f"going on will be close to an undisturbed run, but not bit for bit: {changes}")
+        return {**here, "threads": before["threads"], "chunk": before["chunk"]}
+
+    def _must_fit(self, saved: checkpoints.Checkpoint, facts: dict[str, Any]) -> None:
+        """Refuse to go on with other text or another network; say what else changed."""
+        before = saved.state
+        changed = [key for key in FIXED if before[key] != facts[key]]
+        if changed:
+            raise UsageError(
+                f"{self.run.name} cannot go on: {_changes(changed, before, facts)} changed since its checkpoint at step {saved.step}",
+                "Start a new run (leave out --resume), or bring back what changed.",
+            )
+        for table in ("train", "mixer"):
+            old, new = before[table], facts[table]
+            keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+            if keys:
+                told = ", ".join(f"{table}.{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
+                self.voice.say(f"Changed since the last sitting: {told}.")
+
+    # ------------------------------------------------------------------------------------------ the job
+
+    def _newest(self) -> checkpoints.Checkpoint | None:
+        saved, faults = checkpoints.newest_good(self.run.checkpoints)
+        for fault in faults:
+            self.voice.warn(
+                f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again")
+            )
+            # What is damaged is out of the way, so that it is written anew when its step comes.
+        for damaged in checkpoints.every(self.run.checkpoints)[-len(faults) :] if faults else []:
+            checkpoints.set_aside(damaged)
+        return saved
+
+    def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker]) -> Job:
+        table, context = self.recipe.train, self.parts.student.context
+        teacher = self.parts.logits_teacher()
+        floor = table.learning_rate / 10 if table.final_learning_rate is None else table.final_learning_rate
+
+        def validation() -> Iterable[Batch]:
+            return sequential(self.parts.corpus.held_out, context, table.batch_size, table.evaluate_batches)
+
+        return Job(
+            model=self.parts.network,
+            vocab_size=self.parts.tokenizer.vocab_size,
+            mixer=self.parts.mixer,
+            batch=self.batches.batch,
+            validation=validation,
+            settings=Settings(
+                steps=table.steps,
+                accumulate=table.accumulate,
+                chunk=facts["numerics"]["chunk"],
+                evaluate_every=table.evaluate_every,
+                checkpoint_every=table.checkpoint_every,
+                sample_every=table.sample_every,
+                keep=table.keep,
+                seed=self.recipe.seed,
+                schedule=Schedule(table.learning_rate, floor, table.warmup, table.steps),
+                optimizer=AdamW(
+                    (table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip
+                ),
+            ),
+            student=self._student(),
+            facts=facts,
+            folder=self.run.checkpoints,
+            log=self.run.metrics,
+            teacher=teacher.logits if teacher else None,
+            voice=self.voice,
+            trackers=trackers,
+            sample=self._sampler() if table.sample_every else None,
+        )
+
+    def _state(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
+        """Where to begin: at the last checkpoint, at another student's weights, or afresh."""
+        if saved is not None:
+            return restored(job.model, saved)
+        if self.recipe.student.from_:
+            self._warm_start(job)
+        elif isinstance(job.model, GPT):
+            initialise(job.model, self.recipe.seed)
+        mx.eval(job.model.parameters())
+        return fresh(job.model, job.settings.optimizer)
+
+    def _warm_start(self, job: Job) -> None:
+        """Take the weights of another student of the same shape that reads the same tokens."""
+        origin, tokenizer = locate(self.recipe.student.from_ or "")
+        origin.verify()
+        theirs, ours = origin.student, dict(job.student)
+        if theirs["arch"] != ours["arch"] or _shape(theirs) != _shape(ours):
+            raise UsageError(
+                f"student.from: {origin.path} is another network: {_changes(['student'], {'student': theirs}, {'student': ours})}",
+                "Give the student the same options, or leave out student.from.",
+            )
+        from .data.tokenizer import Tokenizer
+
+        if Tokenizer.load(tokenizer).fingerprint != self.parts.tokenizer.fingerprint:
+            raise UsageError(
+                f"student.from: {origin.path} reads other tokens than this recipe's tokenizer makes",
+                f'Use its own: tokenizer.kind = "{self.recipe.student.from_}".',
+            )
+        job.model.load_weights(list(origin.weights().items()))
+        self.voice.say(f"Starting from the weights of {self.recipe.student.from_}, step {origin.step}.")
+
+    def _sampler(self) -> Any:
+        from .student import Sampling
+
+        table = self.recipe.sampling
+        student = Trained(self.parts.network, self.parts.tokenizer, self.parts.student.context)
+        text = self.parts.corpus.held_out_documents[0].text
+        prompt = self.parts.beginning(text, table.prompt_tokens)
+
+        def sample() -> str:
+            (written,) = student.write(
+                [prompt], [self.recipe.seed], Sampling(table.temperature), table.max_tokens
+            )
+            return f"{prompt}|{written.text}".replace("\n", " ")
+
+        return sample
+
+    # ------------------------------------------------------------------------------------------ what it came to
+
+    def _came_to(self, state: State, seconds: float) -> dict[str, Any]:
+        before = self.run.info.get("training", {})
+        table, context = self.recipe.train, self.parts.student.context
+        rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
+        losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
+        validation = [row["loss"] for row in rows if row["kind"] == "validation"]
+        return {
+            "steps": state.step,
+            "tokens": state.step * table.batch_size * table.accumulate * context,
+            "epochs": round(self.batches.epochs(state.step), 2),
+            "seconds": round(before.get("seconds", 0.0) + seconds, 3),
+            "loss": sum(losses) / len(losses) if losses else None,
+            "validation_loss": validation[-1] if validation else None,
+            "best_step": state.best_step,
+            "best_loss": state.best_loss if validation else None,
+            "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
+        }
+
+
+def _shape(student: dict[str, Any]) -> dict[str, Any]:
+    """What decides the weights' shapes; dropout does not."""
+    options = {key: value for key, value in student["options"].items() if key != "dropout"}
+    return {**options, "vocab_size": student["vocab_size"]}
+
+
+def _changes(keys: list[str], before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What differs, as a person would name it."""
+    names = {
+        "data": "the corpus",
+        "tokenizer": "the tokenizer",
+        "batches": "the order of batches",
+        "seed": "the seed",
+    }
+    if "data" in keys and "batches" in keys:
+        keys = [key for key in keys if key != "batches"]
+    told = []
+    for key in keys:
+        if key == "student":
+            old, new = ({**side["student"], **side["student"]["options"]} for side in (before, after))
+            differ = [k for k in sorted({*old, *new} - {"options"}) if old.get(k) != new.get(k)]
+            told += [f"student.{k} ({old.get(k)} to {new.get(k)})" for k in differ]
+        else:
+            told.append(names[key])
+    return " and ".join(told)

@@ -1,0 +1,106 @@
+"""A teacher made here: any distillkit student, asked for text or for full logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from distillkit import Answer, Request, Teacher, Usage, UsageError, hookimpl
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from distillkit.data.tokenizer import Tokenizer
+    from distillkit.student.trained import Trained
+
+BATCH = 32
+
+
+class Checkpoint(Teacher):
+    """A run, a checkpoint folder or a student that ships with distillkit."""
+
+    name = "checkpoint"
+    signal = "logits"
+
+    class Options(Teacher.Options):
+        """Which student teaches."""
+
+        model: str = Field(
+            "tales-teacher", description="a run, a checkpoint folder, or a bundled student's name"
+        )
+
+    @cached_property
+    def trained(self) -> Trained:
+        """The teaching student, loaded when it is first needed."""
+        from distillkit.student import Trained
+
+        return Trained.load(self.options.model)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that it was trained with."""
+        return self.trained.tokenizer
+
+    def identity(self) -> Any:
+        """Its weights, whatever they are called and wherever they lie."""
+        from distillkit.student import fingerprint
+
+        return {"weights": fingerprint(self.options.model)}
+
+    def answer(self, request: Request) -> Answer:
+        """Answer one request."""
+        ((_, answer),) = self.answers([request])
+        return answer
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
+        """Answer many at once: requests alike in length and temperature share their batches."""
+        groups: dict[tuple[Any, ...], list[Request]] = {}
+        for request in requests:
+            alike = (request.max_tokens, request.temperature, request.top_p)
+            groups.setdefault(alike, []).append(request)
+        for group in groups.values():
+            for start in range(0, len(group), BATCH):
+                yield from self._together(group[start : start + BATCH])
+
+    def _together(self, requests: list[Request]) -> Iterator[tuple[Request, Answer]]:
+        from distillkit.student import Sampling
+
+        prompts = [_prompt(request) for request in requests]
+        seeds = [(request.seed or 0) + request.repeat for request in requests]
+        sampling = Sampling(requests[0].temperature, top_p=requests[0].top_p)
+        written = self.trained.write(prompts, seeds, sampling, requests[0].max_tokens)
+        for request, prompt, one in zip(requests, prompts, written, strict=True):
+            usage = Usage(len(self.tokenizer.encode(prompt)), one.tokens)
+            text, stopped = _until(one.text, request.stop)
+            yield (
+                request,
+                Answer(text, finish="stop" if stopped else one.finish, usage=usage, model=self.options.model),
+            )
+
+    def logits(self, tokens: mx.array) -> mx.array:
+        """What it thinks of every next token."""
+        return self.trained.logits(tokens)
+
+
+def _prompt(request: Request) -> str:
+    if request.prompt is None:
+        raise UsageError(
+            "the teacher 'checkpoint' continues prompts; it was given messages",
+            "Only chat models reply to messages.",
+        )
+    return request.prompt
+
+
+def _until(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop word, and whether there was one."""
+    places = [place for word in stop if (place := text.find(word)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+@hookimpl
+def register_teachers() -> list[type[Teacher]]:
+    """Offer it."""
+    return [Checkpoint]

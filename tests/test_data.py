@@ -1,0 +1,615 @@
+"""From documents to batches: nothing is lost, nothing leaks, nothing is read twice, and damage is noticed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import multiprocessing
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distillkit_plugins.tales import Tales
+from distillkit_plugins.text import Text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distillkit.data.corpus import Corpus, cut, pack_texts, prepare
+from distillkit.data.shards import Batches, Packer, Stream, sequential
+from distillkit.data.tokenizer import END_OF_TEXT, PUBLISHED, Tokenizer, train_bpe
+from distillkit.errors import CorruptError, DataError, UsageError
+from distillkit.progress import Voice
+from distillkit.records import Document
+from distillkit.roles import Source
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+AUSTEN = SHARED / "austen_four_novels.txt.xz"
+
+STORIES = [
+    f"Story {i}: the fox number {i * 7} ran {'far and ' * (i % 5)}home. Ünïcode {chr(0x3B1 + i % 20)} 漢."
+    for i in range(400)
+]
+BPE = {"kind": "bpe", "vocab_size": 300}
+
+
+class Listed(Source):
+    """Documents from a list, counting how often they are read."""
+
+    name = "listed"
+
+    def __init__(self, train: list[str], held_out: list[str] | None = None) -> None:
+        super().__init__()
+        self.texts = {"train": train, "held_out": held_out or []}
+        self.splits = ("train", "held_out") if held_out is not None else ("train",)  # type: ignore[misc]
+        self.read = 0
+
+    def documents(self, split: str) -> Iterator[Document]:
+        self.read += 1
+        for i, text in enumerate(self.texts[split]):
+            yield Document(f"{split}:{i}", text)
+
+    def fingerprint(self) -> Any:
+        return repr(self.texts)
+
+
+class Said(Voice):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    warn = say
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(iter(STORIES), 300)
+
+
+@pytest.fixture(scope="module")
+def wide(tokenizer: Tokenizer) -> Tokenizer:
+    return Tokenizer("wide", tokenizer.pattern, tokenizer.ranks, {END_OF_TEXT: 70_000})
+
+
+def packed(folder: Path, tokenizer: Tokenizer, texts: list[str], limit: int = 64) -> Stream:
+    packer = Packer(folder, tokenizer, limit=limit)
+    for text in texts:
+        packer.add(text)
+    packer.close()
+    return Stream(folder)
+
+
+def flat(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+    return [token for text in texts for token in [*tokenizer.encode(text), tokenizer.end_of_text]]
+
+
+# Packed files.
+
+
+def test_packed_tokens_are_the_documents_each_with_its_end(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    stream = packed(tmp_path, tokenizer, STORIES)
+    assert stream.read(0, stream.tokens).tolist() == flat(tokenizer, STORIES)
+    assert list(stream.texts(tokenizer)) == STORIES
+    assert stream.document_bytes.tolist() == [len(story.encode()) for story in STORIES]
+    assert (stream.documents, stream.bytes) == (400, sum(len(story.encode()) for story in STORIES))
+
+
+def test_a_file_holds_no_more_tokens_than_its_bound(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    stream = packed(tmp_path, tokenizer, STORIES, limit=1000)
+    counts = [file["count"] for file in stream.manifest["files"]["tokens"]]
+    assert len(counts) > 2
+    assert set(counts[:-1]) == {1000}
+    assert sum(counts) == stream.tokens
+
+
+def test_small_vocabularies_take_two_bytes_a_token_and_large_ones_four(
+    tmp_path: Path, tokenizer: Tokenizer, wide: Tokenizer
+) -> None:
+    for name, chosen, width in (("two", tokenizer, 2), ("four", wide, 4)):
+        stream = packed(tmp_path / name, chosen, STORIES, limit=10**6)
+        assert (tmp_path / name / "tokens-00000.bin").stat().st_size == width * stream.tokens
+        assert stream.read(0, stream.tokens).tolist() == flat(chosen, STORIES)
+
+
+def test_a_document_longer_than_a_piece_is_packed_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    long = " ".join(STORIES) * 60
+    stream = packed(tmp_path, tokenizer, ["short", long, "short"], limit=10**6)
+    assert len(list(tokenizer.pieces(long))) > 3
+    assert list(stream.texts(tokenizer)) == ["short", long, "short"]
+    assert stream.read(0, stream.tokens).tolist() == flat(tokenizer, ["short", long, "short"])
+
+
+@pytest.mark.parametrize("damage", ["short", "gone", "manifest", "no manifest", "not JSON"])
+def test_a_damaged_folder_is_noticed_when_it_is_opened(
+    tmp_path: Path, tokenizer: Tokenizer, damage: str
+) -> None:
+    packed(tmp_path, tokenizer, STORIES)
+    tokens, manifest = tmp_path / "tokens-00000.bin", tmp_path / "manifest.json"
+    if damage == "short":
+        tokens.write_bytes(tokens.read_bytes()[:-1])
+    elif damage == "gone":
+        tokens.unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text().replace('"documents": 400', '"documents": 401'))
+    elif damage == "no manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text("{")
+    with pytest.raises(CorruptError, match="Delete that folder"):
+        Stream(tmp_path)
+
+
+def test_a_changed_token_is_noticed_when_checksums_are_asked_for(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    stream = packed(tmp_path, tokenizer, STORIES)
+    stream.verify()
+    file = tmp_path / "tokens-00001.bin"
+    file.write_bytes(b"\1" + file.read_bytes()[1:])
+    with pytest.raises(CorruptError, match=r"tokens-00001\.bin has changed"):
+        Stream(tmp_path).verify()
+
+
+# Windows and batches.
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    context=st.integers(1, 17),
+    batch_size=st.integers(1, 7),
+    seed=st.integers(-5, 5),
+)
+def test_an_epoch_has_every_token_as_a_target_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: Tokenizer,
+    sizes: list[int],
+    context: int,
+    batch_size: int,
+    seed: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("epoch")
+    texts = ["abcdefghij"[:size] * (size // 10 + 1) for size in sizes]
+    streams = [packed(folder / str(i), tokenizer, [text], limit=5) for i, text in enumerate(texts)]
+    expected = Counter(token for text in texts for token in flat(tokenizer, [text])[1:])
+    if not expected:
+        return
+    batches = Batches(streams, context, batch_size, seed)
+    steps = batches.windows  # that many steps are `batch_size` whole epochs
+    seen: Counter[int] = Counter()
+    for step in range(steps):
+        batch = batches.batch(step)
+        assert batch.inputs.shape == batch.weight.shape == (batch_size, context)
+        seen.update(batch.hard[batch.weight > 0].tolist())
+    assert batches.epochs(steps) == batch_size
+    assert seen == Counter({token: count * batch_size for token, count in expected.items()})
+
+
+def test_a_target_is_the_token_after_its_input(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    stream = packed(tmp_path, tokenizer, STORIES)
+    tokens = flat(tokenizer, STORIES)
+    read = [(b.inputs[i], b.hard[i], b.weight[i]) for b in sequential(stream, 16, 3) for i in range(3)]
+    inputs = [int(t) for row, _, weight in read for t in row[weight > 0]]
+    targets = [int(t) for _, row, weight in read for t in row[weight > 0]]
+    assert inputs == tokens[:-1]
+    assert targets == tokens[1:]
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    streams = [packed(tmp_path, tokenizer, STORIES)]
+    first = Batches(streams, 16, 8, 1)
+    ahead = [first.batch(step).inputs for step in range(first.windows // 2)]
+    again = Batches(streams, 16, 8, 1)
+    for step in reversed(range(len(ahead))):
+        np.testing.assert_array_equal(again.batch(step).inputs, ahead[step])
+    assert not np.array_equal(Batches(streams, 16, 8, 2).batch(0).inputs, ahead[0])
+    assert first.fingerprint == again.fingerprint != Batches(streams, 16, 8, 2).fingerprint
+
+
+def test_epochs_come_in_different_orders(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    stream = packed(tmp_path, tokenizer, STORIES)
+    batches = Batches([stream], 16, stream.windows(16), 0)
+    assert not np.array_equal(batches.batch(0).inputs, batches.batch(1).inputs)
+    assert sorted(map(tuple, batches.batch(0).hard)) == sorted(map(tuple, batches.batch(1).hard))
+
+
+def test_the_parts_of_a_batch_make_the_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    batches = Batches([packed(tmp_path, tokenizer, STORIES)], 16, 8, 0)
+    parts = [batches.rows(3, 0, 3), batches.rows(3, 3, 8)]
+    for name in ("inputs", "hard", "weight", "from_teacher"):
+        whole = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(whole, getattr(batches.batch(3), name))
+
+
+def test_batches_say_their_types(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    batch = Batches([packed(tmp_path, tokenizer, STORIES)], 16, 8, 0).batch(0)
+    types = [str(getattr(batch, name).dtype) for name in ("inputs", "hard", "weight", "from_teacher")]
+    assert types == ["int32", "int32", "float32", "float32"]
+
+
+def test_validation_stops_at_its_limit(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    stream = packed(tmp_path, tokenizer, STORIES)
+    assert len(list(sequential(stream, 16, 4, 3))) == 3
+    assert len(list(sequential(stream, 16, 4))) == -(-stream.windows(16) // 4)
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="nothing to train on"):
+        Batches([packed(tmp_path, tokenizer, [])], 16, 4, 0)
+
+
+# The teacher's words.
+
+
+def test_prompts_are_read_and_answers_are_learnt(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    stream = pack_texts([("Once upon", " a time.", True)], tokenizer, tmp_path / "t")
+    tokens, weights = stream.read(0, stream.tokens), stream.weights(0, stream.tokens)
+    assert tokens.tolist() == flat(tokenizer, ["Once upon a time."])
+    assert tokenizer.decode(tokens[weights == 0]) == "Once upon"
+    assert tokenizer.decode(tokens[weights == 1]) == f" a time.{END_OF_TEXT}"
+    assert stream.from_teacher
+    assert Batches([stream], 4, 1, 0).batch(0).from_teacher.all()
+
+
+def test_a_token_that_is_partly_prompt_is_not_learnt(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(" fox") != tokenizer.encode(" f") + tokenizer.encode("ox")
+    stream = pack_texts([("The f", "ox ran", True)], tokenizer, tmp_path / "t")
+    tokens, weights = stream.read(0, stream.tokens), stream.weights(0, stream.tokens)
+    assert tokens.tolist() == flat(tokenizer, ["The fox ran"])
+    learnt = tokenizer.decode(tokens[weights == 1])
+    assert f"ox ran{END_OF_TEXT}".endswith(learnt)
+    assert not learnt.startswith(("f", " f"))
+
+
+def test_what_follows_a_cut_answer_is_not_its_continuation(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    pairs = [("", "The fox ran", False), ("", "Home again.", True), ("", "Away.", True)]
+    stream = pack_texts(pairs, tokenizer, tmp_path / "t", learn_prompts=True)
+    first = len(tokenizer.encode("The fox ran"))
+    second = first + len(tokenizer.encode("Home again."))
+    weights = stream.weights(0, stream.tokens)
+    assert stream.read(0, stream.tokens).tolist().count(tokenizer.end_of_text) == 2
+    assert weights[first] == 0
+    assert weights[second + 1] == 1
+    assert weights.sum() == stream.tokens - 1
+    assert list(stream.texts(tokenizer)) == ["The fox ran", "Home again.", "Away."]
+
+
+def test_a_teacher_that_wrote_nothing_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="wrote nothing"):
+        pack_texts([("", "", True)], tokenizer, tmp_path / "t")
+
+
+# From a source to a corpus.
+
+
+def test_every_document_is_in_exactly_one_split(tmp_path: Path) -> None:
+    corpus = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path)
+    train = list(corpus.train_text())
+    held_out = [document.text for document in corpus.held_out_documents]
+    assert sorted(train + held_out) == sorted(STORIES)
+    assert list(corpus.held_out.texts(corpus.tokenizer)) == held_out
+    assert 5 <= len(held_out) <= 40
+    counts = corpus.counts
+    assert counts["train"]["documents"] + counts["held_out"]["documents"] == 400
+    assert counts["train"]["tokens"] == corpus.train.tokens
+    assert counts["train"]["bytes"] == sum(len(text.encode()) for text in train)
+    corpus.verify()
+
+
+def test_a_text_is_held_out_wherever_it_stands(tmp_path: Path) -> None:
+    one = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path)
+    other = prepare(Listed(["something new", *STORIES[::-1]]), tokenizer=BPE, folder=tmp_path)
+    held_out = {document.text for document in one.held_out_documents}
+    assert held_out - {"something new"} == {d.text for d in other.held_out_documents} - {"something new"}
+
+
+def test_the_held_out_text_is_the_same_in_every_version_of_distillkit(tmp_path: Path) -> None:
+    corpus = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path)
+    assert [document.id for document in corpus.held_out_documents][:5] == PINNED
+
+
+# Never change these: what a bundled teacher was kept from must stay kept from it.
+PINNED = ["train:52", "train:70", "train:82", "train:87", "train:88"]
+
+
+def test_raising_the_share_only_adds_to_what_is_held_out(tmp_path: Path) -> None:
+    few = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path)
+    many = prepare(Listed(STORIES), tokenizer=BPE, options={"held_out": 0.3}, folder=tmp_path)
+    assert {d.text for d in few.held_out_documents} < {d.text for d in many.held_out_documents}
+
+
+def test_empty_documents_and_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
+    source = Listed([*STORIES, "", " \n", *STORIES[:7]])
+    corpus = prepare(source, tokenizer=BPE, folder=tmp_path)
+    assert (corpus.counts["empty"], corpus.counts["duplicates"]) == (2, 7)
+    assert corpus.train.documents + corpus.held_out.documents == 400
+
+
+def test_a_split_of_its_own_is_used_and_never_trained_on(tmp_path: Path) -> None:
+    source = Listed([*STORIES, "kept apart"], held_out=["kept apart", STORIES[0]])
+    corpus = prepare(source, tokenizer=BPE, folder=tmp_path)
+    assert [d.text for d in corpus.held_out_documents] == ["kept apart", STORIES[0]]
+    assert list(corpus.train_text()) == STORIES[1:]
+    assert corpus.counts["duplicates"] == 2
+
+
+def test_only_as_many_documents_as_asked_for_are_taken(tmp_path: Path) -> None:
+    options = {"documents": 100, "held_out": 0.2, "source": "listed"}
+    corpus = prepare(Listed(["", *STORIES]), tokenizer=BPE, options=options, folder=tmp_path)
+    assert corpus.train.documents + corpus.held_out.documents == 100
+    assert {*corpus.train_text()} <= set(STORIES[:100])
+
+
+@given(st.text(alphabet=st.sampled_from("ab é\n")), st.integers(1, 9))
+def test_blocks_are_short_and_lose_nothing(text: str, limit: int) -> None:
+    blocks = list(cut(text, limit))
+    assert "".join(blocks) == text
+    assert all(len(block) <= limit for block in blocks)
+    for left, right in pairwise(blocks):
+        assert right[0].isspace() or not any(letter.isspace() for letter in left[1:])
+
+
+def test_long_documents_are_cut_into_blocks_that_are_split(tmp_path: Path) -> None:
+    text = " ".join(STORIES)
+    corpus = prepare(Listed([text]), tokenizer=BPE, options={"block_chars": 300}, folder=tmp_path)
+    assert corpus.train.documents > 50
+    assert corpus.held_out_documents[0].id.startswith("train:0.")
+    assert corpus.held_out_documents[0].text in text
+
+
+def test_what_was_prepared_is_not_read_again(tmp_path: Path) -> None:
+    source = Listed(STORIES)
+    first = prepare(source, tokenizer=BPE, folder=tmp_path)
+    read = source.read
+    again = prepare(source, tokenizer=BPE, folder=tmp_path)
+    assert source.read == read
+    assert again.fingerprint == first.fingerprint
+    assert (
+        prepare(source, tokenizer={**BPE, "vocab_size": 290}, folder=tmp_path).fingerprint
+        != first.fingerprint
+    )
+    assert source.read > read
+
+
+def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    one, two = (prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path / name) for name in "ab")
+    assert one.fingerprint == two.fingerprint
+
+
+def test_a_damaged_corpus_is_prepared_again_and_that_is_said(tmp_path: Path) -> None:
+    voice = Said()
+    first = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path, voice=voice)
+    (first.folder / "train" / "tokens-00000.bin").write_bytes(b"")
+    again = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path, voice=voice)
+    assert again.fingerprint == first.fingerprint
+    assert any("prepared again" in line for line in voice.lines)
+
+
+def test_changed_held_out_text_is_noticed(tmp_path: Path) -> None:
+    corpus = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path)
+    file = corpus.folder / "held_out.jsonl"
+    file.write_text(file.read_text().replace("fox", "box"))
+    with pytest.raises(CorruptError, match=r"held_out\.jsonl has changed"):
+        Corpus(corpus.folder).verify()
+
+
+def _prepare_there(folder: str) -> str:
+    return prepare(Listed(STORIES), tokenizer=BPE, folder=Path(folder)).fingerprint
+
+
+def test_processes_that_prepare_at_once_all_succeed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(3) as pool:
+        prints = pool.map(_prepare_there, [str(tmp_path)] * 3, chunksize=1)
+    assert len(set(prints)) == 1
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        prepare(Listed(STORIES[:3]), tokenizer=BPE, folder=tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ([], {}, "gives no text"),
+        (["", " "], {}, "gives no text"),
+        (STORIES[:1], {"held_out": 0.0}, "none of the 1 documents"),
+        (STORIES[:9], {"held_out": 1.0}, "nothing to train on"),
+        (["half \ud83d", *STORIES], {}, "lone surrogate"),
+    ],
+)
+def test_a_corpus_that_cannot_be_used_says_why(
+    tmp_path: Path, tokenizer: Tokenizer, texts: list[str], options: dict[str, Any], message: str
+) -> None:
+    tokenizer.save(tmp_path / "t")
+    kind = {"kind": str(tmp_path / "t")}
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(Listed(texts), tokenizer=kind, options=options, folder=tmp_path / "cache")
+    assert caught.value.hint
+
+
+def test_a_tokenizer_is_not_blamed_for_an_empty_corpus(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gives no text to train on"):
+        prepare(Listed([]), tokenizer=BPE, folder=tmp_path)
+
+
+def test_gpt2_and_its_other_name_share_a_corpus(tmp_path: Path) -> None:
+    ranks = SHARED / "gpt2.tiktoken"
+    if not ranks.exists():
+        pytest.skip("../shared/data/gpt2.tiktoken is not there")
+    assert PUBLISHED["gpt2"] is PUBLISHED["r50k_base"]
+    kinds = [{"kind": kind, "ranks": ranks} for kind in ("gpt2", "r50k_base")]
+    folders = {prepare(Listed(STORIES), tokenizer=kind, folder=tmp_path).folder for kind in kinds}
+    assert len(folders) == 1
+
+
+# Sources.
+
+
+def read(**options: Any) -> list[Document]:
+    return list(Text(Text.Options(**options)).documents("train"))
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    file = tmp_path / "one.txt"
+    file.write_bytes(b"\xef\xbb\xbfline one\r\nline two\n")
+    assert [(d.id, d.text) for d in read(files=str(file))] == [("one.txt:0", "line one\r\nline two\n")]
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".xz"])
+def test_a_separator_parts_documents(tmp_path: Path, packing: str) -> None:
+    file = tmp_path / f"many.txt{packing}"
+    raw = f"\n{END_OF_TEXT}\n".join(STORIES).encode() + f"\n{END_OF_TEXT}\n".encode()
+    {"": Path.write_bytes, ".gz": _gzip, ".xz": _xz}[packing](file, raw)
+    assert [d.text for d in read(files=[str(file)], separator=END_OF_TEXT)] == STORIES
+
+
+def _gzip(file: Path, raw: bytes) -> None:
+    file.write_bytes(gzip.compress(raw))
+
+
+def _xz(file: Path, raw: bytes) -> None:
+    file.write_bytes(lzma.compress(raw))
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts=st.lists(st.text(alphabet="ab|<é", max_size=6), min_size=1), chunk=st.integers(1, 7))
+def test_a_separator_is_found_across_the_pieces_a_file_is_read_in(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[str], chunk: int
+) -> None:
+    file = tmp_path_factory.mktemp("parts") / "x.txt"
+    text = "<|>".join(parts)
+    file.write_text(text)
+    expected = text.split("<|>")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distillkit_plugins.text.CHUNK", chunk)
+        found = [d.text for d in read(files=str(file), separator="<|>")]
+    assert found == (expected if expected[-1] else expected[:-1])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.xz"])
+def test_json_lines_are_read_by_their_key(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"rows{suffix}"
+    raw = "\n\n".join(json.dumps({"story": story}) for story in STORIES).encode()
+    {"": Path.write_bytes, ".gz": _gzip, ".xz": _xz}[suffix.removeprefix(".jsonl")](file, raw)
+    assert [d.text for d in read(files=str(file), field="story")] == STORIES
+
+
+def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(arrow.table({"story": [*STORIES, None], "n": [*range(400), 0]}), file)
+    assert [d.text for d in read(files=str(file), field="story")] == [*STORIES, ""]
+    with pytest.raises(UsageError, match="no column 'text'"):
+        read(files=str(file))
+    with pytest.raises(UsageError, match="no text under 'n'"):
+        read(files=str(file), field="n")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UsageError, match="cannot be read as parquet"):
+        read(files=str(file))
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"distillkit\[parquet\]"):
+        read(files=str(tmp_path / "rows.parquet"))
+
+
+def test_globs_find_files_in_order_each_once(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text(name)
+    (tmp_path / "c" / "a.txt").write_text("other a")
+    found = read(files=[f"{tmp_path}/b/*.txt", f"{tmp_path}/**/*.txt"])
+    assert [d.text for d in found] == ["b", "a", "other a", "c"]
+    assert len({d.id for d in found}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        ("a.txt", b"good " * 5 + b"\xff bad", r"a\.txt is not UTF-8: byte 25 is 0xff"),
+        ("b.txt", b"one<|>two\0", r"b\.txt is a binary file: a NUL at byte 9"),
+        ("c.jsonl", b'{"text": "a"}\n{"text": \n', r"c\.jsonl, line 2 is not JSON"),
+        ("d.jsonl", b'{"story": "a"}', r"line 1 has no text under 'text' \(it has: story\)"),
+        ("e.jsonl", b"[1]", "no object"),
+        ("f.txt.gz", gzip.compress(b"cut short" * 1000)[:40], r"f\.txt\.gz cannot be read"),
+        ("g.txt.xz", lzma.compress(b"cut short" * 1000)[:40], r"g\.txt\.xz cannot be read"),
+        ("h.txt.gz", b"not gzip", r"h\.txt\.gz cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_place(
+    tmp_path: Path, name: str, raw: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(UsageError, match=message) as caught:
+        read(files=str(tmp_path / name), separator="<|>")
+    assert caught.value.hint
+
+
+def test_a_missing_file_is_known_before_anything_is_read(tmp_path: Path) -> None:
+    for files in (str(tmp_path / "no.txt"), [f"{tmp_path}/*.none"], []):
+        with pytest.raises(UsageError, match=r"data\.files"):
+            Text(Text.Options(files=files))
+
+
+def test_the_fingerprint_of_files_follows_their_content(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    first = Text(Text.Options(files=str(file))).fingerprint()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.txt").write_text("one")
+    assert Text(Text.Options(files=str(tmp_path / "b" / "a.txt"))).fingerprint() == first
+    file.write_text("two")
+    assert Text(Text.Options(files=str(file))).fingerprint() != first
+
+
+def test_tales_are_the_same_every_time_and_others_for_another_seed() -> None:
+    def told(**options: int) -> list[Document]:
+        return list(Tales(Tales.Options(stories=20, **options)).documents("train"))
+
+    assert told() == told()
+    assert told()[3].id == "tales:3"
+    assert not {d.text for d in told()} & {d.text for d in told(seed=1)}
+
+
+def test_the_fingerprint_of_tales_names_the_generator() -> None:
+    assert len(Tales().fingerprint()["generator"]) == 64
+    assert Tales().fingerprint() != Tales(Tales.Options(seed=1)).fingerprint()
+
+
+@pytest.mark.skipif(not AUSTEN.exists(), reason="../shared/data/austen_four_novels.txt.xz is not there")
+def test_four_novels_make_a_corpus(tmp_path: Path) -> None:
+    source = Text(Text.Options(files=str(AUSTEN), separator=END_OF_TEXT))
+    options = {"block_chars": 2000}
+    corpus = prepare(source, tokenizer={"kind": "bpe", "vocab_size": 2048}, options=options, folder=tmp_path)
+    assert corpus.train.bytes + corpus.held_out.bytes > 2_600_000
+    assert 0.03 < corpus.held_out.documents / corpus.train.documents < 0.08
+    assert corpus.counts["empty"] == 0
+
+
+def test_importing_the_room_loads_nothing_heavy() -> None:
+    heavy = ("mlx", "tiktoken", "tokenizers", "pyarrow", "pandas")
+    code = (
+        "import sys, distillkit.data.corpus, distillkit_plugins.text, distillkit_plugins.tales;"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
