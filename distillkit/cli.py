@@ -338,9 +338,9 @@ def _load(spec: str, overrides: tuple[str, ...]) -> Recipe:
 def _plugins(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugins:
     """All plugins, with a fast BLAS in place before any of them can import mlx."""
     from . import student  # noqa: F401
-    from .plugins import Plugins, use
+    from .plugins import Plugins
 
-    return use(Plugins.load(ctx.obj["plugins"], requirements))
+    return Plugins.load(ctx.obj["plugins"], requirements)
 
 
 def _checked(ctx: click.Context, recipe: Recipe) -> Recipe:
