@@ -9,22 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import DistillkitError, TeacherError, UsageError
+    from .errors import DataError, DistillkitError, TeacherError, UsageError
     from .hookspecs import hookimpl
     from .records import Answer, Document, Grade, Metric, Request, Sample, Token, Usage
-    from .roles import Exporter, Judge, Mixer, Source, Student, Teacher, Tracker
+    from .roles import Exporter, Judge, Mixer, Source, Student, Subject, Teacher, Tracker
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "errors": ("DistillkitError", "TeacherError", "UsageError"),
+    "errors": ("DataError", "DistillkitError", "TeacherError", "UsageError"),
     "hookspecs": ("hookimpl",),
     "records": ("Answer", "Document", "Grade", "Metric", "Request", "Sample", "Token", "Usage"),
-    "roles": ("Exporter", "Judge", "Mixer", "Source", "Student", "Teacher", "Tracker"),
+    "roles": ("Exporter", "Judge", "Mixer", "Source", "Student", "Subject", "Teacher", "Tracker"),
 }
 
 __all__ = [
     "Answer",
+    "DataError",
     "DistillkitError",
     "Document",
     "Exporter",
@@ -36,6 +37,7 @@ __all__ = [
     "Sample",
     "Source",
     "Student",
+    "Subject",
     "Teacher",
     "TeacherError",
     "Token",

@@ -413,6 +413,9 @@ def main() -> None:
         _fail(f"error: {where}{error.strerror or error}", 1, debug)
     except MemoryError:
         _fail("error: not enough memory\n  A smaller train.batch_size or student would fit.", 1, debug)
+    except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours is told in a line, too
+        told = f"{type(error).__name__}: {error}"
+        _fail(f"error: {told}\n  This is a fault in distillkit or a plugin; --debug shows where.", 1, debug)
     for fault in broken:
         click.echo(f"warning: the plugin {fault}", err=True)
 

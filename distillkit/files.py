@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from .errors import CorruptError
 
 
 def sync(path: Path) -> None:
@@ -25,14 +27,11 @@ def sync(path: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to; when the block ends well, it becomes `path` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    part = _beside(path)
     try:
+        part.touch(exist_ok=False)
         yield part
         sync(part)
-        part.chmod(0o644)
         part.replace(path)
         sync(path.parent)
     finally:
@@ -41,21 +40,42 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill; when the block ends well, it becomes `path`, and is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    """Give a folder to fill; when the block ends well, it becomes `path`, and is whole.
+
+    No system swaps folders in one step: a folder that stood there is moved aside first, and then dropped.
+    """
+    part = _beside(path)
     try:
+        part.mkdir()
         yield part
         for file in sorted(part.rglob("*")):
             sync(file)
         sync(part)
-        part.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        part.replace(path)
+        while True:
+            try:
+                part.rename(path)
+                break
+            except OSError:
+                if not path.is_dir():
+                    raise
+                _drop(path)
         sync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new name in the same folder, which ends in `.part` and has the rights that the user's umask gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
+
+
+def _drop(folder: Path) -> None:
+    """Remove a folder so that it is never seen with half of its files; another process may be first."""
+    aside = _beside(folder)
+    with suppress(FileNotFoundError):
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -83,14 +103,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines; a last line cut short by a crash is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    *lines, _ = path.read_bytes().split(b"\n")  # bytes: the cut may go through a character
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                rows.append(json.loads(line))
+        except ValueError as error:
+            raise CorruptError(f"{path} cannot be read: line {number} is not JSON: {error}") from error
+    return rows
 
 
 def digest(value: Any) -> str:
-    """The SHA-256 of a value's canonical JSON: equal values, equal digests."""
+    """The SHA-256 of a value's canonical JSON: neither the order of keys nor tuple or list matters."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_digest(path: Path) -> str:

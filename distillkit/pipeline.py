@@ -95,9 +95,10 @@ class Pipeline:
         self.run.record(judges=metrics)
 
     def report(self) -> None:
-        """Write the report from what the run folder holds."""
+        """Write the report from what the run folder holds; it is the last stage, so the run is done."""
         from .reporting import tables
 
+        self.run.record(status="done", finished=now())
         report = tables.write(self.run)
         for tracker in getattr(self, "_trackers", []):
             tracker.finish(report)

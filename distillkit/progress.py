@@ -5,6 +5,7 @@ The rooms call a `Voice`; only the command line knows which one is speaking.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TextIO
@@ -31,15 +32,18 @@ class Plain(Voice):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.spoke = 0.0
+        self.spoke = -math.inf
 
     def say(self, text: str) -> None:
+        """A line, at once."""
         print(text, file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
+        """A line that begins with "warning"."""
         self.say(f"warning: {text}")
 
     def progress(self, text: str, last: bool = False) -> None:
+        """A line, unless another was just written."""
         now = time.monotonic()
         if last or now - self.spoke >= PLAIN_SECONDS:
             self.spoke = now
@@ -54,11 +58,13 @@ class Live(Plain):
         self.open = False
 
     def say(self, text: str) -> None:
+        """A line, in place of the live one."""
         self.stream.write("\r\x1b[K" if self.open else "")
         self.open = False
         super().say(text)
 
     def progress(self, text: str, last: bool = False) -> None:
+        """The live line, no wider than the terminal."""
         now = time.monotonic()
         if last:
             self.say(text)

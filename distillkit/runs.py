@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from .errors import DistillkitError, UsageError, did_you_mean
+from .errors import CorruptError, UsageError, did_you_mean
 from .files import read_json, write_json
 
 SCHEMA = 1
@@ -42,7 +42,8 @@ class Run:
     @property
     def name(self) -> str:
         """The name that finds it again: recipe/number."""
-        return f"{self.path.parent.name}/{self.path.name}"
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}"
 
     @property
     def recipe(self) -> Path:
@@ -98,9 +99,9 @@ class Run:
         except FileNotFoundError:
             return {}
         except (ValueError, OSError) as error:
-            raise DistillkitError(f"{file} cannot be read: {error}") from error
+            raise CorruptError(f"{file} cannot be read: {error}") from error
         if not isinstance(values, dict):
-            raise DistillkitError(f"{file} is not a run's record")
+            raise CorruptError(f"{file} is not a run's record")
         return values
 
     def record(self, **values: Any) -> None:
@@ -146,22 +147,27 @@ def find(spec: str = "latest") -> Run:
     if spec == "latest":
         return _latest()
     for folder in (Path(spec), reports_folder() / spec):
-        if (folder / "run.json").is_file():
+        if _is_run(folder):
             return Run(folder)
-    if newest := runs_of(spec):
-        return newest[-1]
-    names = {run.path.parent.name for run in every_run()} | {run.name for run in every_run()}
+    if begun := [run for run in runs_of(spec) if _is_run(run.path)]:
+        return begun[-1]
+    names = {name for run in every_run() for name in (run.path.parent.name, run.name)}
     raise UsageError(f"there is no run {spec!r} in {reports_folder()}", did_you_mean(spec, names))
 
 
 def _latest() -> Run:
-    runs = [run for run in every_run() if (run.path / "run.json").is_file()]
+    runs = [run for run in every_run() if _is_run(run.path)]
     if not runs:
         raise UsageError(
             f"there are no runs in {reports_folder()}",
             "Make one: distillkit run quickstart",
         )
     return max(runs, key=lambda run: (run.path / "run.json").stat().st_mtime_ns)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run began here: a folder that was only just made, or left by a crash, has no record."""
+    return (folder / "run.json").is_file()
 
 
 def bundled_checkpoints() -> dict[str, Path]:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .records import Metric
 
 RESAMPLES = 2000
+BLOCK = 1 << 17  # picks at once
 
 
 def weighted_mean(scores: ArrayLike, weights: ArrayLike) -> float:
@@ -38,11 +39,12 @@ def bootstrap_ratio(
     if len(top) < 2:
         return None, None
     rng = np.random.default_rng(seed)
-    ratios = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        pick = rng.integers(0, len(top), len(top))
-        ratios[i] = top[pick].sum() / bottom[pick].sum()
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    ratios: list[NDArray[np.float64]] = []
+    block = max(1, BLOCK // len(top))
+    for start in range(0, RESAMPLES, block):
+        picks = rng.integers(0, len(top), (min(block, RESAMPLES - start), len(top)))
+        ratios.append(top[picks].sum(axis=1) / bottom[picks].sum(axis=1))
+    low, high = np.quantile(np.concatenate(ratios), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -6,8 +6,10 @@ The room `student` trains; what joins it with data and teachers is here. Knows w
 
 from __future__ import annotations
 
+import fcntl
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +48,10 @@ class Training:
 
     def go(self, trackers: Sequence[Tracker] = ()) -> dict[str, Any]:
         """Train, and say what it came to."""
+        with self._alone():
+            return self._go(trackers)
+
+    def _go(self, trackers: Sequence[Tracker]) -> dict[str, Any]:
         saved = self._newest()
         facts = self._facts(saved)
         if saved is not None:
@@ -60,8 +66,25 @@ class Training:
         else:
             words = f"from step {done} " if done else ""
             self.voice.say(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs.")
-            state = train(job, state)
-        return self._came_to(state, time.perf_counter() - begun)
+            try:
+                state = train(job, state)
+            except BaseException:
+                self.run.record(training={**self.run.info.get("training", {}), **self._spent(begun)})
+                raise
+        return self._came_to(state) | self._spent(begun)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the run against other processes; the lock goes with the process, so a crash leaves none behind."""
+        self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+        with (self.run.checkpoints / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{self.run.name} is being trained by another process", "Wait for it, or stop it first."
+                ) from error
+            yield
 
     # ------------------------------------------------------------------------------------------ what is fixed
 
@@ -107,7 +130,9 @@ class Training:
         if differ:
             changes = ", ".join(f"{key} was {before[key]} and is {here[key]}" for key in differ)
             self.voice.warn(f"going on will be close to an undisturbed run, but not bit for bit: {changes}")
-        return {**here, "threads": before["threads"], "chunk": before["chunk"]}
+        if saved.state["train"]["chunk"] == chunk:
+            here["chunk"] = before["chunk"]
+        return {**here, "threads": before["threads"]}
 
     def _must_fit(self, saved: checkpoints.Checkpoint, facts: dict[str, Any]) -> None:
         """Refuse to go on with other text or another network; say what else changed."""
@@ -128,6 +153,8 @@ class Training:
     # ------------------------------------------------------------------------------------------ the job
 
     def _newest(self) -> checkpoints.Checkpoint | None:
+        for part in self.run.path.glob(".*.part"):  # what a crash left behind
+            part.unlink(missing_ok=True)
         saved, faults = checkpoints.newest_good(self.run.checkpoints)
         for fault in faults:
             self.voice.warn(
@@ -184,6 +211,9 @@ class Training:
             self._warm_start(job)
         elif isinstance(job.model, GPT):
             initialise(job.model, self.recipe.seed)
+        else:  # a plugin's network initialises itself, from MLX's own random numbers
+            mx.random.seed(self.recipe.seed)
+            job.model.update(self.parts.student.build(job.vocab_size).parameters())
         mx.eval(job.model.parameters())
         return fresh(job.model, job.settings.optimizer)
 
@@ -225,8 +255,12 @@ class Training:
 
     # ------------------------------------------------------------------------------------------ what it came to
 
-    def _came_to(self, state: State, seconds: float) -> dict[str, Any]:
-        before = self.run.info.get("training", {})
+    def _spent(self, begun: float) -> dict[str, float]:
+        """The time of all sittings."""
+        before = self.run.info.get("training", {}).get("seconds", 0.0)
+        return {"seconds": round(before + time.perf_counter() - begun, 3)}
+
+    def _came_to(self, state: State) -> dict[str, Any]:
         table, context = self.recipe.train, self.parts.student.context
         rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
         losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
@@ -235,7 +269,6 @@ class Training:
             "steps": state.step,
             "tokens": state.step * table.batch_size * table.accumulate * context,
             "epochs": round(self.batches.epochs(state.step), 2),
-            "seconds": round(before.get("seconds", 0.0) + seconds, 3),
             "loss": sum(losses) / len(losses) if losses else None,
             "validation_loss": validation[-1] if validation else None,
             "best_step": state.best_step,

@@ -15,6 +15,7 @@ from distillkit.errors import PluginError, RecipeError, UsageError
 from distillkit.plugins import Plugins, current, load_commands, use
 from distillkit.recipe import load
 from distillkit.records import Request
+from distillkit.roles import ROLES
 
 HELLO = '''
 from distillkit import Answer, Request, Teacher, hookimpl
@@ -37,7 +38,7 @@ def register_teachers():
 
 BASICS = """
 from typing import ClassVar
-from distillkit import Document, Grade, Judge, Mixer, Source, Student, Teacher, Tracker, hookimpl
+from distillkit import Document, Exporter, Grade, Judge, Mixer, Source, Student, Teacher, Tracker, hookimpl
 
 class Tales(Source):
     name = "tales"
@@ -89,9 +90,31 @@ class Some(Local):
     name = "some"
     signal = "top_logprobs"
 
+class Lines(Tracker):
+    name = "lines"
+    def start(self, run):
+        pass
+    def log(self, step, values):
+        pass
+    def finish(self, report):
+        pass
+
+class Zip(Exporter):
+    name = "zip"
+    def export(self, run, folder):
+        return []
+
 @hookimpl
 def register_sources():
     return [Tales, Text]
+
+@hookimpl
+def register_trackers():
+    return [Lines]
+
+@hookimpl
+def register_exporters():
+    return [Zip]
 
 @hookimpl
 def register_students():
@@ -121,7 +144,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setattr("distillkit.plugins._current", None)
     everything = importlib.metadata.distributions
     monkeypatch.setattr(
-        "distillkit.plugins.metadata.distributions",
+        "distillkit.installed.metadata.distributions",
         lambda: (found for found in everything() if str(found.locate_file("")) == str(folder)),
     )
     before = set(sys.modules)
@@ -278,6 +301,14 @@ def test_what_is_named_and_is_no_plugin_is_an_error_at_once(site, spec):
 
 
 # -------------------------------------------------------------------------------- finding
+
+
+def test_every_role_can_be_offered(plugins):
+    offered = {"sources": "tales", "students": "gpt", "teachers": "local", "mixers": "hard"}
+    offered |= {"judges": "perplexity", "trackers": "lines", "exporters": "zip"}
+    assert set(offered) == set(ROLES)
+    for role, name in offered.items():
+        assert isinstance(plugins.build(role, name, {}), ROLES[role])
 
 
 def test_an_unknown_name_hints_at_the_nearest(site):

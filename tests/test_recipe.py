@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from distillkit import recipe as recipes
 from distillkit.errors import RecipeError, UsageError
+from distillkit.plugins import Plugins
 from distillkit.recipe import Recipe, host_keys, load
 
 
@@ -104,15 +106,6 @@ def test_parts_name_every_plugin_of_a_recipe():
     ]
 
 
-def test_a_template_needs_words_for_each_of_its_names():
-    good = 'name = "x"\n[teacher]\nprovider = "a"\ntemplate = {text = "A tale of a {noun}.", noun = ["dog"]}'
-    teacher = load(write(good)).teacher
-    assert teacher is not None
-    assert teacher.template is not None
-    assert teacher.template.words == {"noun": ["dog"]}
-    assert "there is no list 'verb' beside it" in refused(good.replace("tale", "{verb}"))
-
-
 def test_a_byte_order_mark_and_windows_line_ends_are_read():
     assert load(write(b'\xef\xbb\xbfname = "x"\r\nseed = 3\r\n')).seed == 3
 
@@ -148,8 +141,11 @@ def test_a_missing_recipe_names_the_nearest_bundled_one_and_the_nearest_here(shi
         ("learning_rate = true", "my.toml: train.learning_rate: found true, expected a number above 0"),
         ("betas = [0.9]", "found [0.9], expected a list of 2, each a number at least 0 and below 1"),
         ("betas = [0.9, 1.0]", "my.toml: train.betas.1: found 1.0, expected a number at least 0 and below 1"),
-        ('streams = "x"', 'my.toml: train.streams: found "x", expected a whole number above 0 or "auto"'),
-        ('precision = "int4"', 'found "int4", expected "auto" or "float32" or "float16" or "bfloat16"'),
+        ('chunk = "x"', 'my.toml: train.chunk: found "x", expected a whole number above 0 or "auto"'),
+        (
+            '[teacher]\nprovider = "a"\nsignal = "loud"',
+            'teacher.signal: found "loud", expected "text" or "top_logprobs" or "logits"',
+        ),
         ("stpes = 1", "my.toml: unknown key train.stpes\n  Did you mean 'steps'?"),
         ("[trian]", "my.toml: unknown key trian\n  Did you mean 'train'?"),
         ("[data]\nheld_out = 1.0", "data.held_out: found 1.0, expected a number above 0 and below 1"),
@@ -169,6 +165,28 @@ def test_a_wrong_value_says_file_key_found_and_expected(line, message):
 @pytest.mark.parametrize("name", ["", "..", "../up", "a/b", ".hidden", "a b", "é", "x" * 81, "a\\n"])
 def test_a_name_that_is_no_safe_folder_name_is_refused(name):
     assert "my.toml: name: found" in refused(f'name = "{name}"')
+
+
+def test_no_recipe_is_called_what_means_the_newest_run():
+    assert "my.toml: name: found \"latest\": 'latest' means the newest run" in refused('name = "latest"')
+    assert refused('name = "x"', "name=latest").startswith("--set: name: found")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "teacher.store",
+        "teacher.template",
+        "teacher.requests_per_minute",
+        "teacher.tokens_per_minute",
+        "teacher.max_usd",
+        "train.precision",
+        "train.streams",
+    ],
+)
+def test_no_key_of_the_host_is_taken_that_nothing_honours(key):
+    table, _, name = key.partition(".")
+    assert name not in recipes.Recipe.model_json_schema()["$defs"][f"{table.title()}Table"]["properties"]
 
 
 def test_all_faults_are_told_at_once_but_no_more_than_ten():
@@ -354,6 +372,33 @@ def test_names_that_are_no_paths_are_left_alone():
     assert recipe.sampling.prompts == "held_out"
 
 
+# -------------------------------------------------------------------------------- a recipe of one's own
+
+
+def test_a_starter_is_the_quickstart_under_another_name():
+    quickstart = load("quickstart").values()
+    mine = load(write(recipes.starter("mine"), "mine.toml"))
+    assert mine.name == "mine"
+    assert {**mine.values(), "name": "quickstart"} == quickstart
+
+
+def test_what_a_starter_suggests_can_be_done():
+    write("Once upon a time.", "stories/a.txt")
+    text = recipes.starter("mine")
+    suggested = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
+    recipe = load(write(suggested, "mine.toml"))
+    assert recipe.data.source == "text"
+    assert recipe.data.options == {"files": ["stories/*.txt"], "separator": "<|endoftext|>"}
+    checked = Plugins.load().check(recipe)
+    assert checked.mixer.options == {"alpha": 0.3, "temperature": 1.0}
+
+
+@pytest.mark.parametrize("name", ["", "latest", "a b", "../up", 'x"\n', "é", "x" * 81])
+def test_a_starter_needs_a_name_that_a_recipe_may_have(name):
+    with pytest.raises(RecipeError, match=r"^distillkit init: name: found"):
+        recipes.starter(name)
+
+
 # -------------------------------------------------------------------------------- round trips
 
 keys = st.from_regex(r"\A[a-z][a-z0-9_]{0,8}\Z").filter(
@@ -395,7 +440,7 @@ def whole(draw):
                 st.none() | options.map(lambda own: {**own, "provider": "groq", "stop": ['"\n']})
             ),
             "mixer": draw(options),
-            "train": {"steps": draw(st.integers(1, 10**9)), "streams": draw(st.sampled_from([1, 4, "auto"]))},
+            "train": {"steps": draw(st.integers(1, 10**9)), "chunk": draw(st.sampled_from([1, 4, "auto"]))},
             "judge": draw(st.lists(options.map(lambda own: {**own, "name": "a"}), max_size=2)),
         }
     )
@@ -422,8 +467,7 @@ places = st.sampled_from(
         "student.from",
         "teacher",
         "teacher.provider",
-        "teacher.template",
-        "teacher.template.text",
+        "teacher.signal",
         "mixer",
         "train.steps",
         "train.betas",
@@ -435,7 +479,7 @@ places = st.sampled_from(
         "extends",
         "x",
         "sampling.prompts",
-        "train.streams",
+        "train.chunk",
         "teacher.stop",
     ]
 )

@@ -5,8 +5,10 @@ Knows neither networks nor files: whoever calls brings the student, the document
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ..errors import DistillkitError
@@ -52,16 +54,33 @@ class Verdict:
 
 def judge(judge: Judge, subject: Subject) -> Verdict:
     """Ask one judge; what it does wrong is said in its name."""
+    who = f"the judge {judge.name!r}"
     try:
-        grades = list(judge.grade(subject))
+        grades = [_checked(who, grade) for grade in judge.grade(subject)]
         metrics = judge.summarise(grades)
     except DistillkitError:
         raise
     except Exception as error:
-        raise DistillkitError(f"the judge {judge.name!r} failed: {type(error).__name__}: {error}") from error
-    strange = next((grade for grade in grades if not isinstance(grade, Grade)), None)
-    if strange is not None:
-        raise DistillkitError(
-            f"the judge {judge.name!r} gave a {type(strange).__name__} where a Grade was due"
-        )
+        raise DistillkitError(f"{who} failed: {type(error).__name__}: {error}") from error
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric) or not _is_number(metric.value):
+            raise DistillkitError(f"{who} made no number of its grades of {name!r}: {metric}")
     return Verdict(judge.name, grades, metrics)
+
+
+def _checked(who: str, grade: object) -> Grade:
+    """A grade that can be counted, or the judge's fault said plainly."""
+    if not isinstance(grade, Grade):
+        raise DistillkitError(f"{who} gave a {type(grade).__name__} where a Grade was due")
+    if not _is_number(grade.score) or not _is_number(grade.weight) or grade.weight < 0:
+        of = grade.sample or grade.document or "the student"
+        raise DistillkitError(
+            f"{who} gave {of} a score of {grade.score!r}, weighing {grade.weight!r}, for {grade.criterion!r}",
+            "Both must be finite numbers, and no weight below 0.",
+        )
+    return grade
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value can be averaged. True and False can: they are 1 and 0."""
+    return isinstance(value, Real) and math.isfinite(value)

@@ -15,17 +15,19 @@ Beginning = Callable[[str], str]
 def held_out_prompts(
     documents: Sequence[Document], count: int, beginning: Beginning
 ) -> list[tuple[str, str]]:
-    """Ids and beginnings of held-out documents, spread over all of them; each document serves once a round."""
-    step = max(1, len(documents) // max(1, count))
-    spread = [document for start in range(step) for document in documents[start::step]]
-    chosen = [spread[i % len(spread)] for i in range(count)]
+    """Ids and beginnings of held-out documents, spread evenly; all serve once before one serves twice."""
+    if not documents:
+        raise UsageError("there are no held-out documents to begin samples with", "Raise data.held_out.")
+    rounds, rest = divmod(count, len(documents))
+    spread = [documents[i * len(documents) // rest] for i in range(rest)]
+    chosen = [*documents] * rounds + spread
     return [(document.id, beginning(document.text)) for document in chosen]
 
 
 def file_prompts(path: Path, count: int) -> list[tuple[str, str]]:
     """Ids and prompts from a file with one prompt a line, from the top again when there are too few."""
     try:
-        lines = [line.rstrip("\n") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the prompts in {path} cannot be read: {error}") from error
     if not lines:

@@ -26,6 +26,7 @@ from ..errors import CorruptError, DistillkitError
 from ..files import file_digest, read_json, replacing_folder, write_json
 
 Arrays = Mapping[str, mx.array]
+NEEDED = {"model.safetensors", "student.json", "state.json"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Checkpoint:
 
     def verify(self) -> None:
         """Hold every file against its checksum."""
+        if not self.sums.keys() >= NEEDED:
+            raise CorruptError(f"{self.path / 'sums.json'} is damaged: it does not name every file")
         for name, expected in self.sums.items():
             file = self.path / name
             if not file.is_file():
@@ -110,9 +113,11 @@ def newest_good(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, faults
 
 
-def set_aside(checkpoint: Checkpoint) -> None:
-    """Rename a damaged checkpoint, so that it is neither used nor in the way of a new one."""
-    checkpoint.path.rename(checkpoint.path.with_name(f"damaged-{checkpoint.path.name}"))
+def set_aside(checkpoint: Checkpoint, why: str = "damaged") -> None:
+    """Rename a useless checkpoint, so that it is neither used nor in the way of a new one."""
+    name = f"{why}-{checkpoint.path.name}"
+    taken = sum(1 for _ in checkpoint.path.parent.glob(f"{name}*"))
+    checkpoint.path.rename(checkpoint.path.with_name(f"{name}.{taken + 1}" if taken else name))
 
 
 def prune(checkpoints: Path, keep: int, best_step: int | None) -> None:
@@ -141,7 +146,9 @@ def _arrays(file: Path) -> dict[str, mx.array]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = read_json(file)
+        values = read_json(file)
+        if not isinstance(values, dict):
+            raise ValueError("it holds no table")
     except FileNotFoundError as error:
         raise CorruptError(f"{file} is missing") from error
     except ValueError as error:

@@ -110,6 +110,8 @@ def train(job: Job, state: State) -> State:
             watch.trained(values)
             if _due(state.step, job.settings.evaluate_every, job.settings.steps):
                 loss = evaluate(job)
+                if not math.isfinite(loss):
+                    raise _diverged(job, state.step, f"validation loss {loss}")
                 journal.evaluation(state.step, loss)
                 watch.evaluated(state.step, loss, state.best_loss)
                 better = loss < state.best_loss
@@ -117,11 +119,11 @@ def train(job: Job, state: State) -> State:
                     state.best_step, state.best_loss = state.step, loss
                 if better or _due(state.step, job.settings.checkpoint_every, job.settings.steps):
                     _save(job, state)
-            elif _due(state.step, job.settings.checkpoint_every, job.settings.steps) or stop:
+            elif _due(state.step, job.settings.checkpoint_every, job.settings.steps):
                 _save(job, state)
             if job.sample and job.settings.sample_every and state.step % job.settings.sample_every == 0:
                 job.voice.say(f"  {job.sample()}")
-            if stop and state.step < job.settings.steps:
+            if stop:
                 _save(job, state)
                 raise Interrupted(
                     f"stopped after step {state.step} of {job.settings.steps}; everything is saved"
@@ -140,11 +142,12 @@ def advance(job: Job, state: State) -> dict[str, Any]:
     job.model.train()
     batch = job.batch(step)
     number, weights = mx.array(step), job.mixer.weights(step)
-    totals = _totals(job, batch)
+    parts = [(part["inputs"], _targets(job, part)) for part in _parts(batch, settings.accumulate)]
+    totals = _totals(job, [targets for _, targets in parts])
     value = nn.value_and_grad(job.model, _part_loss)
     loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in totals}, None
-    for part in _parts(batch, settings.accumulate):
-        (share, of_terms), slope = value(job.model, job, part, number, weights, totals)
+    while parts:  # each is let go when it is done, with its teacher's logits
+        (share, of_terms), slope = value(job.model, job, *parts.pop(0), number, weights, totals)
         loss = loss + share
         terms = {name: terms[name] + of_terms[name] for name in terms}
         gradients = slope if gradients is None else _sum(gradients, slope)
@@ -194,28 +197,26 @@ def _targets(job: Job, part: Mapping[str, mx.array]) -> Targets:
     )
 
 
-def _totals(job: Job, batch: Rows) -> dict[str, mx.array]:
+def _totals(job: Job, parts: Sequence[Targets]) -> dict[str, mx.array]:
     """How much all rows of the batch count in each term: known before any logit is."""
-    (whole,) = _parts(batch, 1)
-    targets = _targets(job, whole)
-    names = term_names(job.mixer, job.vocab_size, targets)
-    return {name: mx.maximum(rows.sum(), 1e-9) for name, rows in counted(job.mixer, targets, names).items()}
+    names = term_names(job.mixer, job.vocab_size, parts[0])
+    counts = [counted(job.mixer, targets, names) for targets in parts]
+    return {n: mx.maximum(mx.stack([count[n].sum() for count in counts]).sum(), 1e-9) for n in names}
 
 
 def _part_loss(
     model: nn.Module,
     job: Job,
-    part: Mapping[str, mx.array],
+    inputs: mx.array,
+    targets: Targets,
     step: mx.array,
     weights: Mapping[str, float],
     totals: Mapping[str, mx.array],
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """A part's share of the batch's loss, and of each of its terms."""
-    hidden = model(part["inputs"])
+    hidden = model(inputs)
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    return mixed_loss(
-        job.mixer, hidden, model.head, _targets(job, part), step, weights, totals, job.settings.chunk
-    )
+    return mixed_loss(job.mixer, hidden, model.head, targets, step, weights, totals, job.settings.chunk)
 
 
 def evaluate(job: Job) -> float:
@@ -233,12 +234,20 @@ def evaluate(job: Job) -> float:
 
 
 def _must_be_finite(job: Job, step: int, values: Mapping[str, Any]) -> None:
-    if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
-        return
+    loss, norm = values["loss"], values["gradient_norm"]
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise _diverged(job, step, f"loss {loss}, gradient norm {norm}")
+
+
+def _diverged(job: Job, step: int, what: str) -> TrainingError:
+    """The error of training that cannot go on. Weights whose very next step fails were no good checkpoint."""
+    for checkpoint in checkpoints.every(job.folder):
+        if checkpoint.step == step > 0:
+            checkpoints.set_aside(checkpoint, "diverged")
     good, _ = checkpoints.newest_good(job.folder)
-    kept = f"the last good checkpoint is {good.path}" if good else "no checkpoint had been saved"
-    raise TrainingError(
-        f"the loss is no longer a number at step {step + 1} (loss {values['loss']}, gradient norm {values['gradient_norm']}); {kept}",
+    kept = f"the last good checkpoint is {good.path}" if good else "there is no good checkpoint"
+    return TrainingError(
+        f"the loss is no longer a number after step {step} ({what}); {kept}",
         "A lower train.learning_rate, a longer train.warmup or a smaller train.clip usually helps.",
     )
 
@@ -395,7 +404,7 @@ def asked_to_stop() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def automatic_chunk(vocab_size: int) -> int:

@@ -22,7 +22,7 @@ from ..records import Sample
 from ..roles import Student
 from ..runs import bundled_checkpoint, bundled_checkpoints, find
 from .checkpoint import Checkpoint, newest_good
-from .generate import Sampling, write
+from .generate import Sampling, logits_of, write
 from .score import Scored, score_tokens
 
 BATCH = 32
@@ -60,9 +60,7 @@ class Trained:
     def logits(self, tokens: mx.array) -> mx.array:
         """Logits [B, T, V] of tokens [B, T]."""
         self.model.eval()
-        weight, bias = self.model.head
-        logits: mx.array = self.model(tokens) @ weight.T
-        return logits if bias is None else logits + bias
+        return logits_of(self.model, self.model(tokens))
 
     def write(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, max_tokens: int

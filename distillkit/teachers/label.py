@@ -1,18 +1,20 @@
 """The label stage: requests in, answers out, each asked once in the life of the cache.
 
-Plain teachers answer on this thread, in their own batches; asynchronous ones several at a time on one loop. An
-answer is on disk before the next one is looked at. Does not know what answers are for.
+Plain teachers answer on this thread, in their own batches; asynchronous ones several at a time on one loop.
+An answer is on disk before the next one is looked at. Does not know what answers are for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DistillkitError, Interrupted, TeacherError
+from ..files import digest
 from ..progress import Voice
 from ..records import Answer, Request
 from ..roles import Teacher
@@ -58,50 +60,75 @@ def label(
 ) -> Labelled:
     """Answer every request, from the cache or by asking."""
     voice = voice or Voice()
-    identity = teacher.identity()
-    done = Labelled(list(requests), [key_of(asked(teacher.name, identity, request)) for request in requests])
-    found: dict[str, Answer] = {key: answer for key in dict.fromkeys(done.keys) if (answer := cache.get(key))}
-    waiting = {key: request for key, request in zip(done.keys, requests, strict=True) if key not in found}
+    whats = _asked(teacher, requests)
+    done = Labelled(list(requests), [key_of(what) for what in whats])
+    wanted = dict(zip(done.keys, zip(requests, whats, strict=True), strict=True))
+    found = {key: answer for key in wanted if (answer := cache.get(key)) is not None}
+    waiting = {key: request for key, (request, _) in wanted.items() if key not in found}
     done.cached = len(requests) - len(waiting)
-    for key, answer in _ask(teacher, waiting, concurrency, done, voice):
-        cache.put(key, asked(teacher.name, identity, waiting[key]), answer)
-        found[key] = answer
-        done.asked += 1
-        voice.progress(f"  {done.asked}/{len(waiting)} answers", last=done.asked == len(waiting))
+    try:
+        with closing(_ask(teacher, waiting, concurrency)) as answers:
+            for key, answer in answers:
+                cache.put(key, wanted[key][1], answer)
+                found[key] = answer
+                done.asked += 1
+                voice.progress(f"  {done.asked}/{len(waiting)} answers", last=done.asked == len(waiting))
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped after {done.asked} of {len(waiting)} answers; they are kept") from error
+    except DistillkitError as error:
+        kept = f"{done.asked} of {len(waiting)} answers are kept; asking again asks only for the others."
+        error.hint = f"{error.hint} {kept}".strip()
+        raise
     done.answers = [found[key] for key in done.keys]
     return done
 
 
 def known(teacher: Teacher, requests: Sequence[Request], cache: Cache) -> int:
     """How many of the requests need not be asked again."""
-    identity = teacher.identity() if requests else None
-    return sum(key_of(asked(teacher.name, identity, request)) in cache for request in requests)
+    return sum(key_of(what) in cache for what in _asked(teacher, requests))
 
 
-def _ask(
-    teacher: Teacher, waiting: dict[str, Request], concurrency: int, done: Labelled, voice: Voice
-) -> Iterator[tuple[str, Answer]]:
-    """Ask for what is missing; whatever goes wrong, what was answered is kept, and the message says how much."""
+def _asked(teacher: Teacher, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """What is asked of whom. Who that is, only plain JSON can say."""
+    if not requests:
+        return []
+    identity = teacher.identity()
+    try:
+        digest(identity)
+    except (TypeError, ValueError) as error:
+        raise TeacherError(
+            f"the identity of the teacher {teacher.name!r} is not made of plain JSON values: {error}"
+        ) from error
+    return [asked(teacher.name, identity, request) for request in requests]
+
+
+def _ask(teacher: Teacher, waiting: dict[str, Request], concurrency: int) -> Generator[tuple[str, Answer]]:
+    """Ask for what is missing; whatever goes wrong is said in the teacher's name."""
     if not waiting:
         return
     named = [replace(request, id=key) for key, request in waiting.items()]
+    due = set(waiting)
+    who = f"the teacher {teacher.name!r}"
     ask = _concurrently if inspect.iscoroutinefunction(teacher.answer) else _in_turn
     try:
         for request, answer in ask(teacher, named, concurrency):
-            yield request.id, _checked(teacher, answer)
-    except KeyboardInterrupt as error:
-        raise Interrupted(f"stopped after {done.asked} of {len(waiting)} answers; they are kept") from error
+            if request.id not in due:
+                raise TeacherError(f"{who} answered a request twice, or one that it was not asked")
+            due.remove(request.id)
+            yield request.id, _checked(who, answer)
     except DistillkitError:
         raise
-    except Exception as error:
-        raise TeacherError(
-            f"the teacher {teacher.name!r} failed after {done.asked} of {len(waiting)} answers: {type(error).__name__}: {error}",
-            "What it answered is kept; the same command goes on from there.",
-        ) from error
+    except (Exception, asyncio.CancelledError) as error:
+        raise TeacherError(f"{who} failed: {type(error).__name__}: {error}") from error
+    if due:
+        raise TeacherError(f"{who} left {len(due)} of {len(waiting)} requests without an answer")
 
 
-def _in_turn(teacher: Teacher, requests: list[Request], concurrency: int) -> Iterator[tuple[Request, Answer]]:
-    yield from teacher.answers(requests)
+def _in_turn(teacher: Teacher, requests: list[Request], concurrency: int) -> Iterator[tuple[Request, Any]]:
+    """One after another on this thread, or in the teacher's own batches."""
+    if type(teacher).answers is Teacher.answers:
+        return ((request, teacher.answer(request)) for request in requests)
+    return iter(teacher.answers(requests))
 
 
 def _concurrently(
@@ -135,7 +162,7 @@ async def _as_answered(teacher: Teacher, requests: list[Request], concurrency: i
             if not tasks:
                 return
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: task.exception() is not None):
+            for task in sorted(done, key=lambda task: task.cancelled() or task.exception() is not None):
                 request = tasks.pop(task)
                 yield request, task.result()
     finally:
@@ -144,10 +171,10 @@ async def _as_answered(teacher: Teacher, requests: list[Request], concurrency: i
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _checked(teacher: Teacher, answer: object) -> Answer:
-    """An answer, or the plugin's fault said plainly."""
-    if not isinstance(answer, Answer):
-        raise TeacherError(
-            f"the teacher {teacher.name!r} gave a {type(answer).__name__} where an Answer was due"
-        )
-    return answer
+def _checked(who: str, answer: object) -> Answer:
+    """An answer, or the plugin's fault said plainly. Half an emoji is no text: it becomes U+FFFD."""
+    if not isinstance(answer, Answer) or not isinstance(answer.text, str):
+        found = "an Answer without text" if isinstance(answer, Answer) else f"a {type(answer).__name__}"
+        raise TeacherError(f"{who} gave {found} where an Answer was due")
+    whole = answer.text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return answer if whole == answer.text else replace(answer, text=whole)

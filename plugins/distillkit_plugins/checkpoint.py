@@ -56,10 +56,13 @@ class Checkpoint(Teacher):
         return answer
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
-        """Answer many at once: requests alike in length and temperature share their batches."""
+        """Answer many at once. Requests share a batch where that changes none of their answers."""
         groups: dict[tuple[Any, ...], list[Request]] = {}
         for request in requests:
-            alike = (request.max_tokens, request.temperature, request.top_p)
+            length = len(self.tokenizer.encode(_prompt(request))) + 1
+            # When a context is full, all rows of a batch drop their beginnings: only like lengths may meet.
+            over = length if length + request.max_tokens > self.trained.context else 0
+            alike = (request.max_tokens, request.temperature, request.top_p, over)
             groups.setdefault(alike, []).append(request)
         for group in groups.values():
             for start in range(0, len(group), BATCH):
@@ -96,7 +99,7 @@ def _prompt(request: Request) -> str:
 
 def _until(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop word, and whether there was one."""
-    places = [place for word in stop if (place := text.find(word)) >= 0]
+    places = [place for word in stop if word and (place := text.find(word)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 

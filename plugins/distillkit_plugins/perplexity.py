@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from distillkit import Grade, Judge, Metric, UsageError, hookimpl
-from distillkit.roles import Subject
+from distillkit import Grade, Judge, Metric, Subject, UsageError, hookimpl
 
 
 class Perplexity(Judge):
@@ -26,8 +25,9 @@ class Perplexity(Judge):
         scores = subject.student.score([document.text for document in subject.held_out])
         for document, score in zip(subject.held_out, scores, strict=True):
             yield Grade("loss", score.nats / score.tokens, document=document.id, weight=score.tokens)
-            bits = score.nats / math.log(2)
-            yield Grade("bits_per_byte", bits / score.bytes, document=document.id, weight=score.bytes)
+            if score.bytes:
+                bits = score.nats / math.log(2)
+                yield Grade("bits_per_byte", bits / score.bytes, document=document.id, weight=score.bytes)
 
     def summarise(self, grades: Sequence[Grade]) -> dict[str, Metric]:
         """The weighted means, and perplexity, which is the exponential of the loss."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from distillkit import Document, Source, UsageError, hookimpl
+from distillkit import DataError, Document, Source, hookimpl
 
 CHUNK = 1 << 20
 BOM = "\ufeff"
@@ -34,7 +34,7 @@ class Text(Source):
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         if self.options.separator == "":
-            raise UsageError("data.separator is empty", 'Leave it out, or say e.g. "<|endoftext|>".')
+            raise DataError("data.separator is empty", 'Leave it out, or say e.g. "<|endoftext|>".')
         wanted = self.options.files
         self.paths = _find([wanted] if isinstance(wanted, str) else wanted)
 
@@ -71,10 +71,10 @@ def _find(patterns: list[str]) -> list[Path]:
         names = exact or sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
         files = [Path(name) for name in names if Path(name).is_file()]
         if not files:
-            raise UsageError(f"data.files: there is no file {pattern!r}", "Check the path.")
+            raise DataError(f"data.files: there is no file {pattern!r}", "Check the path.")
         found.update(dict.fromkeys(files))
     if not found:
-        raise UsageError("data.files names no file", 'Say for example files = "stories/*.txt".')
+        raise DataError("data.files names no file", 'Say for example files = "stories/*.txt".')
     return list(found)
 
 
@@ -114,7 +114,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
         try:
             row = json.loads(_decode(path, raw, at))
         except ValueError as error:
-            raise UsageError(f"{path}, line {number} is not JSON: {error}", "Mend or remove it.") from error
+            raise DataError(f"{path}, line {number} is not JSON: {error}", "Mend or remove it.") from error
         yield _field(row, field, f"{path}, line {number}")
 
 
@@ -122,7 +122,7 @@ def _field(row: Any, field: str, where: str) -> str:
     text = row.get(field) if isinstance(row, dict) else None
     if not isinstance(text, str):
         keys = ", ".join(sorted(row)) if isinstance(row, dict) else "no object"
-        raise UsageError(f"{where} has no text under {field!r} (it has: {keys})", "Name the key: data.field.")
+        raise DataError(f"{where} has no text under {field!r} (it has: {keys})", "Name the key: data.field.")
     return text
 
 
@@ -131,17 +131,17 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise UsageError(f"reading {path} needs pyarrow", 'pip install "distillkit[parquet]"') from error
+        raise DataError(f"reading {path} needs pyarrow", 'pip install "distillkit[parquet]"') from error
     try:
         table = parquet.ParquetFile(path)
         columns = table.schema_arrow.names
         if field not in columns:
-            raise UsageError(f"{path} has no column {field!r}", f"Set data.field: {', '.join(columns)}.")
+            raise DataError(f"{path} has no column {field!r}", f"Set data.field: {', '.join(columns)}.")
         for batch in table.iter_batches(batch_size=1024, columns=[field]):
             for row, text in enumerate(batch.column(0).to_pylist()):
                 yield _field({field: "" if text is None else text}, field, f"{path}, row {row} of a batch")
     except arrow.ArrowException as error:
-        raise UsageError(f"{path} cannot be read as parquet: {error}", "Is it whole?") from error
+        raise DataError(f"{path} cannot be read as parquet: {error}", "Is it whole?") from error
 
 
 def _split(path: Path, separator: bytes) -> Iterator[tuple[bytes, int, bool]]:
@@ -166,7 +166,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
             while chunk := stream.read(CHUNK):
                 yield chunk
     except (OSError, EOFError, LZMAError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "Is it whole?") from error
+        raise DataError(f"{path} cannot be read: {error}", "Is it whole?") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -181,11 +181,11 @@ def _open(path: Path) -> BinaryIO:
 def _decode(path: Path, raw: bytes, at: int) -> str:
     """Strict UTF-8. `at` is where the bytes stand in the file, once it is unpacked."""
     if (nul := raw.find(b"\0")) >= 0:
-        raise UsageError(f"{path} is a binary file: a NUL at byte {at + nul:,}", "Give files of text.")
+        raise DataError(f"{path} is a binary file: a NUL at byte {at + nul:,}", "Give files of text.")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(
+        raise DataError(
             f"{path} is not UTF-8: byte {at + error.start:,} is 0x{raw[error.start]:02x}",
             f"If it is text in another encoding: iconv -f latin1 -t utf-8 {path.name}",
         ) from error

@@ -1,0 +1,100 @@
+"""Holds classes against the contracts of their roles, and a recipe's mixer against its teacher.
+
+Knows the roles. Does not know where a class comes from, and builds none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import RecipeError
+from .installed import FaultError, Origin
+from .recipe import Recipe
+from .roles import ROLES, SIGNALS, Role, gives
+from .tables import NO_TEACHER, host_keys, keys_of
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A class that a plugin offers for a role."""
+
+    role: str
+    offered: type[Role]
+    origin: Origin
+
+    @property
+    def name(self) -> str:
+        """The name that recipes use."""
+        return self.offered.name
+
+    @property
+    def signal(self) -> Any:
+        """The most that a teacher gives, the least that a mixer needs; None for other roles."""
+        return getattr(self.offered, "signal", None)
+
+    def check(self, hook: str) -> None:
+        """Refuse a class that does not fulfil the contract of its role."""
+        base, noun = ROLES[self.role], self.role.removesuffix("s")
+        if not (isinstance(self.offered, type) and issubclass(self.offered, base)):
+            raise FaultError(f"{hook} offers {kind(self.offered)}, expected a subclass of {base.__name__}")
+        title = f"the {noun} {self.offered.__name__}"
+        if missing := sorted(getattr(self.offered, "__abstractmethods__", ())):
+            raise FaultError(f"{title} lacks {', '.join(missing)}")
+        name = getattr(self.offered, "name", None)
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise FaultError(f'{title} has no name. Write name = "..." in it')
+        if self.role == "teachers" and name == NO_TEACHER:
+            raise FaultError(f"{title} is named {name!r}, which recipes use for no teacher at all")
+        self._check_signal(f"the {noun} {name!r}")
+        self._check_options(f"the {noun} {name!r}", base)
+
+    def _check_signal(self, title: str) -> None:
+        known = SIGNALS[1:] if self.role == "teachers" else SIGNALS
+        if self.role in ("teachers", "mixers") and self.signal not in known:
+            raise FaultError(f"{title} has signal = {self.signal!r}, expected one of {', '.join(known)}")
+
+    def _check_options(self, title: str, base: type[Role]) -> None:
+        model = self.offered.Options
+        if not (isinstance(model, type) and issubclass(model, base.Options)):
+            raise FaultError(f"the Options of {title} are not a subclass of {base.__name__}.Options")
+        if taken := sorted(keys_of(model) & host_keys(self.role)):
+            raise FaultError(f"{title} has an option {taken[0]!r}, which is the host's own key. Rename it")
+
+
+def kind(value: Any) -> str:
+    """What somebody gave instead of what was expected."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"a value of type {type(value).__name__}"
+
+
+def signal_faults(
+    recipe: Recipe, teacher: Offer | None, mixer: Offer, mixers: Sequence[Offer]
+) -> Iterator[RecipeError]:
+    """A mixer that needs more than the teacher gives is refused; `mixers` are those it could be instead."""
+    given = most = teacher.signal if teacher else "none"
+    narrowed = recipe.teacher and recipe.teacher.signal
+    if teacher and narrowed:
+        if not gives(most, narrowed):
+            wrong = f"teacher.signal: found {narrowed!r}; the teacher {teacher.name!r} gives {most}"
+            yield RecipeError(f"{recipe.said_by(('teacher', 'signal')).file}: {wrong}")
+            return
+        given = narrowed
+    if not gives(given, mixer.signal):
+        has = f"the teacher {teacher.name!r} gives {given}" if teacher else "there is no teacher"
+        if given != most:
+            has += f", narrowed from {most} by teacher.signal"
+        file = recipe.said_by(("mixer", "name")).file
+        wrong = f"{file}: the mixer {mixer.name!r} needs {mixer.signal}; {has}"
+        yield RecipeError(wrong, _instead(given, mixers))
+    elif given == mixer.signal == "top_logprobs" and recipe.teacher and not recipe.teacher.top_logprobs:
+        file = recipe.said_by(("teacher", "top_logprobs")).file
+        needs = f"the mixer {mixer.name!r} needs {mixer.signal}"
+        yield RecipeError(f"{file}: teacher.top_logprobs: found 0, expected at least 1: {needs}")
+
+
+def _instead(given: str, mixers: Sequence[Offer]) -> str:
+    names = sorted({mixer.name for mixer in mixers if gives(given, mixer.signal)})
+    return f"Mixers that would do: {', '.join(names)}." if names else ""

@@ -1,0 +1,239 @@
+"""Recipe files as plain values: found, read, laid over those that they extend.
+
+Knows where recipes lie and who said what. Does not know which values are right: that is `recipe`'s to say.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from .blame import Loc, Tree, dotted, shown
+from .errors import RecipeError, did_you_mean
+from .tables import plugin_key, plugin_of, role_at, without_options
+
+MOST_BYTES = 256 * 1024  # a recipe is a page of text; more is a mistake
+MOST_LEVELS = 16
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file of a chain of `extends`: its name in messages, its folder, what it says."""
+
+    file: str = "recipe"
+    folder: Path = field(default_factory=Path)
+    tree: Tree = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who said what: the layers, the recipe itself first, and the places that `--set` wrote to."""
+
+    layers: tuple[Layer, ...] = (Layer(),)
+    written: frozenset[Loc] = frozenset()
+
+    def of(self, loc: Loc) -> Layer:
+        """The layer that decided a value."""
+        if any(loc[:n] in self.written for n in range(1, len(loc) + 1)):
+            return Layer("--set", Path())
+        return next((layer for layer in self.layers if _has(layer.tree, loc)), self.layers[0])
+
+
+def chain(spec: str) -> tuple[Layer, ...]:
+    """A recipe and all that it extends, itself first."""
+    layers: list[Layer] = []
+    seen: list[Path] = []
+    folder, wanted = Path(), spec
+    while True:
+        path, label = _find(wanted, folder, layers[-1].file if layers else "")
+        if path.resolve() in seen:
+            names = " -> ".join([layer.file for layer in layers] + [label])
+            raise RecipeError(f"{layers[0].file}: extends goes in a circle: {names}")
+        seen.append(path.resolve())
+        layers.append(_layer(path, label))
+        if "extends" not in layers[-1].tree:
+            return tuple(layers)
+        folder, wanted = path.parent, layers[-1].tree["extends"]
+
+
+def merged(layers: tuple[Layer, ...]) -> Tree:
+    """The values of a chain: those of each layer over those that it extends."""
+    tree: Tree = {}
+    for layer in reversed(layers):
+        tree = _merge(tree, layer.tree)
+    tree.pop("extends", None)
+    return tree
+
+
+def dig(tree: Any, loc: Loc) -> Any:
+    """What stands at a place."""
+    for key in loc:
+        tree = tree[key]
+    return tree
+
+
+def _has(tree: Any, loc: Loc) -> bool:
+    try:
+        dig(tree, loc)
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
+
+
+def _merge(parent: Tree, child: Tree, loc: Loc = ()) -> Tree:
+    """The parent's values under the child's: tables merge, everything else is replaced."""
+    role = role_at(loc)
+    if role and plugin_key(role) in child and child[plugin_key(role)] != plugin_of(parent, role):
+        parent = without_options(parent, role)
+    both = dict(parent)
+    for key, value in child.items():
+        tables = isinstance(value, dict) and isinstance(parent.get(key), dict)
+        both[key] = _merge(parent[key], value, (*loc, key)) if tables else value
+    return both
+
+
+# ---------------------------------------------------------------------------------------------------- finding
+
+
+def bundled() -> dict[str, Path]:
+    """The recipes that ship with the package."""
+    try:
+        folder = Path(str(resources.files("distillkit_recipes")))
+    except ModuleNotFoundError:
+        return {}
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def _find(spec: str, folder: Path, asked_by: str) -> tuple[Path, str]:
+    """The file that a path or a name means, and what messages call it."""
+    path = folder / spec
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+        special = path.exists() and not is_folder  # a pipe, say: `<(...)` in a shell
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{shown(spec)} cannot be a recipe: {why}") from error
+    known = bundled()
+    if not is_file and spec in known:
+        return known[spec], known[spec].name
+    if is_file or special:
+        return path, str(path)
+    if is_folder:
+        raise RecipeError(f"{path} is a folder, expected a recipe file", "Name the .toml file in it.")
+    by = f"{asked_by}: extends: " if asked_by else ""
+    names = {*known, *(near.name for near in folder.glob("*.toml"))}
+    hint = did_you_mean(spec, names) if names else "Make one: distillkit init"
+    raise RecipeError(f"{by}there is no recipe {spec!r}", hint)
+
+
+def locate(value: str, folder: Path) -> str:
+    """The absolute path of what exists in a folder, or else in the current one; otherwise the value."""
+    try:
+        for base in (folder, Path()):
+            path = base / Path(value).expanduser()
+            if path.exists() or (set("*?[") & set(value) and any(base.glob(value))):
+                return str(path.absolute())
+    except (OSError, ValueError, RuntimeError, NotImplementedError):
+        pass  # not a path at all: whoever uses it will say so in its own words
+    return value
+
+
+def settle(tree: Tree, folder: Path) -> None:
+    """Make the host's own paths absolute, while it is known which file they came from."""
+
+    def is_folder(value: str) -> bool:
+        return value != "bpe" and Path(locate(value, folder)).is_absolute() and (folder / value).is_dir()
+
+    meant: dict[tuple[str, str], Callable[[str], bool]] = {
+        ("tokenizer", "ranks"): lambda value: True,
+        ("tokenizer", "kind"): is_folder,
+        ("sampling", "prompts"): lambda value: value != "held_out",
+        ("student", "from"): lambda value: "/" in value or value.endswith(".toml"),
+    }
+    for (table, key), is_path in meant.items():
+        values = tree.get(table)
+        if (
+            isinstance(values, dict)
+            and isinstance(value := values.get(key), str)
+            and value
+            and is_path(value)
+        ):
+            values[key] = locate(value, folder)
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def _layer(path: Path, file: str) -> Layer:
+    """One file, read and held against the little that every layer must be."""
+    tree = _toml(path, file)
+    if not tree:
+        raise RecipeError(f"{file} is empty, expected a recipe", 'The least that will do: name = "my-recipe"')
+    check_shape(tree, file)
+    if "extends" in tree and not (isinstance(tree["extends"], str) and tree["extends"]):
+        found = f"found {shown(tree['extends'])}, expected a path or the name of a bundled recipe"
+        raise RecipeError(f"{file}: extends: {found}")
+    settle(tree, path.parent)
+    return Layer(file, path.parent, tree)
+
+
+def _toml(path: Path, file: str) -> Tree:
+    """The values of a TOML file that is small and readable."""
+    text = ""
+    try:
+        text = _text(path, file)
+        return tomllib.loads(text)
+    except OSError as error:
+        raise RecipeError(f"{file} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{file}: line {line}: not UTF-8 text, expected TOML") from error
+    except RecursionError as error:
+        raise RecipeError(f"{file}: values are nested too deeply") from error
+    except ValueError as error:
+        raise _bad_toml(file, text, error) from error
+
+
+def _text(path: Path, file: str) -> str:
+    with path.open("rb") as stream:
+        raw = stream.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise RecipeError(f"{file} is larger than {MOST_BYTES // 1024} KiB, expected a recipe")
+    return raw.decode("utf-8-sig")
+
+
+def _bad_toml(file: str, text: str, error: ValueError) -> RecipeError:
+    """What is wrong, where, and the line itself."""
+    what = str(error)
+    at = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", what)
+    if not at:
+        return RecipeError(f"{file}: not TOML: {what.partition(';')[0]}")
+    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    line = int(at[1] or len(lines))
+    column = int(at[2] or len(lines[-1]) + 1)
+    quoted = lines[line - 1].strip()[:100] if line <= len(lines) else ""
+    return RecipeError(f"{file}: line {line}, column {column}: {what[: at.start()]}\n    {quoted}".rstrip())
+
+
+def check_shape(tree: Tree, file: str) -> None:
+    """Refuse what no recipe needs and later code would choke on; without recursion, as it may be deep."""
+    todo: list[tuple[Loc, Any]] = [((), tree)]
+    while todo:
+        loc, value = todo.pop()
+        if len(loc) > MOST_LEVELS:
+            raise RecipeError(f"{file}: {dotted(loc[:2])}...: values are nested too deeply")
+        if isinstance(value, dict):
+            todo += [((*loc, key), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            todo += [((*loc, i), inner) for i, inner in enumerate(value)]
+        elif isinstance(value, float) and not isfinite(value):
+            raise RecipeError(f"{file}: {dotted(loc)}: found {value}, expected a finite number")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            found = "found a number beyond 64 bits, expected a smaller one"
+            raise RecipeError(f"{file}: {dotted(loc)}: {found}")

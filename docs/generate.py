@@ -1,0 +1,123 @@
+"""Write the pages of docs/ that say what the code says: commands from `--help`, recipe keys and plugins from their
+classes. `--check` writes nothing and fails when a page is out of date."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from distillkit.cli import cli
+from distillkit.plugins import Plugins
+from distillkit.recipe import Recipe
+
+HERE = Path(__file__).parent
+MADE = "<!-- Made by docs/generate.py from the code: `make docs`. Do not edit. -->\n"
+
+
+def commands() -> str:
+    """Every command with its `--help`."""
+    pages = [f"{MADE}\n# Commands\n", *(_help(path, command) for path, command in _commands(cli, ["distillkit"]))]
+    return "\n".join(pages)
+
+
+def _commands(command: click.Command, path: list[str]) -> Iterator[tuple[list[str], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from _commands(inner, [*path, name])
+
+
+def _help(path: list[str], command: click.Command) -> str:
+    context = click.Context(command, info_name=" ".join(path), terminal_width=100, max_content_width=100)
+    return f"## {' '.join(path)}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+def recipe() -> str:
+    """Every key of a recipe: the host's, table by table, and the options of the built-in plugins."""
+    schema = Plugins.load().schema()
+    parts = [f"{MADE}\n# Recipes\n\n{INTRODUCTION}\n## Keys\n"]
+    parts.append(_table("", schema["properties"], schema))
+    for name, field in Recipe.model_fields.items():
+        model = _model(field.annotation)
+        if model is not None:
+            title = f"[[{name}]]" if "list" in str(field.annotation) else f"[{name}]"
+            about = " ".join((model.__doc__ or "").split())
+            own = {key: value for key, value in model.model_json_schema()["properties"].items()}
+            parts.append(f"\n### `{title}`\n\n{about}\n\n{_table(name, own, model.model_json_schema())}")
+    parts.append("\n## Options of the built-in plugins\n")
+    for row in Plugins.load().describe():
+        if row["status"] == "ok" and row["distribution"] == "distillkit":
+            parts.append(_plugin(row))
+    return "".join(parts)
+
+
+INTRODUCTION = """A recipe is a TOML file. `name` (or `extends`) is all that it must have; everything else has a default.
+`distillkit recipe show RECIPE` prints a recipe with all of them, `distillkit recipe check RECIPE` says what is wrong.
+Tables that name a plugin (`source`, `arch`, `provider`, `name`) take the plugin's options beside these keys.
+"""
+
+
+def _model(annotation: Any) -> Any:
+    """The table model inside an annotation, or None."""
+    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+        return annotation
+    return next((model for inner in getattr(annotation, "__args__", ()) if (model := _model(inner))), None)
+
+
+def _table(name: str, properties: dict[str, Any], schema: dict[str, Any]) -> str:
+    rows = ["| key | is | default | |", "| --- | --- | --- | --- |"]
+    for key, value in properties.items():
+        if "$ref" in value or "$ref" in str(value.get("items", "")) or any("$ref" in c for c in value.get("anyOf", ())):
+            continue
+        rows.append(f"| `{key}` | {_kind(value)} | {_default(value)} | {value.get('description', '')} |")
+    return "\n".join(rows) + "\n"
+
+
+def _kind(value: dict[str, Any]) -> str:
+    kinds = [value, *value.get("anyOf", ())]
+    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false", "array": "list"}
+    names = [words[kind["type"]] for kind in kinds if kind.get("type") in words]
+    names += [f"`{option}`" for kind in kinds for option in kind.get("enum", [kind["const"]] if "const" in kind else [])]
+    return ", ".join(dict.fromkeys(names))
+
+
+def _default(value: dict[str, Any]) -> str:
+    default = value.get("default")
+    return "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def _plugin(row: dict[str, Any]) -> str:
+    text = f"\n### {row['role']} `{row['name']}`\n\n{row['about']}\n"
+    if not row["options"]:
+        return text
+    lines = ["\n| option | is | default | |", "| --- | --- | --- | --- |"]
+    for option in row["options"]:
+        default = "required" if option["required"] else "" if option["default"] is None else f"`{option['default']}`"
+        kind = option["type"].replace("|", "or")
+        lines.append(f"| `{option['name']}` | {kind} | {default} | {option['about']} |")
+    return text + "\n".join(lines) + "\n"
+
+
+PAGES = {"commands.md": commands, "recipes.md": recipe}
+
+
+def main() -> None:
+    """Write the pages, or check them."""
+    stale = []
+    for name, make in PAGES.items():
+        page, text = HERE / name, make()
+        if page.exists() and page.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if "--check" not in sys.argv:
+            page.write_text(text, encoding="utf-8")
+    if "--check" in sys.argv and stale:
+        sys.exit(f"out of date: {', '.join(stale)}. Run `make docs`.")
+
+
+if __name__ == "__main__":
+    main()
