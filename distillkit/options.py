@@ -40,6 +40,14 @@ def located(model: type[BaseModel], options: Mapping[str, Any], folder: Path) ->
     return {key: place(value) if key in paths else value for key, value in options.items()}
 
 
+def missing(model: type[BaseModel], options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Those of the located options that name files that are not there: key and value."""
+    paths: Iterable[str] = getattr(model, "paths", ())
+    named = [(key, options[key]) for key in paths if key in options]
+    flat = [(key, one) for key, value in named for one in (value if isinstance(value, list) else [value])]
+    return [(key, one) for key, one in flat if isinstance(one, str) and not Path(one).is_absolute()]
+
+
 # ------------------------------------------------------------------------------------------------- for people
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from . import hookspecs, options
 from .blame import Loc, dotted, explain, refusal
 from .contracts import Offer, kind, signal_faults
-from .errors import DistillkitError, PluginError, UsageError, did_you_mean
+from .errors import DistillkitError, PluginError, RecipeError, UsageError, did_you_mean
 from .installed import (
     COMMANDS,
     GROUP,
@@ -227,6 +227,9 @@ class Plugins:
             settled |= options.located(model, {option: value}, folder)
         blame = lambda loc: recipe.said_by(loc).file  # noqa: E731
         self.options(part.role, part.name, settled, file=blame, table=part.loc, folder=recipe.folder)
+        for option, value in options.missing(model, settled):
+            at = (*part.loc, option)
+            raise RecipeError(f"{blame(at)}: {dotted(at)}: found {value!r}, expected a file that exists")
         return {(*part.loc, key): value for key, value in settled.items() if value != part.options[key]}
 
     def _signal_faults(self, recipe: Recipe) -> Iterator[UsageError]:

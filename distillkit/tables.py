@@ -59,18 +59,25 @@ class PluginTable(Table):
 class DataTable(PluginTable):
     """Where documents come from, and which are held out."""
 
-    source: str = "tales"
-    documents: Positive | None = None
-    held_out: Fraction = 0.05
-    block_chars: Positive | None = None
+    source: str = Field("tales", description="a source plugin")
+    documents: Positive | None = Field(None, description="how many to take; all if not set")
+    held_out: Fraction = Field(0.05, description="share of documents kept from training, by the hash of each")
+    block_chars: Positive | None = Field(
+        None, description="cut longer documents into blocks of at most this many characters"
+    )
 
 
 class TokenizerTable(Table):
     """What turns text into tokens."""
 
-    kind: str = "bpe"
-    vocab_size: Positive | None = None
-    ranks: str | None = None
+    kind: str = Field(
+        "bpe",
+        description="bpe (trained on the corpus), gpt2, a tiktoken name, a folder, or a run or bundled student whose tokenizer to use",
+    )
+    vocab_size: Positive | None = Field(None, description="for bpe: how many tokens")
+    ranks: str | None = Field(
+        None, description="for a tiktoken name: its ranks, from a file instead of the network"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -81,66 +88,76 @@ class TokenizerTable(Table):
 
 
 class StudentTable(PluginTable):
-    """What is trained. `from` is a run, a checkpoint, or a recipe that is run first."""
+    """What is trained, and from whose weights it begins."""
 
-    arch: str = "gpt"
-    from_: str | None = Field(default=None, alias="from")
+    arch: str = Field("gpt", description="a student plugin")
+    from_: str | None = Field(
+        None, alias="from", description="begin with the weights of this run or checkpoint"
+    )
 
 
 class TeacherTable(PluginTable):
     """Who answers requests, how many are made, and how."""
 
-    provider: str
-    signal: Literal["text", "top_logprobs", "logits"] | None = None
-    prompts: Natural = 0
-    prompt_tokens: Positive = 32
-    max_tokens: Positive = 96
-    temperature: Real = 1.0
-    top_p: Nucleus = 1.0
-    top_logprobs: Natural = 0
-    repeats: Positive = 1
-    stop: list[str] = []
-    learn_prompts: bool = False
-    concurrency: Positive = 8
+    provider: str = Field(description="a teacher plugin, or none")
+    signal: Literal["text", "top_logprobs", "logits"] | None = Field(
+        None, description="use no more of the teacher than this"
+    )
+    prompts: Natural = Field(0, description="how many training documents it is asked to go on from")
+    prompt_tokens: Positive = Field(32, description="how much of each it is shown")
+    max_tokens: Positive = Field(96, description="the most it may write")
+    temperature: Real = Field(1.0, description="how freely it writes")
+    top_p: Nucleus = Field(1.0, description="draw from the fewest tokens that hold this share")
+    top_logprobs: Natural = Field(0, description="how many log-probabilities a token to ask for")
+    repeats: Positive = Field(1, description="answers a prompt")
+    stop: list[str] = Field([], description="words that end an answer")
+    learn_prompts: bool = Field(False, description="learn the prompts of answers too, not only the answers")
+    concurrency: Positive = Field(
+        8, description="how many requests at once, for teachers that are waited for"
+    )
 
 
 class MixerTable(PluginTable):
     """How hard and soft targets become one loss."""
 
-    name: str = "hard"
+    name: str = Field("hard", description="a mixer plugin")
 
 
 class TrainTable(Table):
     """How long, how fast and how carefully. Without `final_learning_rate` it ends at a tenth."""
 
-    steps: Positive = 600
-    batch_size: Positive = 16
-    accumulate: Positive = 1
-    learning_rate: PositiveReal = 3e-4
-    final_learning_rate: Real | None = None
-    warmup: Natural = 50
-    betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = [0.9, 0.95]
-    epsilon: PositiveReal = 1e-8
-    weight_decay: Real = 0.1
-    clip: PositiveReal = 1.0
-    evaluate_every: Positive = 100
-    evaluate_batches: Positive = 20
-    sample_every: Positive | None = None
-    checkpoint_every: Positive = 200
-    keep: Positive = 2
-    chunk: Positive | Literal["auto"] = "auto"
+    steps: Positive = Field(600, description="how many steps; raise it to extend a run")
+    batch_size: Positive = Field(16, description="rows of tokens at once")
+    accumulate: Positive = Field(1, description="batches whose gradients make one step")
+    learning_rate: PositiveReal = Field(3e-4, description="at its peak")
+    final_learning_rate: Real | None = Field(None, description="at the end; a tenth of the peak if not set")
+    warmup: Natural = Field(50, description="steps until the peak")
+    betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
+        [0.9, 0.95], description="AdamW's memory of gradients and of their squares"
+    )
+    epsilon: PositiveReal = Field(1e-8, description="AdamW's guard against division by nothing")
+    weight_decay: Real = Field(0.1, description="of matrices; norms, biases and positions are left alone")
+    clip: PositiveReal = Field(1.0, description="the longest a gradient may be")
+    evaluate_every: Positive = Field(100, description="steps between looks at held-out text")
+    evaluate_batches: Positive = Field(20, description="batches a look")
+    sample_every: Positive | None = Field(None, description="steps between samples shown while training")
+    checkpoint_every: Positive = Field(200, description="steps between checkpoints")
+    keep: Positive = Field(2, description="how many of the last checkpoints to keep, beside the best")
+    chunk: Positive | Literal["auto"] = Field("auto", description="rows of logits held at once")
 
 
 class SamplingTable(Table):
     """What the student writes for judges and the report. `prompts` is "held_out" or a file, one a line."""
 
-    count: Natural = 8
-    prompts: Annotated[str, Field(min_length=1)] = "held_out"
-    prompt_tokens: Positive = 16
-    max_tokens: Positive = 96
-    temperature: Real = 0.8
-    top_k: Natural = 0
-    top_p: Nucleus = 1.0
+    count: Natural = Field(8, description="how many samples")
+    prompts: Annotated[str, Field(min_length=1)] = Field(
+        "held_out", description="held_out, or a file with one prompt a line"
+    )
+    prompt_tokens: Positive = Field(16, description="how much of a held-out document is the prompt")
+    max_tokens: Positive = Field(96, description="the most the student writes")
+    temperature: Real = Field(0.8, description="how freely; 0 takes the likeliest word")
+    top_k: Natural = Field(0, description="draw from this many tokens; 0 from all")
+    top_p: Nucleus = Field(1.0, description="draw from the fewest tokens that hold this share")
 
 
 NO_TEACHER = "none"  # the provider by which a recipe drops the teacher of the one that it extends
@@ -156,14 +173,14 @@ OptionalTeacher = Annotated[TeacherTable | None, BeforeValidator(_no_teacher)]
 class JudgeTable(PluginTable):
     """One judge, with a teacher of its own if it asks one."""
 
-    name: str
+    name: str = Field(description="a judge plugin")
     teacher: OptionalTeacher = None
 
 
 class TrackerTable(PluginTable):
     """One tracker."""
 
-    name: str
+    name: str = Field(description="a tracker plugin")
 
 
 # ------------------------------------------------------------------------------------------------------ roles

@@ -1,7 +1,7 @@
-"""The train stage of a run: a network, batches and a mixer are brought together, from a checkpoint if there is one.
+"""The train stage of a run: a network, batches and a mixer come together, from a checkpoint if there is one.
 
-The room `student` trains; what joins it with data and teachers is here. Knows what may change between two sittings
-(more steps, another learning rate) and what may not (the text, the network, the order of additions).
+The room `student` trains; what joins it with data and teachers is here. Knows what may change between two
+sittings (more steps, another learning rate) and what may not (the text, the network, the order of additions).
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Training:
         done, steps, begun = state.step, self.recipe.train.steps, time.perf_counter()
         if done >= steps:
             self.voice.say(
-                f"Nothing left to train: the run has {done} of {steps} steps. To extend it, raise train.steps."
+                f"Nothing left to train: the run has {done} of {steps} steps. "
+                "To extend it, raise train.steps."
             )
         else:
             words = f"from step {done} " if done else ""
@@ -75,7 +76,7 @@ class Training:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the run against other processes; the lock goes with the process, so a crash leaves none behind."""
+        """Hold the run against other processes; a crash takes the lock with it."""
         self.run.checkpoints.mkdir(parents=True, exist_ok=True)
         with (self.run.checkpoints / ".lock").open("w") as lock:
             try:
@@ -86,7 +87,7 @@ class Training:
                 ) from error
             yield
 
-    # ------------------------------------------------------------------------------------------ what is fixed
+    # ---------------------------------------------------------------------------------------- what is fixed
 
     def _facts(self, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
         """What a checkpoint must remember so that going on means the same."""
@@ -140,7 +141,8 @@ class Training:
         changed = [key for key in FIXED if before[key] != facts[key]]
         if changed:
             raise UsageError(
-                f"{self.run.name} cannot go on: {_changes(changed, before, facts)} changed since its checkpoint at step {saved.step}",
+                f"{self.run.name} cannot go on: {_changes(changed, before, facts)} changed "
+                f"since its checkpoint at step {saved.step}",
                 "Start a new run (leave out --resume), or bring back what changed.",
             )
         for table in ("train", "mixer"):
@@ -150,7 +152,7 @@ class Training:
                 told = ", ".join(f"{table}.{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
                 self.voice.say(f"Changed since the last sitting: {told}.")
 
-    # ------------------------------------------------------------------------------------------ the job
+    # ---------------------------------------------------------------------------------------- the job
 
     def _newest(self) -> checkpoints.Checkpoint | None:
         for part in self.run.path.glob(".*.part"):  # what a crash left behind
@@ -223,8 +225,9 @@ class Training:
         origin.verify()
         theirs, ours = origin.student, dict(job.student)
         if theirs["arch"] != ours["arch"] or _shape(theirs) != _shape(ours):
+            changes = _changes(["student"], {"student": theirs}, {"student": ours})
             raise UsageError(
-                f"student.from: {origin.path} is another network: {_changes(['student'], {'student': theirs}, {'student': ours})}",
+                f"student.from: {origin.path} is another network: {changes}",
                 "Give the student the same options, or leave out student.from.",
             )
         from .data.tokenizer import Tokenizer
@@ -253,7 +256,7 @@ class Training:
 
         return sample
 
-    # ------------------------------------------------------------------------------------------ what it came to
+    # ---------------------------------------------------------------------------------------- what it came to
 
     def _spent(self, begun: float) -> dict[str, float]:
         """The time of all sittings."""

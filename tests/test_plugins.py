@@ -431,11 +431,13 @@ def test_files_of_a_plugin_start_from_the_recipe_that_names_them(plugins, tmp_pa
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.txt").write_text("x")
-    recipe("[data]\nsource = 'text'\nfiles = ['a.txt', '*.txt', 'gone.txt']", name="folder/base.toml")
+    recipe("[data]\nsource = 'text'\nfiles = ['a.txt', '*.txt']", name="folder/base.toml")
     Path("my.toml").write_text('extends = "folder/base.toml"')
     checked = plugins.check(load("my.toml"))
-    files = [str(folder / "a.txt"), str(folder / "*.txt"), "gone.txt"]
+    files = [str(folder / "a.txt"), str(folder / "*.txt")]
     assert checked.data.options["files"] == files
+    with pytest.raises(RecipeError, match=r"data\.files: found 'gone\.txt', expected a file that exists"):
+        plugins.check(load("my.toml", ["data.files=gone.txt"]))
     built = plugins.build("sources", "text", {"files": ["a.txt"]}, folder=folder)
     assert built.options.files == (files[0],)
 

@@ -1,10 +1,10 @@
 """A fast BLAS for MLX on Linux, loaded before MLX is.
 
-MLX's CPU wheel for Linux bundles the reference BLAS, which is some hundred times slower than it need be. Symbols are
-looked up in the global table first, so an optimised library that stands there before `mlx.core` is imported serves
-every matrix product. On a Mac there is nothing to do: MLX uses Accelerate and the GPU.
+MLX's CPU wheel for Linux bundles the reference BLAS, which is some hundred times slower than it need be.
+Symbols are looked up in the global table first, so an optimised library that stands there before `mlx.core`
+is imported serves every matrix product. On a Mac there is nothing to do: MLX uses Accelerate and the GPU.
 
-Knows nothing of models. Importing it does nothing; `load()` must run before the first `import mlx` of the process.
+Knows nothing of models. Importing it does nothing; `load()` must run before the process first imports mlx.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def _packaged() -> str | None:
 
 def _open(path: str) -> ctypes.CDLL | None:
     """Put a library into the global symbol table; if it lacks its Fortran runtime, lend it MLX's."""
-    for lend in (lambda: None, _lend_fortran):
-        lend()
+    for lend in (False, True):
+        if lend:
+            _lend_fortran()
         try:
             return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
@@ -91,8 +92,9 @@ def _open(path: str) -> ctypes.CDLL | None:
 def _lend_fortran() -> None:
     """Load the copy of libgfortran that MLX bundles, under the name that OpenBLAS asks for.
 
-    The wheel of OpenBLAS needs `libgfortran.so.5`, which a bare machine does not have. MLX's wheel brings the same
-    library renamed (`libgfortran-<hash>.so.5.0.0`). A copy in memory gets its usual name back; no file is written.
+    The wheel of OpenBLAS needs `libgfortran.so.5`, which a bare machine does not have. MLX's wheel brings the
+    same library renamed (`libgfortran-<hash>.so.5.0.0`). A copy in memory gets its usual name back; no file
+    is written.
     """
     spec = find_spec("mlx")
     roots = [Path(root).parent for root in spec.submodule_search_locations or []] if spec else []

@@ -14,7 +14,6 @@ import mlx.nn as nn
 
 from .gpt import Cache
 
-
 COLDEST = 1e-6  # below this the likeliest token is certain, and float32 has no room for the quotient
 
 
@@ -54,7 +53,7 @@ def write(
 class Feed:
     """Feeds rows of tokens to a network over a cache, each token once as long as its row has room.
 
-    A row that fills the context reads the later half of it again and goes on from there. Its neighbours do not.
+    A row that fills the context reads its later half again and goes on from there; its neighbours do not.
     """
 
     def __init__(self, model: nn.Module, context: int, padding: int) -> None:
@@ -101,7 +100,7 @@ class Reread:
         self.model, self.context, self.padding = model, context, padding
 
     def next_logits(self, rows: list[list[int]]) -> mx.array:
-        """Logits [B, V] of the token after each row. Padding stands at the right, where nobody looks back at it."""
+        """Logits [B, V] of the token after each row. Padding stands at the right, where nobody sees it."""
         seen = [row[-self.context :] for row in rows]
         longest = max(len(row) for row in seen)
         hidden = self.model(mx.array([row + [self.padding] * (longest - len(row)) for row in seen]))

@@ -41,7 +41,7 @@ class Attention(nn.Module):
     """Causal self-attention over fused queries, keys and values."""
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.heads = shape.heads
         self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=shape.bias)
         self.out = nn.Linear(shape.width, shape.width, bias=shape.bias)
@@ -49,6 +49,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: mx.array, mask: mx.array | str, past: tuple[mx.array, mx.array] | None
     ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+        """What each position gathers, and the keys and values seen so far."""
         batch, length, width = x.shape
         parts = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
         queries, keys, values = parts[0], parts[1], parts[2]
@@ -64,7 +65,7 @@ class Block(nn.Module):
     """Attention, then a two-layer network, each beside a residual stream that it reads normalised."""
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.attention_norm = nn.LayerNorm(shape.width, bias=shape.bias)
         self.attention = Attention(shape)
         self.hidden_norm = nn.LayerNorm(shape.width, bias=shape.bias)
@@ -76,6 +77,7 @@ class Block(nn.Module):
     def __call__(
         self, x: mx.array, mask: mx.array | str, past: tuple[mx.array, mx.array] | None
     ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
+        """The stream after the block, and the keys and values seen so far."""
         seen, now = self.attention(self.attention_norm(x), mask, past)
         x = x + self.dropout(seen)
         x = x + self.dropout(self.down(self.activation(self.up(self.hidden_norm(x)))))
@@ -86,7 +88,7 @@ class GPT(nn.Module):
     """Tokens [B, T] to hidden states [B, T, D]."""
 
     def __init__(self, shape: Shape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.shape = shape
         self.tokens = nn.Embedding(shape.vocab_size, shape.width)
         self.positions = nn.Embedding(shape.context, shape.width)
@@ -97,6 +99,7 @@ class GPT(nn.Module):
             self.out = nn.Linear(shape.width, shape.vocab_size, bias=False)
 
     def __call__(self, tokens: mx.array) -> mx.array:
+        """Hidden states of tokens."""
         return self.extend(tokens, None)[0]
 
     def extend(
@@ -144,7 +147,7 @@ def initialise(model: GPT, seed: int) -> None:
     key = mx.random.key(seed)
     scaled = 0.02 / math.sqrt(2 * model.shape.layers)
     weights = []
-    for name, value in flat(model.parameters()).items():
+    for name, value in _named(model).items():
         if value.ndim == 2:
             key, sub = mx.random.split(key)
             spread = scaled if name.endswith(("attention.out.weight", "down.weight")) else 0.02
@@ -157,4 +160,8 @@ def initialise(model: GPT, seed: int) -> None:
 
 def count(model: nn.Module) -> int:
     """How many parameters a network has; a shared array counts once."""
-    return sum(value.size for value in flat(model.parameters()).values())
+    return sum(value.size for value in _named(model).values())
+
+
+def _named(model: nn.Module) -> dict[str, mx.array]:
+    return flat(model.parameters())

@@ -1,8 +1,8 @@
 """From hidden states and targets to one loss: chunk by chunk, with the gradient taken on the way.
 
-A mixer says what one row of logits costs. Rows are independent, so they are handed over in chunks, and each chunk's
-gradient with respect to its hidden states and to the head is computed while its logits are at hand: the logits of a
-whole batch never exist at once. Knows nothing of networks, files or schedules of learning.
+A mixer says what one row of logits costs. Rows are independent, so they are handed over in chunks, and each
+chunk's gradient with respect to its hidden states and to the head is computed while its logits are at hand:
+the logits of a whole batch never exist at once. Knows nothing of networks, files or schedules of learning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _logsumexp_gradient(x: mx.array, cotangents: Any, outputs: Any) -> Any:
 
 
 def logsumexp(x: mx.array) -> mx.array:
-    """log(sum(exp(x))) over the last axis. One pass of exp serves the value and the gradient, where exp is dear."""
+    """log(sum(exp(x))) over the last axis. One pass of exp, which is dear, serves value and gradient."""
     outputs: Any = _logsumexp_with_softmax(x)
     return cast(mx.array, outputs[0])
 
@@ -46,7 +46,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the student should predict in each row. Logits of a teacher stay as they came until they are asked for."""
+    """What the student should predict in each row. A teacher's logits stay as they came until asked for."""
 
     hard: mx.array
     weight: mx.array
@@ -124,8 +124,8 @@ def mixed_loss(
 ) -> Measured:
     """The weighted sum of a mixer's terms over rows [N, D] of hidden states, and each term's own share.
 
-    `totals` says how much all rows of the whole batch count in each term, so that the shares of parts (chunks,
-    streams, machines) add up to the mean over the batch, however it was cut.
+    `totals` says how much all rows of the whole batch count in each term, so that the shares of parts
+    (chunks, streams, machines) add up to the mean over the batch, however it was cut.
     """
     names = list(totals)
     count = counted(mixer, targets, names)

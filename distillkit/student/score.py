@@ -1,7 +1,7 @@
 """How likely texts are to a student: every token once, each with as much before it as the context allows.
 
-A document begins after an end-of-text token and ends with one, which is counted too. Long documents are read in
-windows that overlap by half, and each window counts only what the one before did not.
+A document begins after an end-of-text token and ends with one, which is counted too. Long documents are read
+in windows that overlap by half, and each window counts only what the one before did not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Training: a network, batches and a mixer in; checkpoints and a log out.
 
-Every step is a function of the state before it and of its own number: batches, dropout and the learning rate are
-drawn from (seed, step). So a run that is interrupted and resumed ends where an undisturbed one ends, bit for bit on
-the CPU. Knows nothing of text, of teachers beyond their logits, or of what the student is for.
+Every step is a function of the state before it and of its own number: batches, dropout and the learning rate
+are drawn from (seed, step). So a run that is interrupted and resumed ends where an undisturbed one ends, bit
+for bit on the CPU. Knows nothing of text, of teachers beyond their logits, or of what the student is for.
 """
 
 from __future__ import annotations
@@ -39,16 +39,20 @@ class Rows(Protocol):
     """One batch, as the data room packs it: arrays [B, T]."""
 
     @property
-    def inputs(self) -> Array: ...
+    def inputs(self) -> Array:
+        """Tokens to read."""
 
     @property
-    def hard(self) -> Array: ...
+    def hard(self) -> Array:
+        """Tokens to predict."""
 
     @property
-    def weight(self) -> Array: ...
+    def weight(self) -> Array:
+        """How much each counts."""
 
     @property
-    def from_teacher(self) -> Array: ...
+    def from_teacher(self) -> Array:
+        """Whether a teacher wrote it."""
 
 
 @dataclass(frozen=True)
@@ -370,8 +374,9 @@ class Overfitting:
             return
         self.told = True
         self.voice.warn(
-            f"step {step}: validation loss {loss:.2f} rises and training loss is {mean:.2f}: the student learns its text "
-            "by heart. More documents, fewer train.steps, a smaller student or student.dropout = 0.1 would help."
+            f"step {step}: validation loss {loss:.2f} rises and training loss is {mean:.2f}: "
+            "the student learns its text by heart. More documents, fewer train.steps, a smaller student or "
+            "student.dropout = 0.1 would help."
         )
 
 

@@ -20,8 +20,8 @@ class Tales(Source):
     class Options(Source.Options):
         """How many, and which."""
 
-        stories: int = Field(default=20000, ge=1)
-        seed: int = 0
+        stories: int = Field(20000, ge=1, description="how many")
+        seed: int = Field(0, description="which: another seed tells other stories")
 
     options: Options
 

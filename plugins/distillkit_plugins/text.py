@@ -9,7 +9,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
+
+from pydantic import Field
 
 from distillkit import DataError, Document, Source, hookimpl
 
@@ -25,9 +27,11 @@ class Text(Source):
     class Options(Source.Options):
         """Which files, and how documents stand in them."""
 
-        files: str | list[str]  # paths and globs
-        field: str = "text"  # the key or column of .jsonl and .parquet
-        separator: str | None = None  # between the documents of a text file; none: each file is one
+        paths: ClassVar[tuple[str, ...]] = ("files",)
+
+        files: str | list[str] = Field(description="paths and globs, from the recipe's folder")
+        field: str = Field("text", description="the key or column of .jsonl and .parquet")
+        separator: str | None = Field(None, description="stands between the documents of a text file")
 
     options: Options
 
