@@ -46,9 +46,7 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="distillkit")
-@click.option(
-    "-p", "--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load a plugin as well."
-)
+@click.option("-p", "--plugin", "plugins", multiple=True, metavar="FILE|MODULE", help="Load a plugin as well.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def cli(ctx: click.Context, plugins: tuple[str, ...], debug: bool) -> None:
@@ -80,9 +78,7 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--resume", is_flag=True, help="Go on with the newest run of the recipe.")
 @yes_option
 @click.pass_context
-def run(
-    ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str, resume: bool, yes: bool
-) -> None:
+def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str, resume: bool, yes: bool) -> None:
     """Run a recipe: label, train, judge, report.
 
     With --resume, RECIPE may also be a run.
@@ -203,16 +199,17 @@ def _finish(assembly: Assembly, run: Run, stages: tuple[str, ...]) -> None:
 def compare(where: tuple[str, ...], as_json: bool, html: Path | None) -> None:
     """Compare runs with the first one: differences, their intervals, and what can be said."""
     from . import runs
+    from .reporting import compare as comparing
     from .reporting import page, tables
 
     chosen = [runs.find(spec) for spec in where]
-    comparison = tables.compare(chosen)
+    comparison = comparing.compare(chosen)
     if html:
         from .files import write_text
 
         histories = {name: tables.history(run) for name, run in zip(comparison["runs"], chosen, strict=True)}
         write_text(html, page.compare_html(comparison, histories))
-    _show(comparison, as_json, tables.compare_text)
+    _show(comparison, as_json, comparing.text)
 
 
 @cli.command()
@@ -235,7 +232,17 @@ def runs(as_json: bool) -> None:
 @click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.pass_context
-def generate(ctx: click.Context, where: str, prompt: str | None, interactive: bool, **how: Any) -> None:
+def generate(
+    ctx: click.Context,
+    where: str,
+    prompt: str | None,
+    interactive: bool,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> None:
     """Let a student write. RUN may also be a checkpoint folder or a bundled student: tales-teacher."""
     if (prompt is None) != interactive:
         raise UsageError("generate needs --prompt TEXT or --interactive", 'For example --prompt "One day"')
@@ -243,10 +250,10 @@ def generate(ctx: click.Context, where: str, prompt: str | None, interactive: bo
     from .student import Sampling, Trained
 
     student = Trained.load(where)
-    sampling = Sampling(how["temperature"], how["top_k"], how["top_p"])
+    sampling = Sampling(temperature, top_k, top_p)
     for text in [prompt] if prompt is not None else iter(_asked, ""):
         click.echo(text, nl=False)
-        for piece in student.stream(text, how["seed"], sampling, how["max_tokens"]):
+        for piece in student.stream(text, seed, sampling, max_tokens):
             click.echo(piece, nl=False)
             sys.stdout.flush()
         click.echo()

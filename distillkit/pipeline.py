@@ -112,8 +112,7 @@ class Pipeline:
     def _signal(self) -> str:
         """What is used of the teacher: what the recipe narrows it to, or what it can give."""
         table, teacher = self.recipe.teacher, self.parts.teacher
-        assert table is not None and teacher is not None
-        return table.signal or teacher.signal
+        return (table and table.signal) or (teacher.signal if teacher else "none")
 
     def _samples(self, student: Any) -> list[Sample]:
         """What the student wrote, once for all judges."""
@@ -138,9 +137,7 @@ class Pipeline:
         """The same subject for a judge that asks a teacher of its own, through the same cache."""
         from dataclasses import replace
 
-        teacher: Any = self.parts.plugins.build(
-            "teachers", table.provider, table.options, folder=self.recipe.folder
-        )
+        teacher: Any = self.parts.plugins.build("teachers", table.provider, table.options, folder=self.recipe.folder)
 
         def asker(requests: Any) -> Any:
             with self.parts.cache() as cache:

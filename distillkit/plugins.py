@@ -225,7 +225,10 @@ class Plugins:
         for option, value in part.options.items():
             folder = recipe.said_by((*part.loc, option)).folder
             settled |= options.located(model, {option: value}, folder)
-        blame = lambda loc: recipe.said_by(loc).file  # noqa: E731
+
+        def blame(loc: Loc) -> str:
+            return recipe.said_by(loc).file
+
         self.options(part.role, part.name, settled, file=blame, table=part.loc, folder=recipe.folder)
         for option, value in options.missing(model, settled):
             at = (*part.loc, option)

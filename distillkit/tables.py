@@ -40,9 +40,7 @@ Name = Annotated[
 class Table(BaseModel):
     """A table of the recipe that is all the host's: unknown keys are refused here."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class PluginTable(Table):
@@ -59,11 +57,11 @@ class PluginTable(Table):
 class DataTable(PluginTable):
     """Where documents come from, and which are held out."""
 
-    source: str = Field("tales", description="a source plugin")
-    documents: Positive | None = Field(None, description="how many to take; all if not set")
-    held_out: Fraction = Field(0.05, description="share of documents kept from training, by the hash of each")
+    source: str = Field(default="tales", description="a source plugin")
+    documents: Positive | None = Field(default=None, description="how many to take; all if not set")
+    held_out: Fraction = Field(default=0.05, description="share of documents kept from training, by the hash of each")
     block_chars: Positive | None = Field(
-        None, description="cut longer documents into blocks of at most this many characters"
+        default=None, description="cut longer documents into blocks of at most this many characters"
     )
 
 
@@ -71,12 +69,12 @@ class TokenizerTable(Table):
     """What turns text into tokens."""
 
     kind: str = Field(
-        "bpe",
-        description="bpe (trained on the corpus), gpt2, a tiktoken name, a folder, or a run or bundled student whose tokenizer to use",
+        default="bpe",
+        description="bpe (trained on the corpus), gpt2, a tiktoken name, a folder, a run or a bundled student",
     )
-    vocab_size: Positive | None = Field(None, description="for bpe: how many tokens")
+    vocab_size: Positive | None = Field(default=None, description="for bpe: how many tokens")
     ranks: str | None = Field(
-        None, description="for a tiktoken name: its ranks, from a file instead of the network"
+        default=None, description="for a tiktoken name: its ranks, from a file instead of the network"
     )
 
     @model_validator(mode="before")
@@ -90,9 +88,9 @@ class TokenizerTable(Table):
 class StudentTable(PluginTable):
     """What is trained, and from whose weights it begins."""
 
-    arch: str = Field("gpt", description="a student plugin")
+    arch: str = Field(default="gpt", description="a student plugin")
     from_: str | None = Field(
-        None, alias="from", description="begin with the weights of this run or checkpoint"
+        default=None, alias="from", description="begin with the weights of this run or checkpoint"
     )
 
 
@@ -101,63 +99,61 @@ class TeacherTable(PluginTable):
 
     provider: str = Field(description="a teacher plugin, or none")
     signal: Literal["text", "top_logprobs", "logits"] | None = Field(
-        None, description="use no more of the teacher than this"
+        default=None, description="use no more of the teacher than this"
     )
-    prompts: Natural = Field(0, description="how many training documents it is asked to go on from")
-    prompt_tokens: Positive = Field(32, description="how much of each it is shown")
-    max_tokens: Positive = Field(96, description="the most it may write")
-    temperature: Real = Field(1.0, description="how freely it writes")
-    top_p: Nucleus = Field(1.0, description="draw from the fewest tokens that hold this share")
-    top_logprobs: Natural = Field(0, description="how many log-probabilities a token to ask for")
-    repeats: Positive = Field(1, description="answers a prompt")
-    stop: list[str] = Field([], description="words that end an answer")
-    learn_prompts: bool = Field(False, description="learn the prompts of answers too, not only the answers")
-    concurrency: Positive = Field(
-        8, description="how many requests at once, for teachers that are waited for"
-    )
+    prompts: Natural = Field(default=0, description="how many training documents it is asked to go on from")
+    prompt_tokens: Positive = Field(default=32, description="how much of each it is shown")
+    max_tokens: Positive = Field(default=96, description="the most it may write")
+    temperature: Real = Field(default=1.0, description="how freely it writes")
+    top_p: Nucleus = Field(default=1.0, description="draw from the fewest tokens that hold this share")
+    top_logprobs: Natural = Field(default=0, description="how many log-probabilities a token to ask for")
+    repeats: Positive = Field(default=1, description="answers a prompt")
+    stop: list[str] = Field(default=[], description="words that end an answer")
+    learn_prompts: bool = Field(default=False, description="learn the prompts of answers too, not only the answers")
+    concurrency: Positive = Field(default=8, description="how many requests at once, for teachers that are waited for")
 
 
 class MixerTable(PluginTable):
     """How hard and soft targets become one loss."""
 
-    name: str = Field("hard", description="a mixer plugin")
+    name: str = Field(default="hard", description="a mixer plugin")
 
 
 class TrainTable(Table):
     """How long, how fast and how carefully. Without `final_learning_rate` it ends at a tenth."""
 
-    steps: Positive = Field(600, description="how many steps; raise it to extend a run")
-    batch_size: Positive = Field(16, description="rows of tokens at once")
-    accumulate: Positive = Field(1, description="batches whose gradients make one step")
-    learning_rate: PositiveReal = Field(3e-4, description="at its peak")
-    final_learning_rate: Real | None = Field(None, description="at the end; a tenth of the peak if not set")
-    warmup: Natural = Field(50, description="steps until the peak")
+    steps: Positive = Field(default=600, description="how many steps; raise it to extend a run")
+    batch_size: Positive = Field(default=16, description="rows of tokens at once")
+    accumulate: Positive = Field(default=1, description="batches whose gradients make one step")
+    learning_rate: PositiveReal = Field(default=3e-4, description="at its peak")
+    final_learning_rate: Real | None = Field(default=None, description="at the end; a tenth of the peak if not set")
+    warmup: Natural = Field(default=50, description="steps until the peak")
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
-        [0.9, 0.95], description="AdamW's memory of gradients and of their squares"
+        default=[0.9, 0.95], description="AdamW's memory of gradients and of their squares"
     )
-    epsilon: PositiveReal = Field(1e-8, description="AdamW's guard against division by nothing")
-    weight_decay: Real = Field(0.1, description="of matrices; norms, biases and positions are left alone")
-    clip: PositiveReal = Field(1.0, description="the longest a gradient may be")
-    evaluate_every: Positive = Field(100, description="steps between looks at held-out text")
-    evaluate_batches: Positive = Field(20, description="batches a look")
-    sample_every: Positive | None = Field(None, description="steps between samples shown while training")
-    checkpoint_every: Positive = Field(200, description="steps between checkpoints")
-    keep: Positive = Field(2, description="how many of the last checkpoints to keep, beside the best")
-    chunk: Positive | Literal["auto"] = Field("auto", description="rows of logits held at once")
+    epsilon: PositiveReal = Field(default=1e-8, description="AdamW's guard against division by nothing")
+    weight_decay: Real = Field(default=0.1, description="of matrices; norms, biases and positions are left alone")
+    clip: PositiveReal = Field(default=1.0, description="the longest a gradient may be")
+    evaluate_every: Positive = Field(default=100, description="steps between looks at held-out text")
+    evaluate_batches: Positive = Field(default=20, description="batches a look")
+    sample_every: Positive | None = Field(default=None, description="steps between samples shown while training")
+    checkpoint_every: Positive = Field(default=200, description="steps between checkpoints")
+    keep: Positive = Field(default=2, description="how many of the last checkpoints to keep, beside the best")
+    chunk: Positive | Literal["auto"] = Field(default="auto", description="rows of logits held at once")
 
 
 class SamplingTable(Table):
     """What the student writes for judges and the report. `prompts` is "held_out" or a file, one a line."""
 
-    count: Natural = Field(8, description="how many samples")
+    count: Natural = Field(default=8, description="how many samples")
     prompts: Annotated[str, Field(min_length=1)] = Field(
-        "held_out", description="held_out, or a file with one prompt a line"
+        default="held_out", description="held_out, or a file with one prompt a line"
     )
-    prompt_tokens: Positive = Field(16, description="how much of a held-out document is the prompt")
-    max_tokens: Positive = Field(96, description="the most the student writes")
-    temperature: Real = Field(0.8, description="how freely; 0 takes the likeliest word")
-    top_k: Natural = Field(0, description="draw from this many tokens; 0 from all")
-    top_p: Nucleus = Field(1.0, description="draw from the fewest tokens that hold this share")
+    prompt_tokens: Positive = Field(default=16, description="how much of a held-out document is the prompt")
+    max_tokens: Positive = Field(default=96, description="the most the student writes")
+    temperature: Real = Field(default=0.8, description="how freely; 0 takes the likeliest word")
+    top_k: Natural = Field(default=0, description="draw from this many tokens; 0 from all")
+    top_p: Nucleus = Field(default=1.0, description="draw from the fewest tokens that hold this share")
 
 
 NO_TEACHER = "none"  # the provider by which a recipe drops the teacher of the one that it extends

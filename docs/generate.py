@@ -38,20 +38,17 @@ def _help(path: list[str], command: click.Command) -> str:
 
 def recipe() -> str:
     """Every key of a recipe: the host's, table by table, and the options of the built-in plugins."""
-    schema = Plugins.load().schema()
-    parts = [f"{MADE}\n# Recipes\n\n{INTRODUCTION}\n## Keys\n"]
-    parts.append(_table("", schema["properties"], schema))
+    parts = [f"{MADE}\n# Recipes\n\n{INTRODUCTION}\n## Keys\n\n"]
+    parts.append(_table(Plugins.load().schema()["properties"]))
     for name, field in Recipe.model_fields.items():
         model = _model(field.annotation)
         if model is not None:
             title = f"[[{name}]]" if "list" in str(field.annotation) else f"[{name}]"
             about = " ".join((model.__doc__ or "").split())
-            own = {key: value for key, value in model.model_json_schema()["properties"].items()}
-            parts.append(f"\n### `{title}`\n\n{about}\n\n{_table(name, own, model.model_json_schema())}")
+            parts.append(f"\n### `{title}`\n\n{about}\n\n{_table(model.model_json_schema()['properties'])}")
     parts.append("\n## Options of the built-in plugins\n")
-    for row in Plugins.load().describe():
-        if row["status"] == "ok" and row["distribution"] == "distillkit":
-            parts.append(_plugin(row))
+    rows = Plugins.load().describe()
+    parts += [_plugin(row) for row in rows if row["status"] == "ok" and row["distribution"] == "distillkit"]
     return "".join(parts)
 
 
@@ -68,20 +65,22 @@ def _model(annotation: Any) -> Any:
     return next((model for inner in getattr(annotation, "__args__", ()) if (model := _model(inner))), None)
 
 
-def _table(name: str, properties: dict[str, Any], schema: dict[str, Any]) -> str:
+def _table(properties: dict[str, Any]) -> str:
     rows = ["| key | is | default | |", "| --- | --- | --- | --- |"]
-    for key, value in properties.items():
-        if "$ref" in value or "$ref" in str(value.get("items", "")) or any("$ref" in c for c in value.get("anyOf", ())):
-            continue
-        rows.append(f"| `{key}` | {_kind(value)} | {_default(value)} | {value.get('description', '')} |")
+    rows += [
+        f"| `{key}` | {_kind(value)} | {_default(value)} | {value.get('description', '')} |"
+        for key, value in properties.items()
+        if "$ref" not in str(value)  # a table of its own
+    ]
     return "\n".join(rows) + "\n"
 
 
 def _kind(value: dict[str, Any]) -> str:
     kinds = [value, *value.get("anyOf", ())]
     words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false", "array": "list"}
-    names = [words[kind["type"]] for kind in kinds if kind.get("type") in words]
-    names += [f"`{option}`" for kind in kinds for option in kind.get("enum", [kind["const"]] if "const" in kind else [])]
+    names = [words[kind["type"]] for kind in kinds if kind.get("type") in words and "enum" not in kind]
+    names += [f"`{option}`" for kind in kinds for option in kind.get("enum", [])]
+    names += [f"`{kind['const']}`" for kind in kinds if "const" in kind]
     return ", ".join(dict.fromkeys(names))
 
 

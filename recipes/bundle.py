@@ -1,7 +1,7 @@
 """Turn a finished run into a student that ships with the package: half-precision weights, and its tokenizer.
 
-    distillkit run recipes/tales_teacher.toml
-    python recipes/bundle.py tales_teacher recipes/checkpoints/tales-teacher
+distillkit run recipes/tales_teacher.toml
+python recipes/bundle.py tales_teacher recipes/checkpoints/tales-teacher
 """
 
 from __future__ import annotations

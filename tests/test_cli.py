@@ -306,7 +306,9 @@ def test_a_full_disk_gives_one_clear_message_and_no_half_written_file(home: Path
 def test_a_disk_that_is_really_full_is_told(home: Path, kilobytes: int) -> None:
     disk = home / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("this machine does not let us mount a small disk")
     try:

@@ -437,7 +437,7 @@ def test_files_of_a_plugin_start_from_the_recipe_that_names_them(plugins, tmp_pa
     files = [str(folder / "a.txt"), str(folder / "*.txt")]
     assert checked.data.options["files"] == files
     with pytest.raises(RecipeError, match=r"data\.files: found 'gone\.txt', expected a file that exists"):
-        plugins.check(load("my.toml", ["data.files=gone.txt"]))
+        plugins.check(load("my.toml", ['data.files=["gone.txt"]']))
     built = plugins.build("sources", "text", {"files": ["a.txt"]}, folder=folder)
     assert built.options.files == (files[0],)
 

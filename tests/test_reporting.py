@@ -16,7 +16,7 @@ import pytest
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import read_json, write_lines
 from distillkit.records import Grade, Sample
-from distillkit.reporting import page, plots, tables
+from distillkit.reporting import compare, page, plots, tables, terminal
 from distillkit.runs import Run
 from distillkit.stats import mean_interval
 
@@ -305,7 +305,7 @@ def test_differences_carry_their_sign():
 def test_what_is_printed_is_compact_and_aligned(tmp_path):
     printed = tables.text(tables.build(make(tmp_path)))
     rows = printed.splitlines()
-    assert max(map(len, rows)) <= tables.WIDTH
+    assert max(map(len, rows)) <= terminal.WIDTH
     assert len(rows) < 40
     assert "\x1b" not in printed
     places = {line.index("bits a byte") - line.index("0.6") for line in rows if "bits a byte" in line}
@@ -352,10 +352,10 @@ def test_the_page_does_nothing_but_show(tmp_path):
 
 def test_the_terminal_is_safe_from_names(tmp_path):
     run = hostile(tmp_path)
-    (comparison, report) = (tables.compare([run, run]), tables.build(run))
+    (comparison, report) = (compare.compare([run, run]), tables.build(run))
     for printed in (
         tables.text(report),
-        tables.compare_text(comparison),
+        compare.text(comparison),
         tables.listing_text(tables.listing([run])),
     ):
         assert not [letter for letter in printed if letter != "\n" and not letter.isprintable()]
@@ -451,7 +451,7 @@ def by_hand(ours: list[Grade], theirs: list[Grade], criterion: str) -> tuple[flo
 def test_paired_interval_against_an_independent_computation(tmp_path, shift, verdict):
     ours, theirs = graded(seed=1), graded(shift, seed=3)  # 1 and 2 are the one in twenty
     runs = [make(tmp_path, "a/1", grades=ours), make(tmp_path, "b/1", grades=theirs)]
-    comparison = tables.compare(runs)
+    comparison = compare.compare(runs)
     assert comparison["runs"] == ["a/1", "b/1"]
     for metric in ("loss", "bits_per_byte"):
         found = row(comparison, metric)
@@ -468,7 +468,7 @@ def test_paired_interval_against_an_independent_computation(tmp_path, shift, ver
 
 def test_pairing_sees_what_intervals_side_by_side_do_not(tmp_path):
     runs = [make(tmp_path, "a/1", grades=graded(seed=1)), make(tmp_path, "b/1", grades=graded(-0.05, seed=2))]
-    found = row(tables.compare(runs), "loss")
+    found = row(compare.compare(runs), "loss")
     assert found["values"]["a/1"]["low"] < found["values"]["b/1"]["high"]  # they overlap
     assert found["verdict"] == "better"
 
@@ -484,7 +484,7 @@ def test_more_is_better_for_other_metrics_and_samples_pair_by_prompt(tmp_path):
     a = make(tmp_path, "a/1", judge="length", grades=words(5, 1), samples=wrote("Once"))
     b = make(tmp_path, "b/1", judge="length", grades=words(8, 2), samples=wrote("Once"))
     c = make(tmp_path, "c/1", judge="length", grades=words(8, 2), samples=wrote("Twice"))
-    better, other = (row(tables.compare([a, run]), "words") for run in (b, c))
+    better, other = (row(compare.compare([a, run]), "words") for run in (b, c))
     assert (better["verdict"], better["n"]) == ("better", 20)  # clusters are prompts, not samples
     assert (other["verdict"], other["difference"]) == ("not comparable", None)
 
@@ -494,14 +494,14 @@ def test_repeated_grades_of_one_sample_are_one_pair(tmp_path):
         return [Grade("plot", score + k, sample=f"p{i}#0") for i in range(5) for k in range(3)]
 
     runs = [make(tmp_path, f"{n}/1", judge="rubric", grades=grades(s)) for n, s in (("a", 5), ("b", 6))]
-    found = row(tables.compare(runs), "plot")
+    found = row(compare.compare(runs), "plot")
     assert (found["difference"], found["n"], found["verdict"]) == (1.0, 5, "better")
 
 
 def test_tokens_compare_only_within_one_tokenizer(tmp_path):
     a = make(tmp_path, "a/1")
     b = make(tmp_path, "b/1", grades=graded(-0.1), tokenizer={"kind": "bpe", "fingerprint": "t1"})
-    comparison = tables.compare([a, b])
+    comparison = compare.compare([a, b])
     for metric in ("loss", "perplexity"):
         found = row(comparison, metric)
         assert (found["verdict"], found["difference"]) == ("not comparable", None)
@@ -520,16 +520,16 @@ def test_other_held_out_documents_are_not_comparable(tmp_path):
         make(tmp_path, "d/1", data={**data, "held_out": {"documents": 60, "bytes": 1}}),
     ]
     for run in runs:
-        found = row(tables.compare([a, run]), "bits_per_byte")
+        found = row(compare.compare([a, run]), "bits_per_byte")
         assert (found["verdict"], found["note"]) == ("not comparable", "different held-out documents")
     same = make(tmp_path, "e/1", grades=graded(-0.1), data=data)  # other training text, same held-out text
-    assert row(tables.compare([a, same]), "bits_per_byte")["verdict"] == "better"
+    assert row(compare.compare([a, same]), "bits_per_byte")["verdict"] == "better"
 
 
 def test_what_the_reader_must_know_stands_in_notes(tmp_path):
     heavier = [Grade(g.criterion, g.score - 0.1, document=g.document, weight=g.weight * 2) for g in graded()]
     a, b = make(tmp_path, "a/1"), make(tmp_path, "b/1", grades=heavier[:80], training={"tokens": 5})
-    comparison = tables.compare([a, b])
+    comparison = compare.compare([a, b])
     assert (
         row(comparison, "loss")["note"]
         == "40 of 60 were graded in both; weighted as in a/1, since the weights differ"
@@ -547,19 +547,19 @@ def test_what_cannot_be_paired_is_said(tmp_path):
     c = make(
         tmp_path, "c/1", judge="diversity", grades=whole, judges={"diversity": {"distinct": {"value": 0.4}}}
     )
-    first, second = tables.compare([a, b, c])["rows"][0], tables.compare([a, c])["rows"][0]
+    first, second = compare.compare([a, b, c])["rows"][0], compare.compare([a, c])["rows"][0]
     assert (first["verdict"], first["note"]) == ("not comparable", "b/1 has no such figure")
     assert (second["verdict"], second["difference"]) == ("not comparable", None)
     one = [make(tmp_path, f"{n}/2", grades=graded(documents=1)) for n in "ab"]
-    assert "fewer than two" in row(tables.compare(one), "loss")["note"]
+    assert "fewer than two" in row(compare.compare(one), "loss")["note"]
 
 
 def test_a_comparison_reads_well_and_serves_machines(tmp_path):
     runs = [make(tmp_path, "a/1"), make(tmp_path, "b/1", grades=graded(-0.05, 2)), make(tmp_path, "c/1")]
-    comparison = tables.compare(runs)
+    comparison = compare.compare(runs)
     assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison
-    printed = tables.compare_text(comparison)
-    assert max(map(len, printed.splitlines())) <= tables.WIDTH
+    printed = compare.text(comparison)
+    assert max(map(len, printed.splitlines())) <= terminal.WIDTH
     assert "b/1 against a/1" in printed
     assert "c/1 against a/1" in printed
     source = page.compare_html(comparison, {run.name: tables.history(run) for run in runs})
@@ -571,8 +571,8 @@ def test_a_comparison_reads_well_and_serves_machines(tmp_path):
 def test_two_runs_are_needed_and_may_share_a_name(tmp_path):
     a, b = make(tmp_path / "here", "a/1"), make(tmp_path / "there", "a/1")
     with pytest.raises(UsageError):
-        tables.compare([a])
-    comparison = tables.compare([a, b])
+        compare.compare([a])
+    comparison = compare.compare([a, b])
     assert comparison["runs"] == ["a/1", "a/1 (2)"]
     assert row(comparison, "loss")["verdict"] == "no difference seen"
 

@@ -63,6 +63,15 @@ class AdamW:
         return tree_map_with_path(moved, parameters, first, second), {"first": first, "second": second}, norm
 
 
+def recalled(parameters: Tree, arrays: dict[str, mx.array]) -> Tree:
+    """Both moments, as a checkpoint has them, in the shape of the parameters' tree."""
+
+    def of(name: str) -> Tree:
+        return tree_map_with_path(lambda path, _: arrays[f"{name}.{path}"], parameters)
+
+    return {name: of(name) for name in ("first", "second")}
+
+
 def decays(path: str, value: mx.array) -> bool:
     """Matrices decay; norms and biases are vectors, and positions are not weights of anything."""
     return value.ndim >= 2 and "positions" not in path
@@ -79,5 +88,5 @@ def flat(tree: Tree) -> dict[str, mx.array]:
 
 
 def grown(arrays: dict[str, mx.array]) -> Tree:
-    """The inverse of `flat`."""
+    """The inverse of `flat`, but for parts of a tree that hold no array."""
     return tree_unflatten(list(arrays.items()))

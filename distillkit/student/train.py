@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_map
 
 from ..errors import Interrupted, TrainingError
 from ..files import read_lines, write_lines
@@ -28,7 +29,7 @@ from ..progress import Voice, clock
 from ..roles import Mixer, Tracker
 from . import checkpoint as checkpoints
 from .loss import Targets, chunk_rows, counted, mixed_loss, term_names
-from .optimizer import AdamW, Schedule, Tree, flat, grown
+from .optimizer import AdamW, Schedule, Tree, flat, recalled
 from .score import token_surprises
 
 Array = np.ndarray[Any, Any]
@@ -175,8 +176,7 @@ def advance(job: Job, state: State) -> dict[str, Any]:
 
 
 def _sum(one: Tree, other: Tree) -> Tree:
-    ours, theirs = flat(one), flat(other)
-    return grown({name: value + theirs[name] for name, value in ours.items()})
+    return tree_map(lambda ours, theirs: ours + theirs, one, other)
 
 
 def _parts(batch: Rows, count: int) -> Iterator[dict[str, mx.array]]:
@@ -280,11 +280,10 @@ def restored(model: nn.Module, saved: checkpoints.Checkpoint) -> State:
     """The state that a checkpoint holds; the network gets its weights."""
     weights, facts = saved.weights(), saved.state
     model.load_weights(list(weights.items()))
-    moments = grown(saved.moments())
-    best = facts["best_loss"]
+    parameters, best = model.trainable_parameters(), facts["best_loss"]
     return State(
-        model.trainable_parameters(),
-        moments,
+        parameters,
+        recalled(parameters, saved.moments()),
         facts["step"],
         facts["best_step"],
         math.inf if best is None else best,

@@ -35,12 +35,8 @@ class AlphaTemperature(Mixer):
     class Options(Mixer.Options):
         """Alpha 1 is training without a teacher; the factor T^2 keeps the soft gradient's size when T changes."""
 
-        alpha: float = Field(
-            0.5, ge=0, le=1, description="weight of the hard loss; the rest goes to the soft one"
-        )
-        temperature: float = Field(
-            2.0, gt=0, le=100, description="softens both distributions before comparing"
-        )
+        alpha: float = Field(0.5, ge=0, le=1, description="weight of the hard loss; the rest goes to the soft one")
+        temperature: float = Field(2.0, gt=0, le=100, description="softens both distributions before comparing")
 
     def rows(self, logits: mx.array, targets: Targets, step: mx.array) -> dict[str, mx.array]:
         """The surprise at each token, and the distance from the teacher's opinion."""

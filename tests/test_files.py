@@ -1,0 +1,426 @@
+"""The ground floor: files are whole or not there, runs are found again, and progress leaves no half lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillkit import progress, runs
+from distillkit.errors import CorruptError, DistillkitError, UsageError
+from distillkit.files import (
+    digest,
+    file_digest,
+    read_json,
+    read_lines,
+    replacing,
+    replacing_folder,
+    write_json,
+    write_lines,
+    write_text,
+)
+from distillkit.progress import Live, Plain, Voice, clock
+from distillkit.runs import Run
+
+# ---------------------------------------------------------------------------------------- whole or not there
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def killed_while(code: str, cwd: Path) -> None:
+    """Run code in a process of its own, and kill it as soon as it says that it is in the middle."""
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=cwd, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "middle\n"
+    child.send_signal(signal.SIGKILL)
+    assert child.wait(10) == -signal.SIGKILL
+    child.stdout.close()
+
+
+def test_a_file_is_replaced_and_nothing_lies_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "a.txt"
+    for text in ("old", "new ünï 漢"):
+        write_text(path, text)
+        assert path.read_text(encoding="utf-8") == text
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_a_failure_inside_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as part:
+        part.write_text("half")
+        _ = 1 / 0
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_until_the_end_of_the_block_readers_see_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_a_process_killed_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    killed_while(
+        "import time; from pathlib import Path; from distillkit.files import replacing\n"
+        "with replacing(Path('a.txt')) as part:\n"
+        "    part.write_text('half'); print('middle', flush=True); time.sleep(60)",
+        tmp_path,
+    )
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_process_killed_in_the_middle_leaves_the_old_folder(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "f") as part:
+        (part / "a").write_text("old")
+    killed_while(
+        "import time; from pathlib import Path; from distillkit.files import replacing_folder\n"
+        "with replacing_folder(Path('f')) as part:\n"
+        "    (part / 'b').write_text('half'); print('middle', flush=True); time.sleep(60)",
+        tmp_path,
+    )
+    assert names(tmp_path / "f") == ["a"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with replacing_folder(tmp_path / "f") as part:
+            (part / "deep").mkdir()
+            (part / "deep" / name).write_text(name)
+    assert names(tmp_path / "f" / "deep") == ["b"]
+    assert names(tmp_path) == ["f"]
+
+
+def test_a_failure_inside_leaves_the_old_folder_and_no_part(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "f") as part:
+        (part / "a").write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing_folder(tmp_path / "f") as part:
+        (part / "b").write_text("half")
+        _ = 1 / 0
+    assert names(tmp_path / "f") == ["a"]
+    assert names(tmp_path) == ["f"]
+
+
+def test_of_two_that_write_one_folder_at_once_both_succeed_and_the_last_stays(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "f") as slow:
+        (slow / "slow").write_text("")
+        with replacing_folder(tmp_path / "f") as quick:
+            (quick / "quick").write_text("")
+        assert names(tmp_path / "f") == ["quick"]
+    assert names(tmp_path / "f") == ["slow"]
+    assert names(tmp_path) == ["f"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_not_dropped(tmp_path: Path) -> None:
+    write_text(tmp_path / "f", "precious")
+    with pytest.raises(OSError), replacing_folder(tmp_path / "f") as part:
+        (part / "a").write_text("")
+    assert (tmp_path / "f").read_text() == "precious"
+    assert names(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_who_may_read_is_for_the_umask_to_say(tmp_path: Path, umask: int, file: int, folder: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "a.txt", "")
+        with replacing_folder(tmp_path / "f"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == file
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == folder
+
+
+# ---------------------------------------------------------------------------------------------- JSON and lines
+
+ROWS = [{"text": "漢字 \U0001f98a", "n": 1}, {"text": "line\nbreak\r\u2028", "n": None}]
+
+
+def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", ROWS)
+    assert read_lines(tmp_path / "a.jsonl") == ROWS
+    assert read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_wherever_a_crash_cuts_the_last_line_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_lines(path, ROWS)
+    whole = path.read_bytes()
+    for end in range(len(whole)):  # also through the middle of a character
+        path.write_bytes(whole[:end])
+        assert read_lines(path) == ROWS[: whole[:end].count(b"\n")]
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"{'a': 1}"])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    with pytest.raises(CorruptError, match=r"a\.jsonl cannot be read: line 2 "):
+        read_lines(path)
+
+
+def test_what_is_not_json_never_replaces_what_is(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [1, "ü"]})
+    for wrong in (float("nan"), {"a": Path()}):
+        with pytest.raises((ValueError, TypeError)):
+            write_json(tmp_path / "a.json", wrong)
+    assert read_json(tmp_path / "a.json") == {"a": [1, "ü"]}
+    assert names(tmp_path) == ["a.json"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def backwards(value: object) -> object:
+    """The same value, its keys in another order and its lists as tuples."""
+    if isinstance(value, dict):
+        return {key: backwards(value[key]) for key in reversed(list(value))}
+    return tuple(backwards(item) for item in value) if isinstance(value, list) else value
+
+
+@given(VALUES)
+def test_a_digest_sees_values_and_neither_order_nor_kind_of_sequence(value: object) -> None:
+    assert digest(value) == digest(backwards(value)) == digest(json.loads(json.dumps(value)))
+
+
+@given(VALUES, VALUES)
+def test_different_values_have_different_digests(one: object, other: object) -> None:
+    if json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True):
+        assert digest(one) != digest(other)
+
+
+def test_a_digest_never_changes() -> None:
+    """Keys of paid answers hang on it."""
+    value = {"b": [1, 2.5, None, True], "a": "ü\U0001f98a\x00"}
+    assert digest(value) == "f3939e557cc19e962f28e8ac49145fd55b29a5115a8241cd36c43b7b95586be5"
+
+
+def test_a_file_has_the_digest_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# ------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+def test_runs_are_numbered_and_never_overwritten(home: Path) -> None:
+    made = [runs.create("tales", {"seed": i}) for i in range(3)]
+    assert [run.name for run in made] == ["tales/1", "tales/2", "tales/3"]
+    assert made[1].info == {"schema": 1, "run": "tales/2", "status": "running", "seed": 1}
+    assert runs.runs_of("tales") == made
+    (home / "reports" / "tales" / "notes").mkdir()
+    (home / "reports" / "tales" / "9").mkdir()
+    assert runs.create("tales", {}).name == "tales/10"
+
+
+def test_eight_processes_get_eight_numbers(home: Path) -> None:
+    code = "import sys; from distillkit.runs import create; sys.stdin.read(); print(create('r', {}).name)"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    children = [subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) for _ in range(8)]  # type: ignore[call-overload]
+    for child in children:
+        child.stdin.close()
+        child.stdin = None
+    said = {child.communicate(timeout=30)[0].strip() for child in children}
+    assert said == {f"r/{i}" for i in range(1, 9)}
+    assert [run.info["run"] for run in runs.runs_of("r")] == [f"r/{i}" for i in range(1, 9)]
+
+
+def test_a_run_is_found_by_folder_number_name_and_latest(home: Path) -> None:
+    old, new, other = (runs.create(name, {}) for name in ("tales", "tales", "others"))
+    assert runs.find(str(old.path)) == old
+    assert runs.find("tales/1") == old
+    assert runs.find("tales") == new
+    assert runs.newest("tales") == new
+    for run, second in ((old, 3), (new, 1), (other, 2)):
+        os.utime(run.path / "run.json", (second, second))
+    assert runs.find() == runs.find("latest") == old
+
+
+def test_a_run_knows_its_name_from_wherever_it_is_looked_at(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.create("tales", {})
+    monkeypatch.chdir(run.path)
+    assert runs.find(".").name == "tales/1"
+    assert runs.find("../1").name == "tales/1"
+
+
+def test_a_folder_without_a_record_is_no_run(home: Path) -> None:
+    run = runs.create("tales", {})
+    (home / "reports" / "tales" / "2").mkdir()
+    assert runs.find("tales") == run
+    assert runs.find("latest") == run
+    with pytest.raises(UsageError):
+        runs.find("tales/2")
+
+
+def test_what_is_not_there_is_said_with_the_nearest_name(home: Path) -> None:
+    with pytest.raises(UsageError, match="there are no runs") as none:
+        runs.find()
+    assert "distillkit run" in none.value.hint
+    runs.create("quickstart", {})
+    with pytest.raises(UsageError, match="'quikstart'") as wrong:
+        runs.find("quikstart")
+    assert wrong.value.hint == "Did you mean 'quickstart'?"
+    with pytest.raises(UsageError) as number:
+        runs.find("quickstart/2")
+    assert number.value.hint == "Did you mean 'quickstart/1'?"
+    with pytest.raises(UsageError, match="no run of 'other'"):
+        runs.newest("other")
+
+
+def test_recording_adds_and_replaces(home: Path) -> None:
+    run = runs.create("tales", {"seed": 1})
+    run.record(status="done", figures={"a": 1})
+    assert run.info == {"schema": 1, "run": "tales/1", "status": "done", "seed": 1, "figures": {"a": 1}}
+    assert Run(home / "nowhere").info == {}
+
+
+@pytest.mark.parametrize("text", [b"", b'{"a"', b"\xff", b"[1]", b'"run"'])
+def test_a_damaged_record_is_said_and_not_written_over(home: Path, text: bytes) -> None:
+    run = runs.create("tales", {})
+    (run.path / "run.json").write_bytes(text)
+    for touch in (lambda: run.info, lambda: run.record(status="done")):
+        with pytest.raises(DistillkitError, match=r"tales/1/run\.json "):
+            touch()
+    assert (run.path / "run.json").read_bytes() == text
+
+
+# --------------------------------------------------------------------------------------------------- progress
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in a list: set the first element to let it pass."""
+    time_is = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: time_is[0])
+    return time_is
+
+
+def screen(written: str) -> list[str]:
+    """What a terminal shows after these characters."""
+    return [line.rpartition("\r\x1b[K")[2] for line in written.split("\n")]
+
+
+def test_a_log_gets_progress_at_most_every_five_seconds_and_always_the_last(now: list[float]) -> None:
+    stream = io.StringIO()
+    voice = Plain(stream)
+    for i in range(101):
+        now[0] = 1000 + i / 10
+        voice.progress(f"step {i}", last=i == 100)
+    assert stream.getvalue().splitlines() == ["step 0", "step 50", "step 100"]
+
+
+def test_a_log_gets_every_line_that_was_said(now: list[float]) -> None:
+    stream = io.StringIO()
+    voice = Plain(stream)
+    voice.say("one")
+    voice.warn("two")
+    assert stream.getvalue() == "one\nwarning: two\n"
+
+
+def test_the_first_progress_is_shown_even_on_a_machine_just_started(now: list[float]) -> None:
+    now[0] = 0.05
+    for voice in (Plain(io.StringIO()), Live(io.StringIO())):
+        voice.progress("step 1")
+        assert "step 1" in voice.stream.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_terminal_shows_one_line_rewritten(now: list[float]) -> None:
+    stream = io.StringIO()
+    voice = Live(stream)
+    for i in range(11):
+        now[0] = 1000 + i
+        voice.progress(f"step {10 ** (10 - i)}")
+        assert screen(stream.getvalue()) == [f"step {10 ** (10 - i)}"]
+    assert "\n" not in stream.getvalue()
+
+
+def test_a_terminal_never_shows_half_a_line_before_what_is_said(now: list[float]) -> None:
+    stream = io.StringIO()
+    voice = Live(stream)
+    voice.say("begun")
+    voice.progress("a long line of progress")
+    voice.say("said")
+    voice.progress("too soon to be shown")
+    voice.warn("mind")
+    now[0] += 1
+    voice.progress("more progress")
+    voice.progress("all done", last=True)
+    voice.say("end")
+    assert screen(stream.getvalue()) == ["begun", "said", "warning: mind", "all done", "end", ""]
+
+
+def test_a_terminal_is_not_written_to_more_than_ten_times_a_second(now: list[float]) -> None:
+    stream = io.StringIO()
+    voice = Live(stream)
+    for i in range(1000):
+        now[0] = 1000 + i / 1000
+        voice.progress(f"{i}")
+    assert stream.getvalue().count("\r") <= 11
+
+
+def test_a_live_line_is_never_wider_than_the_terminal(
+    now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = io.StringIO()
+    Live(stream).progress("x" * 100)
+    assert screen(stream.getvalue()) == ["x" * 19]
+
+
+def test_where_errors_go_decides_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert type(progress.voice()) is Plain
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    assert type(progress.voice()) is Live
+    Voice().say("nothing")
+    Voice().progress("nothing")
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0s"),
+        (0.4, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m00s"),
+        (190, "3m10s"),
+        (3599.6, "1h00m"),
+        (7500, "2h05m"),
+        (360000, "100h00m"),
+    ],
+)
+def test_a_duration_is_said_as_people_say_it(seconds: float, said: str) -> None:
+    assert clock(seconds) == said
