@@ -63,9 +63,9 @@ class Part(NamedTuple):
 class Recipe(Table):
     """A whole recipe, resolved and validated, but for the options of its plugins."""
 
-    name: Name
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    plugins: list[str] = Field(default=[])
+    name: Name = Field(description="what its runs are called")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=42, description="what all chance is drawn from")
+    plugins: list[str] = Field(default=[], description="packages that must be installed: distillkit-x>=0.2")
     data: DataTable = Field(default_factory=DataTable)
     tokenizer: TokenizerTable = Field(default_factory=TokenizerTable)
     student: StudentTable = Field(default_factory=StudentTable)

@@ -22,9 +22,7 @@ def weighted_mean(scores: ArrayLike, weights: ArrayLike) -> float:
     return float((s * w).sum() / w.sum())
 
 
-def cluster_sums(
-    values: NDArray[np.float64], clusters: Sequence[str]
-) -> tuple[list[str], NDArray[np.float64]]:
+def cluster_sums(values: NDArray[np.float64], clusters: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
     """The sum of the values in each cluster, in order of first appearance."""
     order = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
     index = np.fromiter((order[name] for name in clusters), np.int64, len(clusters))

@@ -28,6 +28,7 @@ from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
 from .student.optimizer import AdamW, Schedule, flat
+from .student.parallel import Lanes
 from .student.train import Job, Settings, State, fresh, restored, train
 from .student.trained import Trained, locate
 
@@ -120,6 +121,7 @@ class Training:
             "device": str(mx.default_device()),
             "blas": backend.name,
             "threads": backend.threads,
+            "streams": self._streams(),
             "chunk": chunk_rows(self.parts.tokenizer.vocab_size) if chunk == "auto" else chunk,
             "mlx": version("mlx"),
         }
@@ -134,6 +136,14 @@ class Training:
         if saved.state["train"]["chunk"] == chunk:
             here["chunk"] = before["chunk"]
         return {**here, "threads": before["threads"]}
+
+    def _streams(self) -> int:
+        """How many parts of a batch are computed at once: on the CPU one a core, on a GPU one."""
+        chosen = self.recipe.train.streams
+        if chosen != "auto":
+            return chosen
+        on_cpu = mx.default_device().type == mx.cpu
+        return min(blas.cores(), self.recipe.train.batch_size) if on_cpu else 1
 
     def _must_fit(self, saved: checkpoints.Checkpoint, facts: dict[str, Any]) -> None:
         """Refuse to go on with other text or another network; say what else changed."""
@@ -202,6 +212,7 @@ class Training:
             teacher=teacher.logits if teacher else None,
             voice=self.voice,
             trackers=trackers,
+            lanes=Lanes(facts["numerics"]["streams"]),
             sample=self._sampler() if table.sample_every else None,
         )
 
@@ -225,7 +236,8 @@ class Training:
         origin.verify()
         theirs, ours = origin.student, dict(job.student)
         if theirs["arch"] != ours["arch"] or _shape(theirs) != _shape(ours):
-            changes = _changes(["student"], {"student": theirs}, {"student": ours})
+            sides = ({"student": {"arch": one["arch"], "options": _shape(one)}} for one in (theirs, ours))
+            changes = _changes(["student"], *sides)
             raise UsageError(
                 f"student.from: {origin.path} is another network: {changes}",
                 "Give the student the same options, or leave out student.from.",

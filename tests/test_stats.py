@@ -45,9 +45,7 @@ def test_the_interval_of_a_clustered_mean_covers_the_truth_as_often_as_it_says()
 def test_rows_taken_for_clusters_would_promise_too_much() -> None:
     rng = np.random.default_rng(1)
     drawn = [clustered(rng) for _ in range(SIMULATIONS)]
-    alone = [
-        mean_interval(s, w, [str(j) for j in range(len(s))], seed=i) for i, (s, w, _) in enumerate(drawn)
-    ]
+    alone = [mean_interval(s, w, [str(j) for j in range(len(s))], seed=i) for i, (s, w, _) in enumerate(drawn)]
     assert covered(alone, TRUTH) < 0.85
 
 

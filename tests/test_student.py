@@ -120,9 +120,7 @@ def expected_slope(rows: Rows, alpha: float, heat: float) -> Array:
     return result
 
 
-def measured(
-    mixer: Mixer, rows: Rows, chunk: int, step: int = 0
-) -> tuple[float, dict[str, float], dict[str, Array]]:
+def measured(mixer: Mixer, rows: Rows, chunk: int, step: int = 0) -> tuple[float, dict[str, float], dict[str, Array]]:
     """Loss, terms and gradients as the engine has them."""
     targets = rows.targets()
     names = list(mixer.rows(mx.zeros((1, rows.head.shape[0])), targets.rows(0, 1), mx.array(0)))
@@ -150,9 +148,7 @@ def mixing(alpha: float, heat: float) -> AlphaTemperature:
     return AlphaTemperature(AlphaTemperature.Options(alpha=alpha, temperature=heat))
 
 
-def some_rows(
-    seed: int, n: int = 7, width: int = 3, vocab: int = 5, largest: float = 4.0, **given: Any
-) -> Rows:
+def some_rows(seed: int, n: int = 7, width: int = 3, vocab: int = 5, largest: float = 4.0, **given: Any) -> Rows:
     """Random rows whose logits reach `largest`; the last two tokens are always tied."""
     random = np.random.default_rng(seed)
     hidden, head = random.normal(size=(n, width)), random.normal(size=(vocab, width))
@@ -181,9 +177,7 @@ def some_rows(
 @st.composite
 def drawn_rows(draw: Any) -> Rows:
     n, width, vocab = draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(2, 9))
-    rows = some_rows(
-        draw(st.integers(0, 10_000)), n, width, vocab, draw(st.sampled_from([0.0, 1.0, 8.0, 50.0]))
-    )
+    rows = some_rows(draw(st.integers(0, 10_000)), n, width, vocab, draw(st.sampled_from([0.0, 1.0, 8.0, 50.0])))
     weights = st.lists(st.sampled_from([0.0, 0.25, 1.0, 3.0]), min_size=n, max_size=n)
     rows.weight = np.array(draw(weights.filter(any)))
     rows.has_soft = np.array(draw(st.lists(st.sampled_from([0.0, 1.0, 1.0]), min_size=n, max_size=n)))
@@ -354,9 +348,7 @@ def uneven_batch(seed: int = 0, rows: int = 4) -> Any:
     return SimpleNamespace(inputs=tokens[0], hard=tokens[1], weight=weight, from_teacher=teacher)
 
 
-def job_of(
-    model: GPT, mixer: Mixer, batch: Any, accumulate: int = 1, chunk: int = 5, teacher: Any = None
-) -> Job:
+def job_of(model: GPT, mixer: Mixer, batch: Any, accumulate: int = 1, chunk: int = 5, teacher: Any = None) -> Job:
     figures = Settings(
         steps=100,
         accumulate=accumulate,
@@ -370,9 +362,7 @@ def job_of(
         optimizer=Keeps(clip=1e9),
     )
     nowhere: Any = None
-    return Job(
-        model, TINY.vocab_size, mixer, lambda step: batch, list, figures, {}, {}, nowhere, nowhere, teacher
-    )
+    return Job(model, TINY.vocab_size, mixer, lambda step: batch, list, figures, {}, {}, nowhere, nowhere, teacher)
 
 
 def one_step(
@@ -396,9 +386,7 @@ def test_accumulating_changes_neither_loss_nor_gradients(mixer: Mixer, accumulat
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     assert parts["terms"] == pytest.approx(whole["terms"], rel=1e-5)
     for name, slope in slopes.items():
-        np.testing.assert_allclose(
-            of_parts[name], slope, atol=1e-5 * max(1, np.abs(slope).max()), err_msg=name
-        )
+        np.testing.assert_allclose(of_parts[name], slope, atol=1e-5 * max(1, np.abs(slope).max()), err_msg=name)
 
 
 @pytest.mark.parametrize("step", [0, 7])
@@ -456,9 +444,7 @@ def gpt2_forward(model: GPT, tokens: Array) -> Array:
     x = weights["tokens.weight"][tokens] + weights["positions.weight"][:length]
     for i in range(shape.layers):
         block = f"blocks.{i}"
-        queries, keys, values = np.split(
-            linear(norm(x, f"{block}.attention_norm"), f"{block}.attention.qkv"), 3, -1
-        )
+        queries, keys, values = np.split(linear(norm(x, f"{block}.attention_norm"), f"{block}.attention.qkv"), 3, -1)
         seen = np.zeros_like(x)
         for head in range(shape.heads):
             cut = slice(head * size, (head + 1) * size)
@@ -607,9 +593,7 @@ def test_adamw_is_an_independent_adamw_over_twenty_steps(betas: tuple[float, flo
         assert norm.item() == pytest.approx(expected, rel=1e-5)
         clipped += expected > 1
         for name, value in flat(ours).items():
-            np.testing.assert_allclose(
-                f64(value), theirs[name], rtol=2e-5, atol=2e-6, err_msg=f"{name} {step}"
-            )
+            np.testing.assert_allclose(f64(value), theirs[name], rtol=2e-5, atol=2e-6, err_msg=f"{name} {step}")
     assert 0 < clipped < 20
 
 
@@ -639,15 +623,11 @@ def test_the_learning_rate_warms_up_peaks_and_ends_near_its_floor() -> None:
 
 
 @given(st.floats(1e-6, 1), st.floats(0, 1), st.integers(0, 50), st.integers(1, 200))
-def test_the_learning_rate_never_leaves_its_bounds(
-    peak: float, share: float, warmup: int, steps: int
-) -> None:
+def test_the_learning_rate_never_leaves_its_bounds(peak: float, share: float, warmup: int, steps: int) -> None:
     schedule = Schedule(peak, peak * share, warmup, steps)
     rates = [schedule(step) for step in range(steps)]
     assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
-    assert all(
-        later <= rate + 1e-12 for rate, later in zip(rates[warmup:], rates[warmup + 1 :], strict=False)
-    )
+    assert all(later <= rate + 1e-12 for rate, later in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
     assert all(rate >= peak * share * (1 - 1e-12) for rate in rates[warmup:])
 
 
@@ -843,9 +823,7 @@ def writer() -> Trained:
     return Trained(lively(shape, seed=2, scale=0.25), tokenizer(), 12)
 
 
-def texts(
-    prompts: Sequence[str], seeds: Sequence[int], temperature: float = 1.0, length: int = 30
-) -> list[str]:
+def texts(prompts: Sequence[str], seeds: Sequence[int], temperature: float = 1.0, length: int = 30) -> list[str]:
     return [one.text for one in writer().write(prompts, seeds, Sampling(temperature), length)]
 
 
@@ -919,9 +897,7 @@ def full_nats(model: GPT, tokens: Sequence[int]) -> float:
 def test_a_document_that_fits_is_scored_as_a_whole() -> None:
     model, random = small_model(), np.random.default_rng(3)
     documents = [random.integers(0, 23, n).tolist() for n in (2, 5, 9, 3, 9, 4)]
-    assert score_tokens(model, 8, documents) == pytest.approx(
-        [full_nats(model, d) for d in documents], rel=1e-4
-    )
+    assert score_tokens(model, 8, documents) == pytest.approx([full_nats(model, d) for d in documents], rel=1e-4)
 
 
 def test_a_document_that_does_not_fit_is_scored_window_by_window() -> None:
@@ -1003,25 +979,19 @@ def test_openblas_is_in_memory_with_its_fortran_lent_where_there_is_none() -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="on a Mac MLX brings a fast BLAS")
 def test_mlx_before_distillkit_is_told() -> None:
     said = python("import mlx.core\n" + LOAD + "print(found.warning)")
-    assert said == (
-        "mlx was imported before distillkit, so it keeps its slow BLAS; import distillkit.student first"
-    )
+    assert said == ("mlx was imported before distillkit, so it keeps its slow BLAS; import distillkit.student first")
 
 
 @fast_blas
 def test_threads_are_those_that_were_asked_for() -> None:
-    script = (
-        LOAD + "print(found.threads); blas.set_threads(1); print(blas._library.openblas_get_num_threads())"
-    )
+    script = LOAD + "print(found.threads); blas.set_threads(1); print(blas._library.openblas_get_num_threads())"
     os_environ = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os_environ)
     assert done.stdout.split() == ["2", "1"]
 
 
 def test_importing_the_room_does_not_import_mlx() -> None:
-    said = python(
-        "import sys, distillkit.student; print([m for m in sys.modules if m.split('.')[0] == 'mlx'])"
-    )
+    said = python("import sys, distillkit.student; print([m for m in sys.modules if m.split('.')[0] == 'mlx'])")
     assert said == "[]"
 
 

@@ -12,9 +12,7 @@ Write = Callable[[Sequence[str], Sequence[int]], Iterable[str]]
 Beginning = Callable[[str], str]
 
 
-def held_out_prompts(
-    documents: Sequence[Document], count: int, beginning: Beginning
-) -> list[tuple[str, str]]:
+def held_out_prompts(documents: Sequence[Document], count: int, beginning: Beginning) -> list[tuple[str, str]]:
     """Ids and beginnings of held-out documents, spread evenly; all serve once before one serves twice."""
     if not documents:
         raise UsageError("there are no held-out documents to begin samples with", "Raise data.held_out.")

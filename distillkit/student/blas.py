@@ -119,12 +119,14 @@ def _load_renamed(library: Path, name: str) -> None:
 
 
 def _adopt(library: ctypes.CDLL) -> Blas:
-    """Say which library it is, and let it use the cores that we may use."""
+    """Say which library it is, and how many threads it may use."""
     global _library
     _library = library
     library.openblas_get_config.restype = ctypes.c_char_p
     words = library.openblas_get_config().decode("ascii", "replace").split()
     chosen = os.environ.get("OPENBLAS_NUM_THREADS", "")
-    threads = int(chosen) if chosen.isdecimal() and int(chosen) else cores()
+    # One thread, for MLX's streams use the other cores: OpenBLAS's own threads wait by spinning, and with another
+    # busy program on the machine that makes a step many times slower.
+    threads = int(chosen) if chosen.isdecimal() and int(chosen) else 1
     library.openblas_set_num_threads(threads)
     return Blas(" ".join(words[:2]), library.openblas_get_num_threads())

@@ -68,9 +68,7 @@ class Checkpoint:
 
     def weights(self) -> dict[str, mx.array]:
         """The weights, in float32 whatever they were stored as."""
-        return {
-            name: value.astype(mx.float32) for name, value in _arrays(self.path / "model.safetensors").items()
-        }
+        return {name: value.astype(mx.float32) for name, value in _arrays(self.path / "model.safetensors").items()}
 
     def moments(self) -> dict[str, mx.array]:
         """The optimizer's arrays."""

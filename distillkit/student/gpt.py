@@ -102,9 +102,7 @@ class GPT(nn.Module):
         """Hidden states of tokens."""
         return self.extend(tokens, None)[0]
 
-    def extend(
-        self, tokens: mx.array, past: Cache | None, starts: mx.array | None = None
-    ) -> tuple[mx.array, Cache]:
+    def extend(self, tokens: mx.array, past: Cache | None, starts: mx.array | None = None) -> tuple[mx.array, Cache]:
         """Hidden states of tokens that follow a cache of keys and values, and the cache with them.
 
         `starts` [B] counts the padding at the left of each row, which is neither numbered nor seen.

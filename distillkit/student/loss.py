@@ -99,9 +99,11 @@ def counted(mixer: Mixer, targets: Targets, terms: list[str]) -> dict[str, mx.ar
     return {term: targets.weight * where[term] if term in where else targets.weight for term in terms}
 
 
-def term_names(mixer: Mixer, vocab_size: int, targets: Targets) -> list[str]:
+def term_names(mixer: Mixer, vocab_size: int, targets: Targets, taught: bool) -> list[str]:
     """The names of a mixer's terms, from one row of zeros that is never computed."""
-    return list(mixer.rows(mx.zeros((1, vocab_size)), targets.rows(0, 1), mx.array(0)))
+    row = mx.zeros((1, vocab_size))
+    one = replace(targets.rows(0, 1), teacher_logits=row if taught else None)
+    return list(mixer.rows(row, one, mx.array(0)))
 
 
 def chunk_rows(vocab_size: int) -> int:

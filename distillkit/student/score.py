@@ -80,9 +80,7 @@ def _surprises(model: nn.Module, batch: list[Window]) -> list[float]:
         inputs[i, :length], targets[i, :length] = window.inputs, window.targets
         counts[i, length - window.count : length] = 1
     hidden = model(mx.array(inputs))
-    surprise = token_surprises(
-        hidden.reshape(-1, hidden.shape[-1]), model.head, mx.array(targets.reshape(-1))
-    )
+    surprise = token_surprises(hidden.reshape(-1, hidden.shape[-1]), model.head, mx.array(targets.reshape(-1)))
     sums = (surprise.reshape(counts.shape) * mx.array(counts)).sum(axis=-1)
     return np.array(sums).astype(float).tolist()  # type: ignore[no-any-return]
 

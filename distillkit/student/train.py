@@ -30,6 +30,7 @@ from ..roles import Mixer, Tracker
 from . import checkpoint as checkpoints
 from .loss import Targets, chunk_rows, counted, mixed_loss, term_names
 from .optimizer import AdamW, Schedule, Tree, flat, recalled
+from .parallel import Lanes
 from .score import token_surprises
 
 Array = np.ndarray[Any, Any]
@@ -101,6 +102,7 @@ class Job:
     voice: Voice = field(default_factory=Voice)
     trackers: Sequence[Tracker] = ()
     sample: Callable[[], str] | None = None
+    lanes: Lanes = field(default_factory=lambda: Lanes(1))
 
 
 def train(job: Job, state: State) -> State:
@@ -108,7 +110,7 @@ def train(job: Job, state: State) -> State:
     journal = Journal(job, state.step)
     watch = Overfitting(job.voice)
     _save(job, state)  # also when it is the very first: there is always something to go back to
-    with asked_to_stop() as stop, journal:
+    with asked_to_stop() as stop, journal, job.lanes:
         while state.step < job.settings.steps:
             values = advance(job, state)
             journal.step(state, values)
@@ -143,21 +145,10 @@ def _due(step: int, every: int, steps: int) -> bool:
 def advance(job: Job, state: State) -> dict[str, Any]:
     """One step: gradients of every part of the batch, summed in a fixed order, then AdamW."""
     settings, step = job.settings, state.step
-    mx.random.seed((settings.seed * 1_000_003 + step) % 2**63)
     job.model.train()
     batch = job.batch(step)
-    number, weights = mx.array(step), job.mixer.weights(step)
-    parts = [(part["inputs"], _targets(job, part)) for part in _parts(batch, settings.accumulate)]
-    totals = _totals(job, [targets for _, targets in parts])
-    value = nn.value_and_grad(job.model, _part_loss)
-    loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in totals}, None
-    while parts:  # each is let go when it is done, with its teacher's logits
-        (share, of_terms), slope = value(job.model, job, *parts.pop(0), number, weights, totals)
-        loss = loss + share
-        terms = {name: terms[name] + of_terms[name] for name in terms}
-        gradients = slope if gradients is None else _sum(gradients, slope)
-        mx.eval(loss, terms, gradients)
-    rate = settings.schedule(step)
+    number, rate = mx.array(step), settings.schedule(step)
+    loss, terms, gradients = _gradients(job, batch, step)
     state.parameters, state.moments, norm = settings.optimizer.update(
         state.parameters, gradients, state.moments, mx.array(rate), number
     )
@@ -175,51 +166,77 @@ def advance(job: Job, state: State) -> dict[str, Any]:
     return values
 
 
+def _gradients(job: Job, batch: Rows, step: int) -> Any:
+    """The loss of a batch, its terms and its gradient: as many parts at once as there are lanes."""
+    number, weights, lanes = mx.array(step), job.mixer.weights(step), job.lanes
+    parts = list(_parts(batch, job.settings.accumulate * lanes.count))
+    totals = _totals(job, parts)
+    value = nn.value_and_grad(job.model, _part_loss)
+    result: Any = None
+    for start in range(0, len(parts), lanes.count):
+
+        def share(lane: int, start: int = start) -> Any:
+            place = start + lane
+            mx.random.seed((job.settings.seed * 1_000_003 + step * 1009 + place) % 2**63)
+            return value(job.model, job, parts[place], number, weights, totals)
+
+        for done in lanes.each(share):
+            result = done if result is None else _sum(result, done)
+        mx.eval(result)
+    (loss, terms), gradients = result
+    return loss, terms, gradients
+
+
 def _sum(one: Tree, other: Tree) -> Tree:
     return tree_map(lambda ours, theirs: ours + theirs, one, other)
 
 
 def _parts(batch: Rows, count: int) -> Iterator[dict[str, mx.array]]:
-    """A batch cut into equal parts, as arrays of the accelerator."""
-    arrays = {name: getattr(batch, name) for name in ("inputs", "hard", "weight", "from_teacher")}
+    """A batch cut into parts as equal as can be, as arrays of the accelerator."""
+    names = ("inputs", "hard", "weight", "from_teacher")
+    arrays = {name: np.array_split(getattr(batch, name), count) for name in names}
     for i in range(count):
-        yield {name: mx.array(np.array_split(value, count)[i]) for name, value in arrays.items()}
+        yield {name: mx.array(pieces[i]) for name, pieces in arrays.items()}
 
 
-def _targets(job: Job, part: Mapping[str, mx.array]) -> Targets:
-    """The targets of a part of a batch, with the teacher's logits where there is a teacher."""
+def _targets(job: Job, part: Mapping[str, mx.array], teacher_logits: mx.array | None = None) -> Targets:
+    """The targets of a part of a batch."""
     hard = part["hard"].reshape(-1)
-    soft = None
-    if job.teacher is not None:
-        soft = mx.stop_gradient(job.teacher(part["inputs"])).reshape(hard.size, -1)
     return Targets(
         hard=hard,
         weight=part["weight"].reshape(-1),
         from_teacher=part["from_teacher"].reshape(-1),
-        has_soft=mx.zeros(hard.shape) if soft is None else mx.ones(hard.shape),
-        teacher_logits=soft,
+        has_soft=mx.zeros(hard.shape) if job.teacher is None else mx.ones(hard.shape),
+        teacher_logits=teacher_logits,
     )
 
 
-def _totals(job: Job, parts: Sequence[Targets]) -> dict[str, mx.array]:
+def _totals(job: Job, parts: Sequence[Mapping[str, mx.array]]) -> dict[str, mx.array]:
     """How much all rows of the batch count in each term: known before any logit is."""
-    names = term_names(job.mixer, job.vocab_size, parts[0])
-    counts = [counted(job.mixer, targets, names) for targets in parts]
-    return {n: mx.maximum(mx.stack([count[n].sum() for count in counts]).sum(), 1e-9) for n in names}
+    targets = [_targets(job, part) for part in parts]
+    names = term_names(job.mixer, job.vocab_size, targets[0], taught=job.teacher is not None)
+    counts = [counted(job.mixer, some, names) for some in targets]
+    totals = {n: mx.maximum(mx.stack([count[n].sum() for count in counts]).sum(), 1e-9) for n in names}
+    mx.eval(totals)  # the lanes share them
+    return totals
 
 
 def _part_loss(
     model: nn.Module,
     job: Job,
-    inputs: mx.array,
-    targets: Targets,
+    part: Mapping[str, mx.array],
     step: mx.array,
     weights: Mapping[str, float],
     totals: Mapping[str, mx.array],
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """A part's share of the batch's loss, and of each of its terms."""
-    hidden = model(inputs)
+    soft = None
+    if job.teacher is not None:
+        logits = mx.stop_gradient(job.teacher(part["inputs"]))
+        soft = logits.reshape(-1, logits.shape[-1])
+    hidden = model(part["inputs"])
     hidden = hidden.reshape(-1, hidden.shape[-1])
+    targets = _targets(job, part, soft)
     return mixed_loss(job.mixer, hidden, model.head, targets, step, weights, totals, job.settings.chunk)
 
 

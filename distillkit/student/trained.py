@@ -86,17 +86,13 @@ class Trained:
                 break
         rows = [row[:max_tokens] for row in rows]
         ends = ["stop" if done else "length" for done in finished]
-        return [
-            Written(self.tokenizer.decode(row), len(row), end) for row, end in zip(rows, ends, strict=True)
-        ]
+        return [Written(self.tokenizer.decode(row), len(row), end) for row, end in zip(rows, ends, strict=True)]
 
     def stream(self, prompt: str, seed: int, sampling: Sampling, max_tokens: int) -> Iterator[str]:
         """Continue one prompt, piece by piece, never cutting a character in two."""
         self.model.eval()
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        tokens = write(
-            self.model, self.context, self._read([prompt]), [seed], sampling, self.tokenizer.end_of_text
-        )
+        tokens = write(self.model, self.context, self._read([prompt]), [seed], sampling, self.tokenizer.end_of_text)
         for _, (token,) in zip(range(max_tokens), tokens, strict=False):
             if token == self.tokenizer.end_of_text:
                 break
@@ -107,9 +103,7 @@ class Trained:
 
     def _read(self, prompts: Sequence[str]) -> list[list[int]]:
         """Prompts as tokens, each at the beginning of a document."""
-        return [
-            [self.tokenizer.end_of_text, *tokens] for tokens in self.tokenizer.encode_batch(list(prompts))
-        ]
+        return [[self.tokenizer.end_of_text, *tokens] for tokens in self.tokenizer.encode_batch(list(prompts))]
 
     def generate(
         self, prompts: Sequence[str], *, max_tokens: int, seed: int = 0, temperature: float = 1.0
@@ -148,9 +142,7 @@ def locate(where: str | Path) -> tuple[Checkpoint, Path]:
         ) from error
     checkpoint, faults = newest_good(run.checkpoints)
     if checkpoint is None:
-        raise UsageError(
-            f"the run {run.name} has no usable checkpoint", "; ".join(faults) or "It was never trained."
-        )
+        raise UsageError(f"the run {run.name} has no usable checkpoint", "; ".join(faults) or "It was never trained.")
     return checkpoint, run.tokenizer
 
 

@@ -131,9 +131,7 @@ def _in_turn(teacher: Teacher, requests: list[Request], concurrency: int) -> Ite
     return iter(teacher.answers(requests))
 
 
-def _concurrently(
-    teacher: Teacher, requests: list[Request], concurrency: int
-) -> Iterator[tuple[Request, Answer]]:
+def _concurrently(teacher: Teacher, requests: list[Request], concurrency: int) -> Iterator[tuple[Request, Answer]]:
     """Drive an asynchronous teacher from here: one loop, a bounded number of calls at once."""
     with asyncio.Runner() as runner:
         answers = _as_answered(teacher, requests, concurrency)

@@ -28,9 +28,7 @@ class Checkpoint(Teacher):
     class Options(Teacher.Options):
         """Which student teaches."""
 
-        model: str = Field(
-            "tales-teacher", description="a run, a checkpoint folder, or a bundled student's name"
-        )
+        model: str = Field("tales-teacher", description="a run, a checkpoint folder, or a bundled student's name")
 
     @cached_property
     def trained(self) -> Trained:

@@ -19,9 +19,7 @@ class Perplexity(Judge):
     def grade(self, subject: Subject) -> Iterator[Grade]:
         """Two grades a document, weighted so that their means are those of all tokens and of all bytes."""
         if not subject.held_out:
-            raise UsageError(
-                "there are no held-out documents to judge by", "Raise data.held_out or data.documents."
-            )
+            raise UsageError("there are no held-out documents to judge by", "Raise data.held_out or data.documents.")
         scores = subject.student.score([document.text for document in subject.held_out])
         for document, score in zip(subject.held_out, scores, strict=True):
             yield Grade("loss", score.nats / score.tokens, document=document.id, weight=score.tokens)

@@ -1,0 +1,787 @@
+"""Real runs: stopped, killed, damaged, extended and resumed, they end where an undisturbed run ends."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from distillkit.assembly import Assembly
+from distillkit.data.shards import sequential
+from distillkit.errors import DistillkitError, Interrupted, TrainingError, UsageError
+from distillkit.files import read_lines
+from distillkit.pipeline import Pipeline, begin
+from distillkit.plugins import Plugins, current
+from distillkit.progress import Voice
+from distillkit.recipe import load
+from distillkit.runs import Run, find, newest
+from distillkit.student import Sampling, Trained
+from distillkit.student import checkpoint as checkpoints
+from distillkit.student.optimizer import flat
+
+TINY = """
+name = "tiny"
+judge = []
+[data]
+source = "tales"
+stories = 60
+held_out = 0.2
+[tokenizer]
+vocab_size = 300
+[student]
+layers = 1
+heads = 2
+width = 16
+context = 16
+dropout = 0.1
+[train]
+steps = 12
+batch_size = 2
+accumulate = 2
+learning_rate = 0.01
+warmup = 2
+evaluate_every = 4
+evaluate_batches = 2
+checkpoint_every = 3
+"""
+
+PUPIL = """
+extends = "tiny.toml"
+name = "pupil"
+[tokenizer]
+kind = "tiny"
+[teacher]
+provider = "checkpoint"
+model = "tiny"
+[mixer]
+name = "alpha-temperature"
+"""
+
+PLUGIN = '''
+import json, os, signal
+from pathlib import Path
+import mlx.core as mx
+import mlx.nn as nn
+from distillkit import Mixer, Student, Tracker, hookimpl
+
+class Diary(Tracker):
+    """Writes down what it is told; at a step it may send this process signals."""
+    name = "diary"
+    class Options(Tracker.Options):
+        file: str
+        signal_at: int = 0
+        times: int = 1
+    def write(self, *row):
+        with Path(self.options.file).open("a") as stream:
+            stream.write(json.dumps(row) + "\\n")
+    def start(self, run):
+        self.write("start", run.name)
+    def log(self, step, values):
+        self.write("log", step, dict(values))
+        if step == self.options.signal_at and "loss" in values:
+            for _ in range(self.options.times):
+                os.kill(os.getpid(), signal.SIGINT)
+    def finish(self, report):
+        self.write("finish", report["run"])
+
+class Focal(Mixer):
+    """Cross-entropy that looks away from what is already known."""
+    name = "focal"
+    def rows(self, logits, targets, step):
+        logp = targets.log_prob(logits)
+        return {"focal": -(1 - mx.exp(logp)) ** 2 * logp}
+
+class Net(nn.Module):
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, 8)
+        self.out = nn.Linear(8, vocab_size)
+    def __call__(self, tokens):
+        return self.tokens(tokens)
+    @property
+    def head(self):
+        return self.out.weight, self.out.bias
+
+class Bigram(Student):
+    """Looks at one token only; no cache, a bias in the head, and it initialises itself."""
+    name = "bigram"
+    context = 16
+    def build(self, vocab_size):
+        return Net(vocab_size)
+
+@hookimpl
+def register_trackers():
+    return [Diary]
+
+@hookimpl
+def register_mixers():
+    return [Focal]
+
+@hookimpl
+def register_students():
+    return [Bigram]
+'''
+
+
+class Told(Voice):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warn(self, text: str) -> None:
+        self.lines.append(f"warning: {text}")
+
+    def progress(self, text: str, last: bool = False) -> None:
+        pass
+
+    def warnings(self, word: str) -> list[str]:
+        return [line for line in self.lines if line.startswith("warning: ") and word in line]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for runs and cache, with the recipes and the plugin of these tests."""
+    furnish(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def furnish(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("DISTILLKIT_HOME", str(folder))
+    patch.chdir(folder)
+    (folder / "tiny.toml").write_text(TINY)
+    (folder / "pupil.toml").write_text(PUPIL)
+    (folder / "plugin.py").write_text(PLUGIN)
+
+
+@pytest.fixture(scope="module")
+def by_heart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Told]:
+    """A student of few texts that learnt them by heart, and what was said meanwhile."""
+    told = Told()
+    little = ("data.stories=4", "data.held_out=0.5", "data.block_chars=200")
+    able = ("student.width=64", "student.dropout=0.0", "train.batch_size=4")
+    often = ("train.steps=150", "train.evaluate_every=25", "train.checkpoint_every=10", "train.keep=2")
+    with pytest.MonkeyPatch.context() as patch:
+        furnish(tmp_path_factory.mktemp("by_heart"), patch)
+        return sit(*little, *able, *often, voice=told), told
+
+
+def assemble(*overrides: str, recipe: str = "tiny", voice: Voice | None = None) -> Assembly:
+    plugins = Plugins.load(("plugin.py",))
+    return Assembly(plugins.check(load(f"{recipe}.toml", overrides)), current(), voice)
+
+
+def sit(
+    *overrides: str,
+    resume: bool = False,
+    recipe: str = "tiny",
+    stages: tuple[str, ...] = ("label", "train"),
+    voice: Voice | None = None,
+) -> Run:
+    """One sitting of a run, in this process."""
+    parts = assemble(*overrides, recipe=recipe, voice=voice)
+    run = newest(recipe) if resume else begin(parts, {})
+    Pipeline(parts, run).go(stages)
+    return run
+
+
+def refused(*overrides: str, recipe: str = "tiny") -> DistillkitError:
+    with pytest.raises(UsageError) as caught:
+        sit(*overrides, resume=True, recipe=recipe)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def weights(run: Run) -> str:
+    return str(run.info["training"]["weights_sha256"])
+
+
+def stopped_at(step: int, *overrides: str, times: int = 1) -> Run:
+    """A run that was sent Ctrl-C after a step."""
+    diary = ("tracker.0.name=diary", "tracker.0.file=diary", f"tracker.0.signal_at={step}")
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        sit(*overrides, *diary, f"tracker.0.times={times}")
+    return newest("tiny")
+
+
+def step_names(run: Run) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.iterdir() if not path.name.startswith("."))
+
+
+def steps_of(run: Run) -> list[int]:
+    return [checkpoint.step for checkpoint in checkpoints.every(run.checkpoints)]
+
+
+def train_steps(run: Run) -> list[int]:
+    return [row["step"] for row in read_lines(run.metrics) if row["kind"] == "train"]
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(bytes(content))
+
+
+def start_child(home: Path, *words: str) -> subprocess.Popen[str]:
+    """The program itself, in a process of its own."""
+    environment = {**os.environ, "DISTILLKIT_HOME": str(home)}
+    command = [sys.executable, "-m", "distillkit", *words]
+    return subprocess.Popen(
+        command,
+        cwd=home,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finished(child: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code and what stood on standard error."""
+    _, said = child.communicate(timeout=240)
+    return child.returncode, said
+
+
+def wait_for_step(child: subprocess.Popen[str], metrics: Path, step: int) -> None:
+    """Wait until a child has logged a step."""
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b'"train"') < step:
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+# ------------------------------------------------------------------------------------------ interrupted
+
+
+def test_ctrl_c_exits_130_says_how_to_go_on_and_ends_like_an_undisturbed_run(home: Path) -> None:
+    long = ("--set", "train.steps=200", "--until", "train")
+    child = start_child(home, "run", "tiny.toml", *long)
+    metrics = home / "reports" / "tiny" / "1" / "metrics.jsonl"
+    wait_for_step(child, metrics, 25)
+    child.send_signal(signal.SIGINT)
+    code, said = finished(child)
+    assert code == 130
+    run = find("tiny/1")
+    stopped = max(steps_of(run))
+    assert f"stopped after step {stopped} of 200; everything is saved" in said
+    assert 25 <= stopped < 200
+    assert run.info["status"] == "interrupted"
+    assert train_steps(run) == list(range(1, stopped + 1))
+    (advice,) = re.findall(r"Go on: distillkit (run \S+ --resume)", said)
+    code, said = finished(start_child(home, *shlex.split(advice), "--until", "train"))
+    assert (code, run.info["status"]) == (0, "done"), said
+    assert f"from step {stopped} to step 200" in said
+    assert train_steps(run) == list(range(1, 201))
+    assert weights(run) == weights(sit("train.steps=200"))
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 11])
+def test_a_run_that_was_stopped_anywhere_ends_like_an_undisturbed_one(home: Path, step: int) -> None:
+    undisturbed = sit()
+    run = stopped_at(step)
+    assert max(steps_of(run)) == step
+    sit(resume=True)
+    assert weights(run) == weights(undisturbed)
+    assert [drop_speed(row) for row in read_lines(run.metrics)] == [
+        drop_speed(row) for row in read_lines(undisturbed.metrics)
+    ]
+
+
+def drop_speed(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "tokens_per_second"}
+
+
+def test_ctrl_c_at_the_last_step_stops_too_and_loses_nothing(home: Path) -> None:
+    run, told = stopped_at(12), Told()
+    assert run.info["status"] == "interrupted"
+    sit(resume=True, voice=told)
+    assert any("Nothing left to train" in line for line in told.lines)
+    assert weights(run) == weights(sit())
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_run_still_goes_on(home: Path) -> None:
+    run = stopped_at(8, times=2)
+    assert max(steps_of(run)) == 6
+    assert run.info["status"] == "interrupted"
+    sit(resume=True)
+    assert train_steps(run) == list(range(1, 13))
+    assert weights(run) == weights(sit())
+
+
+def test_stopping_during_an_evaluation_loses_no_more_than_the_steps_since_the_last_checkpoint(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(job: Any) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distillkit.student.train.evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sit()
+    run = sit(resume=True)
+    assert weights(run) == weights(sit())
+
+
+def test_signals_are_handled_by_the_former_handlers_again(home: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stopped_at(2)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_the_time_of_all_sittings_adds_up(home: Path) -> None:
+    run = stopped_at(5)
+    first = run.info["training"]["seconds"]
+    sit(resume=True)
+    assert run.info["training"]["seconds"] > first > 0
+
+
+def kill_and_go_on(home: Path, kills: int, steps: int, seed: int, longest: float) -> None:
+    """Kill a run at random moments, some of them while it starts, then let it end."""
+    chance, words = random.Random(seed), ("--set", f"train.steps={steps}", "--until", "train")
+    child = start_child(home, "run", "tiny.toml", *words)
+    wait_for_step(child, home / "reports" / "tiny" / "1" / "metrics.jsonl", 1)
+    run = find("tiny/1")
+    for _ in range(kills):
+        time.sleep(chance.uniform(0, longest))
+        child.kill()
+        child.communicate()
+        assert run.info, "run.json is always whole"
+        child = start_child(home, "run", "tiny.toml", "--resume", *words)
+    code, said = finished(child)
+    assert code == 0, said
+    assert weights(run) == weights(sit(f"train.steps={steps}"))
+    assert train_steps(run) == list(range(1, steps + 1))
+    assert not list(run.path.rglob("*.part"))
+    for checkpoint in checkpoints.every(run.checkpoints):
+        checkpoint.verify()
+
+
+def test_a_run_that_is_killed_twice_ends_like_an_undisturbed_one(home: Path) -> None:
+    kill_and_go_on(home, kills=2, steps=150, seed=1, longest=0.6)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ten_times_in_a_row_ends_like_an_undisturbed_one(home: Path) -> None:
+    kill_and_go_on(home, kills=10, steps=1500, seed=2, longest=3.0)
+
+
+def test_two_processes_never_train_the_same_run(home: Path) -> None:
+    run = stopped_at(4)
+    with (run.checkpoints / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "being trained by another process" in refused().message
+    assert weights(sit(resume=True)) == weights(sit())
+
+
+# ------------------------------------------------------------------------------------------ going on
+
+
+def test_a_run_is_extended_by_more_steps(home: Path) -> None:
+    constant = ("train.final_learning_rate=0.01", "train.warmup=0")
+    run, told = sit(*constant, "train.steps=7"), Told()
+    sit(*constant, "train.steps=12", resume=True, voice=told)
+    assert "Changed since the last sitting: train.steps was 7 and is 12." in told.lines
+    assert any(line.startswith("Training from step 7 to step 12") for line in told.lines)
+    assert run.info["training"]["steps"] == 12
+    assert weights(run) == weights(sit(*constant, "train.steps=12"))
+
+
+def test_a_run_with_nothing_left_to_do_says_so(home: Path) -> None:
+    run, told = sit(), Told()
+    before = weights(run)
+    sit(resume=True, voice=told)
+    assert "Nothing left to train: the run has 12 of 12 steps. To extend it, raise train.steps." in told.lines
+    assert weights(run) == before
+    assert train_steps(run) == list(range(1, 13))
+
+
+def test_a_changed_learning_rate_is_told(home: Path) -> None:
+    run, told = stopped_at(5), Told()
+    sit("train.learning_rate=0.02", resume=True, voice=told)
+    assert "Changed since the last sitting: train.learning_rate was 0.01 and is 0.02." in told.lines
+    rates = [row["learning_rate"] for row in read_lines(run.metrics) if row["kind"] == "train"]
+    assert max(rates[:5]) == pytest.approx(0.01)
+    assert 0.01 < rates[5] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("data.stories=61", "the corpus"),
+        ("data.held_out=0.3", "the corpus"),
+        ("tokenizer.vocab_size=310", "the tokenizer"),
+        ("student.width=32", "student.width (16 to 32)"),
+        ("student.dropout=0.2", "student.dropout (0.1 to 0.2)"),
+        ("seed=43", "the seed"),
+        ("train.batch_size=3", "the order of batches"),
+    ],
+)
+def test_a_run_does_not_go_on_with_something_else(home: Path, change: str, named: str) -> None:
+    run = stopped_at(5)
+    error = refused(change)
+    assert error.message.startswith("tiny/1 cannot go on: ")
+    assert named in error.message
+    assert "since its checkpoint at step 5" in error.message
+    sit(resume=True)
+    assert weights(run) == weights(sit())
+
+
+def test_a_refusal_to_go_on_exits_2(home: Path) -> None:
+    stopped_at(5)
+    code, said = finished(start_child(home, "run", "tiny.toml", "--resume", "--set", "data.stories=70"))
+    assert code == 2
+    assert "tiny/1 cannot go on: the corpus" in said
+    assert "changed since its checkpoint at step 5" in said
+    assert "Traceback" not in said
+
+
+def test_a_batch_may_be_cut_otherwise_when_it_stays_the_same(home: Path) -> None:
+    run = stopped_at(5)
+    sit("train.batch_size=4", "train.accumulate=1", "student.dropout=0.1", resume=True)
+    assert run.info["training"]["steps"] == 12
+
+
+def test_a_changed_chunk_is_used_and_told(home: Path) -> None:
+    run, told = stopped_at(5), Told()
+    sit("train.chunk=64", resume=True, voice=told)
+    assert "Changed since the last sitting: train.chunk was auto and is 64." in told.lines
+    assert checkpoints.every(run.checkpoints)[-1].state["numerics"]["chunk"] == 64
+
+
+# ------------------------------------------------------------------------------------------ damage
+
+FILES = ["model.safetensors", "optimizer.safetensors", "student.json", "state.json", "sums.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(home: Path, name: str) -> None:
+    run, told = stopped_at(5), Told()
+    flip_a_bit(run.checkpoints / "step-00000005" / name)
+    sit(resume=True, voice=told)
+    (warning,) = told.warnings("step-00000005")
+    assert warning.endswith("going on from step 4")
+    assert "damaged-step-00000005" in step_names(run)
+    assert weights(run) == weights(sit())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_noticed(home: Path, name: str) -> None:
+    run, told = stopped_at(5), Told()
+    (run.checkpoints / "step-00000005" / name).unlink()
+    sit(resume=True, voice=told)
+    assert told.warnings("missing")
+    assert weights(run) == weights(sit())
+
+
+def test_the_same_step_may_be_damaged_again_and_again(home: Path) -> None:
+    run = sit()
+    for _ in range(3):
+        flip_a_bit(run.checkpoints / "step-00000012" / "model.safetensors")
+        sit(resume=True)
+    assert [name for name in step_names(run) if "damaged" in name] == [
+        "damaged-step-00000012",
+        "damaged-step-00000012.2",
+        "damaged-step-00000012.3",
+    ]
+    assert weights(run) == weights(sit())
+
+
+def test_when_every_checkpoint_is_damaged_training_starts_again(home: Path) -> None:
+    run, told = stopped_at(7), Told()
+    count = len(steps_of(run))
+    for checkpoint in checkpoints.every(run.checkpoints):
+        flip_a_bit(checkpoint.path / "model.safetensors")
+    sit(resume=True, voice=told)
+    assert len(told.warnings("starting again")) == count
+    assert train_steps(run) == list(range(1, 13))
+    assert weights(run) == weights(sit())
+
+
+def test_half_a_last_line_in_the_log_is_survived(home: Path) -> None:
+    run = stopped_at(7)
+    with run.metrics.open("a") as log:
+        log.write('{"kind": "train", "step": 8, "lo')
+    sit(resume=True)
+    assert train_steps(run) == list(range(1, 13))
+
+
+def test_rows_after_the_checkpoint_are_written_anew(home: Path) -> None:
+    run = stopped_at(8, times=2)  # the log knows step 8, the newest checkpoint step 6
+    assert train_steps(run)[-1] == 8
+    assert max(steps_of(run)) == 6
+    sit(resume=True)
+    assert train_steps(run) == list(range(1, 13))
+    assert [row["step"] for row in read_lines(run.metrics) if row["kind"] == "validation"] == [4, 8, 12]
+
+
+def test_a_lost_log_does_not_stop_a_run(home: Path) -> None:
+    run = stopped_at(7)
+    run.metrics.unlink()
+    sit(resume=True)
+    assert train_steps(run) == list(range(8, 13))
+    assert weights(run) == weights(sit())
+
+
+def test_leftovers_of_a_crash_are_swept_away(home: Path) -> None:
+    run = stopped_at(7)
+    (run.path / ".run.json.abc.part").write_text("{")
+    (run.checkpoints / ".step-00000008.abc.part").mkdir()
+    sit(resume=True)
+    assert not list(run.path.rglob("*.part"))
+
+
+# ------------------------------------------------------------------------------------------ divergence
+
+
+def test_a_loss_that_is_no_number_stops_with_exit_1_and_names_the_last_good_checkpoint(home: Path) -> None:
+    child = start_child(home, "run", "tiny.toml", "--set", "train.learning_rate=1e30", "--until", "train")
+    code, said = finished(child)
+    run = find("tiny/1")
+    assert code == 1, said
+    assert "the loss is no longer a number after step" in said
+    assert f"the last good checkpoint is {run.checkpoints / 'step-00000000'}" in said
+    assert "A lower train.learning_rate" in said
+    assert "Traceback" not in said
+    assert run.info["status"] == "failed"
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_weights_that_diverged_are_no_good_checkpoint(home: Path, every: int) -> None:
+    often = (f"train.checkpoint_every={every}", f"train.evaluate_every={every}")
+    with pytest.raises(TrainingError) as caught:
+        sit(*often, "train.learning_rate=1e30", "train.keep=20")
+    run = newest("tiny")
+    good, faults = checkpoints.newest_good(run.checkpoints)
+    assert good is not None
+    assert faults == []
+    assert str(good.path) in caught.value.message
+    assert all(bool(mx.isfinite(value).all()) for value in good.weights().values())
+    sit(*often, "train.learning_rate=0.001", resume=True)  # it can be mended
+    assert run.info["training"]["steps"] == 12
+
+
+def test_a_last_step_that_ruins_the_weights_is_no_success(home: Path) -> None:
+    with pytest.raises(TrainingError, match="validation loss nan"):
+        sit("train.steps=1", "train.learning_rate=1e38", "train.weight_decay=100.0")
+    assert newest("tiny").info["status"] == "failed"
+
+
+# ------------------------------------------------------------------------------------------ what is kept
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(by_heart: tuple[Run, Told]) -> None:
+    run, _ = by_heart
+    best = run.info["training"]["best_step"]
+    assert best < 140
+    assert steps_of(run) == [best, 140, 150]
+    losses = {row["step"]: row["loss"] for row in read_lines(run.metrics) if row["kind"] == "validation"}
+    assert best == min(losses, key=lambda step: losses[step])
+    assert run.info["training"]["best_loss"] == losses[best]
+
+
+def test_the_very_first_state_is_saved(home: Path) -> None:
+    run = sit("train.keep=100")
+    assert steps_of(run)[0] == 0
+
+
+def test_a_student_that_is_half_trained_writes(home: Path) -> None:
+    run = stopped_at(5)
+    student = Trained.load(run.path)
+    saved = checkpoints.every(run.checkpoints)[-1]
+    assert saved.step == 5
+    assert checkpoints.weights_digest(flat(student.model.parameters())) == checkpoints.weights_digest(saved.weights())
+    (written,) = student.write(["One day"], [1], Sampling(), 10)
+    assert written.tokens > 0
+    assert student.score(["One day"])[0].nats > 0
+
+
+def test_the_student_of_a_run_is_its_last_not_its_best(by_heart: tuple[Run, Told]) -> None:
+    run, _ = by_heart
+    assert checkpoints.weights_digest(flat(Trained.load(run.path).model.parameters())) == weights(run)
+
+
+def test_a_run_that_was_never_trained_says_so(home: Path) -> None:
+    begin(assemble(), {})
+    with pytest.raises(UsageError, match="the run tiny/1 has no usable checkpoint"):
+        Trained.load("tiny")
+
+
+# ------------------------------------------------------------------------------------------ what is measured
+
+
+def test_the_validation_loss_is_the_mean_surprise_of_the_held_out_tokens(home: Path) -> None:
+    parts = assemble("train.evaluate_batches=10000")
+    run = begin(parts, {})
+    Pipeline(parts, run).go(("train",))
+    student, total, count = Trained.load(run.path), 0.0, 0.0
+    for batch in sequential(parts.corpus.held_out, 16, 2):
+        logits = np.array(student.logits(mx.array(batch.inputs))).astype(np.float64)
+        logits -= logits.max(axis=-1, keepdims=True)
+        logp = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        chosen = np.take_along_axis(logp, batch.hard[..., None], axis=-1)[..., 0]
+        total -= (chosen * batch.weight).sum()
+        count += batch.weight.sum()
+    assert count == parts.corpus.held_out.tokens - 1
+    assert run.info["training"]["validation_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_each_step_is_logged_with_its_terms_rate_norm_and_speed(home: Path) -> None:
+    rows = [row for row in read_lines(sit().metrics) if row["kind"] == "train"]
+    for row in rows:
+        assert row["terms"] == {"hard": row["loss"]}
+        assert row["gradient_norm"] > 0
+        assert row["tokens_per_second"] > 0
+    assert [row["learning_rate"] for row in rows[:3]] == pytest.approx([0.005, 0.01, 0.01])
+
+
+def test_learning_by_heart_is_pointed_out_once(by_heart: tuple[Run, Told]) -> None:
+    run, told = by_heart
+    (warning,) = told.warnings("by heart. More documents, fewer train.steps")
+    assert re.search(r"step \d+: validation loss \d+\.\d+ rises and training loss is \d+\.\d+", warning)
+    (epochs,) = told.warnings("each token is seen")
+    assert re.search(r"is seen \d+\.\d times", epochs)
+    assert epochs in {f"warning: {text}" for text in run.info["warnings"]}
+
+
+def test_a_healthy_run_is_not_warned(home: Path) -> None:
+    told = Told()
+    sit(voice=told)
+    assert told.warnings("") == []
+
+
+def test_trackers_are_told_of_every_step_and_of_the_report(home: Path) -> None:
+    diary = ("tracker.0.name=diary", "tracker.0.file=diary")
+    run = sit(*diary, stages=("train", "judge", "report"))
+    rows = [json.loads(line) for line in (home / "diary").read_text().splitlines()]
+    assert rows[0] == ["start", "tiny/1"]
+    assert rows[-1] == ["finish", "tiny/1"]
+    logged = [(step, values) for kind, step, values in rows[1:-1] if kind == "log"]
+    assert [step for step, values in logged if "loss" in values] == list(range(1, 13))
+    assert [step for step, values in logged if "validation_loss" in values] == [4, 8, 12]
+    first = read_lines(run.metrics)[0]
+    assert logged[0][1]["loss"] == logged[0][1]["term/hard"] == first["loss"]
+
+
+def test_the_student_writes_while_it_is_trained_without_disturbing_that(home: Path) -> None:
+    told = Told()
+    run = sit("train.sample_every=5", voice=told)
+    samples = [line for line in told.lines if line.startswith("  ") and "|" in line]
+    assert len(samples) == 2
+    assert weights(run) == weights(sit())
+
+
+# ------------------------------------------------------------------------------------------ students and teachers
+
+
+def saved_weights(run: Run, step: int) -> dict[str, mx.array]:
+    return checkpoints.Checkpoint(checkpoints.step_folder(run.checkpoints, step)).weights()
+
+
+def test_a_student_may_begin_with_the_weights_of_another(home: Path) -> None:
+    origin, told = sit(), Told()
+    run = sit(
+        "student.from=tiny/1", "train.keep=100", "student.dropout=0.0", "seed=7", "tokenizer.kind=tiny", voice=told
+    )
+    assert "Starting from the weights of tiny/1, step 12." in told.lines
+    assert checkpoints.weights_digest(saved_weights(run, 0)) == weights(origin)
+    assert weights(run) != weights(origin)
+
+
+def test_weights_of_another_shape_are_refused(home: Path) -> None:
+    sit()
+    with pytest.raises(UsageError, match=r"is another network: student\.width \(16 to 32\)") as caught:
+        sit("student.from=tiny/1", "student.width=32", "student.dropout=0.0")
+    assert caught.value.exit_code == 2
+
+
+def test_weights_that_read_other_tokens_are_refused(home: Path) -> None:
+    sit()
+    with pytest.raises(UsageError, match="reads other tokens") as caught:
+        sit("student.from=tiny/1", "data.seed=5")
+    assert 'tokenizer.kind = "tiny/1"' in caught.value.hint
+
+
+def test_the_teacher_is_asked_in_every_step_and_learns_nothing(home: Path) -> None:
+    origin = sit("train.steps=30")
+    parts = assemble(recipe="pupil", voice=Told())
+    teacher: Any = parts.teacher
+    before = checkpoints.weights_digest(flat(teacher.trained.model.parameters()))
+    run = begin(parts, {})
+    Pipeline(parts, run).go(("label", "train"))
+    assert before == weights(origin)
+    assert checkpoints.weights_digest(flat(teacher.trained.model.parameters())) == before
+    rows = [row for row in read_lines(run.metrics) if row["kind"] == "train"]
+    assert all(row["terms"]["soft"] > 0 for row in rows)
+    assert all(
+        row["loss"] == pytest.approx((row["terms"]["hard"] + row["terms"]["soft"]) / 2, rel=1e-5) for row in rows
+    )
+
+
+def test_the_soft_loss_is_the_distance_from_the_teachers_opinion(home: Path) -> None:
+    sit("train.steps=30")
+    parts = assemble("student.dropout=0.0", "train.keep=100", "mixer.temperature=3.0", recipe="pupil")
+    run = begin(parts, {})
+    Pipeline(parts, run).go(("label", "train"))
+    batch = parts.batches(Path("nowhere")).batch(0)
+
+    def logp(where: Path) -> Any:
+        logits = np.array(Trained.load(where).logits(mx.array(batch.inputs))).astype(np.float64) / 3
+        logits -= logits.max(axis=-1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    theirs, ours = logp(find("tiny").path), logp(run.checkpoints / "step-00000000")
+    expected = 9 * ((np.exp(theirs) * (theirs - ours)).sum(axis=-1) * batch.weight).sum() / batch.weight.sum()
+    assert read_lines(run.metrics)[0]["terms"]["soft"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_taught_run_that_was_stopped_ends_like_an_undisturbed_one(home: Path) -> None:
+    sit()
+    undisturbed = sit(recipe="pupil")
+    diary = ("tracker.0.name=diary", "tracker.0.file=diary", "tracker.0.signal_at=5")
+    with pytest.raises(Interrupted):
+        sit(*diary, recipe="pupil")
+    assert weights(sit(recipe="pupil", resume=True)) == weights(undisturbed)
+
+
+def test_a_teacher_that_reads_other_tokens_is_refused(home: Path) -> None:
+    sit()
+    with pytest.raises(UsageError, match="the teacher's tokenizer is not the student's") as caught:
+        sit("tokenizer.kind=bpe", "tokenizer.vocab_size=320", recipe="pupil")
+    assert caught.value.exit_code == 2
+
+
+def test_a_plugins_mixer_trains(home: Path) -> None:
+    told = Told()
+    run = sit("mixer.name=focal", voice=told)
+    rows = [row for row in read_lines(run.metrics) if row["kind"] == "train"]
+    assert all(row["terms"] == {"focal": row["loss"]} for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert weights(run) == weights(sit("mixer.name=focal"))
+
+
+def test_a_plugins_student_trains_resumes_and_writes(home: Path) -> None:
+    undisturbed = sit("student.arch=bigram")
+    run = stopped_at(5, "student.arch=bigram")
+    sit("student.arch=bigram", resume=True)
+    assert weights(run) == weights(undisturbed)
+    assert weights(sit("student.arch=bigram", "seed=2")) != weights(undisturbed)
+    (written,) = Trained.load(run.path).write(["One day"], [1], Sampling(), 30)
+    assert written.tokens > 0
