@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -55,8 +56,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             try:
                 part.rename(path)
                 break
-            except OSError:
-                if not path.is_dir():
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 _drop(path)
         sync(path.parent)

@@ -134,6 +134,14 @@ def test_of_two_that_write_one_folder_at_once_both_succeed_and_the_last_stays(tm
     assert names(tmp_path) == ["f"]
 
 
+def test_a_folder_that_its_writer_lost_does_not_cost_the_old_one(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "f") as part:
+        (part / "a").write_text("old")
+    with pytest.raises(FileNotFoundError), replacing_folder(tmp_path / "f") as part:
+        part.rmdir()
+    assert names(tmp_path / "f") == ["a"]
+
+
 def test_a_file_in_the_place_of_a_folder_is_not_dropped(tmp_path: Path) -> None:
     write_text(tmp_path / "f", "precious")
     with pytest.raises(OSError), replacing_folder(tmp_path / "f") as part:

@@ -78,13 +78,22 @@ class Checkpoint:
 def save(folder: Path, weights: Arrays, moments: Arrays | None, student: Any, state: Any) -> Checkpoint:
     """Write a checkpoint as `folder`."""
     with replacing_folder(folder) as part:
-        mx.save_safetensors(str(part / "model.safetensors"), dict(weights), {"format": "mlx"})
+        _write(part / "model.safetensors", weights)
         if moments is not None:
-            mx.save_safetensors(str(part / "optimizer.safetensors"), dict(moments), {"format": "mlx"})
+            _write(part / "optimizer.safetensors", moments)
         write_json(part / "student.json", student)
         write_json(part / "state.json", state)
         write_json(part / "sums.json", {file.name: file_digest(file) for file in sorted(part.iterdir())})
     return Checkpoint(folder)
+
+
+def _write(file: Path, arrays: Arrays) -> None:
+    """Write arrays. MLX raises a RuntimeError when the disk is full, which says less than it might."""
+    try:
+        mx.save_safetensors(str(file), dict(arrays), {"format": "mlx"})
+    except RuntimeError as error:
+        hint = "Is the disk full? The same command goes on from the last checkpoint: --resume."
+        raise DistillkitError(f"the checkpoint {file.parent.parent} cannot be written: {error}", hint) from error
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:

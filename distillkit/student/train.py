@@ -298,9 +298,11 @@ def restored(model: nn.Module, saved: checkpoints.Checkpoint) -> State:
     weights, facts = saved.weights(), saved.state
     model.load_weights(list(weights.items()))
     parameters, best = model.trainable_parameters(), facts["best_loss"]
+    moments = recalled(parameters, saved.moments())
+    mx.eval(parameters, moments)  # here and now: lanes are other threads, which cannot do it
     return State(
         parameters,
-        recalled(parameters, saved.moments()),
+        moments,
         facts["step"],
         facts["best_step"],
         math.inf if best is None else best,

@@ -54,13 +54,11 @@ class Checkpoint(Teacher):
         return answer
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
-        """Answer many at once. Requests share a batch where that changes none of their answers."""
+        """Answer many at once: requests alike in length and temperature share their batches."""
         groups: dict[tuple[Any, ...], list[Request]] = {}
         for request in requests:
-            length = len(self.tokenizer.encode(_prompt(request))) + 1
-            # When a context is full, all rows of a batch drop their beginnings: only like lengths may meet.
-            over = length if length + request.max_tokens > self.trained.context else 0
-            alike = (request.max_tokens, request.temperature, request.top_p, over)
+            _prompt(request)  # what cannot be answered is refused before anything is written
+            alike = (request.max_tokens, request.temperature, request.top_p)
             groups.setdefault(alike, []).append(request)
         for group in groups.values():
             for start in range(0, len(group), BATCH):
