@@ -194,5 +194,5 @@ alpha = 0.3             # 1 learns from the texts alone, 0 from the teacher's op
 temperature = 1.0       # above 1, what the teacher holds for less likely counts for more
 
 [train]
-steps = 400             # more steps learn more, up to a point, and take as much longer
+steps = 600             # more steps learn more, up to a point, and take as much longer
 """

@@ -62,8 +62,7 @@ class Training:
         done, steps, begun = state.step, self.recipe.train.steps, time.perf_counter()
         if done >= steps:
             self.voice.say(
-                f"Nothing left to train: the run has {done} of {steps} steps. "
-                "To extend it, raise train.steps."
+                f"Nothing left to train: the run has {done} of {steps} steps. To extend it, raise train.steps."
             )
         else:
             words = f"from step {done} " if done else ""
@@ -133,17 +132,17 @@ class Training:
         if differ:
             changes = ", ".join(f"{key} was {before[key]} and is {here[key]}" for key in differ)
             self.voice.warn(f"going on will be close to an undisturbed run, but not bit for bit: {changes}")
-        if saved.state["train"]["chunk"] == chunk:
-            here["chunk"] = before["chunk"]
+        for key in ("chunk", "streams"):  # unless the recipe itself has changed them
+            if saved.state["train"][key] == getattr(self.recipe.train, key):
+                here[key] = before[key]
         return {**here, "threads": before["threads"]}
 
     def _streams(self) -> int:
         """How many parts of a batch are computed at once: on the CPU one a core, on a GPU one."""
         chosen = self.recipe.train.streams
-        if chosen != "auto":
-            return chosen
-        on_cpu = mx.default_device().type == mx.cpu
-        return min(blas.cores(), self.recipe.train.batch_size) if on_cpu else 1
+        if chosen == "auto":
+            chosen = blas.cores() if mx.default_device().type == mx.cpu else 1
+        return min(chosen, self.recipe.train.batch_size)
 
     def _must_fit(self, saved: checkpoints.Checkpoint, facts: dict[str, Any]) -> None:
         """Refuse to go on with other text or another network; say what else changed."""
@@ -169,9 +168,7 @@ class Training:
             part.unlink(missing_ok=True)
         saved, faults = checkpoints.newest_good(self.run.checkpoints)
         for fault in faults:
-            self.voice.warn(
-                f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again")
-            )
+            self.voice.warn(f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again"))
             # What is damaged is out of the way, so that it is written anew when its step comes.
         for damaged in checkpoints.every(self.run.checkpoints)[-len(faults) :] if faults else []:
             checkpoints.set_aside(damaged)
@@ -201,9 +198,7 @@ class Training:
                 keep=table.keep,
                 seed=self.recipe.seed,
                 schedule=Schedule(table.learning_rate, floor, table.warmup, table.steps),
-                optimizer=AdamW(
-                    (table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip
-                ),
+                optimizer=AdamW((table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip),
             ),
             student=self._student(),
             facts=facts,
@@ -261,9 +256,7 @@ class Training:
         prompt = self.parts.beginning(text, table.prompt_tokens)
 
         def sample() -> str:
-            (written,) = student.write(
-                [prompt], [self.recipe.seed], Sampling(table.temperature), table.max_tokens
-            )
+            (written,) = student.write([prompt], [self.recipe.seed], Sampling(table.temperature), table.max_tokens)
             return f"{prompt}|{written.text}".replace("\n", " ")
 
         return sample

@@ -130,9 +130,7 @@ def test_a_document_longer_than_a_piece_is_packed_whole(tmp_path: Path, tokenize
 
 
 @pytest.mark.parametrize("damage", ["short", "gone", "manifest", "no manifest", "not JSON"])
-def test_a_damaged_folder_is_noticed_when_it_is_opened(
-    tmp_path: Path, tokenizer: Tokenizer, damage: str
-) -> None:
+def test_a_damaged_folder_is_noticed_when_it_is_opened(tmp_path: Path, tokenizer: Tokenizer, damage: str) -> None:
     packed(tmp_path, tokenizer, STORIES)
     tokens, manifest = tmp_path / "tokens-00000.bin", tmp_path / "manifest.json"
     if damage == "short":
@@ -149,9 +147,7 @@ def test_a_damaged_folder_is_noticed_when_it_is_opened(
         Stream(tmp_path)
 
 
-def test_a_changed_token_is_noticed_when_checksums_are_asked_for(
-    tmp_path: Path, tokenizer: Tokenizer
-) -> None:
+def test_a_changed_token_is_noticed_when_checksums_are_asked_for(tmp_path: Path, tokenizer: Tokenizer) -> None:
     stream = packed(tmp_path, tokenizer, STORIES)
     stream.verify()
     file = tmp_path / "tokens-00001.bin"
@@ -374,10 +370,7 @@ def test_what_was_prepared_is_not_read_again(tmp_path: Path) -> None:
     again = prepare(source, tokenizer=BPE, folder=tmp_path)
     assert source.read == read
     assert again.fingerprint == first.fingerprint
-    assert (
-        prepare(source, tokenizer={**BPE, "vocab_size": 290}, folder=tmp_path).fingerprint
-        != first.fingerprint
-    )
+    assert prepare(source, tokenizer={**BPE, "vocab_size": 290}, folder=tmp_path).fingerprint != first.fingerprint
     assert source.read > read
 
 
@@ -509,8 +502,9 @@ def test_json_lines_are_read_by_their_key(tmp_path: Path, suffix: str) -> None:
 
 
 def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     file = tmp_path / "rows.parquet"
     parquet.write_table(arrow.table({"story": [*STORIES, None], "n": [*range(400), 0]}), file)
     assert [d.text for d in read(files=str(file), field="story")] == [*STORIES, ""]
@@ -523,9 +517,7 @@ def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
         read(files=str(file))
 
 
-def test_parquet_without_pyarrow_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"distillkit\[parquet\]"):

@@ -220,10 +220,7 @@ def definitions(file: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFu
     while todo:
         path, node = todo.pop()
         for inner in node.body:
-            if (
-                isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-                and inner.name[0] != "_"
-            ):
+            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and inner.name[0] != "_":
                 yield f"{path}.{inner.name}", inner
                 if isinstance(inner, ast.ClassDef):
                     todo.append((f"{path}.{inner.name}", inner))

@@ -404,9 +404,7 @@ def test_a_recipe_is_refused_before_anything_is_spent(plugins, text, message):
 
 def test_faults_of_several_tables_are_told_at_once(plugins):
     with pytest.raises(RecipeError) as caught:
-        plugins.check(
-            recipe("[student]\nlayer = 1\n[mixer]\nname = 'sotf'\n[data]\nsource = 'text'\nfiles = 3")
-        )
+        plugins.check(recipe("[student]\nlayer = 1\n[mixer]\nname = 'sotf'\n[data]\nsource = 'text'\nfiles = 3"))
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert "unknown key student.layer" in lines[1]
@@ -492,9 +490,7 @@ def test_the_versions_of_the_plugins_that_took_part_are_known(site):
     install(site, "basics", BASICS, version="2.1")
     install(site, "unused", HELLO.replace('"hello"', '"other"'))
     plugins = Plugins.load([named(HELLO)])
-    file, basics = sorted(
-        plugins.versions(recipe("teacher = {provider = 'hello'}")), key=lambda row: row["name"]
-    )
+    file, basics = sorted(plugins.versions(recipe("teacher = {provider = 'hello'}")), key=lambda row: row["name"])
     assert basics == {"name": "basics", "version": "2.1"}
     assert file["name"] == "./plug.py"
     assert file["version"].startswith("sha256:")
@@ -510,8 +506,9 @@ def test_the_schema_knows_the_options_of_the_loaded_plugins(plugins):
     assert "none" in schema["$defs"]["TeacherTable"]["properties"]["provider"]["enum"]
 
 
-def test_the_schema_is_valid_and_refuses_what_the_recipe_refuses(plugins):
-    jsonschema = pytest.importorskip("jsonschema")
+@pytest.mark.peer
+def test_the_schema_is_valid_and_refuses_what_the_recipe_refuses(plugins, peer):
+    jsonschema = peer("jsonschema")
     schema = plugins.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     valid = jsonschema.Draft202012Validator(schema).is_valid
@@ -540,7 +537,8 @@ COMMAND = """
 
 
 def test_plugins_may_add_commands_but_replace_none(site):
-    click = pytest.importorskip("click")
+    import click
+
     cli = click.Group()
     cli.add_command(click.Command("run"))
     mine = cli.commands["run"]
@@ -558,9 +556,7 @@ def test_plugins_may_add_commands_but_replace_none(site):
 
 def test_distributions_on_the_path_of_a_fresh_process_are_found(tmp_path):
     install(tmp_path, "distillkit-hello", HELLO)
-    code = (
-        "from distillkit.plugins import Plugins; print(Plugins.load().find('teachers', 'hello').__module__)"
-    )
+    code = "from distillkit.plugins import Plugins; print(Plugins.load().find('teachers', 'hello').__module__)"
     root = Path(__file__).parent.parent
     ran = subprocess.run(
         [sys.executable, "-c", code],

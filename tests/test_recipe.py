@@ -69,9 +69,7 @@ def test_a_name_is_enough():
 
 
 def test_keys_that_are_not_the_hosts_are_the_plugins_options():
-    recipe = load(
-        write('name = "x"\n[student]\nlayers = 4\nfrom = "quickstart/1"\n[[judge]]\nname = "a"\nsamples = 5')
-    )
+    recipe = load(write('name = "x"\n[student]\nlayers = 4\nfrom = "quickstart/1"\n[[judge]]\nname = "a"\nsamples = 5'))
     assert recipe.student.options == {"layers": 4}
     assert recipe.student.from_ == "quickstart/1"
     assert recipe.judge[0].options == {"samples": 5}
@@ -80,9 +78,7 @@ def test_keys_that_are_not_the_hosts_are_the_plugins_options():
 
 def test_a_judge_may_have_a_teacher_of_its_own():
     teacher = 'provider = "groq"\nmodel = "m"\nmax_tokens = 9'
-    teacher = (
-        load(write(f'name = "x"\n[[judge]]\nname = "rubric"\n[judge.teacher]\n{teacher}')).judge[0].teacher
-    )
+    teacher = load(write(f'name = "x"\n[[judge]]\nname = "rubric"\n[judge.teacher]\n{teacher}')).judge[0].teacher
     assert teacher is not None
     assert (teacher.max_tokens, teacher.options) == (9, {"model": "m"})
 
@@ -415,8 +411,7 @@ scalars = (
 anything = st.recursive(
     scalars,
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
     ),
     max_leaves=6,
 )
@@ -436,9 +431,7 @@ def whole(draw):
             "seed": draw(st.integers(0, 2**63 - 1)),
             "data": {"held_out": draw(st.floats(0.01, 0.99)), **draw(options)},
             "student": draw(options | st.just({"from": "a/b"})),
-            "teacher": draw(
-                st.none() | options.map(lambda own: {**own, "provider": "groq", "stop": ['"\n']})
-            ),
+            "teacher": draw(st.none() | options.map(lambda own: {**own, "provider": "groq", "stop": ['"\n']})),
             "mixer": draw(options),
             "train": {"steps": draw(st.integers(1, 10**9)), "chunk": draw(st.sampled_from([1, 4, "auto"]))},
             "judge": draw(st.lists(options.map(lambda own: {**own, "name": "a"}), max_size=2)),
@@ -516,9 +509,7 @@ def test_nasty_files_and_overrides_never_end_in_anything_but_a_refusal(raw, over
 
 
 def test_recipes_and_plugins_load_nothing_heavy():
-    code = (
-        "import sys, distillkit.recipe, distillkit.plugins; print([m for m in sys.modules if m in {heavy}])"
-    )
+    code = "import sys, distillkit.recipe, distillkit.plugins; print([m for m in sys.modules if m in {heavy}])"
     heavy = {"mlx", "mlx.core", "pandas", "openai", "groq", "numpy", "tiktoken", "click"}
     root = str(Path(recipes.__file__).parent.parent)
     ran = subprocess.run(

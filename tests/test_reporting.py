@@ -34,9 +34,7 @@ model = "tales-teacher"
 name = "perplexity"
 """
 
-HOSTILE = (
-    "<script>alert(1)</script>\x1b[31mred\x07 \u202egnp.exe ![x](http://evil.example/a.png) a|b `c` [bold]"
-)
+HOSTILE = "<script>alert(1)</script>\x1b[31mred\x07 \u202egnp.exe ![x](http://evil.example/a.png) a|b `c` [bold]"
 
 
 def history(steps: int = 60, shift: float = 0.0) -> list[dict]:
@@ -445,9 +443,7 @@ def by_hand(ours: list[Grade], theirs: list[Grade], criterion: str) -> tuple[flo
     return float(mean), float(mean - 1.96 * error), float(mean + 1.96 * error)
 
 
-@pytest.mark.parametrize(
-    ("shift", "verdict"), [(-0.05, "better"), (0.05, "worse"), (0.0, "no difference seen")]
-)
+@pytest.mark.parametrize(("shift", "verdict"), [(-0.05, "better"), (0.05, "worse"), (0.0, "no difference seen")])
 def test_paired_interval_against_an_independent_computation(tmp_path, shift, verdict):
     ours, theirs = graded(seed=1), graded(shift, seed=3)  # 1 and 2 are the one in twenty
     runs = [make(tmp_path, "a/1", grades=ours), make(tmp_path, "b/1", grades=theirs)]
@@ -531,8 +527,7 @@ def test_what_the_reader_must_know_stands_in_notes(tmp_path):
     a, b = make(tmp_path, "a/1"), make(tmp_path, "b/1", grades=heavier[:80], training={"tokens": 5})
     comparison = compare.compare([a, b])
     assert (
-        row(comparison, "loss")["note"]
-        == "40 of 60 were graded in both; weighted as in a/1, since the weights differ"
+        row(comparison, "loss")["note"] == "40 of 60 were graded in both; weighted as in a/1, since the weights differ"
     )
     assert any("1,228,800 tokens and b/1 on 5" in note for note in comparison["notes"])
     assert any("2 differences were tested" in note for note in comparison["notes"])
@@ -540,13 +535,9 @@ def test_what_the_reader_must_know_stands_in_notes(tmp_path):
 
 def test_what_cannot_be_paired_is_said(tmp_path):
     whole = [Grade("distinct", 0.5)]
-    a = make(
-        tmp_path, "a/1", judge="diversity", grades=whole, judges={"diversity": {"distinct": {"value": 0.5}}}
-    )
+    a = make(tmp_path, "a/1", judge="diversity", grades=whole, judges={"diversity": {"distinct": {"value": 0.5}}})
     b = make(tmp_path, "b/1", judges={})
-    c = make(
-        tmp_path, "c/1", judge="diversity", grades=whole, judges={"diversity": {"distinct": {"value": 0.4}}}
-    )
+    c = make(tmp_path, "c/1", judge="diversity", grades=whole, judges={"diversity": {"distinct": {"value": 0.4}}})
     first, second = compare.compare([a, b, c])["rows"][0], compare.compare([a, c])["rows"][0]
     assert (first["verdict"], first["note"]) == ("not comparable", "b/1 has no such figure")
     assert (second["verdict"], second["difference"]) == ("not comparable", None)

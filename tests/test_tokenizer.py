@@ -27,9 +27,7 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 GPT2_RANKS = SHARED / "gpt2.tiktoken"
 needs_ranks = pytest.mark.skipif(not GPT2_RANKS.exists(), reason="../shared/data/gpt2.tiktoken is not there")
 
-WORDS = (
-    "the little fox ran over the hill and said “hello!” to his friend; they weren't 12 or 345 years old.\n\n"
-)
+WORDS = "the little fox ran over the hill and said “hello!” to his friend; they weren't 12 or 345 years old.\n\n"
 TEXTS = [f"{i} {WORDS[i % 40 :]} {WORDS[: i % 90]} naïve café {chr(0x4E00 + i)}\t" for i in range(400)]
 VARIED = [
     *TEXTS[::7],
@@ -177,9 +175,7 @@ def test_the_saved_ranks_are_in_tiktokens_format(small: Tokenizer, tmp_path: Pat
         ("spec.json", b"399", b"398"),
     ],
 )
-def test_an_altered_tokenizer_is_noticed(
-    small: Tokenizer, tmp_path: Path, file: str, old: bytes, new: bytes
-) -> None:
+def test_an_altered_tokenizer_is_noticed(small: Tokenizer, tmp_path: Path, file: str, old: bytes, new: bytes) -> None:
     small.save(tmp_path)
     content = (tmp_path / file).read_bytes()
     (tmp_path / file).write_bytes(content.replace(old, new))
@@ -250,9 +246,7 @@ def test_no_network_fails_quickly_and_says_the_way_out(
     assert ("tokenizer.ranks" in caught.value.hint) == (kind in PUBLISHED)
 
 
-def test_a_network_that_never_answers_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("tiktoken.load.read_file", lambda url: time.sleep(3))
     monkeypatch.setattr(room, "DOWNLOAD_SECONDS", 0.1)
@@ -264,9 +258,7 @@ def test_the_published_table_is_what_tiktoken_says(monkeypatch: pytest.MonkeyPat
     import tiktoken_ext.openai_public as public
 
     asked = []
-    monkeypatch.setattr(
-        public, "load_tiktoken_bpe", lambda url, expected_hash: asked.append((url, expected_hash))
-    )
+    monkeypatch.setattr(public, "load_tiktoken_bpe", lambda url, expected_hash: asked.append((url, expected_hash)))
     for name in ("r50k_base", "p50k_base", "cl100k_base", "o200k_base"):
         spec, known = getattr(public, name)(), PUBLISHED[name]
         assert asked.pop() == (

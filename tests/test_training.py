@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,11 +99,14 @@ class Diary(Tracker):
         self.write("finish", report["run"])
 
 class Focal(Mixer):
-    """Cross-entropy that looks away from what is already known."""
+    """Cross-entropy that looks away from what is already known. Holds an array that was never evaluated."""
     name = "focal"
+    def __init__(self, options=None):
+        super().__init__(options)
+        self.one = mx.arange(2)[1:] * 1.0
     def rows(self, logits, targets, step):
         logp = targets.log_prob(logits)
-        return {"focal": -(1 - mx.exp(logp)) ** 2 * logp}
+        return {"focal": -(self.one - mx.exp(logp)) ** 2 * logp}
 
 class Net(nn.Module):
     def __init__(self, vocab_size):
@@ -466,6 +470,19 @@ def test_a_changed_chunk_is_used_and_told(home: Path) -> None:
     assert checkpoints.every(run.checkpoints)[-1].state["numerics"]["chunk"] == 64
 
 
+def test_going_on_with_more_cores_keeps_the_number_of_streams(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = sit("train.streams=1")
+    monkeypatch.setattr("distillkit.student.blas.cores", lambda: 1)
+    run = stopped_at(5)
+    monkeypatch.setattr("distillkit.student.blas.cores", lambda: 2)
+    sit(resume=True)
+    assert weights(run) == weights(undisturbed)
+
+
+def test_more_streams_than_rows_are_not_used(home: Path) -> None:
+    assert weights(sit("train.streams=50")) == weights(sit("train.streams=2"))
+
+
 # ------------------------------------------------------------------------------------------ damage
 
 FILES = ["model.safetensors", "optimizer.safetensors", "student.json", "state.json", "sums.json"]
@@ -602,6 +619,14 @@ def test_the_very_first_state_is_saved(home: Path) -> None:
     assert steps_of(run)[0] == 0
 
 
+def test_the_seed_decides_the_first_weights_and_the_order_of_the_text(home: Path) -> None:
+    runs = [sit("train.steps=1", "train.keep=9", "train.learning_rate=1e-30", f"seed={seed}") for seed in (1, 1, 2)]
+    first = [checkpoints.weights_digest(checkpoints.every(run.checkpoints)[0].weights()) for run in runs]
+    losses = [read_lines(run.metrics)[0]["loss"] for run in runs]
+    assert first[0] == first[1] != first[2]
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_a_student_that_is_half_trained_writes(home: Path) -> None:
     run = stopped_at(5)
     student = Trained.load(run.path)
@@ -703,6 +728,15 @@ def test_a_student_may_begin_with_the_weights_of_another(home: Path) -> None:
     assert "Starting from the weights of tiny/1, step 12." in told.lines
     assert checkpoints.weights_digest(saved_weights(run, 0)) == weights(origin)
     assert weights(run) != weights(origin)
+
+
+def test_a_student_may_begin_with_a_checkpoint_that_was_taken_elsewhere(home: Path) -> None:
+    origin, told = sit(), Told()
+    mine = shutil.copytree(origin.checkpoints / "step-00000012", home / "kept" / "my-own")
+    shutil.copytree(origin.tokenizer, mine / "tokenizer")
+    run = sit(f"student.from={mine}", "train.keep=100", voice=told)
+    assert f"Starting from the weights of {mine}, step 12." in told.lines
+    assert checkpoints.weights_digest(saved_weights(run, 0)) == weights(origin)
 
 
 def test_weights_of_another_shape_are_refused(home: Path) -> None:

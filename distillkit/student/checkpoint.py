@@ -37,8 +37,9 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """How many steps were done."""
-        return int(self.path.name.rpartition("-")[2])
+        """How many steps were done: its name says so, unless somebody gave it another."""
+        number = self.path.name.removeprefix("step-")
+        return int(number if number.isdecimal() else self.state["step"])
 
     @property
     def state(self) -> dict[str, Any]:

@@ -79,9 +79,7 @@ class Targets:
     def rows(self, start: int, stop: int) -> Targets:
         """The same for some rows only."""
         cut = slice(start, stop)
-        sparse = self.sparse and TopK(
-            self.sparse.ids[cut], self.sparse.log_probs[cut], self.sparse.residual[cut]
-        )
+        sparse = self.sparse and TopK(self.sparse.ids[cut], self.sparse.log_probs[cut], self.sparse.residual[cut])
         return replace(
             self,
             hard=self.hard[cut],
@@ -99,16 +97,14 @@ def counted(mixer: Mixer, targets: Targets, terms: list[str]) -> dict[str, mx.ar
     return {term: targets.weight * where[term] if term in where else targets.weight for term in terms}
 
 
-def term_names(mixer: Mixer, vocab_size: int, targets: Targets, taught: bool) -> list[str]:
+def term_names(mixer: Mixer, vocab_size: int, targets: Targets) -> list[str]:
     """The names of a mixer's terms, from one row of zeros that is never computed."""
-    row = mx.zeros((1, vocab_size))
-    one = replace(targets.rows(0, 1), teacher_logits=row if taught else None)
-    return list(mixer.rows(row, one, mx.array(0)))
+    return list(mixer.rows(mx.zeros((1, vocab_size)), targets.rows(0, 1), mx.array(0)))
 
 
 def chunk_rows(vocab_size: int) -> int:
-    """How many rows of logits to hold at once: about two million numbers, which caches still like."""
-    return max(64, 2**21 // vocab_size)
+    """How many rows of logits to hold at once: about half a million numbers, which caches like."""
+    return max(64, 2**19 // vocab_size)
 
 
 Measured = tuple[mx.array, dict[str, mx.array]]
@@ -137,18 +133,14 @@ def mixed_loss(
         logits = h @ w.T if b is None else h @ w.T + b
         rows = mixer.rows(logits, targets.rows(start, stop), step)
         shares = [(rows[n] * count[n][start:stop]).sum() / totals[n] for n in names]
-        loss = sum(
-            (weights.get(n, 1.0) * share for n, share in zip(names, shares, strict=True)), mx.array(0.0)
-        )
+        loss = sum((weights.get(n, 1.0) * share for n, share in zip(names, shares, strict=True)), mx.array(0.0))
         return loss, mx.stack(shares)
 
     loss, shares = _over_chunks(chunk_loss, hidden, head, chunk)
     return loss, {name: shares[i] for i, name in enumerate(names)}
 
 
-def _over_chunks(
-    chunk_loss: Callable[..., Any], hidden: mx.array, head: Head, chunk: int
-) -> tuple[mx.array, mx.array]:
+def _over_chunks(chunk_loss: Callable[..., Any], hidden: mx.array, head: Head, chunk: int) -> tuple[mx.array, mx.array]:
     """Sum over chunks of rows, with the gradients computed together with the values."""
     weight, bias = head
     given = (0, 1) if bias is None else (0, 1, 2)
@@ -162,11 +154,7 @@ def _over_chunks(
             (part, terms), grads = valued(h[start : start + chunk], w, b, start)
             loss, shares = loss + part, shares + terms
             slopes.append(grads[0])
-            of_head = (
-                grads[1:]
-                if of_head is None
-                else tuple(a + g for a, g in zip(of_head, grads[1:], strict=True))
-            )
+            of_head = grads[1:] if of_head is None else tuple(a + g for a, g in zip(of_head, grads[1:], strict=True))
         return (loss, shares, mx.concatenate(slopes), *(of_head or ()))
 
     @total.vjp

@@ -21,6 +21,7 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.begun = False
         self.streams = [mx.new_thread_unsafe_stream(mx.default_device()) for _ in range(count - 1)]
         self.threads = [ThreadPoolExecutor(1, thread_name_prefix="lane") for _ in self.streams]
 
@@ -30,7 +31,11 @@ class Lanes:
         for i, (stream, thread) in enumerate(zip(self.streams, self.threads, strict=True)):
             with mx.stream(stream):
                 results.append(build(i))
-            waiting.append(thread.submit(mx.eval, results[-1]))
+            if self.begun:
+                waiting.append(thread.submit(mx.eval, results[-1]))
+            else:  # a plugin may hold arrays that were never evaluated, which only this thread can do
+                mx.eval(results[-1])
+        self.begun = True
         results.append(build(self.count - 1))
         mx.eval(results[-1])
         for done in waiting:

@@ -132,9 +132,7 @@ def train(job: Job, state: State) -> State:
                 job.voice.say(f"  {job.sample()}")
             if stop:
                 _save(job, state)
-                raise Interrupted(
-                    f"stopped after step {state.step} of {job.settings.steps}; everything is saved"
-                )
+                raise Interrupted(f"stopped after step {state.step} of {job.settings.steps}; everything is saved")
     return state
 
 
@@ -199,22 +197,24 @@ def _parts(batch: Rows, count: int) -> Iterator[dict[str, mx.array]]:
         yield {name: mx.array(pieces[i]) for name, pieces in arrays.items()}
 
 
-def _targets(job: Job, part: Mapping[str, mx.array], teacher_logits: mx.array | None = None) -> Targets:
-    """The targets of a part of a batch."""
-    hard = part["hard"].reshape(-1)
+def _targets(job: Job, part: Mapping[str, mx.array]) -> Targets:
+    """The targets of a part of a batch, with the teacher's logits where there is a teacher."""
+    hard, soft = part["hard"].reshape(-1), None
+    if job.teacher is not None:
+        soft = mx.stop_gradient(job.teacher(part["inputs"])).reshape(hard.size, -1)
     return Targets(
         hard=hard,
         weight=part["weight"].reshape(-1),
         from_teacher=part["from_teacher"].reshape(-1),
-        has_soft=mx.zeros(hard.shape) if job.teacher is None else mx.ones(hard.shape),
-        teacher_logits=teacher_logits,
+        has_soft=mx.zeros(hard.shape) if soft is None else mx.ones(hard.shape),
+        teacher_logits=soft,
     )
 
 
 def _totals(job: Job, parts: Sequence[Mapping[str, mx.array]]) -> dict[str, mx.array]:
-    """How much all rows of the batch count in each term: known before any logit is."""
+    """How much all rows of the batch count in each term. No logit is computed unless a mixer's `where` looks."""
     targets = [_targets(job, part) for part in parts]
-    names = term_names(job.mixer, job.vocab_size, targets[0], taught=job.teacher is not None)
+    names = term_names(job.mixer, job.vocab_size, targets[0])
     counts = [counted(job.mixer, some, names) for some in targets]
     totals = {n: mx.maximum(mx.stack([count[n].sum() for count in counts]).sum(), 1e-9) for n in names}
     mx.eval(totals)  # the lanes share them
@@ -230,13 +230,9 @@ def _part_loss(
     totals: Mapping[str, mx.array],
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """A part's share of the batch's loss, and of each of its terms."""
-    soft = None
-    if job.teacher is not None:
-        logits = mx.stop_gradient(job.teacher(part["inputs"]))
-        soft = logits.reshape(-1, logits.shape[-1])
     hidden = model(part["inputs"])
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    targets = _targets(job, part, soft)
+    targets = _targets(job, part)
     return mixed_loss(job.mixer, hidden, model.head, targets, step, weights, totals, job.settings.chunk)
 
 
@@ -354,9 +350,7 @@ class Journal:
 
     def _tell(self, step: int, values: Mapping[str, Any], speed: float) -> None:
         steps = self.job.settings.steps
-        terms = (
-            "" if len(values["terms"]) < 2 else "".join(f"  {n} {v:.3f}" for n, v in values["terms"].items())
-        )
+        terms = "" if len(values["terms"]) < 2 else "".join(f"  {n} {v:.3f}" for n, v in values["terms"].items())
         seen = "" if self.validation is None else f"  validation {self.validation:.3f}"
         seconds = sum(pair[0] for pair in self.recent) / len(self.recent)
         self.job.voice.progress(
