@@ -165,14 +165,12 @@ def _go_on(ctx: click.Context, where: str, overrides: tuple[str, ...], stages: t
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
     from . import recipe as recipes
     from . import runs
-    from .files import write_text
 
     run = runs.find(where) if _is_run(where) else runs.newest(recipes.load(where, overrides).name)
     chosen = recipes.load(str(run.recipe) if _is_run(where) else where, overrides)
     assembly = _assembly(ctx, chosen)
     _writable()
     assembly.voice.say(f"Run {run.name} in {run.path}")
-    write_text(run.recipe, assembly.recipe.to_toml())
     _finish(assembly, run, stages)
 
 
@@ -443,5 +441,7 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)  # a progress line may stand there
     click.echo(message, err=True)
     sys.exit(code)

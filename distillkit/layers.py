@@ -158,12 +158,7 @@ def settle(tree: Tree, folder: Path) -> None:
     }
     for (table, key), is_path in meant.items():
         values = tree.get(table)
-        if (
-            isinstance(values, dict)
-            and isinstance(value := values.get(key), str)
-            and value
-            and is_path(value)
-        ):
+        if isinstance(values, dict) and isinstance(value := values.get(key), str) and value and is_path(value):
             values[key] = locate(value, folder)
 
 

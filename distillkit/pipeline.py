@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__, runs
 from .assembly import Assembly
@@ -20,6 +20,9 @@ from .records import Sample
 from .roles import Tracker
 from .runs import Run
 from .teachers.label import label as ask
+
+if TYPE_CHECKING:
+    from .training import Training
 
 STAGES = ("label", "train", "judge", "report")
 MANY_EPOCHS = 4
@@ -34,6 +37,9 @@ class Pipeline:
 
     def go(self, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
         """Run some stages in order, and record how it ended."""
+        if "train" in stages:
+            self._training().check()
+        write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded():
             for stage in stages:
                 with self._timed(stage):
@@ -63,9 +69,7 @@ class Pipeline:
 
     def train(self) -> None:
         """Train the student to its last step, from its last checkpoint if there is one."""
-        from .training import Training
-
-        training = Training(self.parts, self.run, self._packed)
+        training = self._training()
         self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
         trackers = self.parts.trackers()
         for tracker in trackers:
@@ -104,6 +108,11 @@ class Pipeline:
             tracker.finish(report)
 
     # ------------------------------------------------------------------------------------------ helpers
+
+    def _training(self) -> Training:
+        from .training import Training
+
+        return Training(self.parts, self.run, self._packed)
 
     @property
     def _packed(self) -> Path:
@@ -178,9 +187,8 @@ class Pipeline:
             yield
         except (Interrupted, KeyboardInterrupt) as error:
             self.run.record(status="interrupted")
-            if isinstance(error, Interrupted):
-                raise Interrupted(error.message, f"Go on: distillkit run {self._spec} --resume") from error
-            raise
+            told = error.message if isinstance(error, Interrupted) else "interrupted; the last checkpoint is kept"
+            raise Interrupted(told, f"Go on: distillkit run {self.run.path} --resume") from error
         except LimitReached:
             self.run.record(status="stopped")
             raise
@@ -192,17 +200,12 @@ class Pipeline:
             raise
         self.run.record(status="done", finished=now())
 
-    @property
-    def _spec(self) -> str:
-        return str(self.run.path)
-
 
 def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
     """A new run folder for an assembly, with all that is known before the first stage."""
     recipe, began = assembly.recipe, time.perf_counter()
     corpus = assembly.corpus
     run = runs.create(recipe.name, {"recipe": recipe.name, "started": now(), "seed": recipe.seed})
-    write_text(run.recipe, recipe.to_toml())
     write_json(run.plan, foreseen)
     corpus.tokenizer.save(run.tokenizer)
     run.record(**describe(assembly), seconds={"data": round(time.perf_counter() - began, 3)})

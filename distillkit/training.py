@@ -74,6 +74,12 @@ class Training:
                 raise
         return self._came_to(state) | self._spent(begun)
 
+    def check(self) -> None:
+        """Refuse a run whose checkpoints would not fit, before anything is asked or written."""
+        saved, _ = checkpoints.newest_good(self.run.checkpoints)
+        if saved is not None:
+            self._must_be_the_same(saved, self._origin(), [key for key in FIXED if key != "batches"])
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the run against other processes; a crash takes the lock with it."""
@@ -91,16 +97,22 @@ class Training:
 
     def _facts(self, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
         """What a checkpoint must remember so that going on means the same."""
+        return {
+            **self._origin(),
+            "batches": self.batches.fingerprint,
+            "numerics": self._numerics(saved),
+            "train": self.recipe.train.model_dump(mode="json"),
+            "mixer": self.recipe.mixer.model_dump(mode="json"),
+        }
+
+    def _origin(self) -> dict[str, Any]:
+        """What is known before any teacher is asked."""
         corpus = self.parts.corpus
         return {
             "data": corpus.fingerprint,
             "tokenizer": corpus.tokenizer.fingerprint,
-            "batches": self.batches.fingerprint,
             "student": self._student(),
             "seed": self.recipe.seed,
-            "numerics": self._numerics(saved),
-            "train": self.recipe.train.model_dump(mode="json"),
-            "mixer": self.recipe.mixer.model_dump(mode="json"),
         }
 
     def _student(self) -> dict[str, Any]:
@@ -147,19 +159,23 @@ class Training:
     def _must_fit(self, saved: checkpoints.Checkpoint, facts: dict[str, Any]) -> None:
         """Refuse to go on with other text or another network; say what else changed."""
         before = saved.state
-        changed = [key for key in FIXED if before[key] != facts[key]]
-        if changed:
-            raise UsageError(
-                f"{self.run.name} cannot go on: {_changes(changed, before, facts)} changed "
-                f"since its checkpoint at step {saved.step}",
-                "Start a new run (leave out --resume), or bring back what changed.",
-            )
+        self._must_be_the_same(saved, facts, FIXED)
         for table in ("train", "mixer"):
             old, new = before[table], facts[table]
             keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
             if keys:
                 told = ", ".join(f"{table}.{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
                 self.voice.say(f"Changed since the last sitting: {told}.")
+
+    def _must_be_the_same(self, saved: checkpoints.Checkpoint, facts: dict[str, Any], keys: Sequence[str]) -> None:
+        before = saved.state
+        changed = [key for key in keys if before[key] != facts[key]]
+        if changed:
+            raise UsageError(
+                f"{self.run.name} cannot go on: {_changes(changed, before, facts)} changed "
+                f"since its checkpoint at step {saved.step}",
+                "Start a new run (leave out --resume), or bring back what changed.",
+            )
 
     # ---------------------------------------------------------------------------------------- the job
 

@@ -52,7 +52,8 @@ def recipe() -> str:
     return "".join(parts)
 
 
-INTRODUCTION = """A recipe is a TOML file. `name` (or `extends`) is all that it must have; everything else has a default.
+INTRODUCTION = """\
+A recipe is a TOML file. `name` (or `extends`) is all that it must have; everything else has a default.
 `distillkit recipe show RECIPE` prints a recipe with all of them, `distillkit recipe check RECIPE` says
 what is wrong.
 Tables that name a plugin (`source`, `arch`, `provider`, `name`) take the plugin's options beside these keys.

@@ -1,6 +1,6 @@
 """Draw a real terminal: run a command in one, and write what stands on its screen at the end as an SVG.
 
-    python docs/picture.py docs/quickstart.svg "make run" distillkit run recipes/quickstart.toml
+python docs/picture.py docs/quickstart.svg "make run" distillkit run recipes/quickstart.toml
 """
 
 from __future__ import annotations

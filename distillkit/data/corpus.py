@@ -134,9 +134,7 @@ def _spec(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: table[key] for key in ("kind", "vocab_size", "ranks") if key in table}
 
 
-def _key(
-    source: Source, options: Options, tokenizer: Mapping[str, Any], fixed: Tokenizer | None
-) -> dict[str, Any]:
+def _key(source: Source, options: Options, tokenizer: Mapping[str, Any], fixed: Tokenizer | None) -> dict[str, Any]:
     """All that decides a corpus, as plain values: equal keys, equal corpora."""
     trained = {"rule": TRAINING_RULE, "vocab_size": tokenizer.get("vocab_size")}
     return {
@@ -284,9 +282,7 @@ class Sieve:
             if mark[:16] in self._seen:
                 self.duplicates += 1
                 continue
-            self._seen.add(
-                mark[:16]
-            )  # half of the hash is plenty to tell documents apart, and half the memory
+            self._seen.add(mark[:16])  # half of the hash is plenty to tell documents apart, and half the memory
             yield document, mark
 
     def counts(self, packed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -107,13 +107,9 @@ class Tokenizer:
     Ids that no token has (some encodings leave gaps) stand for no bytes.
     """
 
-    def __init__(
-        self, kind: str, pattern: str, ranks: Mapping[bytes, int], special: Mapping[str, int]
-    ) -> None:
+    def __init__(self, kind: str, pattern: str, ranks: Mapping[bytes, int], special: Mapping[str, int]) -> None:
         if END_OF_TEXT not in special:
-            raise DataError(
-                f"the tokenizer {kind!r} has no {END_OF_TEXT} token", "Take one that has, such as gpt2."
-            )
+            raise DataError(f"the tokenizer {kind!r} has no {END_OF_TEXT} token", "Take one that has, such as gpt2.")
         self.kind = kind
         self.pattern = pattern
         self.ranks = dict(ranks)
@@ -337,15 +333,11 @@ def build(
     return tokenizer
 
 
-def _trained(
-    vocab_size: int | None, ranks: str | Path | None, texts: Callable[[], Iterator[str]] | None
-) -> Tokenizer:
+def _trained(vocab_size: int | None, ranks: str | Path | None, texts: Callable[[], Iterator[str]] | None) -> Tokenizer:
     if ranks is not None:
         raise DataError('tokenizer.ranks does not go with tokenizer.kind = "bpe"', "Leave one of them out.")
     if vocab_size is None:
-        raise DataError(
-            'tokenizer.kind = "bpe" needs a size', "Set tokenizer.vocab_size, for example to 2048."
-        )
+        raise DataError('tokenizer.kind = "bpe" needs a size', "Set tokenizer.vocab_size, for example to 2048.")
     if texts is None:
         raise DataError('tokenizer.kind = "bpe" is trained on a corpus, and none was given')
     return train_bpe(texts(), vocab_size)

@@ -96,9 +96,7 @@ def _side(run: Run, name: str) -> _Side:
     for row in tables.lines(run.grades):
         grade = Grade.from_json(row)
         grades.setdefault((row.get("judge", ""), grade.criterion), []).append(grade)
-    return _Side(
-        name, tables.build(run), grades, {sample.id: sample.prompt for sample in tables.samples_of(run)}
-    )
+    return _Side(name, tables.build(run), grades, {sample.id: sample.prompt for sample in tables.samples_of(run)})
 
 
 def _about(report: tables.Report) -> dict[str, Any]:
@@ -112,10 +110,7 @@ def _about(report: tables.Report) -> dict[str, Any]:
 def _metrics(*sides: _Side) -> list[tuple[str, str]]:
     """Judges and metrics that any of the runs has, in the order of the first; bits per byte before all."""
     found = dict.fromkeys(
-        (judge, metric)
-        for side in sides
-        for judge, metrics in side.report["judges"].items()
-        for metric in metrics
+        (judge, metric) for side in sides for judge, metrics in side.report["judges"].items() for metric in metrics
     )
     return sorted(found, key=lambda pair: pair[1] != "bits_per_byte")
 
@@ -274,9 +269,7 @@ def _chance(tested: int) -> list[str]:
     """The warning that many comparisons need: each interval is right for itself alone."""
     if tested < 2:
         return []
-    return [
-        f"{tested} differences were tested, each at 95%: one in twenty shows by chance where there is none."
-    ]
+    return [f"{tested} differences were tested, each at 95%: one in twenty shows by chance where there is none."]
 
 
 def text(comparison: Mapping[str, Any], colour: bool = False) -> str:

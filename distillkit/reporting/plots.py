@@ -63,9 +63,7 @@ def losses(metrics: Rows) -> str:
             )
         steps, values = _series(validation, "loss")
         if len(steps):
-            axes.plot(
-                steps, values, color=VALIDATION, linewidth=1.0, marker="o", markersize=4, label="validation"
-            )
+            axes.plot(steps, values, color=VALIDATION, linewidth=1.0, marker="o", markersize=4, label="validation")
 
     return _svg(draw) if train or validation else ""
 
@@ -82,13 +80,9 @@ def compare_losses(histories: Mapping[str, Rows]) -> str:
             # Where nothing was validated, the training curve alone must carry the name.
             alone = len(points) == 0
             label = _label(f"{name}, training") if alone else None
-            axes.plot(
-                steps, smooth(values), color=colour, linewidth=1.2, alpha=1 if alone else 0.45, label=label
-            )
+            axes.plot(steps, smooth(values), color=colour, linewidth=1.2, alpha=1 if alone else 0.45, label=label)
             if not alone:
-                axes.plot(
-                    points, checked, color=colour, linewidth=1.6, marker="o", markersize=4, label=_label(name)
-                )
+                axes.plot(points, checked, color=colour, linewidth=1.6, marker="o", markersize=4, label=_label(name))
 
     return _svg(draw) if drawn else ""
 

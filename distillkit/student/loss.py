@@ -62,19 +62,23 @@ class Targets:
             return self.sparse
         return self.teacher_logits - mx.logsumexp(self.teacher_logits, axis=-1, keepdims=True)
 
-    def log_prob(self, logits: mx.array) -> mx.array:
-        """The log-probability of each row's hard token."""
+    def log_prob(self, logits: mx.array, log_total: mx.array | None = None) -> mx.array:
+        """The log-probability of each row's hard token; `log_total` is the logits' logsumexp, if it is at hand."""
         chosen = mx.take_along_axis(logits, self.hard[:, None], axis=-1)[:, 0]
-        return chosen - logsumexp(logits)
+        return chosen - (logsumexp(logits) if log_total is None else log_total)
 
-    def soft_divergence(self, logits: mx.array, temperature: float) -> mx.array:
-        """KL(teacher || student), both at a temperature, from the teacher's logits."""
+    def soft_divergence(self, logits: mx.array, temperature: float, log_total: mx.array | None = None) -> mx.array:
+        """KL(teacher || student), both at a temperature, from the teacher's logits.
+
+        `log_total` is the logsumexp of the softened logits, if it is at hand.
+        """
         if self.teacher_logits is None:
             raise ValueError("these targets hold no teacher's logits")
         theirs, ours = self.teacher_logits / temperature, logits / temperature
         chances = mx.softmax(theirs, axis=-1)
         entropy = theirs.max(axis=-1) - mx.log(chances.max(axis=-1)) - (chances * theirs).sum(axis=-1)
-        return logsumexp(ours) - (chances * ours).sum(axis=-1) - entropy
+        log_total = logsumexp(ours) if log_total is None else log_total
+        return log_total - (chances * ours).sum(axis=-1) - entropy
 
     def rows(self, start: int, stop: int) -> Targets:
         """The same for some rows only."""

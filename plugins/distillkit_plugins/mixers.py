@@ -40,10 +40,14 @@ class AlphaTemperature(Mixer):
 
     def rows(self, logits: mx.array, targets: Targets, step: mx.array) -> dict[str, mx.array]:
         """The surprise at each token, and the distance from the teacher's opinion."""
+        from distillkit.student.loss import logsumexp
+
         heat = self.options.temperature
+        log_total = logsumexp(logits)
+        shared = log_total if heat == 1 else None  # then one pass of exp serves both terms
         return {
-            "hard": -targets.log_prob(logits),
-            "soft": heat**2 * targets.soft_divergence(logits, heat),
+            "hard": -targets.log_prob(logits, log_total),
+            "soft": heat**2 * targets.soft_divergence(logits, heat, shared),
         }
 
     def weights(self, step: int) -> Mapping[str, float]:

@@ -50,9 +50,7 @@ class Text(Source):
 
     def fingerprint(self) -> Any:
         """What the files hold and how it is read; where they lie does not matter."""
-        contents = [
-            [label, _digest(path)] for path, label in zip(self.paths, _labels(self.paths), strict=True)
-        ]
+        contents = [[label, _digest(path)] for path, label in zip(self.paths, _labels(self.paths), strict=True)]
         return {"files": contents, "field": self.options.field, "separator": self.options.separator}
 
     def _texts(self, path: Path) -> Iterator[str]:
