@@ -177,7 +177,6 @@ def test_no_recipe_is_called_what_means_the_newest_run():
         "teacher.tokens_per_minute",
         "teacher.max_usd",
         "train.precision",
-        "train.streams",
     ],
 )
 def test_no_key_of_the_host_is_taken_that_nothing_honours(key):

@@ -338,7 +338,7 @@ def test_stopping_during_an_evaluation_loses_no_more_than_the_steps_since_the_la
 
     with monkeypatch.context() as patch:
         patch.setattr("distillkit.student.train.evaluate", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             sit()
     run = sit(resume=True)
     assert weights(run) == weights(sit())
