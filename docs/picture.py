@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-WIDTH, HEIGHT = 104, 60
+WIDTH, HEIGHT = 112, 60
 
 
 def main(picture: str, title: str, command: list[str]) -> None:
@@ -26,10 +28,17 @@ def main(picture: str, title: str, command: list[str]) -> None:
 
     os.environ |= {"COLUMNS": str(WIDTH), "LINES": str(HEIGHT)}
     status = pty.spawn(command, read)
-    console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115, PTH123
-    console.print(Text.from_ansi(f"$ {title}\n" + shown(b"".join(screen).decode("utf-8", "replace"))))
-    console.save_svg(picture, title="distillkit")
+    draw(Path(picture), f"$ {title}\n" + shown(b"".join(screen).decode("utf-8", "replace")))
     sys.exit(os.waitstatus_to_exitcode(status))
+
+
+def draw(picture: Path, screen: str) -> None:
+    """Write the screen as an SVG that fetches nothing."""
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True)
+        console.print(Text.from_ansi(screen))
+    svg = console.export_svg(title="distillkit")
+    picture.write_text(re.sub(r',\s*url\("http[^)]*"\) format\("\w+"\)', "", svg), encoding="utf-8")
 
 
 def shown(output: str) -> str:

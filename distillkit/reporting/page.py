@@ -163,9 +163,10 @@ def _student(student: Mapping[str, Any]) -> Iterator[Fact]:
         yield Fact("architecture", line(student["arch"]))
     parameters = student.get("parameters") or {}
     if "total" in parameters:
-        unique = parameters.get("unique", parameters["total"])
-        shared = "" if unique == parameters["total"] else f"{count(unique)} unique: some are used twice"
-        yield Fact("parameters", count(parameters["total"]), shared)
+        total = parameters["total"]
+        unique = parameters.get("unique", total)
+        shared = "" if unique == total else f"unique; {count(total)} counting those that are used twice"
+        yield Fact("parameters", count(unique), shared)
     yield from _unknown(student, "arch", "parameters")
 
 
@@ -177,10 +178,12 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Iterator[Fac
             yield Fact({"train": "trained on"}.get(key, "held out"), _amount(data[key]))
     if data.get("duplicates"):
         yield Fact("duplicates", count(data["duplicates"], "document"), "left out")
+    if data.get("empty"):
+        yield Fact("empty", count(data["empty"], "document"), "left out")
     if tokenizer:
         kind, words = line(tokenizer.get("kind", "")), tokenizer.get("vocab_size")
         yield Fact("tokenizer", f"{kind}, {count(words, 'token')}" if words else kind)
-    yield from _unknown(data, "source", "train", "held_out", "duplicates", "fingerprint")
+    yield from _unknown(data, "source", "train", "held_out", "duplicates", "empty", "fingerprint")
 
 
 def _amount(split: Mapping[str, Any]) -> str:
@@ -293,8 +296,9 @@ def lacks(report: Report) -> list[str]:
 def lede(report: Report) -> str:
     """The run in one sentence."""
     student, teacher = report["student"], report["teacher"]
-    total = (student.get("parameters") or {}).get("total")
-    who = f"A {short(total)}-parameter student" if isinstance(total, int) else "A student"
+    sizes = student.get("parameters") or {}
+    own = sizes.get("unique", sizes.get("total"))
+    who = f"A {short(own)}-parameter student" if isinstance(own, int) else "A student"
     arch = f" ({line(student['arch'])})" if "arch" in student else ""
     taught = f", taught by {line(teacher.get('model') or teacher.get('provider'))}" if teacher else ""
     source = report["data"].get("source")
