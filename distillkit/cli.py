@@ -342,9 +342,10 @@ def _load(spec: str, overrides: tuple[str, ...]) -> Recipe:
 
 def _plugins(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugins:
     """All plugins, with a fast BLAS in place before any of them can import mlx."""
-    from . import student  # noqa: F401
     from .plugins import Plugins
+    from .student import blas
 
+    blas.insist_on_mlx()
     return Plugins.load(ctx.obj["plugins"], requirements)
 
 

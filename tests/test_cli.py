@@ -322,6 +322,19 @@ def test_a_disk_that_is_really_full_is_told(home: Path, kilobytes: int) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="on a Mac MLX is whole by itself")
+def test_mlx_without_a_backend_says_in_a_line_what_to_install(home: Path) -> None:
+    package = home / "site" / "mlx"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    environment = {**os.environ, "PYTHONPATH": str(home / "site"), "DISTILLKIT_HOME": str(home)}
+    command = [sys.executable, "-m", "distillkit", "run", "tiny.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home)
+    assert done.returncode == 2
+    assert "distillkit[cpu]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_debug_shows_the_traceback(home: Path) -> None:
     done = distillkit(home, "--debug", "run", "nothere.toml")
     assert done.returncode == 2

@@ -18,6 +18,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..errors import UsageError
+
 
 @dataclass(frozen=True)
 class Blas:
@@ -56,6 +58,16 @@ def load() -> Blas:
             return _adopt(library)
     remedy = "pip install cmeel-openblas, or install your system's libopenblas"
     return Blas("reference BLAS", 1, f"no fast BLAS was found, so training is some 30 times slower: {remedy}")
+
+
+def insist_on_mlx() -> None:
+    """Say what to install when MLX, or on Linux its backend, is not there."""
+    spec = find_spec("mlx")
+    roots = [Path(root) for root in spec.submodule_search_locations or []] if spec else []
+    if not roots or (sys.platform == "linux" and not any((root / "lib" / "libmlx.so").is_file() for root in roots)):
+        raise UsageError(
+            "MLX has no backend here", 'Install one: pip install "distillkit[cpu]" (or cuda12 or cuda13 for a GPU).'
+        )
 
 
 def set_threads(count: int) -> None:
