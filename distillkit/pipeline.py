@@ -34,6 +34,7 @@ class Pipeline:
     def __init__(self, assembly: Assembly, run: Run) -> None:
         self.parts, self.run = assembly, run
         self.recipe, self.voice = assembly.recipe, assembly.voice
+        self.trackers: list[Tracker] = []
 
     def go(self, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
         """Run some stages in order, and record how it ended."""
@@ -71,11 +72,10 @@ class Pipeline:
         """Train the student to its last step, from its last checkpoint if there is one."""
         training = self._training()
         self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
-        trackers = self.parts.trackers()
-        for tracker in trackers:
+        self.trackers = self.parts.trackers()
+        for tracker in self.trackers:
             tracker.start(self.run)
-        self.run.record(training=training.go(trackers))
-        self._trackers: list[Tracker] = trackers
+        self.run.record(training=training.go(self.trackers))
 
     def judge(self) -> None:
         """Let the student write, and the judges grade."""
@@ -104,7 +104,7 @@ class Pipeline:
 
         self.run.record(status="done", finished=now())
         report = tables.write(self.run)
-        for tracker in getattr(self, "_trackers", []):
+        for tracker in self.trackers:
             tracker.finish(report)
 
     # ------------------------------------------------------------------------------------------ helpers

@@ -733,7 +733,8 @@ def test_progress_ends_with_the_last_answer(cache: Cache) -> None:
 
 
 INTERRUPTED = """
-import asyncio, os, sys, time
+import asyncio, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us ignore it
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_teachers import Counting, Sleeping, prompts

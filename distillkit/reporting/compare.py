@@ -102,7 +102,7 @@ def _side(run: Run, name: str) -> _Side:
 def _about(report: tables.Report) -> dict[str, Any]:
     return {
         "status": report["status"],
-        "parameters": (report["student"].get("parameters") or {}).get("total"),
+        "parameters": (report["student"].get("parameters") or {}).get("unique"),
         "training_tokens": report["training"].get("tokens"),
     }
 

@@ -265,7 +265,7 @@ def _listed(run: Run) -> dict[str, Any]:
         "run": run.name,
         "recipe": info.get("recipe") or run.path.parent.name,
         "status": info.get("status") or "not known",
-        "parameters": ((info.get("student") or {}).get("parameters") or {}).get("total"),
+        "parameters": ((info.get("student") or {}).get("parameters") or {}).get("unique"),
         "judge": judge,
         "metric": metric,
         **{key: figures.get(key) for key in ("value", "low", "high")},
