@@ -156,8 +156,7 @@ class Assembly:
         if not self.teaches_online or self.teacher is None:
             return None
         if self.teacher.tokenizer.fingerprint != self.tokenizer.fingerprint:
-            table = self.recipe.teacher
-            named = table.options.get("model", table.provider) if table else ""
+            named = getattr(self.teacher.options, "model", self.teacher.name)
             raise UsageError(
                 f"the teacher's tokenizer is not the student's, so its logits mean other tokens ({self.recipe.file})",
                 f'Give the student the teacher\'s own: tokenizer.kind = "{named}".',

@@ -368,12 +368,15 @@ def _assembly(ctx: click.Context, recipe: Recipe) -> Assembly:
 
 
 def _is_run(where: str) -> bool:
-    """Whether a word means a run: `latest`, a folder of one, or recipe/number. A bare name means a recipe."""
-    from .runs import Run, reports_folder
+    """Whether a word means a run: `latest`, a folder of one, recipe/number, or a name that no recipe has."""
+    from .recipe import bundled
+    from .runs import Run, reports_folder, runs_of
 
     if where == "latest" or (Path(where) / "run.json").is_file():
         return True
-    return "/" in where and Run(reports_folder() / where).info != {}
+    if "/" in where:
+        return Run(reports_folder() / where).info != {}
+    return not Path(where).exists() and where not in bundled() and bool(runs_of(where))
 
 
 def _writable() -> None:

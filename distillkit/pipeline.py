@@ -65,7 +65,7 @@ class Pipeline:
             rows = zip(requests, labelled.keys, strict=True)
             write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key in rows])
             self.parts.pack(labelled, self._packed)
-            facts |= labelled.counts
+            facts |= self._asked(labelled.counts)
         self.run.record(teacher=facts)
 
     def train(self) -> None:
@@ -108,6 +108,12 @@ class Pipeline:
             tracker.finish(report)
 
     # ------------------------------------------------------------------------------------------ helpers
+
+    def _asked(self, counts: dict[str, int]) -> dict[str, int]:
+        """The counts of a label stage, with what earlier sittings of this run had asked."""
+        before = (self.run.info.get("teacher") or {}).get("asked", 0)
+        asked = min(counts["asked"] + before, counts["prompts"])
+        return {**counts, "asked": asked, "cached": counts["prompts"] - asked}
 
     def _training(self) -> Training:
         from .training import Training
@@ -176,8 +182,9 @@ class Pipeline:
         try:
             yield
         finally:
-            seconds = round(time.perf_counter() - begun, 3)
-            self.run.record(seconds={**self.run.info.get("seconds", {}), stage: seconds})
+            spent = self.run.info.get("seconds", {})  # in all sittings
+            seconds = round(spent.get(stage, 0.0) + time.perf_counter() - begun, 3)
+            self.run.record(seconds={**spent, stage: seconds})
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:

@@ -116,6 +116,11 @@ def brief(foreseen: dict[str, Any]) -> str:
     )
 
 
+def _epochs(training: dict[str, Any]) -> str:
+    often = " (too often: from about 4 on a student learns by heart)" if training["epochs"] >= 4 else ""
+    return f"{training['epochs']} epochs{often}"
+
+
 def text(foreseen: dict[str, Any]) -> str:
     """The plan for a reader."""
     sizes, data, teacher = foreseen["student"]["parameters"], foreseen["data"], foreseen["teacher"]
@@ -140,14 +145,11 @@ def text(foreseen: dict[str, Any]) -> str:
         ]
     training, seconds = foreseen["training"], foreseen["seconds"]
     rows += [
-        (
-            "training",
-            f"{training['steps']:,} steps, {training['tokens']:,} tokens, {training['epochs']} epochs",
-        ),
+        ("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {_epochs(training)}"),
         ("memory", f"about {foreseen['memory_bytes'] / 2**20:,.0f} MiB"),
         (
             "time",
-            f"about {clock(seconds['low'])} to {clock(seconds['high'])} of training (from a matrix product's rate)",
+            f"about {clock(seconds['low'])} to {clock(seconds['high'])} of training (by the rate of a matrix product)",
         ),
     ]
     return "\n".join(f"{name:<12} {value}" for name, value in rows)

@@ -32,7 +32,7 @@ from .student.parallel import Lanes
 from .student.train import Job, Settings, State, fresh, restored, train
 from .student.trained import Trained, locate
 
-FIXED = ("data", "batches", "student", "tokenizer", "seed")
+FIXED = ("data", "batches", "student", "tokenizer", "teacher", "seed")
 
 
 class Training:
@@ -79,6 +79,11 @@ class Training:
         saved, _ = checkpoints.newest_good(self.run.checkpoints)
         if saved is not None:
             self._must_be_the_same(saved, self._origin(), [key for key in FIXED if key != "batches"])
+            if saved.step > self.recipe.train.steps:
+                raise UsageError(
+                    f"{self.run.name} has {saved.step} steps already, and train.steps = {self.recipe.train.steps}",
+                    "What was learnt cannot be taken back: raise train.steps, or begin a new run.",
+                )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -112,8 +117,14 @@ class Training:
             "data": corpus.fingerprint,
             "tokenizer": corpus.tokenizer.fingerprint,
             "student": self._student(),
+            "teacher": self._teacher(),
             "seed": self.recipe.seed,
         }
+
+    def _teacher(self) -> dict[str, Any] | None:
+        """Who teaches what; how many are asked at once changes nothing."""
+        table = self.recipe.teacher
+        return None if table is None else table.model_dump(mode="json", exclude={"concurrency"})
 
     def _student(self) -> dict[str, Any]:
         """All that builds the network again."""
@@ -169,7 +180,7 @@ class Training:
 
     def _must_be_the_same(self, saved: checkpoints.Checkpoint, facts: dict[str, Any], keys: Sequence[str]) -> None:
         before = saved.state
-        changed = [key for key in keys if before[key] != facts[key]]
+        changed = [key for key in keys if before.get(key) != facts[key]]
         if changed:
             raise UsageError(
                 f"{self.run.name} cannot go on: {_changes(changed, before, facts)} changed "
@@ -313,6 +324,7 @@ def _changes(keys: list[str], before: dict[str, Any], after: dict[str, Any]) -> 
         "data": "the corpus",
         "tokenizer": "the tokenizer",
         "batches": "the order of batches",
+        "teacher": "the teacher",
         "seed": "the seed",
     }
     if "data" in keys and "batches" in keys:

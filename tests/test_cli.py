@@ -114,6 +114,21 @@ def test_set_changes_a_key_for_one_run(home: Path) -> None:
     assert json.loads((home / "reports/tiny/1/run.json").read_text())["training"]["steps"] == 2
 
 
+def test_a_run_goes_on_by_its_name_with_its_own_teacher_and_no_fewer_steps(made: Path, tmp_path: Path) -> None:
+    home = shutil.copytree(made, tmp_path / "copy")
+    done = distillkit(home, "run", "pupil", "--set", "train.steps=8", "--resume")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((home / "reports/pupil/1/report.json").read_text())
+    assert report["training"]["steps"] == 8
+    assert (report["teacher"]["asked"], report["teacher"]["cached"]) == (3, 0)  # in all sittings
+    kept = (home / "reports/pupil/1/recipe.toml").read_text()
+    other = distillkit(home, "run", "pupil", "--set", "teacher.max_tokens=5", "--resume")
+    assert (other.returncode, "the teacher" in other.stderr) == (2, True)
+    fewer = distillkit(home, "run", "pupil", "--set", "train.steps=4", "--resume")
+    assert (fewer.returncode, "8 steps already" in fewer.stderr) == (2, True)
+    assert (home / "reports/pupil/1/recipe.toml").read_text() == kept
+
+
 def test_a_failed_run_says_failed(home: Path) -> None:
     done = distillkit(home, "run", "tiny.toml", "--set", "train.learning_rate=1e30", "--set", "train.warmup=0")
     assert done.returncode == 1

@@ -223,7 +223,7 @@ class _Preparation:
             if split == "held_out":
                 held_out.write(json.dumps(asdict(document), ensure_ascii=False, default=str) + "\n")
             if count % 1000 == 0:
-                self.voice.progress(f"Packing: {count:,} documents.")
+                self.voice.progress(f"Packing: {count:,} documents so far.")
         return sieve
 
 
