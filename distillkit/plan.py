@@ -64,12 +64,15 @@ def _training(parts: Assembly) -> dict[str, Any]:
 
 
 def _memory(parts: Assembly, parameters: int) -> int:
-    """Weights, gradients and two moments, and the activations of one part of a batch; a rough sum."""
+    """Weights, gradients and two moments, and the activations of one part of a batch; a rough sum of what MLX holds."""
     train, context = parts.recipe.train, parts.student.context
     rows = train.batch_size * context
     options = parts.student.options.model_dump()
     width, layers = int(options.get("width", 0)), int(options.get("layers", 0))
-    return FLOAT * (4 * parameters + rows * width * layers * 24 + 3 * 2**21)
+    numbers = 4 * parameters + rows * width * layers * 24 + 3 * 2**21
+    if parts.teaches_online and (teacher := parts.logits_teacher()) is not None:
+        numbers += _size(teacher) + 2 * rows * parts.tokenizer.vocab_size  # its weights, its logits
+    return FLOAT * numbers
 
 
 def _seconds(parts: Assembly, sizes: dict[str, int], tokens: int) -> dict[str, float]:
