@@ -41,6 +41,15 @@ class Assembly:
         recipe = self.recipe
         return self.plugins.build(role, name, options, file=recipe.file, table=table, folder=recipe.folder)
 
+    def check(self) -> None:
+        """Refuse what the recipe names and is not there, before anything is made: students to begin from or to ask."""
+        if self.recipe.student.from_:
+            from .student.trained import locate
+
+            locate(self.recipe.student.from_)
+        if self.teacher is not None:
+            self.teacher.identity()
+
     @cached_property
     def source(self) -> Source:
         """Where documents come from."""

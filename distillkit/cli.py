@@ -153,6 +153,7 @@ def _begin(ctx: click.Context, assembly: Assembly, stages: tuple[str, ...]) -> N
     from . import plan as planning
 
     assembly.voice.say(f"distillkit {__version__}: {assembly.recipe.name}")
+    assembly.check()
     _writable()
     foreseen = planning.foresee(assembly)
     assembly.voice.say(planning.brief(foreseen))
@@ -296,8 +297,9 @@ def recipe() -> None:
 @click.pass_context
 def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
     """Say whether a recipe can be run. Spends nothing."""
-    checked = _checked(ctx, _load(name, overrides))
-    click.echo(f"{checked.file} is fine.")
+    assembly = _assembly(ctx, _load(name, overrides))
+    assembly.check()
+    click.echo(f"{assembly.recipe.file} is fine.")
 
 
 @recipe.command()

@@ -265,6 +265,12 @@ WRONG = {
         ["run", "text.toml", "--set", "data.files=short.txt", "--set", "tokenizer.vocab_size=260"],
         "data.held_out",
     ),
+    "an unknown student to begin from": (["run", "tiny.toml", "--set", "student.from=nobody"], "nobody"),
+    "an unknown student, when checked": (["recipe", "check", "tiny.toml", "--set", "student.from=nobody"], "nobody"),
+    "an unknown student that teaches": (
+        ["recipe", "check", "quickstart", "--set", "teacher.model=tales-techer"],
+        "tales-teacher",
+    ),
     "an unknown command": (["rnu"], "'run'"),
     "an unknown run": (["judge", "nobody/7"], "nobody"),
     "a missing plugin": (["-p", "gone.py", "plugins"], "gone.py"),
