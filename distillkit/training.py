@@ -161,10 +161,8 @@ class Training:
         return {**here, "threads": before["threads"]}
 
     def _streams(self) -> int:
-        """How many parts of a batch are computed at once: on the CPU one a core, on a GPU one."""
-        chosen = self.recipe.train.streams
-        if chosen == "auto":
-            chosen = blas.cores() if mx.default_device().type == mx.cpu else 1
+        """How many parts of a batch are computed at once. One unless asked: more crashed MLX once in many runs."""
+        chosen = 1 if self.recipe.train.streams == "auto" else self.recipe.train.streams
         return min(chosen, self.recipe.train.batch_size)
 
     def _must_fit(self, saved: checkpoints.Checkpoint, facts: dict[str, Any]) -> None:
