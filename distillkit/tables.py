@@ -140,7 +140,7 @@ class TrainTable(Table):
     checkpoint_every: Positive = Field(default=200, description="steps between checkpoints")
     keep: Positive = Field(default=2, description="how many of the last checkpoints to keep, beside the best")
     streams: Positive | Literal["auto"] = Field(
-        default="auto", description="parts of a batch computed at once; more than 1 is an experiment"
+        default="auto", description="parts of a batch computed at once: as many as cores"
     )
     chunk: Positive | Literal["auto"] = Field(default="auto", description="rows of logits held at once")
 

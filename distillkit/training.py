@@ -161,8 +161,10 @@ class Training:
         return {**here, "threads": before["threads"]}
 
     def _streams(self) -> int:
-        """How many parts of a batch are computed at once. One unless asked: more crashed MLX once in many runs."""
-        chosen = 1 if self.recipe.train.streams == "auto" else self.recipe.train.streams
+        """How many parts of a batch are computed at once: on a CPU, as many as there are cores."""
+        chosen = self.recipe.train.streams
+        if chosen == "auto":
+            chosen = blas.cores() if mx.default_device() == mx.cpu else 1
         return min(chosen, self.recipe.train.batch_size)
 
     def _must_fit(self, saved: checkpoints.Checkpoint, facts: dict[str, Any]) -> None:

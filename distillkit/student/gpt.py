@@ -13,6 +13,8 @@ from typing import Literal
 import mlx.core as mx
 import mlx.nn as nn
 
+from .attention import causal_attention
+from .elementary import gelu
 from .optimizer import flat
 
 Cache = list[tuple[mx.array, mx.array]]
@@ -34,7 +36,7 @@ class Shape:
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
 
 
-ACTIVATIONS = {"gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "relu": nn.relu}
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": nn.gelu_approx, "relu": nn.relu}
 
 
 class Attention(nn.Module):
@@ -56,8 +58,11 @@ class Attention(nn.Module):
         if past is not None:
             keys = mx.concatenate([past[0], keys], axis=2)
             values = mx.concatenate([past[1], values], axis=2)
-        scale = 1 / math.sqrt(width // self.heads)
-        seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        if past is None and isinstance(mask, str):
+            seen = causal_attention(queries, keys, values)
+        else:
+            scale = 1 / math.sqrt(width // self.heads)
+            seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
         return self.out(seen.transpose(0, 2, 1, 3).reshape(batch, length, width)), (keys, values)
 
 

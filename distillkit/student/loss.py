@@ -9,30 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 
 from ..roles import Mixer
+from .elementary import logsumexp, row_sum, softmax
 
 Head = tuple[mx.array, mx.array | None]
-
-
-@mx.custom_function
-def _logsumexp_with_softmax(x: mx.array) -> Any:
-    chances = mx.softmax(x, axis=-1)
-    return x.max(axis=-1) - mx.log(chances.max(axis=-1)), chances
-
-
-@_logsumexp_with_softmax.vjp
-def _logsumexp_gradient(x: mx.array, cotangents: Any, outputs: Any) -> Any:
-    return outputs[1] * cotangents[0][..., None]
-
-
-def logsumexp(x: mx.array) -> mx.array:
-    """log(sum(exp(x))) over the last axis. One pass of exp, which is dear, serves value and gradient."""
-    outputs: Any = _logsumexp_with_softmax(x)
-    return cast(mx.array, outputs[0])
 
 
 @dataclass(frozen=True)
@@ -60,7 +44,7 @@ class Targets:
         """None, dense log-probabilities [N, V], or the sparse ones."""
         if self.teacher_logits is None:
             return self.sparse
-        return self.teacher_logits - mx.logsumexp(self.teacher_logits, axis=-1, keepdims=True)
+        return self.teacher_logits - logsumexp(self.teacher_logits)[..., None]
 
     def log_prob(self, logits: mx.array, log_total: mx.array | None = None) -> mx.array:
         """The log-probability of each row's hard token; `log_total` is the logits' logsumexp, if it is at hand."""
@@ -75,10 +59,8 @@ class Targets:
         if self.teacher_logits is None:
             raise ValueError("these targets hold no teacher's logits")
         theirs, ours = self.teacher_logits / temperature, logits / temperature
-        chances = mx.softmax(theirs, axis=-1)
-        entropy = theirs.max(axis=-1) - mx.log(chances.max(axis=-1)) - (chances * theirs).sum(axis=-1)
         log_total = logsumexp(ours) if log_total is None else log_total
-        return log_total - (chances * ours).sum(axis=-1) - entropy
+        return log_total - logsumexp(theirs) - row_sum(softmax(theirs) * (ours - theirs))[:, 0]
 
     def rows(self, start: int, stop: int) -> Targets:
         """The same for some rows only."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
 Tree = Any
+NOWHERE: Mapping[str, mx.Stream] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -43,24 +48,53 @@ class AdamW:
         return {name: tree_map(mx.zeros_like, parameters) for name in ("first", "second")}
 
     def update(
-        self, parameters: Tree, gradients: Tree, moments: Tree, rate: mx.array, step: mx.array
+        self,
+        parameters: Tree,
+        gradients: Tree,
+        moments: Tree,
+        rate: mx.array,
+        step: mx.array,
+        streams: Mapping[str, mx.Stream] = NOWHERE,
     ) -> tuple[Tree, Tree, mx.array]:
-        """New parameters, new moments, and the norm of the gradient before it was clipped."""
-        norm = global_norm(gradients)
+        """New parameters, new moments, and the norm of the gradient before it was clipped.
+
+        `streams` says where each parameter's share of the work is done, if not where all else is.
+        """
+        values, slopes = flat(parameters), flat(gradients)
+        first, second = flat(moments["first"]), flat(moments["second"])
+        norm = global_norm(slopes, streams)
         scale = mx.minimum(1.0, self.clip / (norm + 1e-6)) if self.clip else mx.array(1.0)
+        figures = scale, rate, 1 - self.betas[0] ** (step + 1), 1 - self.betas[1] ** (step + 1)
+        for name, value in values.items():
+            decay = mx.array(self.weight_decay if decays(name, value) else 0.0)
+            with _on(streams.get(name)):
+                moved = self._moved(value, slopes[name], first[name], second[name], *figures, decay)
+            values[name], first[name], second[name] = moved
+        return grown(values), {"first": grown(first), "second": grown(second)}, norm
+
+    @cached_property
+    def _moved(self) -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
+        """One parameter's step: a dozen passes over memory, or a single one where MLX can compile it."""
         beta1, beta2 = self.betas
-        gradients = tree_map(lambda g: g * scale, gradients)
-        first = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, moments["first"], gradients)
-        second = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, moments["second"], gradients)
-        unbias1, unbias2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
 
-        def moved(path: str, value: mx.array, m: mx.array, v: mx.array) -> mx.array:
-            change = (m / unbias1) / (mx.sqrt(v / unbias2) + self.epsilon)
-            if decays(path, value):
-                change = change + self.weight_decay * value
-            return value - rate * change
+        def moved(
+            value: mx.array,
+            slope: mx.array,
+            m: mx.array,
+            v: mx.array,
+            scale: mx.array,
+            rate: mx.array,
+            unbias1: mx.array,
+            unbias2: mx.array,
+            decay: mx.array,
+        ) -> tuple[mx.array, mx.array, mx.array]:
+            slope = slope * scale
+            m = beta1 * m + (1 - beta1) * slope
+            v = beta2 * v + (1 - beta2) * slope * slope
+            change = (m / unbias1) / (mx.sqrt(v / unbias2) + self.epsilon) + decay * value
+            return value - rate * change, m, v
 
-        return tree_map_with_path(moved, parameters, first, second), {"first": first, "second": second}, norm
+        return mx.compile(moved, shapeless=True)
 
 
 def recalled(parameters: Tree, arrays: dict[str, mx.array]) -> Tree:
@@ -77,9 +111,17 @@ def decays(path: str, value: mx.array) -> bool:
     return value.ndim >= 2 and "positions" not in path
 
 
-def global_norm(tree: Tree) -> mx.array:
-    """The length of all numbers of a tree, taken as one vector."""
-    return mx.sqrt(sum((mx.square(value).sum() for value in flat(tree).values()), mx.array(0.0)))
+def global_norm(arrays: Mapping[str, mx.array], streams: Mapping[str, mx.Stream] = NOWHERE) -> mx.array:
+    """The length of all numbers of some arrays, taken as one vector."""
+    squares = []
+    for name, value in arrays.items():
+        with _on(streams.get(name)):
+            squares.append(mx.square(value).sum())
+    return mx.sqrt(mx.stack(squares).sum())
+
+
+def _on(stream: mx.Stream | None) -> AbstractContextManager[Any]:
+    return nullcontext() if stream is None else mx.stream(stream)
 
 
 def flat(tree: Tree) -> dict[str, mx.array]:

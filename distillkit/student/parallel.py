@@ -1,53 +1,52 @@
 """Several cores at work on one step: parts of a batch, each on an MLX stream of its own.
 
-On the CPU an MLX stream is one thread, so a part a stream uses all cores. Graphs are built here, one after another,
-and evaluated side by side; results come back in the order of the parts, so nothing depends on timing.
+On the CPU an MLX stream is one thread, so a part a stream uses all cores. One thread, the caller's, builds all
+graphs and hands them to MLX in one evaluation; MLX feeds the streams. Results come back in the order of the
+parts, so nothing depends on timing. Knows nothing of what is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
+import os
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import mlx.core as mx
 
 T = TypeVar("T")
 
+# MLX walks a graph with several results one after another, depth first, unless told how many to take abreast, and
+# then feeds the streams one after another, too. It reads this once, at the process's first evaluation.
+if mx.default_device() == mx.cpu:
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
+
 
 class Lanes:
-    """As many streams as parts are computed at once. One lane is the calling thread alone."""
+    """As many streams as parts are computed at once. The first is the one that all else uses."""
 
     def __init__(self, count: int) -> None:
-        self.count = count
-        self.begun = False
-        self.streams = [mx.new_thread_unsafe_stream(mx.default_device()) for _ in range(count - 1)]
-        self.threads = [ThreadPoolExecutor(1, thread_name_prefix="lane") for _ in self.streams]
+        device = mx.default_device()
+        self.streams = [mx.default_stream(device), *(mx.new_stream(device) for _ in range(count - 1))]
+
+    @property
+    def count(self) -> int:
+        """How many parts are computed at once."""
+        return len(self.streams)
+
+    def shared(self, sizes: Mapping[str, int]) -> dict[str, mx.Stream]:
+        """A stream for each of many arrays, so that all have about as many numbers to work on."""
+        loads, found = [0] * self.count, {}
+        for name in sorted(sizes, key=lambda name: -sizes[name]):
+            least = loads.index(min(loads))
+            loads[least] += sizes[name]
+            found[name] = self.streams[least]
+        return found
 
     def each(self, build: Callable[[int], T]) -> list[T]:
-        """The evaluated results of `build(0)`, `build(1)`, ..., of which the last is computed on this thread."""
-        results, waiting = [], []
-        for i, (stream, thread) in enumerate(zip(self.streams, self.threads, strict=True)):
+        """The evaluated results of `build(0)`, `build(1)`, ..., each computed on its own stream."""
+        results = []
+        for i, stream in enumerate(self.streams):
             with mx.stream(stream):
                 results.append(build(i))
-            if self.begun:
-                waiting.append(thread.submit(mx.eval, results[-1]))
-            else:  # a plugin may hold arrays that were never evaluated, which only this thread can do
-                mx.eval(results[-1])
-        self.begun = True
-        results.append(build(self.count - 1))
-        mx.eval(results[-1])
-        for done in waiting:
-            done.result()
+        mx.eval(results)
         return results
-
-    def __enter__(self) -> Lanes:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for thread in self.threads:
-            thread.submit(mx.clear_streams).result()
-            thread.shutdown()

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .elementary import logsumexp
 from .loss import chunk_rows
 
 BATCH_TOKENS = 8192
@@ -94,6 +95,6 @@ def token_surprises(hidden: mx.array, head: tuple[mx.array, mx.array | None], ta
         logits = hidden[start : start + chunk] @ weight.T
         logits = logits if bias is None else logits + bias
         chosen = mx.take_along_axis(logits, targets[start : start + chunk, None], axis=-1)[:, 0]
-        pieces.append(mx.logsumexp(logits, axis=-1) - chosen)
+        pieces.append(logsumexp(logits) - chosen)
         mx.eval(pieces[-1])
     return mx.concatenate(pieces)

@@ -29,7 +29,7 @@ from ..progress import Voice, clock
 from ..roles import Mixer, Tracker
 from . import checkpoint as checkpoints
 from .loss import Targets, chunk_rows, counted, mixed_loss, term_names
-from .optimizer import AdamW, Schedule, Tree, flat, recalled
+from .optimizer import AdamW, Schedule, Tree, flat, grown, recalled
 from .parallel import Lanes
 from .score import token_surprises
 
@@ -110,7 +110,7 @@ def train(job: Job, state: State) -> State:
     journal = Journal(job, state.step)
     watch = Overfitting(job.voice)
     _save(job, state)  # also when it is the very first: there is always something to go back to
-    with asked_to_stop() as stop, journal, job.lanes:
+    with asked_to_stop() as stop, journal:
         while state.step < job.settings.steps:
             values = advance(job, state)
             journal.step(state, values)
@@ -148,8 +148,9 @@ def advance(job: Job, state: State) -> dict[str, Any]:
     number, rate = mx.array(step), settings.schedule(step)
     loss, terms, gradients = _gradients(job, batch, step)
     state.parameters, state.moments, norm = settings.optimizer.update(
-        state.parameters, gradients, state.moments, mx.array(rate), number
+        state.parameters, gradients, state.moments, mx.array(rate), number, _streams(job, gradients)
     )
+    del gradients  # or MLX could not write over them
     job.model.update(state.parameters)
     mx.eval(state.parameters, state.moments, norm)
     values = {
@@ -179,14 +180,25 @@ def _gradients(job: Job, batch: Rows, step: int) -> Any:
             return value(job.model, job, parts[place], number, weights, totals)
 
         for done in lanes.each(share):
-            result = done if result is None else _sum(result, done)
+            result = done if result is None else _sum(job, result, done)
         mx.eval(result)
     (loss, terms), gradients = result
     return loss, terms, gradients
 
 
-def _sum(one: Tree, other: Tree) -> Tree:
-    return tree_map(lambda ours, theirs: ours + theirs, one, other)
+def _sum(job: Job, one: Any, other: Any) -> Any:
+    """Two results of `_part_loss` and its gradients, added up."""
+    (values, slopes), (more_values, more_slopes) = one, other
+    arrays, more, streams = flat(slopes), flat(more_slopes), _streams(job, slopes)
+    for name, stream in streams.items():
+        with mx.stream(stream):
+            arrays[name] = arrays[name] + more[name]
+    return tree_map(lambda ours, theirs: ours + theirs, values, more_values), grown(arrays)
+
+
+def _streams(job: Job, gradients: Tree) -> dict[str, mx.Stream]:
+    """Which stream works on which parameter, outside of the network."""
+    return job.lanes.shared({name: value.size for name, value in flat(gradients).items()})
 
 
 def _parts(batch: Rows, count: int) -> Iterator[dict[str, mx.array]]:
@@ -217,7 +229,6 @@ def _totals(job: Job, parts: Sequence[Mapping[str, mx.array]]) -> dict[str, mx.a
     names = term_names(job.mixer, job.vocab_size, targets[0])
     counts = [counted(job.mixer, some, names) for some in targets]
     totals = {n: mx.maximum(mx.stack([count[n].sum() for count in counts]).sum(), 1e-9) for n in names}
-    mx.eval(totals)  # the lanes share them
     return totals
 
 
@@ -295,7 +306,7 @@ def restored(model: nn.Module, saved: checkpoints.Checkpoint) -> State:
     model.load_weights(list(weights.items()))
     parameters, best = model.trainable_parameters(), facts["best_loss"]
     moments = recalled(parameters, saved.moments())
-    mx.eval(parameters, moments)  # here and now: lanes are other threads, which cannot do it
+    mx.eval(parameters, moments)
     return State(
         parameters,
         moments,

@@ -40,7 +40,7 @@ class AlphaTemperature(Mixer):
 
     def rows(self, logits: mx.array, targets: Targets, step: mx.array) -> dict[str, mx.array]:
         """The surprise at each token, and the distance from the teacher's opinion."""
-        from distillkit.student.loss import logsumexp
+        from distillkit.student.elementary import logsumexp
 
         heat = self.options.temperature
         log_total = logsumexp(logits)
