@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import mlx.core as mx
@@ -28,7 +29,7 @@ from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
 from .student.optimizer import AdamW, Schedule, flat
-from .student.parallel import Lanes
+from .student.parallel import Lanes, keep_memory
 from .student.train import Job, Settings, State, fresh, restored, train
 from .student.trained import Trained, locate
 
@@ -53,6 +54,7 @@ class Training:
             return self._go(trackers)
 
     def _go(self, trackers: Sequence[Tracker]) -> dict[str, Any]:
+        keep_memory()
         saved = self._newest()
         facts = self._facts(saved)
         if saved is not None:
@@ -146,12 +148,13 @@ class Training:
             "streams": self._streams(),
             "chunk": chunk_rows(self.parts.tokenizer.vocab_size) if chunk == "auto" else chunk,
             "mlx": version("mlx"),
+            "compiler": which("g++") is not None,  # without one MLX compiles nothing on a CPU
         }
         if saved is None:
             return here
         before = saved.state["numerics"]
         blas.set_threads(before["threads"])
-        differ = [key for key in ("device", "blas", "mlx") if before[key] != here[key]]
+        differ = [key for key in ("device", "blas", "mlx", "compiler") if before.get(key, here[key]) != here[key]]
         if differ:
             changes = ", ".join(f"{key} was {before[key]} and is {here[key]}" for key in differ)
             self.voice.warn(f"going on will be close to an undisturbed run, but not bit for bit: {changes}")
