@@ -19,6 +19,7 @@ _HOME = {"Sampling": "generate", "Trained": "trained", "fingerprint": "trained"}
 __all__ = ["Sampling", "Trained", "fingerprint"]
 
 blas.load()
+blas.feed_streams()
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +32,23 @@ class Blas:
 
     def __str__(self) -> str:
         return f"{self.name}, {self.threads} thread{'s' if self.threads != 1 else ''}"
+
+
+def on_gpu() -> bool:
+    """Whether MLX will compute on a GPU, as far as can be told without importing it."""
+    if sys.platform == "darwin":
+        return True
+    return any(any(distributions(name=name)) for name in ("mlx-cuda-12", "mlx-cuda-13"))
+
+
+def feed_streams() -> None:
+    """Have MLX feed several streams at once.
+
+    It walks a graph with many results depth first, one after another, and so feeds streams one after another, too,
+    unless told to take more results abreast. It reads this once, at the process's first evaluation.
+    """
+    if not on_gpu():
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
 
 
 def cores() -> int:

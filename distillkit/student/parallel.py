@@ -8,7 +8,6 @@ parts, so nothing depends on timing. Knows nothing of what is computed.
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -16,11 +15,6 @@ from typing import TypeVar
 import mlx.core as mx
 
 T = TypeVar("T")
-
-# MLX walks a graph with several results one after another, depth first, unless told how many to take abreast, and
-# then feeds the streams one after another, too. It reads this once, at the process's first evaluation.
-if mx.default_device() == mx.cpu:
-    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h

@@ -1,0 +1,55 @@
+"""The step that `distillkit train` takes, as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from distillkit_plugins.mixers import AlphaTemperature, Hard
+from problems import Problem, Teacher, rate
+
+from distillkit.student import blas
+from distillkit.student.gpt import GPT, Shape
+from distillkit.student.loss import chunk_rows
+from distillkit.student.optimizer import AdamW
+from distillkit.student.parallel import Lanes, keep_memory
+from distillkit.student.train import Job, Settings, advance, fresh
+
+
+def network(which: Problem | Teacher) -> GPT:
+    """A network with the weights it begins with."""
+    model = GPT(Shape(**{**which.shape, "activation": which.activation}))
+    model.load_weights([(name, mx.array(value)) for name, value in which.weights.items()])
+    mx.eval(model.parameters())
+    return model
+
+
+def stepper(problem: Problem) -> Callable[[int], float]:
+    """What takes a step and says the loss before it."""
+    keep_memory()
+    nowhere: Any = None
+    mixer, teacher = Hard(), None
+    if problem.teacher:
+        mixer = AlphaTemperature(AlphaTemperature.Options(alpha=problem.alpha, temperature=1.0))
+        taught = network(problem.teacher).eval()
+        teacher = lambda tokens: taught(tokens) @ taught.head[0].T  # noqa: E731
+
+    def batch(step: int) -> Any:
+        inputs, hard, weight = problem.batch(step)
+        return SimpleNamespace(inputs=inputs, hard=hard, weight=weight, from_teacher=np.zeros_like(weight))
+
+    model, vocabulary = network(problem), problem.shape["vocab_size"]
+    schedule: Any = lambda step: rate(problem, step)  # noqa: E731
+    settings = Settings(problem.steps, 1, chunk_rows(vocabulary), 100, 100, None, 2, 1, schedule, AdamW())
+    lanes = Lanes(min(problem.rows, blas.cores()) if mx.default_device() == mx.cpu else 1)
+    job = Job(model, vocabulary, mixer, batch, list, settings, {}, {}, nowhere, nowhere, teacher, lanes=lanes)
+    state = fresh(model, settings.optimizer)
+
+    def step(number: int) -> float:
+        state.step = number
+        return float(advance(job, state)["loss"])
+
+    return step

@@ -1,0 +1,116 @@
+"""What engines are compared on: a network, its weights, its batches, a teacher, figures. The same numbers for all.
+
+`53m` is the seeds' student (52,990,464 parameters, 4 x 512 random tokens a step); `quickstart` is the recipe of that
+name, its stories and its teacher in every step, without the 200 answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+SHAPES = {
+    "53m": {"vocab_size": 50257, "layers": 8, "heads": 8, "width": 384, "hidden": 1536, "context": 512, "tied": False},
+    "quickstart": {"vocab_size": 2048, "layers": 4, "heads": 4, "width": 128, "hidden": 512, "context": 128},
+}
+RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.toml"
+
+
+@dataclass
+class Problem:
+    """All that an engine needs to begin."""
+
+    shape: dict[str, Any]
+    activation: str
+    weights: dict[str, Array]
+    batch: Callable[[int], tuple[Array, Array, Array]]
+    rows: int
+    teacher: Teacher | None = None
+    alpha: float = 1.0
+    rate: float = 1e-3
+    warmup: int = 10
+    steps: int = 1000
+
+    @property
+    def tokens(self) -> int:
+        """How many a step reads."""
+        return self.rows * int(self.shape["context"])
+
+
+@dataclass
+class Teacher:
+    """A student that was trained before: its shape and weights."""
+
+    shape: dict[str, Any]
+    activation: str
+    weights: dict[str, Array]
+
+
+def problem(name: str) -> Problem:
+    """A problem by its name."""
+    return quickstart() if name == "quickstart" else seed_student()
+
+
+def seed_student(rows: int = 4) -> Problem:
+    """The student of the seeds, on random tokens."""
+    shape = SHAPES["53m"]
+
+    def batch(step: int) -> tuple[Array, Array, Array]:
+        tokens = np.random.default_rng(step).integers(0, shape["vocab_size"], (2, rows, shape["context"]))
+        return tokens[0].astype(np.int32), tokens[1].astype(np.int32), np.ones(tokens[0].shape, np.float32)
+
+    return Problem(shape, "gelu", _initial(shape, "gelu"), batch, rows)
+
+
+def quickstart() -> Problem:
+    """The bundled recipe's student, stories and teacher."""
+    from distillkit.assembly import Assembly
+    from distillkit.plugins import Plugins
+    from distillkit.recipe import load
+
+    parts = Assembly(load(str(RECIPE)), Plugins.load())
+    batches, train = parts.batches(Path("nowhere")), parts.recipe.train
+    teaching = parts.logits_teacher().trained.model
+
+    def batch(step: int) -> tuple[Array, Array, Array]:
+        rows = batches.batch(step)
+        return rows.inputs, rows.hard, rows.weight
+
+    return Problem(
+        SHAPES["quickstart"],
+        "relu",
+        _initial(SHAPES["quickstart"], "relu"),
+        batch,
+        train.batch_size,
+        Teacher({**teaching.shape.__dict__}, teaching.shape.activation, _arrays(teaching)),
+        parts.mixer.options.alpha,
+        train.learning_rate,
+        train.warmup,
+        train.steps,
+    )
+
+
+def rate(problem: Problem, step: int) -> float:
+    """The learning rate: warm-up, then half a cosine to a twentieth."""
+    from distillkit.student.optimizer import Schedule
+
+    return Schedule(problem.rate, problem.rate / 20, problem.warmup, problem.steps)(step)
+
+
+def _initial(shape: dict[str, Any], activation: str) -> dict[str, Array]:
+    from distillkit.student.gpt import GPT, Shape, initialise
+
+    model = GPT(Shape(**shape, activation=activation))  # type: ignore[arg-type]
+    initialise(model, 1)
+    return _arrays(model)
+
+
+def _arrays(model: Any) -> dict[str, Array]:
+    from distillkit.student.optimizer import flat
+
+    return {name: np.array(value) for name, value in flat(model.parameters()).items()}

@@ -1,0 +1,99 @@
+"""The same step in PyTorch's best practice: fused attention, fused AdamW; eager or compiled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from problems import Problem, Teacher, rate
+from torch import Tensor, nn
+from torch.nn import functional
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, hidden: int, heads: int, activation: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.hidden_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "out": nn.Linear(width, width)})
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.activation = {"gelu": functional.gelu, "relu": functional.relu}[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        parts = self.attention["qkv"](self.attention_norm(x)).split(width, dim=2)
+        q, k, v = (p.view(batch, length, self.heads, -1).transpose(1, 2) for p in parts)
+        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attention["out"](seen.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(self.activation(self.up(self.hidden_norm(x))))
+
+
+class Net(nn.Module):
+    def __init__(self, shape: dict[str, Any], activation: str) -> None:
+        super().__init__()
+        width = shape["width"]
+        self.tokens, self.positions = nn.Embedding(shape["vocab_size"], width), nn.Embedding(shape["context"], width)
+        blocks = [Block(width, shape["hidden"], shape["heads"], activation) for _ in range(shape["layers"])]
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, shape["vocab_size"], bias=False)
+        if shape.get("tied", True):
+            self.out.weight = self.tokens.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.out(self.norm(x))
+
+
+def network(which: Problem | Teacher) -> Net:
+    """A network with the weights it begins with."""
+    model = Net(which.shape, which.activation)
+    weights = {name: torch.tensor(value) for name, value in which.weights.items()}
+    if which.shape.get("tied", True):
+        weights["out.weight"] = weights["tokens.weight"]
+    model.load_state_dict(weights)
+    return model.to(DEVICE)
+
+
+def stepper(problem: Problem, compiled: bool = False) -> Callable[[int], float]:
+    """What takes a step and says the loss before it."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    model = network(problem)
+    teacher = network(problem.teacher).eval() if problem.teacher else None
+    named = dict(model.named_parameters())
+    decayed = [value for name, value in named.items() if value.ndim >= 2 and "positions" not in name]
+    others = [value for name, value in named.items() if value.ndim < 2 or "positions" in name]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=problem.rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
+
+    def loss_of(inputs: Tensor, hard: Tensor, weight: Tensor) -> Tensor:
+        logits = model(inputs).flatten(0, 1)
+        loss = (functional.cross_entropy(logits, hard.flatten(), reduction="none") * weight.flatten()).sum()
+        if teacher is not None:
+            with torch.no_grad():
+                theirs = functional.log_softmax(teacher(inputs).flatten(0, 1), -1)
+            ours = functional.log_softmax(logits, -1)
+            apart = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1) * weight.flatten()
+            loss = problem.alpha * loss + (1 - problem.alpha) * apart.sum()
+        return loss / weight.sum()
+
+    measured = torch.compile(loss_of) if compiled else loss_of
+
+    def step(number: int) -> float:
+        inputs, hard, weight = (torch.tensor(part).to(DEVICE) for part in problem.batch(number))
+        for group in optimizer.param_groups:
+            group["lr"] = rate(problem, number)
+        loss = measured(inputs.long(), hard.long(), weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return float(loss.item())
+
+    return step

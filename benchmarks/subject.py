@@ -1,0 +1,51 @@
+"""One engine, one problem, some steps, in a process of its own: prints what it took, as JSON.
+
+    python benchmarks/subject.py ENGINE PROBLEM STEPS
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+ENGINES = ("distillkit", "plain", "plain, as installed", "torch", "torch, compiled")
+
+
+def stepper(engine: str, problem: str) -> Callable[[int], float]:
+    """The engine's step. What is imported first decides the BLAS that MLX uses."""
+    if engine == "plain, as installed":
+        import mlx.core  # noqa: F401 - before distillkit, so it keeps the BLAS of its wheel
+    import problems
+
+    what = problems.problem(problem)
+    if engine == "distillkit":
+        import ours
+
+        return ours.stepper(what)
+    if engine.startswith("plain"):
+        import plain
+
+        return plain.stepper(what)
+    import pytorch
+
+    return pytorch.stepper(what, compiled=engine.endswith("compiled"))
+
+
+def main(engine: str, problem: str, steps: int) -> None:
+    """Take the steps, the first of which is told apart: engines compile then."""
+    step = stepper(engine, problem)
+    seconds, processor, losses = [], [], []
+    for number in range(steps):
+        began, used = time.perf_counter(), time.process_time()
+        losses.append(step(number))
+        seconds.append(time.perf_counter() - began)
+        processor.append(time.process_time() - used)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({"seconds": seconds, "processor": processor, "losses": losses, "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
