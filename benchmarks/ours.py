@@ -24,6 +24,7 @@ def network(which: Problem | Teacher) -> GPT:
     model = GPT(Shape(**{**which.shape, "activation": which.activation}))
     model.load_weights([(name, mx.array(value)) for name, value in which.weights.items()])
     mx.eval(model.parameters())
+    which.weights.clear()
     return model
 
 

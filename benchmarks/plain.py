@@ -66,6 +66,7 @@ def network(which: Problem | Teacher) -> Plain:
         weights["head.weight" if name == "out.weight" else name] = mx.array(value)
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
+    which.weights.clear()
     return model
 
 

@@ -58,6 +58,7 @@ def network(which: Problem | Teacher) -> Net:
     if which.shape.get("tied", True):
         weights["out.weight"] = weights["tokens.weight"]
     model.load_state_dict(weights)
+    which.weights.clear()
     return model.to(DEVICE)
 
 

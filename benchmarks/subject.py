@@ -44,7 +44,14 @@ def main(engine: str, problem: str, steps: int) -> None:
         seconds.append(time.perf_counter() - began)
         processor.append(time.process_time() - used)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"seconds": seconds, "processor": processor, "losses": losses, "peak_bytes": peak}))
+    print(json.dumps({"seconds": seconds, "processor": processor, "losses": losses, "peak_bytes": peak, **_mlx()}))
+
+
+def _mlx() -> dict[str, int]:
+    """What MLX itself counted, if it is here."""
+    if "mlx.core" not in sys.modules:
+        return {}
+    return {"mlx_peak_bytes": sys.modules["mlx.core"].get_peak_memory()}
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ def ours(x: mx.array) -> bool:
     return x.dtype == mx.float32 and mx.default_device() == mx.cpu
 
 
-def exp(x: mx.array) -> mx.array:
-    """exp(x) for x at most 0, without a gradient."""
-    powers = mx.maximum(x * (1 / math.log(2)), LEAST)
+def exp(x: mx.array, scale: float = 1.0) -> mx.array:
+    """exp(scale x) for x at most 0, without a gradient."""
+    powers = mx.maximum(x * (scale / math.log(2)), LEAST)
     rounded = powers + ROUNDER
     rest = powers - (rounded - ROUNDER)
     whole = mx.left_shift(rounded.view(mx.int32), 23).view(mx.float32)

@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from .attention import causal_attention
 from .elementary import gelu
+from .linear import Linear
 from .optimizer import flat
 
 Cache = list[tuple[mx.array, mx.array]]
@@ -45,8 +46,8 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.heads = shape.heads
-        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=shape.bias)
-        self.out = nn.Linear(shape.width, shape.width, bias=shape.bias)
+        self.qkv = Linear(shape.width, 3 * shape.width, bias=shape.bias)
+        self.out = Linear(shape.width, shape.width, bias=shape.bias)
 
     def __call__(
         self, x: mx.array, mask: mx.array | str, past: tuple[mx.array, mx.array] | None
@@ -74,8 +75,8 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(shape.width, bias=shape.bias)
         self.attention = Attention(shape)
         self.hidden_norm = nn.LayerNorm(shape.width, bias=shape.bias)
-        self.up = nn.Linear(shape.width, shape.hidden, bias=shape.bias)
-        self.down = nn.Linear(shape.hidden, shape.width, bias=shape.bias)
+        self.up = Linear(shape.width, shape.hidden, bias=shape.bias)
+        self.down = Linear(shape.hidden, shape.width, bias=shape.bias)
         self.dropout = nn.Dropout(shape.dropout)
         self.activation = ACTIVATIONS[shape.activation]
 
@@ -101,7 +102,7 @@ class GPT(nn.Module):
         self.blocks = [Block(shape) for _ in range(shape.layers)]
         self.norm = nn.LayerNorm(shape.width, bias=shape.bias)
         if not shape.tied:
-            self.out = nn.Linear(shape.width, shape.vocab_size, bias=False)
+            self.out = Linear(shape.width, shape.vocab_size, bias=False)
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """Hidden states of tokens."""

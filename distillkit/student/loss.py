@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..roles import Mixer
-from .elementary import logsumexp, row_sum, softmax
+from .elementary import logsumexp, ours, row_sum, softmax
 
 Head = tuple[mx.array, mx.array | None]
 
@@ -58,9 +58,9 @@ class Targets:
         """
         if self.teacher_logits is None:
             raise ValueError("these targets hold no teacher's logits")
-        theirs, ours = self.teacher_logits / temperature, logits / temperature
-        log_total = logsumexp(ours) if log_total is None else log_total
-        return log_total - logsumexp(theirs) - row_sum(softmax(theirs) * (ours - theirs))[:, 0]
+        theirs, here = self.teacher_logits / temperature, logits / temperature
+        log_total = logsumexp(here) if log_total is None else log_total
+        return log_total - logsumexp(theirs) - row_sum(softmax(theirs) * (here - theirs))[:, 0]
 
     def rows(self, start: int, stop: int) -> Targets:
         """The same for some rows only."""
@@ -90,8 +90,10 @@ def term_names(mixer: Mixer, vocab_size: int, targets: Targets) -> list[str]:
 
 def chunk_rows(vocab_size: int) -> int:
     """How many rows of logits to hold at once: about half a million numbers, which caches like."""
-    return max(64, 2**19 // vocab_size)
+    return max(int(__import__("os").environ.get("CH", 64)), 2**19 // vocab_size)
 
+
+PIECE = int(__import__("os").environ.get("PIECE", 2**19))  # numbers
 
 Measured = tuple[mx.array, dict[str, mx.array]]
 
@@ -114,34 +116,36 @@ def mixed_loss(
     names = list(totals)
     count = counted(mixer, targets, names)
 
-    def chunk_loss(h: mx.array, w: mx.array, b: mx.array | None, start: int) -> tuple[mx.array, mx.array]:
-        stop = min(start + chunk, hidden.shape[0])
-        logits = h @ w.T if b is None else h @ w.T + b
+    def rows_loss(logits: mx.array, start: int) -> tuple[mx.array, mx.array]:
+        stop = start + logits.shape[0]
         rows = mixer.rows(logits, targets.rows(start, stop), step)
         shares = [(rows[n] * count[n][start:stop]).sum() / totals[n] for n in names]
         loss = sum((weights.get(n, 1.0) * share for n, share in zip(names, shares, strict=True)), mx.array(0.0))
         return loss, mx.stack(shares)
 
-    loss, shares = _over_chunks(chunk_loss, hidden, head, chunk)
+    loss, shares = _over_chunks(rows_loss, hidden, head, chunk)
     return loss, {name: shares[i] for i, name in enumerate(names)}
 
 
-def _over_chunks(chunk_loss: Callable[..., Any], hidden: mx.array, head: Head, chunk: int) -> tuple[mx.array, mx.array]:
+def _over_chunks(rows_loss: Callable[..., Any], hidden: mx.array, head: Head, chunk: int) -> tuple[mx.array, mx.array]:
     """Sum over chunks of rows, with the gradients computed together with the values."""
     weight, bias = head
-    given = (0, 1) if bias is None else (0, 1, 2)
-    valued = mx.value_and_grad(chunk_loss, argnums=given)
 
     @mx.custom_function
     def total(*inputs: mx.array) -> Any:
         h, w, b = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
-        loss, shares, slopes, of_head = mx.array(0.0), mx.array(0.0), [], None
+        loss, shares, of_rows = mx.array(0.0), mx.array(0.0), []
+        of_head = [mx.zeros_like(each) for each in inputs[1:]]
         for start in range(0, h.shape[0], chunk):
-            (part, terms), grads = valued(h[start : start + chunk], w, b, start)
+            # One chunk after another, or the logits of all would exist at once.
+            (rows,) = mx.depends([h[start : start + chunk]], [*of_head, *of_rows[-1:]])
+            logits = rows @ w.T if b is None else rows @ w.T + b
+            part, terms, slope = _over_pieces(rows_loss, logits, start)
             loss, shares = loss + part, shares + terms
-            slopes.append(grads[0])
-            of_head = grads[1:] if of_head is None else tuple(a + g for a, g in zip(of_head, grads[1:], strict=True))
-        return (loss, shares, mx.concatenate(slopes), *(of_head or ()))
+            of_rows.append(slope @ w)
+            of_head[0] = mx.addmm(of_head[0], slope.T, rows)
+            of_head[1:] = [each + slope.sum(axis=0) for each in of_head[1:]]
+        return (loss, shares, mx.concatenate(of_rows), *of_head)
 
     @total.vjp
     def gradient(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
@@ -149,3 +153,17 @@ def _over_chunks(chunk_loss: Callable[..., Any], hidden: mx.array, head: Head, c
 
     outputs: Any = total(hidden, weight) if bias is None else total(hidden, weight, bias)
     return outputs[0], outputs[1]
+
+
+def _over_pieces(
+    rows_loss: Callable[..., Any], logits: mx.array, start: int
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The loss of a chunk, its terms, and its slope, a few rows at a time on a CPU: what caches hold is soon done."""
+    valued = mx.value_and_grad(rows_loss)
+    some = max(1, PIECE // logits.shape[1]) if ours(logits) else logits.shape[0]
+    loss, shares, slopes = mx.array(0.0), mx.array(0.0), []
+    for first in range(0, logits.shape[0], some):
+        (part, terms), slope = valued(logits[first : first + some], start + first)
+        loss, shares = loss + part, shares + terms
+        slopes += mx.depends([slope], [part, terms])  # what only they need of the logits is then free, too
+    return loss, shares, mx.concatenate(slopes)

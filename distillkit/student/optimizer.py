@@ -94,7 +94,7 @@ class AdamW:
             change = (m / unbias1) / (mx.sqrt(v / unbias2) + self.epsilon) + decay * value
             return value - rate * change, m, v
 
-        return mx.compile(moved, shapeless=True)
+        return mx.compile(moved)
 
 
 def recalled(parameters: Tree, arrays: dict[str, mx.array]) -> Tree:
@@ -116,7 +116,8 @@ def global_norm(arrays: Mapping[str, mx.array], streams: Mapping[str, mx.Stream]
     squares = []
     for name, value in arrays.items():
         with _on(streams.get(name)):
-            squares.append(mx.square(value).sum())
+            row = value.reshape(-1)
+            squares.append(row @ row)
     return mx.sqrt(mx.stack(squares).sum())
 
 

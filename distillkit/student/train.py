@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
 
 from ..errors import Interrupted, TrainingError
 from ..files import read_lines, write_lines
@@ -145,14 +144,9 @@ def advance(job: Job, state: State) -> dict[str, Any]:
     settings, step = job.settings, state.step
     job.model.train()
     batch = job.batch(step)
-    number, rate = mx.array(step), settings.schedule(step)
     loss, terms, gradients = _gradients(job, batch, step)
-    state.parameters, state.moments, norm = settings.optimizer.update(
-        state.parameters, gradients, state.moments, mx.array(rate), number, _streams(job, gradients)
-    )
-    del gradients  # or MLX could not write over them
-    job.model.update(state.parameters)
-    mx.eval(state.parameters, state.moments, norm)
+    rate = settings.schedule(step)
+    norm = _update(job, state, gradients, rate, step)
     values = {
         "loss": loss.item(),
         "terms": {name: term.item() for name, term in terms.items()},
@@ -165,13 +159,28 @@ def advance(job: Job, state: State) -> dict[str, Any]:
     return values
 
 
-def _gradients(job: Job, batch: Rows, step: int) -> Any:
+def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float, step: int) -> mx.array:
+    """Move the parameters; what is made of the gradients, and they themselves, are gone afterwards."""
+    streams = _streams(job, gradients)
+    slopes = grown(gradients)
+    gradients.clear()
+    state.parameters, state.moments, norm = job.settings.optimizer.update(
+        state.parameters, slopes, state.moments, mx.array(rate), mx.array(step), streams
+    )
+    del slopes
+    job.model.update(state.parameters)
+    values, first, second = (flat(tree) for tree in (state.parameters, state.moments["first"], state.moments["second"]))
+    job.lanes.in_turns({name: (values[name], first[name], second[name]) for name in streams}, streams)
+    return norm
+
+
+def _gradients(job: Job, batch: Rows, step: int) -> tuple[mx.array, dict[str, mx.array], dict[str, mx.array]]:
     """The loss of a batch, its terms and its gradient: as many parts at once as there are lanes."""
     number, weights, lanes = mx.array(step), job.mixer.weights(step), job.lanes
     parts = list(_parts(batch, job.settings.accumulate * lanes.count))
     totals = _totals(job, parts)
     value = nn.value_and_grad(job.model, _part_loss)
-    result: Any = None
+    loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in totals}, dict[str, mx.array]()
     for start in range(0, len(parts), lanes.count):
 
         def share(lane: int, start: int = start) -> Any:
@@ -179,26 +188,30 @@ def _gradients(job: Job, batch: Rows, step: int) -> Any:
             mx.random.seed((job.settings.seed * 1_000_003 + step * 1009 + place) % 2**63)
             return value(job.model, job, parts[place], number, weights, totals)
 
-        for done in lanes.each(share):
-            result = done if result is None else _sum(job, result, done)
-        mx.eval(result)
-    (loss, terms), gradients = result
+        done = lanes.each(share)
+        while done:
+            (part, shares), slopes = done.pop(0)
+            loss, terms = loss + part, {name: terms[name] + shares[name] for name in terms}
+            gradients = _sum(job, gradients, flat(slopes))
+            del slopes  # or MLX could not write over them
+        mx.eval(loss, terms, gradients)
     return loss, terms, gradients
 
 
-def _sum(job: Job, one: Any, other: Any) -> Any:
-    """Two results of `_part_loss` and its gradients, added up."""
-    (values, slopes), (more_values, more_slopes) = one, other
-    arrays, more, streams = flat(slopes), flat(more_slopes), _streams(job, slopes)
-    for name, stream in streams.items():
+def _sum(job: Job, some: dict[str, mx.array], more: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Two gradients added up, each parameter's on its own stream; neither is left."""
+    if not some:
+        return more
+    added = {}
+    for name, stream in _streams(job, some).items():
         with mx.stream(stream):
-            arrays[name] = arrays[name] + more[name]
-    return tree_map(lambda ours, theirs: ours + theirs, values, more_values), grown(arrays)
+            added[name] = some.pop(name) + more.pop(name)
+    return added
 
 
-def _streams(job: Job, gradients: Tree) -> dict[str, mx.Stream]:
+def _streams(job: Job, arrays: Mapping[str, mx.array]) -> dict[str, mx.Stream]:
     """Which stream works on which parameter, outside of the network."""
-    return job.lanes.shared({name: value.size for name, value in flat(gradients).items()})
+    return job.lanes.shared({name: value.size for name, value in arrays.items()})
 
 
 def _parts(batch: Rows, count: int) -> Iterator[dict[str, mx.array]]:
