@@ -8,10 +8,13 @@ parts, so nothing depends on timing. Knows nothing of what is computed.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import mlx.core as mx
+
+from .blas import cores
 
 T = TypeVar("T")
 
@@ -50,3 +53,20 @@ class Lanes:
                 results.append(build(i))
         mx.eval(results)
         return results
+
+
+class _Own(threading.local):
+    """What belongs to the thread that asks: MLX's streams serve only the thread that made them."""
+
+    lanes: Lanes | None = None
+
+
+_own = _Own()
+ENOUGH = 4  # streams that together read memory about as fast as it can be read
+
+
+def own_lanes() -> Lanes:
+    """The lanes of this thread for small work that comes often, made once. On a GPU one is all there is."""
+    if _own.lanes is None:
+        _own.lanes = Lanes(min(cores(), ENOUGH) if mx.default_device() == mx.cpu else 1)
+    return _own.lanes
