@@ -36,13 +36,13 @@ class Cache:
         empty = mx.zeros((*new.shape[:3], room, new.shape[4]), dtype=new.dtype)
         return empty if kept is None else mx.concatenate([kept[..., : self.held, :], empty], axis=3)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: list[int]) -> None:
         """Forget all rows but these."""
         self.starts = [self.starts[row] for row in rows]
         self.layers = [kept if kept is None else kept[:, mx.array(rows)] for kept in self.layers]
         self.trim()
 
-    def restart(self, rows: Sequence[int], again: Cache) -> None:
+    def restart(self, rows: list[int], again: Cache) -> None:
         """Let rows begin anew with what another cache holds of them."""
         first = self.held - again.held
         for kept, fresh in zip(self.layers, again.layers, strict=True):

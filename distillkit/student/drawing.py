@@ -57,7 +57,7 @@ def draw(logits: mx.array, noise: mx.array | None, sampling: Sampling) -> mx.arr
 
 
 def cut(logits: mx.array, sampling: Sampling) -> mx.array:
-    """Leave in the k likeliest tokens, of those the fewest that hold top_p of the mass, and none far below the first."""
+    """Leave in the k likeliest tokens; of those the fewest that hold top_p of the mass; none far below the first."""
     if 0 < sampling.top_k < logits.shape[-1]:
         least = mx.topk(logits, sampling.top_k, axis=-1).min(axis=-1, keepdims=True)
         logits = mx.where(logits < least, -mx.inf, logits)
@@ -104,7 +104,7 @@ class Said:
             marks[i, mx.array(list(row))] = True
         return marks
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: list[int]) -> None:
         """Forget all rows but these."""
         if self.marks is not None:
             self.marks = self.marks[mx.array(rows)]

@@ -8,6 +8,7 @@ else's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -108,7 +109,7 @@ class Batch:
             given[row] = token
         return given
 
-    def keep(self, places: Sequence[int]) -> None:
+    def keep(self, places: list[int]) -> None:
         """Go on with the living rows at these places only."""
         if len(places) == len(self.alive):
             return
@@ -126,7 +127,7 @@ def _shares(rows: Sequence[int], lanes: Lanes) -> list[list[int]]:
     """Rows for each stream, about as many each, and no stream for a handful."""
     count = max(1, min(lanes.count, len(rows) // ROWS))
     cuts = [len(rows) * i // count for i in range(count + 1)]
-    return [list(rows[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [list(rows[a:b]) for a, b in pairwise(cuts)]
 
 
 class Feed:

@@ -124,7 +124,8 @@ class GPT(nn.Module):
         x = self.dropout(self.tokens(tokens) + self.positions(places))
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, past, layer)
-        return self.norm(x)
+        hidden: mx.array = self.norm(x)
+        return hidden
 
     @property
     def shared(self) -> int:
