@@ -41,7 +41,7 @@ def keys_of(seeds: Sequence[int]) -> mx.array:
 def turn(keys: mx.array) -> tuple[mx.array, mx.array]:
     """Generators for later, and generators to draw with now."""
     pairs = mx.vmap(mx.random.split)(keys)
-    return pairs[:, 0], pairs[:, 1]
+    return pairs[:, :1].squeeze(1), pairs[:, 1:].squeeze(1)
 
 
 def noise_of(keys: mx.array, size: int) -> mx.array:

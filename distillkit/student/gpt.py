@@ -52,14 +52,15 @@ class Attention(nn.Module):
         """What each position gathers from those before it, in a cache or beside it."""
         batch, length, width = x.shape
         parts = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
-        queries, pair = parts[0], parts[1:]
+        queries, pair = parts[:1].squeeze(0), parts[1:]
         if past is not None:
             pair = past.add(layer, pair)
+        keys, values = pair[:1].squeeze(0), pair[1:].squeeze(0)  # pair[0] would copy all that is held
         if mask == "causal":
-            seen = causal_attention(queries, pair[0], pair[1])
+            seen = causal_attention(queries, keys, values)
         else:
             scale = 1 / math.sqrt(width // self.heads)
-            seen = mx.fast.scaled_dot_product_attention(queries, pair[0], pair[1], scale=scale, mask=mask)
+            seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
         return self.out(seen.transpose(0, 2, 1, 3).reshape(batch, length, width))
 
 

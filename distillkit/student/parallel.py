@@ -58,15 +58,17 @@ class Lanes:
 class _Own(threading.local):
     """What belongs to the thread that asks: MLX's streams serve only the thread that made them."""
 
-    lanes: Lanes | None = None
+    def __init__(self) -> None:
+        self.lanes: dict[str, Lanes] = {}
 
 
 _own = _Own()
-ENOUGH = 4  # streams that together read memory about as fast as it can be read
+ENOUGH = 4  # more streams are not known to read memory any faster
 
 
 def own_lanes() -> Lanes:
-    """The lanes of this thread for small work that comes often, made once. On a GPU one is all there is."""
-    if _own.lanes is None:
-        _own.lanes = Lanes(min(cores(), ENOUGH) if mx.default_device() == mx.cpu else 1)
-    return _own.lanes
+    """This thread's lanes for small work that comes often, made once a device. On a GPU one is all there is."""
+    device = mx.default_device()
+    if str(device) not in _own.lanes:
+        _own.lanes[str(device)] = Lanes(min(cores(), ENOUGH) if device == mx.cpu else 1)
+    return _own.lanes[str(device)]
