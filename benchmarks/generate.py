@@ -105,12 +105,15 @@ def renamed(name: str) -> str:
 
 
 def memory_speed(size: int) -> float:
-    """Bytes a second at which memory is read, all cores together, by adding up an array on each MLX stream."""
+    """Bytes a second at which memory is read at best, all cores together: each MLX stream adds up its own numbers.
+
+    A limit is what was reached once, so the fastest time counts. Products are small ones, which the BLAS does at once.
+    """
     streams = [mx.default_stream(mx.default_device())]
     if mx.default_device() == mx.cpu:
         streams += [mx.new_stream(mx.cpu) for _ in range(blas.cores() - 1)]
-    ones, parts = mx.ones((4096,)), mx.zeros((len(streams), size // 4 // 4096 // len(streams), 4096))
-    pieces = [parts[i] for i in range(len(streams))]
+    ones = mx.ones((1, 1024, 1))
+    pieces = [mx.zeros((size // 4 // len(streams) // 512 // 1024, 512, 1024)) for _ in streams]
     mx.eval(ones, pieces)
 
     def read() -> None:
@@ -120,7 +123,7 @@ def memory_speed(size: int) -> float:
                 sums.append(piece @ ones)
         mx.eval(sums)
 
-    return float(parts.nbytes / statistics.median(seconds(read) for _ in range(15)))
+    return float(sum(piece.nbytes for piece in pieces) / min(seconds(read) for _ in range(20)))
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -160,9 +163,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     writers: dict[str, Callable[[Rows, int], Rows]] = {"ours": lambda given, tokens: ours(model, given, tokens)}
     if theirs := mlx_lm_writer(model):
         writers["mlx-lm"] = theirs
-    batches = [measured(writers, rows, asked.tokens, asked.repeats) for rows in BATCHES]
     size = weights_read(model)
-    speed = memory_speed(size)
+    speeds = [memory_speed(size)]
+    batches = []
+    for rows in BATCHES:
+        batches.append(measured(writers, rows, asked.tokens, asked.repeats))
+        speeds.append(memory_speed(size))
+    speed = max(speeds)  # others use this machine, too
     result = {
         "blas": str(FAST),
         "versions": {name: version(name) for name in ("mlx", *(["mlx-lm"] if theirs else []))},
