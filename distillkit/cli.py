@@ -229,18 +229,25 @@ def runs(as_json: bool) -> None:
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True)
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 leaves all in.")
 @click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True)
+@click.option("--min-p", type=click.FloatRange(min=0, max=1), default=0.0, show_default=True, help="0 leaves all in.")
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Above 1, what was written is less likely to come again.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.pass_context
 def generate(
     ctx: click.Context,
+    /,
     where: str,
     prompt: str | None,
     interactive: bool,
     max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
     seed: int,
+    **how: Any,
 ) -> None:
     """Let a student write. RUN may also be a checkpoint folder or a bundled student: tales-teacher."""
     if (prompt is None) != interactive:
@@ -249,7 +256,7 @@ def generate(
     from .student import Sampling, Trained
 
     student = Trained.load(where)
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(**how)
     for text in [prompt] if prompt is not None else iter(_asked, ""):
         click.echo(text, nl=False)
         for piece in student.stream(text, seed, sampling, max_tokens):

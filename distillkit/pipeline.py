@@ -139,7 +139,7 @@ class Pipeline:
             prompts = sampling.held_out_prompts(corpus.held_out_documents, table.count, shorten)
         else:
             prompts = sampling.file_prompts(Path(table.prompts), table.count)
-        how = Sampling(table.temperature, table.top_k, table.top_p)
+        how = Sampling(**table.how)
 
         def write(texts: Any, seeds: Any) -> Iterator[str]:
             return (one.text for one in student.write(texts, seeds, how, table.max_tokens))

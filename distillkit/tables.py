@@ -18,6 +18,7 @@ Real = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Nucleus = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
 NAME_WORDS = "at most 80 letters, digits, '_', '.' and '-', beginning with a letter or a digit"
@@ -157,6 +158,16 @@ class SamplingTable(Table):
     temperature: Real = Field(default=0.8, description="how freely; 0 takes the likeliest word")
     top_k: Natural = Field(default=0, description="draw from this many tokens; 0 from all")
     top_p: Nucleus = Field(default=1.0, description="draw from the fewest tokens that hold this share")
+    min_p: Share = Field(default=0.0, description="draw from tokens at least this share as likely as the likeliest")
+    repetition_penalty: PositiveReal = Field(
+        default=1.0, description="above 1, tokens that were written are less likely to come again"
+    )
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How tokens are drawn, by the names that a student knows."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        return {name: getattr(self, name) for name in names}
 
 
 NO_TEACHER = "none"  # the provider by which a recipe drops the teacher of the one that it extends

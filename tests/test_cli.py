@@ -170,6 +170,7 @@ def test_runs_are_listed(made: Path) -> None:
 
 def test_generate_writes_the_same_for_the_same_seed(made: Path) -> None:
     words = ("generate", "tiny", "--prompt", "One day", "--max-tokens", "12", "--top-k", "5", "--top-p", "0.9")
+    words += ("--min-p", "0.01", "--repetition-penalty", "1.2")
     texts = [distillkit(made, *words, "--seed", seed).stdout for seed in ("1", "1", "2")]
     assert texts[0].startswith("One day")
     assert texts[0] == texts[1] != texts[2]

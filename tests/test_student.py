@@ -9,13 +9,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import islice, pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 from distillkit_plugins.gpt import Gpt
@@ -23,11 +20,10 @@ from distillkit_plugins.mixers import AlphaTemperature, Hard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_map
+from students import TEXTS, f64, lively, log_softmax, random_array, small_model, softmax, tokenizer, writer
 
-from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.roles import Mixer
 from distillkit.student import blas
-from distillkit.student.generate import Sampling, draw, write
 from distillkit.student.gpt import GPT, Shape, count, initialise
 from distillkit.student.loss import Targets, counted, mixed_loss
 from distillkit.student.optimizer import AdamW, Schedule, flat, grown
@@ -41,26 +37,7 @@ Array = np.ndarray[Any, Any]
 QUICK = settings(max_examples=100, deadline=None)
 
 
-def f64(value: mx.array) -> Array:
-    return np.array(value.astype(mx.float32)).astype(np.float64)
-
-
-def random_array(seed: int, *shape: int, scale: float = 1.0) -> Array:
-    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
-
-
 # ---------------------------------------------------------------------------------------------- reference
-
-
-def log_softmax(logits: Array) -> Array:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    result: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
-
-
-def softmax(logits: Array) -> Array:
-    result: Array = np.exp(log_softmax(logits))
-    return result
 
 
 @dataclass
@@ -525,18 +502,6 @@ def gpt2_forward(model: GPT, tokens: Array) -> Array:
     return norm(x, "norm")
 
 
-def lively(shape: Shape, seed: int = 0, scale: float = 0.3) -> GPT:
-    """A network with every weight random, norms and biases included, and opinions strong enough to matter."""
-    model, random = GPT(shape), np.random.default_rng(seed)
-    values = {}
-    for name, value in flat(model.parameters()).items():
-        mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        values[name] = mx.array((mean + scale * random.normal(size=value.shape)).astype(np.float32))
-    model.update(grown(values))
-    model.eval()
-    return model
-
-
 @pytest.mark.parametrize(
     "shape",
     [
@@ -711,248 +676,6 @@ def test_the_learning_rate_never_leaves_its_bounds(peak: float, share: float, wa
     assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
     assert all(later <= rate + 1e-12 for rate, later in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
     assert all(rate >= peak * share * (1 - 1e-12) for rate in rates[warmup:])
-
-
-# ---------------------------------------------------------------------------------------------- generate
-
-SMALL = Shape(vocab_size=23, layers=2, heads=2, width=16, hidden=32, context=8)
-
-
-@cache
-def small_model(context: int = 8) -> GPT:
-    return lively(replace(SMALL, context=context), seed=4, scale=0.4)
-
-
-def last_logits(model: GPT, tokens: Sequence[int]) -> mx.array:
-    return (model(mx.array([tokens]))[:, -1] @ model.head[0].T)[0]
-
-
-def without_cache(
-    model: GPT, context: int, prompt: Sequence[int], seed: int, sampling: Sampling, length: int
-) -> list[int]:
-    """What one row writes when everything is computed again for each token.
-
-    A window that would outgrow the context begins anew with half a context.
-    """
-    row, key = list(prompt)[-(context - 1) :], mx.random.key(seed)
-    begin, written = 0, []
-    for _ in range(length):
-        if len(row) - begin > context:
-            begin = len(row) - context // 2
-        key, now = mx.random.split(key)
-        logits = last_logits(model, row[begin:])
-        noise = mx.random.gumbel(logits.shape, key=now)
-        warm = logits if sampling.temperature == 0 else logits / sampling.temperature + noise
-        written.append(int(warm.argmax().item()))
-        row.append(written[-1])
-    return written
-
-
-def with_cache(
-    model: nn.Module,
-    context: int,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    sampling: Sampling,
-    length: int,
-) -> list[list[int]]:
-    drawn = islice(write(model, context, prompts, seeds, sampling, 0), length)
-    return [list(row) for row in zip(*drawn, strict=True)]
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("context", [2, 3, 4, 7, 8])
-def test_a_cache_changes_nothing_even_past_the_context(temperature: float, context: int) -> None:
-    model, sampling = small_model(context), Sampling(temperature)
-    for seed, prompt in enumerate([[5], [1, 2, 3], list(range(20))]):
-        (found,) = with_cache(model, context, [prompt], [seed], sampling, 4 * context)
-        assert found == without_cache(model, context, prompt, seed, sampling, 4 * context)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("context", [2, 5, 8])
-def test_what_a_row_writes_does_not_depend_on_its_neighbours(temperature: float, context: int) -> None:
-    model, sampling = small_model(context), Sampling(temperature)
-    prompts = [[5], [1, 2, 3], [7, 7], list(range(20)), [9, 8, 7, 6, 5], [3, 1, 4, 1, 5, 9]]
-    seeds = [11, 12, 13, 14, 15, 16]
-    together = with_cache(model, context, prompts, seeds, sampling, 4 * context)
-    for prompt, seed, row in zip(prompts, seeds, together, strict=True):
-        assert row == with_cache(model, context, [prompt], [seed], sampling, 4 * context)[0]
-        assert row == without_cache(model, context, prompt, seed, sampling, 4 * context)
-
-
-def test_padding_does_not_leak_into_a_shorter_prompt() -> None:
-    model = small_model()
-    tokens, starts = mx.array([[0, 0, 0, 4, 5], [9, 8, 7, 6, 5]]), mx.array([3, 0])
-    hidden, past = model.extend(tokens, None, starts)
-    alone, _ = model.extend(tokens[:1, 3:], None)
-    np.testing.assert_allclose(f64(hidden[0, 3:]), f64(alone[0]), atol=1e-5)
-    more, _ = model.extend(mx.array([[2], [2]]), past, starts)
-    np.testing.assert_allclose(f64(more[0, 0]), f64(model(mx.array([[4, 5, 2]]))[0, -1]), atol=1e-5)
-    np.testing.assert_allclose(f64(more[1, 0]), f64(model(mx.array([[9, 8, 7, 6, 5, 2]]))[0, -1]), atol=1e-5)
-
-
-class Chain(nn.Module):
-    """A plugin's network that keeps no cache, with a bias in its head: what follows each token is certain."""
-
-    def __init__(self, following: Sequence[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        size = len(following)
-        self.states = mx.eye(size)
-        self.next = mx.array(30 * np.eye(size)[list(following)].T.astype(np.float32))
-        self.bias = mx.zeros(size)
-
-    def __call__(self, tokens: mx.array) -> mx.array:
-        return self.states[tokens]
-
-    @property
-    def head(self) -> tuple[mx.array, mx.array]:
-        return self.next, self.bias
-
-
-def test_a_network_without_a_cache_writes_too() -> None:
-    counting = Chain([1, 2, 3, 4, 5, 6, 7, 8, 9, 0])
-    rows = with_cache(counting, 4, [[3], [5, 6, 7], []], [0, 1, 2], Sampling(1.0), 6)
-    assert rows == [[4, 5, 6, 7, 8, 9], [8, 9, 0, 1, 2, 3], [1, 2, 3, 4, 5, 6]]
-
-
-KNOWN = np.array([3.0, 2.0, 1.0, 0.5, -1.0, -2.0])
-
-
-def drawn_tokens(logits: Array, sampling: Sampling, times: int, first_seed: int = 0) -> Counter[int]:
-    keys = [mx.random.key(first_seed + i) for i in range(times)]
-    tokens = draw(mx.array(np.tile(logits.astype(np.float32), (times, 1))), keys, sampling)
-    return Counter(np.array(tokens).tolist())
-
-
-# The largest chi-square that one honest draw in a thousand exceeds, by degrees of freedom.
-CHI_SQUARE = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52}
-
-
-@pytest.mark.parametrize(
-    ("sampling", "kept"),
-    [
-        (Sampling(1.0), 6),
-        (Sampling(0.5), 6),
-        (Sampling(3.0), 6),
-        (Sampling(1.0, top_k=3), 3),
-        (Sampling(2.0, top_k=2), 2),
-        (Sampling(1.0, top_k=6), 6),
-        (Sampling(1.0, top_k=100), 6),
-        (Sampling(1.0, top_p=0.7), 2),
-        (Sampling(1.0, top_p=0.95), 4),
-        (Sampling(3.0, top_p=0.5), 2),
-        (Sampling(1.0, top_k=3, top_p=0.99), 3),
-    ],
-)
-def test_frequencies_follow_the_distribution_that_is_left(sampling: Sampling, kept: int) -> None:
-    times, shuffled = 4000, np.array([4, 0, 5, 2, 1, 3])
-    counts = drawn_tokens(KNOWN[shuffled], sampling, times)
-    chances = softmax(KNOWN[:kept] / sampling.temperature)
-    expected = {int(np.flatnonzero(shuffled == i)[0]): times * chances[i] for i in range(kept)}
-    assert set(counts) <= set(expected)
-    distance = sum((counts[token] - mean) ** 2 / mean for token, mean in expected.items())
-    assert distance < CHI_SQUARE[kept - 1]
-
-
-def test_top_p_keeps_the_fewest_that_hold_the_mass() -> None:
-    chances = np.array([0.4, 0.3, 0.2, 0.1])
-    for top_p, kept in [
-        (0.01, 1),
-        (0.39, 1),
-        (0.41, 2),
-        (0.69, 2),
-        (0.71, 3),
-        (0.89, 3),
-        (0.91, 4),
-        (1.0, 4),
-    ]:
-        counts = drawn_tokens(np.log(chances), Sampling(1.0, top_p=top_p), 300)
-        assert set(counts) == set(range(kept)), top_p
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [Sampling(0.0), Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-6), Sampling(1e-9), Sampling(1e-46)],
-)
-def test_no_room_for_chance_is_greedy(sampling: Sampling) -> None:
-    for seed in range(5):
-        logits = random_array(seed, 40, scale=3.0)
-        assert set(drawn_tokens(logits, sampling, 20)) == {int(logits.argmax())}
-
-
-def test_top_k_of_one_writes_what_greedy_writes() -> None:
-    prompts, seeds = [[1], [2, 3]], [5, 6]
-    greedy = with_cache(small_model(), 8, prompts, seeds, Sampling(0.0), 20)
-    assert with_cache(small_model(), 8, prompts, seeds, Sampling(1.3, top_k=1), 20) == greedy
-
-
-TEXTS = [
-    "One day a fox met a hen.",
-    "The hen was kind, and the fox was not.",
-    "They all went home. Ünïcode 漢字.",
-]
-
-
-@cache
-def tokenizer() -> Tokenizer:
-    return train_bpe(iter(TEXTS * 20), 300)
-
-
-@cache
-def writer() -> Trained:
-    shape = replace(SMALL, vocab_size=tokenizer().vocab_size, context=12)
-    return Trained(lively(shape, seed=2, scale=0.25), tokenizer(), 12)
-
-
-def texts(prompts: Sequence[str], seeds: Sequence[int], temperature: float = 1.0, length: int = 30) -> list[str]:
-    return [one.text for one in writer().write(prompts, seeds, Sampling(temperature), length)]
-
-
-def test_one_seed_writes_the_same_again_and_another_writes_something_else() -> None:
-    assert texts(["One day"], [1]) == texts(["One day"], [1])
-    assert texts(["One day"] * 3, [1, 2, 1]) == [
-        *texts(["One day"], [1]),
-        *texts(["One day"], [2]),
-        texts(["One day"], [1])[0],
-    ]
-    assert len(set(texts(["One day"] * 20, range(20)))) == 20
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_streaming_writes_what_writing_writes(temperature: float) -> None:
-    for seed in range(6):
-        pieces = list(writer().stream("The hen", seed, Sampling(temperature), 40))
-        assert "".join(pieces) == texts(["The hen"], [seed], temperature, 40)[0]
-
-
-def test_more_prompts_than_fit_one_batch_come_back_in_order() -> None:
-    prompts, seeds = [TEXTS[i % 3][: i % 7] for i in range(70)], list(range(70))
-    many = texts(prompts, seeds, length=5)
-    assert many == [texts([prompt], [seed], length=5)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
-
-
-def test_a_text_ends_where_the_student_says_so_and_nobody_else() -> None:
-    end, prompts = tokenizer().end_of_text, list("uvwxyz")
-    following = [end] * tokenizer().vocab_size
-    letters = [tokenizer().encode(letter)[0] for letter in prompts]
-    for letter, successor in pairwise(letters):
-        following[letter] = successor
-    student = Trained(Chain(following), tokenizer(), 8)
-    ended, longer = (list(student.write(prompts, range(6), Sampling(0.0), n)) for n in (3, 50))
-    assert [(one.finish, one.tokens) for one in ended] == [("length", 3)] * 3 + [
-        ("stop", 2),
-        ("stop", 1),
-        ("stop", 0),
-    ]
-    assert [(one.finish, one.tokens) for one in longer] == [("stop", n) for n in (5, 4, 3, 2, 1, 0)]
-    assert longer[0].text == "vwxyz"
-
-
-def test_samples_are_named_and_seeded_one_by_one() -> None:
-    samples = writer().generate(["One", "The"], max_tokens=4, seed=7)
-    assert [(s.id, s.prompt, s.seed) for s in samples] == [("0#0", "One", 7), ("1#0", "The", 8)]
-    assert samples[1].completion == texts(["The"], [8], length=4)[0]
 
 
 # ---------------------------------------------------------------------------------------------- score

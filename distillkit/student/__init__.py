@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from . import blas
 
 if TYPE_CHECKING:
-    from .generate import Sampling
+    from .drawing import Sampling
     from .trained import Trained, fingerprint
 
-_HOME = {"Sampling": "generate", "Trained": "trained", "fingerprint": "trained"}
+_HOME = {"Sampling": "drawing", "Trained": "trained", "fingerprint": "trained"}
 
 __all__ = ["Sampling", "Trained", "fingerprint"]
 

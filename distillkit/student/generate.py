@@ -1,29 +1,24 @@
 """Writing: tokens after tokens, for many prompts at once, over a cache of keys and values.
 
-Each row has a seed of its own, so what is written to a prompt does not depend on its neighbours.
-Knows tokens only; text is somebody else's.
+Each row has a seed of its own, so what is written to a prompt does not depend on its neighbours; a row that has ended
+leaves the batch. The next token is computed while the one before is handed out. Knows tokens only; text is somebody
+else's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .gpt import Cache
+from .cache import Cache
+from .drawing import Said, Sampling, draw, keys_of, noise_of, turn
+from .parallel import Lanes, own_lanes
+from .products import few_rows
 
-COLDEST = 1e-6  # below this the likeliest token is certain, and float32 has no room for the quotient
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn: temperature 0 takes the likeliest; top_k 0 and top_p 1 leave all in."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+ROWS = 4  # fewer rows than that are not worth a stream of their own
 
 
 def write(
@@ -33,21 +28,106 @@ def write(
     seeds: Sequence[int],
     sampling: Sampling,
     padding: int,
-) -> Iterator[list[int]]:
-    """The next token of every row, again and again; whoever asks decides when to stop."""
-    rows = [list(prompt)[-(context - 1) :] or [padding] for prompt in prompts]
-    keys = [mx.random.key(seed % 2**32) for seed in seeds]
-    feed = (Feed if hasattr(model, "extend") else Reread)(model, context, padding)
-    while True:
-        logits = feed.next_logits(rows)
-        splits = [mx.random.split(key) for key in keys]
-        keys = [pair[0] for pair in splits]
-        chosen = draw(logits, [pair[1] for pair in splits], sampling)
-        mx.eval(chosen, keys)
-        tokens: list[int] = chosen.tolist()  # type: ignore[assignment]
-        for row, token in zip(rows, tokens, strict=True):
-            row.append(token)
-        yield tokens
+    *,
+    end: int | None = None,
+    max_tokens: int | None = None,
+) -> Iterator[list[int | None]]:
+    """The next token of every row, again and again: None for a row that has ended.
+
+    A row ends with the token `end`, and all rows after `max_tokens`. Without either, whoever asks decides when to stop.
+    """
+    batch = Batch(model, context, prompts, seeds, sampling, padding)
+    pending = batch.next_tokens(None) if prompts else mx.array([])
+    count = 0
+    while batch.alive:
+        count += 1
+        following = batch.next_tokens(pending) if count != max_tokens else None
+        tokens: list[int] = pending.tolist()  # type: ignore[assignment]
+        yield batch.told(tokens)
+        if following is None:
+            return
+        going = [place for place, token in enumerate(tokens) if token != end]
+        if going and len(going) < len(tokens):
+            following = following[mx.array(going)]
+        batch.keep(going)
+        pending = following
+
+
+class Batch:
+    """Rows that are written on together, shared out over the streams."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        context: int,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        padding: int,
+    ) -> None:
+        self.model, self.sampling = model, sampling
+        self.rows = [list(prompt)[-(context - 1) :] or [padding] for prompt in prompts]
+        self.alive = list(range(len(self.rows)))
+        self.lanes = own_lanes()
+        self.said = Said(self.rows, padding, sampling.repetition_penalty)
+        self.keys = None if sampling.greedy or not seeds else keys_of(seeds)
+        feed = Feed if hasattr(model, "extend") else Reread
+        self.feeds = [feed(model, context, padding, share) for share in _shares(self.alive, self.lanes)]
+
+    def next_tokens(self, last: mx.array | None) -> mx.array:
+        """The token after the last of each living row, on its way. Those before the last must have been told."""
+        noise = self._noise()
+        logits = self.said.punish(logits_of(self.model, self._hidden(last), self.lanes), last)
+        chosen = draw(logits, noise, self.sampling)
+        mx.async_eval(chosen)
+        return chosen
+
+    def _hidden(self, last: mx.array | None) -> mx.array:
+        """What the network makes of the last token of each living row [B, D], each share on its own stream."""
+        found, first = [], 0
+        for feed, stream in zip(self.feeds, self.lanes.streams, strict=False):
+            count = len(feed.rows)
+            if count:
+                with mx.stream(stream):
+                    found.append(feed.next_hidden(self.rows, None if last is None else last[first : first + count]))
+            first += count
+        return mx.concatenate(found, axis=0) if len(found) > 1 else found[0]
+
+    def _noise(self) -> mx.array | None:
+        """What chance adds to the logits. It needs none of them, so the last stream makes it meanwhile."""
+        if self.keys is None:
+            return None
+        with mx.stream(self.lanes.streams[-1]):
+            self.keys, now = turn(self.keys)
+            return noise_of(now, self.model.head[0].shape[0])
+
+    def told(self, tokens: Sequence[int]) -> list[int | None]:
+        """Note the tokens of the living rows, and say what each row was given."""
+        given: list[int | None] = [None] * len(self.rows)
+        for row, token in zip(self.alive, tokens, strict=True):
+            self.rows[row].append(token)
+            given[row] = token
+        return given
+
+    def keep(self, places: list[int]) -> None:
+        """Go on with the living rows at these places only."""
+        if len(places) == len(self.alive):
+            return
+        self.alive = [self.alive[place] for place in places]
+        if not places:
+            return
+        for feed in self.feeds:
+            feed.keep(self.alive)
+        self.said.keep(places)
+        if self.keys is not None:
+            self.keys = self.keys[mx.array(places)]
+
+
+def _shares(rows: Sequence[int], lanes: Lanes) -> list[list[int]]:
+    """Rows for each stream, about as many each, and no stream for a handful."""
+    count = max(1, min(lanes.count, len(rows) // ROWS))
+    cuts = [len(rows) * i // count for i in range(count + 1)]
+    return [list(rows[a:b]) for a, b in pairwise(cuts)]
 
 
 class Feed:
@@ -56,83 +136,70 @@ class Feed:
     A row that fills the context reads its later half again and goes on from there; its neighbours do not.
     """
 
-    def __init__(self, model: nn.Module, context: int, padding: int) -> None:
+    def __init__(self, model: nn.Module, context: int, padding: int, rows: Sequence[int]) -> None:
         self.model, self.context, self.padding = model, context, padding
-        self.past: Cache = []
-        self.held = 0
-        self.starts: list[int] = []
+        self.rows = list(rows)
+        self.past: Cache | None = None
 
-    def next_logits(self, rows: list[list[int]]) -> mx.array:
-        """Logits [B, V] of the token after each row, of which only the last is new."""
-        if self.past:
-            self._make_room(rows)
-            return self._extend([row[-1:] for row in rows])
-        longest = max(len(row) for row in rows)
-        self.starts = [longest - len(row) for row in rows]
-        return self._extend([[self.padding] * (longest - len(row)) + row for row in rows])
+    def next_hidden(self, texts: Sequence[Sequence[int]], last: mx.array | None) -> mx.array:
+        """Hidden states [B, D] of the last token of each row, which its text need not hold yet."""
+        if self.past is None or last is None:
+            return self._begin([list(texts[row]) for row in self.rows])
+        self._make_room(self.past, texts)
+        hidden: mx.array = self.model.extend(last[:, None], self.past)
+        return hidden[:, -1]
 
-    def _extend(self, tokens: list[list[int]]) -> mx.array:
-        hidden, self.past = self.model.extend(mx.array(tokens), self.past, mx.array(self.starts))
-        self.held += len(tokens[0])
-        return logits_of(self.model, hidden[:, -1])
+    def _begin(self, texts: list[list[int]]) -> mx.array:
+        longest = max(len(text) for text in texts)
+        self.past = self.model.cache([longest - len(text) for text in texts])
+        padded = [[self.padding] * (longest - len(text)) + text for text in texts]
+        hidden: mx.array = self.model.extend(mx.array(padded), self.past)
+        return hidden[:, -1]
 
-    def _make_room(self, rows: list[list[int]]) -> None:
-        """Let full rows read half a context again, less the new token; drop what no row sees any more."""
-        full = [i for i, start in enumerate(self.starts) if self.held - start == self.context]
+    def _make_room(self, past: Cache, texts: Sequence[Sequence[int]]) -> None:
+        """Let full rows read half a context again, less the new token."""
+        full = [place for place, start in enumerate(past.starts) if past.held - start == self.context]
         keep = self.context // 2 - 1
-        if full and keep:
-            _, again = self.model.extend(mx.array([rows[i][-keep - 1 : -1] for i in full]), None)
-            for held, fresh in zip(self.past, again, strict=True):
-                for kept, new in zip(held, fresh, strict=True):
-                    kept[mx.array(full), :, self.held - keep :] = new
-        for i in full:
-            self.starts[i] = self.held - keep
-        if spare := min(self.starts):
-            self.past = [(keys[:, :, spare:], values[:, :, spare:]) for keys, values in self.past]
-            self.starts = [start - spare for start in self.starts]
-            self.held -= spare
+        if not full:
+            return
+        again = self.model.cache([0] * len(full))
+        if keep:
+            self.model.extend(mx.array([texts[self.rows[place]][-keep:] for place in full]), again)
+        past.restart(full, again)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these."""
+        places = [place for place, row in enumerate(self.rows) if row in rows]
+        if len(places) == len(self.rows):
+            return
+        self.rows = [self.rows[place] for place in places]
+        if self.past is not None and places:
+            self.past.keep(places)
 
 
 class Reread:
     """Feeds a network that keeps no cache, as a plugin's may: every token again for each new one."""
 
-    def __init__(self, model: nn.Module, context: int, padding: int) -> None:
+    def __init__(self, model: nn.Module, context: int, padding: int, rows: Sequence[int]) -> None:
         self.model, self.context, self.padding = model, context, padding
+        self.rows = list(rows)
 
-    def next_logits(self, rows: list[list[int]]) -> mx.array:
-        """Logits [B, V] of the token after each row. Padding stands at the right, where nobody sees it."""
-        seen = [row[-self.context :] for row in rows]
-        longest = max(len(row) for row in seen)
-        hidden = self.model(mx.array([row + [self.padding] * (longest - len(row)) for row in seen]))
-        last = mx.array([len(row) - 1 for row in seen])
-        return logits_of(self.model, mx.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
+    def next_hidden(self, texts: Sequence[Sequence[int]], last: mx.array | None) -> mx.array:
+        """Hidden states [B, D] of the last token of each row. Padding stands at the right, where nobody sees it."""
+        new: list[list[int]] = [[] for _ in self.rows] if last is None else last[:, None].tolist()  # type: ignore[assignment]
+        seen = [[*texts[row], *more][-self.context :] for row, more in zip(self.rows, new, strict=True)]
+        longest = max(len(text) for text in seen)
+        hidden = self.model(mx.array([text + [self.padding] * (longest - len(text)) for text in seen]))
+        ends = mx.array([len(text) - 1 for text in seen])
+        return mx.take_along_axis(hidden, ends[:, None, None], axis=1)[:, 0]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these."""
+        self.rows = [row for row in self.rows if row in rows]
 
 
-def logits_of(model: nn.Module, hidden: mx.array) -> mx.array:
+def logits_of(model: nn.Module, hidden: mx.array, lanes: Lanes | None = None) -> mx.array:
     """The logits of hidden states, by the network's own head."""
     weight, bias = model.head
-    logits: mx.array = hidden @ weight.T
+    logits: mx.array = hidden @ weight.T if lanes is None else few_rows(hidden, weight, lanes)
     return logits if bias is None else logits + bias
-
-
-def draw(logits: mx.array, keys: Sequence[mx.array], sampling: Sampling) -> mx.array:
-    """One token a row, by adding Gumbel noise to log-probabilities and taking the largest."""
-    if sampling.temperature < COLDEST:
-        return logits.argmax(axis=-1)
-    logits = _cut(logits / sampling.temperature, sampling)
-    noise = mx.stack([mx.random.gumbel((logits.shape[-1],), key=key) for key in keys])
-    return (logits + noise).argmax(axis=-1)
-
-
-def _cut(logits: mx.array, sampling: Sampling) -> mx.array:
-    """Leave in the k likeliest tokens, and of those the fewest that hold top_p of the mass."""
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = mx.topk(logits, sampling.top_k, axis=-1).min(axis=-1, keepdims=True)
-        logits = mx.where(logits < least, -mx.inf, logits)
-    if sampling.top_p < 1:
-        order = mx.argsort(-logits, axis=-1)
-        chances = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
-        before = mx.cumsum(chances, axis=-1) - chances
-        ranks = mx.argsort(order, axis=-1)
-        logits = mx.where(mx.take_along_axis(before, ranks, axis=-1) < sampling.top_p, logits, -mx.inf)
-    return logits

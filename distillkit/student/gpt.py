@@ -7,6 +7,7 @@ exist at once. Knows nothing of losses, optimizers or text.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .attention import causal_attention
+from .cache import Cache
 from .elementary import gelu
 from .linear import Linear
 from .optimizer import flat
-
-Cache = list[tuple[mx.array, mx.array]]
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,20 @@ class Attention(nn.Module):
         self.qkv = Linear(shape.width, 3 * shape.width, bias=shape.bias)
         self.out = Linear(shape.width, shape.width, bias=shape.bias)
 
-    def __call__(
-        self, x: mx.array, mask: mx.array | str, past: tuple[mx.array, mx.array] | None
-    ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
-        """What each position gathers, and the keys and values seen so far."""
+    def __call__(self, x: mx.array, mask: mx.array | str | None, past: Cache | None, layer: int) -> mx.array:
+        """What each position gathers from those before it, in a cache or beside it."""
         batch, length, width = x.shape
         parts = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
-        queries, keys, values = parts[0], parts[1], parts[2]
+        queries, pair = mx.split(parts, [1])  # parts[0] would be a copy
         if past is not None:
-            keys = mx.concatenate([past[0], keys], axis=2)
-            values = mx.concatenate([past[1], values], axis=2)
-        if past is None and isinstance(mask, str):
+            pair = past.add(layer, pair)
+        queries, keys, values = (each.squeeze(0) for each in (queries, *mx.split(pair, 2)))
+        if mask == "causal":
             seen = causal_attention(queries, keys, values)
         else:
             scale = 1 / math.sqrt(width // self.heads)
             seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-        return self.out(seen.transpose(0, 2, 1, 3).reshape(batch, length, width)), (keys, values)
+        return self.out(seen.transpose(0, 2, 1, 3).reshape(batch, length, width))
 
 
 class Block(nn.Module):
@@ -80,14 +78,10 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
         self.activation = ACTIVATIONS[shape.activation]
 
-    def __call__(
-        self, x: mx.array, mask: mx.array | str, past: tuple[mx.array, mx.array] | None
-    ) -> tuple[mx.array, tuple[mx.array, mx.array]]:
-        """The stream after the block, and the keys and values seen so far."""
-        seen, now = self.attention(self.attention_norm(x), mask, past)
-        x = x + self.dropout(seen)
-        x = x + self.dropout(self.down(self.activation(self.up(self.hidden_norm(x)))))
-        return x, now
+    def __call__(self, x: mx.array, mask: mx.array | str | None, past: Cache | None, layer: int) -> mx.array:
+        """The stream after the block."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, past, layer))
+        return x + self.dropout(self.down(self.activation(self.up(self.hidden_norm(x)))))
 
 
 class GPT(nn.Module):
@@ -106,25 +100,34 @@ class GPT(nn.Module):
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """Hidden states of tokens."""
-        return self.extend(tokens, None)[0]
+        return self._read(tokens, mx.arange(tokens.shape[1]), "causal", None)
 
-    def extend(self, tokens: mx.array, past: Cache | None, starts: mx.array | None = None) -> tuple[mx.array, Cache]:
-        """Hidden states of tokens that follow a cache of keys and values, and the cache with them.
+    def cache(self, starts: Sequence[int]) -> Cache:
+        """An empty cache for rows that begin with so much padding each."""
+        return Cache(len(self.blocks), starts)
 
-        `starts` [B] counts the padding at the left of each row, which is neither numbered nor seen.
+    def extend(self, tokens: mx.array, past: Cache) -> mx.array:
+        """Hidden states of tokens that follow those of a cache, which grows by them.
+
+        The padding at the left of a row is neither numbered nor seen.
         """
-        length, before = tokens.shape[1], past[0][0].shape[2] if past else 0
+        length, before = tokens.shape[1], past.held
         places = mx.arange(before, before + length)
-        mask: mx.array | str = "causal"
-        if starts is not None:
+        mask: mx.array | str | None = "causal" if before == 0 else None
+        if any(past.starts) or (before and length > 1):
+            starts = mx.array(past.starts)
             mask = _visible(places, before + length, starts)
             places = mx.maximum(places[None] - starts[:, None], 0)
+        hidden = self._read(tokens, places, mask, past)
+        past.held += length
+        return hidden
+
+    def _read(self, tokens: mx.array, places: mx.array, mask: mx.array | str | None, past: Cache | None) -> mx.array:
         x = self.dropout(self.tokens(tokens) + self.positions(places))
-        now: Cache = []
-        for i, block in enumerate(self.blocks):
-            x, pair = block(x, mask, past[i] if past else None)
-            now.append(pair)
-        return self.norm(x), now
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, past, layer)
+        hidden: mx.array = self.norm(x)
+        return hidden
 
     @property
     def shared(self) -> int:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import mlx.core as mx
+
+from .blas import cores
 
 T = TypeVar("T")
 
@@ -73,3 +76,22 @@ class Lanes:
                 results.append(build(i))
         mx.eval(results)
         return results
+
+
+class _Own(threading.local):
+    """What belongs to the thread that asks: MLX's streams serve only the thread that made them."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[str, Lanes] = {}
+
+
+_own = _Own()
+ENOUGH = 4  # more streams are not known to read memory any faster
+
+
+def own_lanes() -> Lanes:
+    """This thread's lanes for small work that comes often, made once a device. On a GPU one is all there is."""
+    device = mx.default_device()
+    if str(device) not in _own.lanes:
+        _own.lanes[str(device)] = Lanes(min(cores(), ENOUGH) if device == mx.cpu else 1)
+    return _own.lanes[str(device)]

@@ -22,7 +22,8 @@ from ..records import Sample
 from ..roles import Student
 from ..runs import bundled_checkpoint, bundled_checkpoints, find
 from .checkpoint import Checkpoint, newest_good
-from .generate import Sampling, logits_of, write
+from .drawing import Sampling
+from .generate import logits_of, write
 from .score import Scored, score_tokens
 
 BATCH = 32
@@ -73,28 +74,30 @@ class Trained:
     def _write(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> list[Written]:
-        self.model.eval()
-        rows: list[list[int]] = [[] for _ in prompts]
-        finished = [False] * len(prompts)
         end = self.tokenizer.end_of_text
-        for drawn in write(self.model, self.context, self._read(prompts), seeds, sampling, end):
+        rows: list[list[int]] = [[] for _ in prompts]
+        ends = ["length"] * len(prompts)
+        for drawn in self._drawn(prompts, seeds, sampling, max_tokens):
             for i, token in enumerate(drawn):
-                finished[i] = finished[i] or token == end
-                if not finished[i]:
+                if token == end:
+                    ends[i] = "stop"
+                elif token is not None:
                     rows[i].append(token)
-            if all(done or len(row) >= max_tokens for done, row in zip(finished, rows, strict=True)):
-                break
-        rows = [row[:max_tokens] for row in rows]
-        ends = ["stop" if done else "length" for done in finished]
-        return [Written(self.tokenizer.decode(row), len(row), end) for row, end in zip(rows, ends, strict=True)]
+        return [Written(self.tokenizer.decode(row), len(row), why) for row, why in zip(rows, ends, strict=True)]
+
+    def _drawn(
+        self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, max_tokens: int
+    ) -> Iterator[list[int | None]]:
+        """The next token of every row, until all have ended."""
+        self.model.eval()
+        end, read = self.tokenizer.end_of_text, self._read(prompts)
+        return write(self.model, self.context, read, seeds, sampling, end, end=end, max_tokens=max_tokens)
 
     def stream(self, prompt: str, seed: int, sampling: Sampling, max_tokens: int) -> Iterator[str]:
         """Continue one prompt, piece by piece, never cutting a character in two."""
-        self.model.eval()
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        tokens = write(self.model, self.context, self._read([prompt]), [seed], sampling, self.tokenizer.end_of_text)
-        for _, (token,) in zip(range(max_tokens), tokens, strict=False):
-            if token == self.tokenizer.end_of_text:
+        for (token,) in self._drawn([prompt], [seed], sampling, max_tokens):
+            if token is None or token == self.tokenizer.end_of_text:
                 break
             if piece := decoder.decode(self.tokenizer.bytes_of(token)):
                 yield piece

@@ -29,6 +29,12 @@ class Checkpoint(Teacher):
         """Which student teaches."""
 
         model: str = Field("tales-teacher", description="a run, a checkpoint folder, or a bundled student's name")
+        min_p: float = Field(
+            0.0, ge=0, le=1, description="draw from tokens at least this share as likely as the likeliest"
+        )
+        repetition_penalty: float = Field(
+            1.0, gt=0, description="above 1, tokens that were written are less likely to come again"
+        )
 
     @cached_property
     def trained(self) -> Trained:
@@ -43,10 +49,14 @@ class Checkpoint(Teacher):
         return self.trained.tokenizer
 
     def identity(self) -> Any:
-        """Its weights, whatever they are called and wherever they lie."""
+        """Its weights, whatever they are called and wherever they lie, and how it was told to write."""
         from distillkit.student import fingerprint
 
-        return {"weights": fingerprint(self.options.model)}
+        return {"weights": fingerprint(self.options.model), **self._how(exclude_defaults=True)}
+
+    def _how(self, **which: bool) -> dict[str, Any]:
+        """The options that decide which tokens are drawn."""
+        return dict(self.options.model_dump(include={"min_p", "repetition_penalty"}, **which))
 
     def answer(self, request: Request) -> Answer:
         """Answer one request."""
@@ -69,7 +79,7 @@ class Checkpoint(Teacher):
 
         prompts = [_prompt(request) for request in requests]
         seeds = [(request.seed or 0) + request.repeat for request in requests]
-        sampling = Sampling(requests[0].temperature, top_p=requests[0].top_p)
+        sampling = Sampling(requests[0].temperature, top_p=requests[0].top_p, **self._how())
         written = self.trained.write(prompts, seeds, sampling, requests[0].max_tokens)
         for request, prompt, one in zip(requests, prompts, written, strict=True):
             usage = Usage(len(self.tokenizer.encode(prompt)), one.tokens)
