@@ -1,6 +1,6 @@
 """One engine, one problem, some steps, in a process of its own: prints what it took, as JSON.
 
-    python benchmarks/subject.py ENGINE PROBLEM STEPS
+python benchmarks/subject.py ENGINE PROBLEM STEPS
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import mlx.nn as nn
 from .attention import causal_attention
 from .cache import Cache
 from .elementary import gelu
-from .linear import Linear
 from .optimizer import flat
+from .parts import LayerNorm, Linear
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Block(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.attention_norm = nn.LayerNorm(shape.width, bias=shape.bias)
+        self.attention_norm = LayerNorm(shape.width, bias=shape.bias)
         self.attention = Attention(shape)
-        self.hidden_norm = nn.LayerNorm(shape.width, bias=shape.bias)
+        self.hidden_norm = LayerNorm(shape.width, bias=shape.bias)
         self.up = Linear(shape.width, shape.hidden, bias=shape.bias)
         self.down = Linear(shape.hidden, shape.width, bias=shape.bias)
         self.dropout = nn.Dropout(shape.dropout)
@@ -94,7 +94,7 @@ class GPT(nn.Module):
         self.positions = nn.Embedding(shape.context, shape.width)
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = [Block(shape) for _ in range(shape.layers)]
-        self.norm = nn.LayerNorm(shape.width, bias=shape.bias)
+        self.norm = LayerNorm(shape.width, bias=shape.bias)
         if not shape.tied:
             self.out = Linear(shape.width, shape.vocab_size, bias=False)
 

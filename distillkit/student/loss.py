@@ -90,10 +90,10 @@ def term_names(mixer: Mixer, vocab_size: int, targets: Targets) -> list[str]:
 
 def chunk_rows(vocab_size: int) -> int:
     """How many rows of logits to hold at once: about half a million numbers, which caches like."""
-    return max(int(__import__("os").environ.get("CH", 64)), 2**19 // vocab_size)
+    return max(64, 2**19 // vocab_size)
 
 
-PIECE = int(__import__("os").environ.get("PIECE", 2**19))  # numbers
+PIECE = 2**19  # numbers
 
 Measured = tuple[mx.array, dict[str, mx.array]]
 
@@ -134,7 +134,7 @@ def _over_chunks(rows_loss: Callable[..., Any], hidden: mx.array, head: Head, ch
     @mx.custom_function
     def total(*inputs: mx.array) -> Any:
         h, w, b = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
-        loss, shares, of_rows = mx.array(0.0), mx.array(0.0), []
+        loss, shares, of_rows = mx.array(0.0), mx.array(0.0), list[mx.array]()
         of_head = [mx.zeros_like(each) for each in inputs[1:]]
         for start in range(0, h.shape[0], chunk):
             # One chunk after another, or the logits of all would exist at once.
@@ -155,9 +155,7 @@ def _over_chunks(rows_loss: Callable[..., Any], hidden: mx.array, head: Head, ch
     return outputs[0], outputs[1]
 
 
-def _over_pieces(
-    rows_loss: Callable[..., Any], logits: mx.array, start: int
-) -> tuple[mx.array, mx.array, mx.array]:
+def _over_pieces(rows_loss: Callable[..., Any], logits: mx.array, start: int) -> tuple[mx.array, mx.array, mx.array]:
     """The loss of a chunk, its terms, and its slope, a few rows at a time on a CPU: what caches hold is soon done."""
     valued = mx.value_and_grad(rows_loss)
     some = max(1, PIECE // logits.shape[1]) if ours(logits) else logits.shape[0]

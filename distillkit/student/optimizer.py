@@ -64,37 +64,38 @@ class AdamW:
         first, second = flat(moments["first"]), flat(moments["second"])
         norm = global_norm(slopes, streams)
         scale = mx.minimum(1.0, self.clip / (norm + 1e-6)) if self.clip else mx.array(1.0)
-        figures = scale, rate, 1 - self.betas[0] ** (step + 1), 1 - self.betas[1] ** (step + 1)
+        unbias1, unbias2 = (1 - beta ** (step + 1) for beta in self.betas)
+        mean, square, moved = self._passes
         for name, value in values.items():
             decay = mx.array(self.weight_decay if decays(name, value) else 0.0)
             with _on(streams.get(name)):
-                moved = self._moved(value, slopes[name], first[name], second[name], *figures, decay)
-            values[name], first[name], second[name] = moved
+                first[name] = mean(first[name], slopes[name], scale)
+                second[name] = square(second[name], slopes[name], scale)
+                values[name] = moved(value, first[name], second[name], rate, unbias1, unbias2, decay)
         return grown(values), {"first": grown(first), "second": grown(second)}, norm
 
     @cached_property
-    def _moved(self) -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
-        """One parameter's step: a dozen passes over memory, or a single one where MLX can compile it."""
+    def _passes(self) -> tuple[Callable[..., mx.array], ...]:
+        """One pass over memory for each moment and for the parameters, each written where it was read.
+
+        That is where MLX finds a compiler; without one, a dozen passes. A single pass for all three would be one that
+        MLX cannot write in place.
+        """
         beta1, beta2 = self.betas
 
-        def moved(
-            value: mx.array,
-            slope: mx.array,
-            m: mx.array,
-            v: mx.array,
-            scale: mx.array,
-            rate: mx.array,
-            unbias1: mx.array,
-            unbias2: mx.array,
-            decay: mx.array,
-        ) -> tuple[mx.array, mx.array, mx.array]:
-            slope = slope * scale
-            m = beta1 * m + (1 - beta1) * slope
-            v = beta2 * v + (1 - beta2) * slope * slope
-            change = (m / unbias1) / (mx.sqrt(v / unbias2) + self.epsilon) + decay * value
-            return value - rate * change, m, v
+        def mean(m: mx.array, slope: mx.array, scale: mx.array) -> mx.array:
+            return beta1 * m + (1 - beta1) * (slope * scale)
 
-        return mx.compile(moved)
+        def square(v: mx.array, slope: mx.array, scale: mx.array) -> mx.array:
+            slope = slope * scale
+            return beta2 * v + (1 - beta2) * slope * slope
+
+        def moved(value: mx.array, m: mx.array, v: mx.array, rate: mx.array, *figures: mx.array) -> mx.array:
+            unbias1, unbias2, decay = figures
+            change = (m / unbias1) / (mx.sqrt(v / unbias2) + self.epsilon) + decay * value
+            return value - rate * change
+
+        return mx.compile(mean), mx.compile(square), mx.compile(moved)
 
 
 def recalled(parameters: Tree, arrays: dict[str, mx.array]) -> Tree:

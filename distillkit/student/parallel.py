@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import mlx.core as mx
@@ -33,9 +33,6 @@ def keep_memory() -> None:
         ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, -1)
 
 
-TURN = 2**23  # numbers a stream
-
-
 class Lanes:
     """As many streams as parts are computed at once. The first is the one that all else uses."""
 
@@ -56,17 +53,6 @@ class Lanes:
             loads[least] += sizes[name]
             found[name] = self.streams[least]
         return found
-
-    def in_turns(self, arrays: Mapping[str, Sequence[mx.array]], streams: Mapping[str, mx.Stream]) -> None:
-        """Evaluate many arrays, some at a time on each stream: MLX makes room for all results before the first is there."""
-        turns: dict[tuple[mx.Stream | None, int], list[Sequence[mx.array]]] = {}
-        sizes: dict[mx.Stream | None, int] = {}
-        for name, some in arrays.items():
-            stream = streams.get(name)
-            turns.setdefault((stream, sizes.get(stream, 0) // TURN), []).append(some)
-            sizes[stream] = sizes.get(stream, 0) + some[0].size
-        for turn in sorted({number for _, number in turns}):
-            mx.eval([some for (_, number), some in turns.items() if number == turn])
 
     def each(self, build: Callable[[int], T]) -> list[T]:
         """The evaluated results of `build(0)`, `build(1)`, ..., each computed on its own stream."""

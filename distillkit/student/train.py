@@ -160,7 +160,7 @@ def advance(job: Job, state: State) -> dict[str, Any]:
 
 
 def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float, step: int) -> mx.array:
-    """Move the parameters; what is made of the gradients, and they themselves, are gone afterwards."""
+    """Move the parameters. The gradients are used up: MLX writes over what nobody holds."""
     streams = _streams(job, gradients)
     slopes = grown(gradients)
     gradients.clear()
@@ -169,8 +169,7 @@ def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float,
     )
     del slopes
     job.model.update(state.parameters)
-    values, first, second = (flat(tree) for tree in (state.parameters, state.moments["first"], state.moments["second"]))
-    job.lanes.in_turns({name: (values[name], first[name], second[name]) for name in streams}, streams)
+    mx.eval(state.parameters, state.moments, norm)
     return norm
 
 
