@@ -18,7 +18,7 @@ import mlx.nn as nn
 POWERS = (0.00015345812, 0.0013399931, 0.009618489, 0.055503286, 0.24022646, 0.6931472, 1.0)
 # Adding this rounds a float32 to an integer, held (127, the exponent's bias, added) in its lowest bits.
 ROUNDER = 1.5 * 2**23 + 127
-LEAST = -126.0  # 2^-126 is the smallest normal float32
+LEAST = -127.0  # whose exponent is all zeros, so it and all below make 0
 FOLD = 512
 
 # Abramowitz and Stegun 7.1.26, halved: Phi(-|x|) = exp(-x^2 / 2) * TAIL(1 / (1 + SLANT |x|)), to 7.5e-8.
