@@ -16,12 +16,16 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
+class Failed(SystemExit):
+    """An engine ended with an error, which this tells the end of."""
+
+
 def subject(engine: str, problem: str, steps: int) -> dict[str, Any]:
     """What one engine took for some steps of a problem, in a process of its own."""
     command = [sys.executable, str(HERE / "subject.py"), engine, problem, str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{engine} failed:\n{done.stderr.strip()[-2000:]}")
+        raise Failed(f"{engine} failed:\n{done.stderr.strip()[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
