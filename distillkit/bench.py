@@ -45,12 +45,15 @@ Report = dict[str, Any]
 
 
 def measure(parts: Assembly, run: Run, steps: int) -> Report:
-    """All figures of a run's student, batches being as large as its recipe says."""
+    """All figures of a run's student, with batches as large as the recipe says."""
     keep_memory()
-    subject = Subject(parts, run)
+    subject, say = Subject(parts, run), parts.voice.say
     rate = matmul_rate(subject.lanes)
+    say(f"Measuring {run.name}: reading, {steps} batches.")
     reading = _reading(subject, steps)
+    say(f"Writing, {' and '.join(map(str, TEXTS))} at once, {WRITTEN} tokens each.")
     writing = [_writing(subject, rows) for rows in TEXTS]
+    say(f"Training, {steps} steps on a copy.")
     training, activations = _training(subject, steps)  # the last, for it moves the weights
     sizes = parameters(subject.student.model)
     return {
