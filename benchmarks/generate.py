@@ -25,6 +25,7 @@ FAST = blas.load()
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 
+from distillkit.bench import machine  # noqa: E402
 from distillkit.student.drawing import Sampling  # noqa: E402
 from distillkit.student.generate import write  # noqa: E402
 from distillkit.student.gpt import GPT, Shape  # noqa: E402
@@ -171,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         speeds.append(memory_speed(size))
     speed = max(speeds)  # others use this machine, too
     result = {
+        "machine": machine(),
         "blas": str(FAST),
         "versions": {name: version(name) for name in ("mlx", *(["mlx-lm"] if theirs else []))},
         "tokens": asked.tokens,

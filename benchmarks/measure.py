@@ -6,46 +6,18 @@ These figures are ratios within one run: machines differ, and are busy with othe
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PACKAGES = ("mlx", "numpy", "torch", "mlx-lm", "tiktoken", "cmeel-openblas")
 
 
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    return {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": dict(_versions()),
-    }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _versions() -> Iterable[tuple[str, str]]:
-    for name in PACKAGES:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
+class Failed(SystemExit):
+    """An engine ended with an error, which this tells the end of."""
 
 
 def subject(engine: str, problem: str, steps: int) -> dict[str, Any]:
@@ -53,7 +25,7 @@ def subject(engine: str, problem: str, steps: int) -> dict[str, Any]:
     command = [sys.executable, str(HERE / "subject.py"), engine, problem, str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{engine} failed:\n{done.stderr.strip()[-2000:]}")
+        raise Failed(f"{engine} failed:\n{done.stderr.strip()[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -72,6 +44,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def tell(title: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any], path: Path | None) -> None:
     """Print the table; write the JSON beside it if a path is given."""
+    from distillkit.student import blas
+
+    blas.load()  # before anything imports mlx
+    from distillkit.bench import machine
+
     where = machine()
     print(f"\n{title}\n{where['cpu']}, {where['cores']} cores, {where['packages']}\n\n{table(rows)}\n")
     if path:

@@ -1,7 +1,7 @@
 """What engines are compared on: a network, its weights, its batches, a teacher, figures. The same numbers for all.
 
 `53m` is the seeds' student (52,990,464 parameters, 4 x 512 random tokens a step); `quickstart` is the recipe of that
-name, its stories and its teacher in every step, without the 200 answers.
+name, its stories and its teacher in every step, without the 200 answers; `tiny` is for tests, with a teacher, too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ Array = np.ndarray[Any, Any]
 SHAPES = {
     "53m": {"vocab_size": 50257, "layers": 8, "heads": 8, "width": 384, "hidden": 1536, "context": 512, "tied": False},
     "quickstart": {"vocab_size": 2048, "layers": 4, "heads": 4, "width": 128, "hidden": 512, "context": 128},
+    "tiny": {"vocab_size": 61, "layers": 2, "heads": 2, "width": 16, "hidden": 32, "context": 12, "tied": False},
 }
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.toml"
 
@@ -53,18 +54,31 @@ class Teacher:
 
 def problem(name: str) -> Problem:
     """A problem by its name."""
-    return quickstart() if name == "quickstart" else seed_student()
+    return {"53m": seed_student, "quickstart": quickstart, "tiny": tiny}[name]()
 
 
 def seed_student(rows: int = 4) -> Problem:
     """The student of the seeds, on random tokens."""
-    shape = SHAPES["53m"]
+    return Problem(SHAPES["53m"], "gelu", _initial(SHAPES["53m"], "gelu"), _random(SHAPES["53m"], rows), rows)
+
+
+def tiny(rows: int = 3) -> Problem:
+    """All that the others have, so small that a step takes no time."""
+    shape = SHAPES["tiny"]
+    teacher = Teacher({**shape, "width": 24, "hidden": 48}, "relu", {})
+    teacher.weights = _initial(teacher.shape, "relu", seed=2)
+    weights = _initial(shape, "gelu")
+    return Problem(shape, "gelu", weights, _random(shape, rows), rows, teacher, alpha=0.4, rate=1e-2, warmup=2)
+
+
+def _random(shape: dict[str, Any], rows: int) -> Callable[[int], tuple[Array, Array, Array]]:
+    """Batches of random tokens."""
 
     def batch(step: int) -> tuple[Array, Array, Array]:
         tokens = np.random.default_rng(step).integers(0, shape["vocab_size"], (2, rows, shape["context"]))
         return tokens[0].astype(np.int32), tokens[1].astype(np.int32), np.ones(tokens[0].shape, np.float32)
 
-    return Problem(shape, "gelu", _initial(shape, "gelu"), batch, rows)
+    return batch
 
 
 def quickstart() -> Problem:
@@ -102,11 +116,11 @@ def rate(problem: Problem, step: int) -> float:
     return Schedule(problem.rate, problem.rate / 20, problem.warmup, problem.steps)(step)
 
 
-def _initial(shape: dict[str, Any], activation: str) -> dict[str, Array]:
+def _initial(shape: dict[str, Any], activation: str, seed: int = 1) -> dict[str, Array]:
     from distillkit.student.gpt import GPT, Shape, initialise
 
     model = GPT(Shape(**shape, activation=activation))  # type: ignore[arg-type]
-    initialise(model, 1)
+    initialise(model, seed)
     return _arrays(model)
 
 

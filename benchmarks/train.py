@@ -9,26 +9,30 @@ engines compile then. `--installed` adds plain MLX with the BLAS of its own whee
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measure import median, subject, tell
+from measure import Failed, median, subject, tell
 
-FLOPS_OF_TRAINING = 6  # a multiply-add each in the forward pass, and two in the backward pass
+from distillkit.student import blas
+
+blas.load()
+
+from problems import SHAPES  # noqa: E402
+
+from distillkit.bench import FORWARD, TRAINING, matmul_rate, multiply_adds  # noqa: E402
+from distillkit.student.gpt import Shape  # noqa: E402
+
 INSTALLED = "plain, as installed"
 
 
 def main() -> None:
     """Measure, and tell."""
     options = _options()
-    engines = ["distillkit", "plain", *(["torch", "torch, compiled"] if find_spec("torch") else [])]
-    runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
-    for _ in range(options.rounds):
-        for engine in engines:
-            runs[engine].append(subject(engine, options.problem, options.steps + 1))
+    runs = _runs(options.problem, options.rounds, options.steps + 1)
     if options.installed:
         runs[INSTALLED] = [subject(INSTALLED, options.problem, 1)]
     results = {engine: _summary(some) for engine, some in runs.items()}
@@ -40,6 +44,22 @@ def main() -> None:
     result = {"problem": options.problem, "engines": results, "matmul_flops": peak, "step_flops": flops}
     tell(title, rows, result, options.json)
     _must_agree(results)
+
+
+def _runs(problem: str, rounds: int, steps: int) -> dict[str, list[dict[str, Any]]]:
+    """What each engine took, round after round. A peer that cannot run, say for want of a compiler, is left out."""
+    engines = ["distillkit", "plain", *(["torch", "torch, compiled"] if find_spec("torch") else [])]
+    runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+    for engine in engines * rounds:
+        try:
+            if engine in runs:
+                runs[engine].append(subject(engine, problem, steps))
+        except Failed as failure:
+            if not engine.startswith("torch"):
+                raise
+            print(f"left out: {failure}", file=sys.stderr)
+            del runs[engine]
+    return runs
 
 
 def _options() -> argparse.Namespace:
@@ -78,38 +98,12 @@ def _row(engine: str, results: dict[str, Any], tokens: int, least: float) -> dic
 
 def figures(problem: str) -> tuple[float, int]:
     """The floating-point operations of a step (without attention's and the teacher's backward), and its tokens."""
-    from problems import SHAPES
-
-    shape, rows = SHAPES[problem], 4 if problem == "53m" else 8
-    tokens = rows * shape["context"]
-    flops = FLOPS_OF_TRAINING * tokens * multiplied(shape)
+    shape, rows = Shape(**SHAPES[problem]), 4 if problem == "53m" else 8  # type: ignore[arg-type]
+    tokens = rows * shape.context
+    flops = TRAINING * tokens * multiply_adds(shape)
     if problem == "quickstart":  # the teacher only reads
-        flops += 2 * tokens * multiplied({**shape, "width": 192, "hidden": 768})
-    return flops, tokens
-
-
-def multiplied(shape: dict[str, Any]) -> int:
-    """Multiply-adds a token: the weights of all matrices, and what attention does (half of it, being causal)."""
-    width = shape["width"]
-    block = 4 * width * width + 2 * width * shape["hidden"] + shape["context"] * width
-    return int(shape["layers"] * block + width * shape["vocab_size"])
-
-
-def matmul_rate() -> float:
-    """Operations a second of large products, one on each core's stream at once."""
-    code = """
-import time
-from distillkit.student import blas
-from distillkit.student.parallel import Lanes
-import mlx.core as mx
-lanes, n = Lanes(blas.cores() if mx.default_device() == mx.cpu else 1), 1536
-a = mx.random.normal((n, n)); mx.eval(a)
-times = []
-for _ in range(9):
-    began = time.perf_counter(); lanes.each(lambda i: a @ (a + i)); times.append(time.perf_counter() - began)
-print(lanes.count * 2 * n**3 / sorted(times)[len(times) // 2])
-"""
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        flops += FORWARD * tokens * multiply_adds(replace(shape, width=192, hidden=768))
+    return float(flops), tokens
 
 
 def _must_agree(results: dict[str, Any]) -> None:

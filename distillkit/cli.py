@@ -273,6 +273,23 @@ def _asked() -> str:
         return ""
 
 
+@cli.command()
+@click.argument("where", metavar="[RUN]", default="latest")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Batches of each kind.")
+@click.option("--batch", type=click.IntRange(min=1), help="Rows of a batch, if not as many as the recipe says.")
+@json_option
+@click.pass_context
+def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json: bool) -> None:
+    """Measure how fast a student reads, learns and writes here. Changes nothing of its run."""
+    from . import runs
+
+    run = runs.find(where)
+    parts = _assembly(ctx, _load(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
+    from . import bench as measuring  # now that the fast BLAS is there
+
+    _show(measuring.measure(parts, run, steps), as_json, measuring.text)
+
+
 # --------------------------------------------------------------------------------------------- looking around
 
 

@@ -22,6 +22,7 @@ from .assembly import Assembly
 from .data.shards import Batch, Batches, sequential
 from .errors import UsageError
 from .files import read_lines
+from .recipe import Recipe
 from .roles import Tracker
 from .runs import Run
 from .student import blas
@@ -32,6 +33,7 @@ from .student.optimizer import AdamW, Schedule, flat
 from .student.parallel import Lanes, keep_memory
 from .student.train import Job, Settings, State, fresh, restored, train
 from .student.trained import Trained, locate
+from .tables import TrainTable
 
 FIXED = ("data", "batches", "student", "tokenizer", "teacher", "seed")
 
@@ -140,13 +142,13 @@ class Training:
     def _numerics(self, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
         """What decides the order of additions: kept from the first sitting to the last."""
         backend = blas.load()
-        chunk = self.recipe.train.chunk
+        table, vocab_size = self.recipe.train, self.parts.tokenizer.vocab_size
         here = {
             "device": str(mx.default_device()),
             "blas": backend.name,
             "threads": backend.threads,
-            "streams": self._streams(),
-            "chunk": chunk_rows(self.parts.tokenizer.vocab_size) if chunk == "auto" else chunk,
+            "streams": streams_of(table),
+            "chunk": chunk_of(table, vocab_size),
             "mlx": version("mlx"),
             "compiler": which("g++") is not None,  # without one MLX compiles nothing on a CPU
         }
@@ -162,13 +164,6 @@ class Training:
             if saved.state["train"][key] == getattr(self.recipe.train, key):
                 here[key] = before[key]
         return {**here, "threads": before["threads"]}
-
-    def _streams(self) -> int:
-        """How many parts of a batch are computed at once: on a CPU, as many as there are cores."""
-        chosen = self.recipe.train.streams
-        if chosen == "auto":
-            chosen = blas.cores() if mx.default_device() == mx.cpu else 1
-        return min(chosen, self.recipe.train.batch_size)
 
     def _must_fit(self, saved: checkpoints.Checkpoint, facts: dict[str, Any]) -> None:
         """Refuse to go on with other text or another network; say what else changed."""
@@ -207,7 +202,6 @@ class Training:
     def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker]) -> Job:
         table, context = self.recipe.train, self.parts.student.context
         teacher = self.parts.logits_teacher()
-        floor = table.learning_rate / 10 if table.final_learning_rate is None else table.final_learning_rate
 
         def validation() -> Iterable[Batch]:
             return sequential(self.parts.corpus.held_out, context, table.batch_size, table.evaluate_batches)
@@ -218,18 +212,7 @@ class Training:
             mixer=self.parts.mixer,
             batch=self.batches.batch,
             validation=validation,
-            settings=Settings(
-                steps=table.steps,
-                accumulate=table.accumulate,
-                chunk=facts["numerics"]["chunk"],
-                evaluate_every=table.evaluate_every,
-                checkpoint_every=table.checkpoint_every,
-                sample_every=table.sample_every,
-                keep=table.keep,
-                seed=self.recipe.seed,
-                schedule=Schedule(table.learning_rate, floor, table.warmup, table.steps),
-                optimizer=AdamW((table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip),
-            ),
+            settings=settings(self.recipe, facts["numerics"]["chunk"]),
             student=self._student(),
             facts=facts,
             folder=self.run.checkpoints,
@@ -313,6 +296,37 @@ class Training:
             "best_loss": state.best_loss if validation else None,
             "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
         }
+
+
+def settings(recipe: Recipe, chunk: int) -> Settings:
+    """The figures of a recipe's training; so many rows of logits are held at once."""
+    table = recipe.train
+    floor = table.learning_rate / 10 if table.final_learning_rate is None else table.final_learning_rate
+    return Settings(
+        steps=table.steps,
+        accumulate=table.accumulate,
+        chunk=chunk,
+        evaluate_every=table.evaluate_every,
+        checkpoint_every=table.checkpoint_every,
+        sample_every=table.sample_every,
+        keep=table.keep,
+        seed=recipe.seed,
+        schedule=Schedule(table.learning_rate, floor, table.warmup, table.steps),
+        optimizer=AdamW((table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip),
+    )
+
+
+def streams_of(train: TrainTable) -> int:
+    """How many parts of a batch are computed at once: on a CPU, as many as there are cores."""
+    chosen = train.streams
+    if chosen == "auto":
+        chosen = blas.cores() if mx.default_device() == mx.cpu else 1
+    return min(chosen, train.batch_size)
+
+
+def chunk_of(train: TrainTable, vocab_size: int) -> int:
+    """How many rows of logits are held at once."""
+    return chunk_rows(vocab_size) if train.chunk == "auto" else train.chunk
 
 
 def _shape(student: dict[str, Any]) -> dict[str, Any]:

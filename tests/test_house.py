@@ -30,7 +30,7 @@ FLOORS = [
     ["plugins installed contracts options", "runs", "distillkit"],
     ["data", "teachers", "student", "judging", "reporting", "testing"],
     ["assembly", "distillkit_plugins"],
-    ["training pipeline plan"],
+    ["training pipeline plan bench"],
     ["cli __main__"],
 ]
 # What a room may use of its neighbours all the same.

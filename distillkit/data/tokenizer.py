@@ -128,7 +128,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of many texts, on all cores."""
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=_threads())
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads())
 
     def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The same as arrays: no Python number is made for any token, so it is faster."""
@@ -139,8 +139,8 @@ class Tokenizer:
             return [self._encoding.encode_to_numpy(text, disallowed_special=()) for text in group]
 
         # Several texts at once: handing over one short text costs as much as encoding it.
-        size = max(1, len(texts) // (8 * _threads()))
-        with ThreadPoolExecutor(_threads()) as pool:
+        size = max(1, len(texts) // (8 * threads()))
+        with ThreadPoolExecutor(threads()) as pool:
             return [tokens for group in pool.map(encode, range(0, len(texts), size)) for tokens in group]
 
     def pieces(self, text: str, chars: int = PIECE_CHARS) -> Iterator[str]:
@@ -237,8 +237,9 @@ class Tokenizer:
 _AGAIN = "Delete that folder, and copy it or make it again."
 
 
-def _threads() -> int:
-    return os.cpu_count() or 1
+def threads() -> int:
+    """How many texts are encoded at once: one a core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _parse_ranks(content: bytes) -> dict[bytes, int]:

@@ -1,0 +1,136 @@
+"""Figures of speed and memory: all there, none of them nonsense, the run untouched; engines that are compared agree."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from test_cli import TINY, distillkit
+
+from distillkit.files import file_digest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+LATENCY = {"mean", "p50", "p95", "p99"}
+SPEEDS = {"tokens_per_second", "batches_per_second", "latency_ms", "flops", "of_matmul_rate"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a student (tiny/1) and one whose teacher is in every step (pupil/1)."""
+    home = tmp_path_factory.mktemp("bench")
+    (home / "tiny.toml").write_text(TINY)
+    (home / "pupil.toml").write_text(
+        'extends = "tiny.toml"\nname = "pupil"\n[tokenizer]\nkind = "tiny"\n[mixer]\nname = "alpha-temperature"\n'
+        '[teacher]\nprovider = "checkpoint"\nmodel = "tiny"\n[train]\naccumulate = 2\n'
+    )
+    for name in ("tiny", "pupil"):
+        done = distillkit(home, "run", f"{name}.toml", "--until", "train")
+        assert done.returncode == 0, done.stderr
+    return home
+
+
+def digests(folder: Path) -> dict[str, tuple[str, int]]:
+    """What every file holds, and when it was written."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file): (file_digest(file), file.stat().st_mtime_ns) for file in files}
+
+
+def bench(home: Path, *words: str) -> dict[str, Any]:
+    done = distillkit(home, "bench", *words, "--json", "--steps", "3")
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def test_every_figure_is_there_and_positive_and_the_run_is_as_it_was(home: Path) -> None:
+    before = digests(home / "reports")
+    report = bench(home, "tiny")
+    assert digests(home / "reports") == before
+    assert (report["schema"], report["run"], report["step"]) == (1, "tiny/1", 6)
+    assert (report["batch"], report["accumulate"], report["context"], report["steps"]) == (2, 1, 16, 3)
+    assert set(report["forward"]) == SPEEDS
+    assert set(report["training"]) == SPEEDS | {"teacher"}
+    for speeds in (report["forward"], report["training"]):
+        assert set(speeds["latency_ms"]) == LATENCY
+        assert all(value > 0 for value in (*speeds["latency_ms"].values(), speeds["of_matmul_rate"]))
+        assert speeds["latency_ms"]["p50"] <= speeds["latency_ms"]["p95"] <= speeds["latency_ms"]["p99"]
+        assert speeds["tokens_per_second"] == pytest.approx(speeds["batches_per_second"] * 2 * 16)
+        assert speeds["latency_ms"]["p50"] == pytest.approx(1000 / speeds["batches_per_second"])
+    assert [row["batch"] for row in report["generation"]] == [1, 16]
+    for row in report["generation"]:
+        assert row["tokens_per_second"] == pytest.approx(1000 * row["batch"] / row["ms_per_token"])
+    unique = report["parameters"]["unique"]
+    assert report["memory"]["parameters_fp32_bytes"] == 4 * unique == 2 * report["memory"]["parameters_fp16_bytes"]
+    assert report["memory"]["activation_bytes"] > 4 * unique  # the gradients alone
+    assert report["matmul_flops_per_second"] > 0
+    assert {"cpu", "cores", "device", "blas", "packages"} <= set(report["machine"])
+
+
+def test_operations_are_those_of_the_shape_and_training_has_three_times_as_many(home: Path) -> None:
+    width, hidden, layers, context, vocabulary = 16, 64, 1, 16, 300
+    block = 4 * width * width + 2 * width * hidden + context * width
+    a_token = layers * block + width * vocabulary
+    alone, taught = bench(home, "tiny"), bench(home, "pupil")
+    assert alone["forward"]["flops"] == 2 * 2 * 16 * a_token
+    assert alone["training"]["flops"] == 3 * alone["forward"]["flops"]
+    # The teacher is of the same shape and only reads; two batches make a step.
+    assert taught["training"]["flops"] == 2 * (3 + 1) * taught["forward"]["flops"]
+    assert (alone["training"]["teacher"], taught["training"]["teacher"]) == (False, True)
+
+
+def test_a_batch_can_be_of_another_size_and_the_table_says_what_is_what(home: Path) -> None:
+    assert bench(home, "tiny/1", "--batch", "3")["batch"] == 3
+    done = distillkit(home, "bench", "pupil", "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    for words in ("pupil/1", "teacher's forward pass", "p99", "2 of them a training step", "fp16", "OpenBLAS"):
+        assert words in " ".join(done.stdout.split())
+    assert max(map(len, done.stdout.splitlines())) <= 88
+
+
+def test_a_run_that_is_not_there_or_was_never_trained_is_told(home: Path, tmp_path: Path) -> None:
+    unknown = distillkit(home, "bench", "tniy")
+    assert unknown.returncode == 2
+    assert "tiny" in unknown.stderr
+    none = distillkit(tmp_path, "bench")
+    assert none.returncode == 2
+    assert "distillkit run quickstart" in none.stderr
+    assert distillkit(home, "run", "tiny.toml", "--until", "label", "--set", "name=idle").returncode == 0
+    untrained = distillkit(home, "bench", "idle")
+    assert untrained.returncode == 2
+    assert "never trained" in untrained.stderr
+
+
+# The engines that benchmarks/ compares.
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def losses(engine: ModuleType, problems: ModuleType) -> list[float]:
+    step = engine.stepper(problems.problem("tiny"))
+    return [step(number) for number in range(3)]
+
+
+def test_ours_and_the_plain_step_have_the_same_losses(engine: Callable[[str], ModuleType]) -> None:
+    problems = engine("problems")
+    ours = losses(engine("ours"), problems)
+    assert ours[2] != ours[0]
+    assert ours == pytest.approx(losses(engine("plain"), problems), rel=1e-4)
+
+
+@pytest.mark.peer
+def test_pytorch_has_the_same_losses(
+    engine: Callable[[str], ModuleType], peer: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer("torch")
+    pytorch, problems = engine("pytorch"), engine("problems")
+    monkeypatch.setattr(pytorch, "DEVICE", "cpu")
+    assert losses(pytorch, problems) == pytest.approx(losses(engine("ours"), problems), rel=1e-4)
