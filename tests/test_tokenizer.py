@@ -86,6 +86,14 @@ def test_one_by_one_in_a_batch_or_as_arrays_the_tokens_are_the_same(small: Token
     assert [tokens.tolist() for tokens in small.encode_arrays(VARIED)] == one
 
 
+def test_as_many_threads_as_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room.os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert room.threads() == 1
+    monkeypatch.delattr(room.os, "sched_getaffinity")
+    monkeypatch.setattr(room.os, "cpu_count", lambda: 5)
+    assert room.threads() == 5
+
+
 def test_tiktoken_encodes_as_the_library_that_learnt_the_merges(small: Tokenizer) -> None:
     assert _as_learnt(TEXTS, small, VARIED) == [small.encode(text) for text in VARIED]
 
