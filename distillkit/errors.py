@@ -67,7 +67,8 @@ class TryAgain(TeacherError):
 class SlowDown(TeacherError):
     """The teacher is asked too much. `seconds`, if known, says for how long to wait.
 
-    `daily` says that it is a day's share that is used up. It costs no attempt, and everybody waits, not only the request that met it.
+    `daily` says that it is a day's share that is used up. It costs no attempt, and everybody waits, not only
+    the request that met it.
     """
 
     def __init__(self, message: str, hint: str = "", *, seconds: float | None = None, daily: bool = False) -> None:

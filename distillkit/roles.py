@@ -127,9 +127,9 @@ class Teacher(Role):
         if self.listener is not None:
             self.listener(allowance)
 
-    def needs(self, requests: Sequence[Request]) -> Sequence[str]:
-        """What must be found out about the endpoint before these requests are asked; names of one's own choice."""
-        return ()
+    def needs(self, requests: Sequence[Request]) -> Mapping[str, Request]:
+        """What must be found out about the endpoint before these are asked: a name, and a request that it is about."""
+        return {}
 
     async def probe(self, need: str, request: Request) -> Any:
         """Find out one need with a cheap call. The host keeps the result, plain JSON, and puts it into `found`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ class Terms:
     max_requests: int | None = None
     max_tokens_total: int | None = None
     price: Price | None = None
-    spent_usd: float = 0.0  # by earlier sittings
+    spent: Mapping[str, float] = field(default_factory=dict)  # usd, requests and tokens of earlier sittings
     wait: bool = False  # sleep at a daily limit instead of stopping
     retry_refused: bool = False
     shard: tuple[int, int] | None = None  # which part of how many
@@ -61,7 +61,8 @@ class Terms:
     def budget(self, teacher: Teacher) -> Budget:
         """What may be spent on a teacher, by the recipe's price or the teacher's own."""
         price = self.price or teacher.price()
-        return Budget(self.max_usd, self.max_requests, self.max_tokens_total, price, usd=self.spent_usd)
+        before = {name: self.spent.get(name, 0) for name in ("usd", "requests", "tokens")}
+        return Budget(self.max_usd, self.max_requests, self.max_tokens_total, price, **before)
 
 
 class EmptyError(TryAgain):
@@ -229,8 +230,9 @@ class Asking:
     async def _find_out(self, requests: Sequence[Request]) -> None:
         """Learn what the teacher must know of its endpoint, once in the life of the cache; then let it refuse."""
         if requests:
-            for need in self.teacher.needs(requests):
-                await self._learn(need, requests[0])
+            self.teacher.check(requests)
+            for need, request in self.teacher.needs(requests).items():
+                await self._learn(need, request)
             self.teacher.check(requests)
 
     async def _learn(self, need: str, like: Request) -> None:

@@ -30,7 +30,7 @@ class Labelled:
     found: dict[str, Answer] = field(default_factory=dict)
     asked: int = 0
     cached: int = 0
-    usd: float | None = None
+    spent: dict[str, float] = field(default_factory=dict)  # usd, requests, tokens: of all sittings
 
     @property
     def answered(self) -> list[tuple[Request, str, Answer]]:
@@ -62,7 +62,7 @@ class Labelled:
     def counts(self) -> dict[str, Any]:
         """The figures for the record of the run; those that are nothing out of the ordinary are left out."""
         usages = [answer.usage for answer in self.answers if answer.usage]
-        extra = {"refused": self.refused, "usd": None if self.usd is None else round(self.usd, 6)}
+        extra = {"refused": self.refused, "usd": round(self.spent.get("usd", 0.0), 6)}
         return {
             "prompts": len(self.requests),
             "asked": self.asked,
@@ -174,12 +174,12 @@ class _Asking:
     def progress(self, waiting: int) -> str:
         """How far it is, and what it cost so far."""
         self._spent()
-        money = f", ${self.done.usd:.4f}" if self.done.usd else ""
+        money = f", ${self.done.spent['usd']:.4f}" if self.done.spent.get("usd") else ""
         return f"  {self.done.asked}/{waiting} answers{money}"
 
     def _spent(self) -> None:
-        if self.driven and self.driven.budget.price:
-            self.done.usd = self.driven.budget.usd
+        if self.driven:
+            self.done.spent = self.driven.budget.spent
 
 
 def _in_turn(teacher: Teacher, requests: list[Request]) -> Iterator[tuple[Request, Any]]:

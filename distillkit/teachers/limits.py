@@ -120,9 +120,14 @@ class Budget:
     max_tokens: int | None = None
     price: Price | None = None
     usd: float = 0.0
-    requests: int = 0
-    tokens: int = 0
+    requests: float = 0
+    tokens: float = 0
     aside: int = 0  # calls that are out
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What was spent so far, in all sittings."""
+        return {"usd": round(self.usd, 9), "requests": self.requests, "tokens": self.tokens}
 
     def short_of(self, most: Usage) -> str | None:
         """The limit that a call would pass, in words; None when it fits."""
