@@ -61,8 +61,8 @@ class Terms:
     def budget(self, teacher: Teacher) -> Budget:
         """What may be spent on a teacher, by the recipe's price or the teacher's own."""
         price = self.price or teacher.price()
-        before = {name: self.spent.get(name, 0) for name in ("usd", "requests", "tokens")}
-        return Budget(self.max_usd, self.max_requests, self.max_tokens_total, price, **before)
+        usd, requests, tokens = (self.spent.get(name, 0) for name in ("usd", "requests", "tokens"))
+        return Budget(self.max_usd, self.max_requests, self.max_tokens_total, price, usd, requests, tokens)
 
 
 class EmptyError(TryAgain):
