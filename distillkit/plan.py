@@ -11,7 +11,7 @@ from typing import Any
 from .assembly import Assembly
 from .progress import clock
 from .records import Price, Usage
-from .teachers.asking import OVERHEAD, upper
+from .teachers.asking import TEMPLATE_TOKENS, upper
 from .teachers.label import known
 
 FLOAT = 4
@@ -46,9 +46,9 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
         cached = known(teacher, requests, cache)
     calls = len(requests) - cached
     share = calls / max(1, len(requests))  # which of them are known matters less than how many
-    read = share * sum(upper(request).prompt_tokens - OVERHEAD for request in requests)
+    read = share * sum(upper(request).prompt_tokens - TEMPLATE_TOKENS for request in requests)
     tokens = {
-        "input": {"low": round(read / 6), "high": round(read / 2 + (OVERHEAD * calls if teacher.chats else 0))},
+        "input": {"low": round(read / 6), "high": round(read / 2 + (TEMPLATE_TOKENS * calls if teacher.chats else 0))},
         "output": {"low": round(calls * table.max_tokens * LEAST_WRITTEN), "high": calls * table.max_tokens},
     }
     price = parts.terms(table).price or teacher.price()

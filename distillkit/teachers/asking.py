@@ -22,7 +22,7 @@ from .cache import FORMAT, Cache, key_of
 from .limits import LONG, Budget, Clock, Limits, Past, Ticket
 
 HOPELESS = 5  # requests that failed for good, one after another, before the others are not even tried
-OVERHEAD = 200  # tokens that a chat template may add to a prompt
+TEMPLATE_TOKENS = 200  # tokens that a chat template may add to a prompt
 PROBE_TOKENS = 16
 WAITS = (0.5, 30.0)  # seconds: at most so long before a second try, doubling, and before any
 
@@ -267,7 +267,7 @@ def upper(request: Request) -> Usage:
     """The most tokens that a request may come to: a token is at least a byte."""
     said = request.messages or ({"content": request.prompt or ""},)
     size = sum(len(turn.get("content", "").encode("utf-8", "replace")) for turn in said)
-    return Usage(size + OVERHEAD, request.max_tokens)
+    return Usage(size + TEMPLATE_TOKENS, request.max_tokens)
 
 
 def is_empty(answer: Answer) -> bool:
