@@ -121,20 +121,10 @@ def _stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...
         _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES[: STAGES.index(stage) + 1], yes)
 
 
-def _a_share(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """The numbers of `--shard 2/8`."""
-    if value is None:
-        return None
-    part, _, of = value.partition("/")
-    if not (part.isdecimal() and of.isdecimal() and 1 <= int(part) <= int(of)):
-        raise UsageError(f"--shard: found {value!r}, expected a share such as 2/8", "The first of eight is 1/8.")
-    return int(part), int(of)
-
-
 @cli.command()
 @click.argument("where", metavar="[RECIPE|RUN]", default="latest")
 @recipe_option
-@click.option("--shard", callback=_a_share, metavar="K/N", help="Ask only the K-th of N shares, on each of N machines.")
+@click.option("--shard", metavar="K/N", help="Ask only the K-th of N shares, on each of N machines.")
 @click.option("--wait", is_flag=True, help="Sleep at a daily limit, instead of stopping.")
 @click.option("--retry-refused", is_flag=True, help="Ask again what the teacher refused.")
 @yes_option
@@ -143,13 +133,15 @@ def label(
     ctx: click.Context,
     where: str,
     overrides: tuple[str, ...],
-    shard: tuple[int, int] | None,
+    shard: str | None,
     wait: bool,
     retry_refused: bool,
     yes: bool,
 ) -> None:
     """Ask the teacher: one stage of a run, or a new run up to it."""
-    chosen = {"shard": shard, "wait": wait, "retry_refused": retry_refused}
+    from .teachers.asking import share
+
+    chosen = {"shard": shard and share(shard), "wait": wait, "retry_refused": retry_refused}
     ctx.obj["manner"] = {name: value for name, value in chosen.items() if value}
     _stage(ctx, "label", where, overrides, yes)
 
@@ -220,14 +212,9 @@ def _agreed(assembly: Assembly, teaching: dict[str, Any] | None, yes: bool) -> N
     """Before money is spent: is there a key, and does the user agree? Without a terminal only --yes does."""
     from . import plan as planning
 
-    teacher = assembly.teacher
-    if teacher is None or not teaching or not teaching["calls"]:
+    asking = planning.spending(assembly, teaching)
+    if asking is None or yes:
         return
-    teacher.check(())
-    cost = planning.costs(teaching, teacher.paid)
-    if cost is None or yes:
-        return
-    asking = f"{teaching['calls']} calls to {teaching['provider']} may cost {cost}"
     if not sys.stdin.isatty():
         raise UsageError(asking, "Say --yes if that is all right; teacher.max_usd sets a limit.")
     if not click.confirm(f"{asking}. Go on?", err=True):

@@ -77,14 +77,17 @@ def _at_limits(given: dict[tuple[str, float], float], calls: int, tokens: dict[s
     return max((round(amounts[of] / limit * span, 1) for (of, span), limit in given.items()), default=None)
 
 
-def costs(teacher: dict[str, Any] | None, paid: bool) -> str | None:
-    """What the calls of a plan may cost, in words; None when they cost nothing."""
-    if not teacher or not teacher["calls"]:
+def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
+    """What the calls of a plan may cost, in words; None when they cost nothing. Refuses a teacher without its key."""
+    teacher = parts.teacher
+    if teacher is None or not teaching or not teaching["calls"]:
         return None
-    if teacher["usd"] is None:
-        return "an unknown amount (set teacher.price to know it)" if paid else None
-    low, high = teacher["usd"]["low"], teacher["usd"]["high"]
-    return f"${low:,.4f} to ${high:,.4f}" if high else None
+    teacher.check(())
+    asking = f"{teaching['calls']} calls to {teaching['provider']} may cost"
+    if teaching["usd"] is None:
+        return f"{asking} money; how much is unknown without teacher.price" if teacher.paid else None
+    low, high = teaching["usd"]["low"], teaching["usd"]["high"]
+    return f"{asking} ${low:,.4f} to ${high:,.4f}" if high else None
 
 
 def _training(parts: Assembly) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ class Act:
     reset: int | None = None  # bytes of the response after which the connection is reset
     length: int | None = None  # a false Content-Length
     drip: float = 0.0  # seconds between the bytes of the body
+    good: bool = True  # whether what it sends, if changed, is an answer all the same
+
+    @property
+    def answers(self) -> bool:
+        return self.good and self.status == 200 and self.body is None and self.reset is None and self.length is None
 
 
 @dataclass
@@ -40,6 +46,7 @@ class Call:
     headers: dict[str, str]
     body: dict[str, Any]
     at: float
+    status: int = 200  # of what was sent
 
     @property
     def prompt(self) -> str:
@@ -61,6 +68,7 @@ class Provider:
         self.script: dict[str, deque[Act]] = defaultdict(deque)
         self.rule: Callable[[Call], Act | None] = lambda call: None  # for whole classes of calls
         self.calls: list[Call] = []
+        self.served: Counter[str] = Counter()  # good answers that were sent to their end, by prompt
         self.loop = asyncio.new_event_loop()
         self.port = 0
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -130,8 +138,12 @@ class Provider:
         self.calls.append(call)
         acts = self.script[call.prompt]
         act = acts.popleft() if acts else (self.rule(call) or Act())
+        call.status = act.status
         await asyncio.sleep(self.delay + act.delay)
-        return await self._send(writer, act, act.body if act.body is not None else self._answer(call, act))
+        goes_on = await self._send(writer, act, act.body if act.body is not None else self._answer(call, act))
+        if act.answers and call.prompt != PROBE:
+            self.served[call.prompt] += 1
+        return goes_on
 
     async def _send(self, writer: asyncio.StreamWriter, act: Act, body: bytes) -> bool:
         length = len(body) if act.length is None else act.length
@@ -191,6 +203,28 @@ def logprobs(text: str, most: int) -> dict[str, Any]:
     return {"content": rows}
 
 
+class PerMinute:
+    """A rule that allows so many calls in any minute, and says so in its headers; a minute may be shorter here."""
+
+    def __init__(self, limit: int, minute: float = 60.0) -> None:
+        self.limit, self.minute = limit, minute
+        self.log: deque[float] = deque()
+        self.refused = 0
+
+    def __call__(self, call: Call) -> Act:
+        while self.log and self.log[0] <= call.at - self.minute:
+            self.log.popleft()
+        allowed = len(self.log) < self.limit
+        if allowed:
+            self.log.append(call.at)
+        else:
+            self.refused += 1
+        reset = (self.log[0] + self.minute - call.at) * 60.0 / self.minute
+        told = {"limit": self.limit, "remaining": self.limit - len(self.log), "reset": f"{reset:.2f}s"}
+        headers = {f"x-ratelimit-{kind}-requests": str(value) for kind, value in told.items()}
+        return Act(headers=headers) if allowed else error(429, "slow down", retry_after=f"{reset:.2f}", **headers)
+
+
 @contextmanager
 def serving(delay: float = 0.0, port: int = 0) -> Iterator[Provider]:
     """A provider for the time of a block."""
@@ -199,3 +233,18 @@ def serving(delay: float = 0.0, port: int = 0) -> Iterator[Provider]:
         yield provider
     finally:
         provider.stop()
+
+
+def main() -> None:
+    """Serve from a process of its own: the address on standard output, until standard input ends."""
+    words = dict(word.split("=") for word in sys.argv[1:])
+    with serving(float(words.get("delay", 0))) as provider:
+        if "per_minute" in words:
+            provider.rule = PerMinute(int(words["per_minute"]))
+        print(provider.url, flush=True)
+        sys.stdin.read()
+        print(json.dumps([[call.prompt, call.at, call.status] for call in provider.calls]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

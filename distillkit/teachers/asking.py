@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import SlowDown, TeacherError, TryAgain
+from ..errors import SlowDown, TeacherError, TryAgain, UsageError
 from ..files import digest
 from ..progress import Voice
 from ..records import DAY, MINUTE, REFUSED, Answer, Price, Request, Usage
@@ -153,7 +153,7 @@ class Asking:
 
     def _call_off(self, tasks: dict[asyncio.Task[Answer], Request]) -> None:
         """Drop what only waits for its turn; what is out is waited for."""
-        for task in [task for task in tasks if task not in self.out]:
+        for task in [task for task in tasks if task not in self.out and not task.done()]:
             task.cancel()
             del tasks[task]
 
@@ -278,6 +278,14 @@ def is_empty(answer: Answer) -> bool:
 def probed(teacher: Teacher, need: str) -> dict[str, Any]:
     """What a probe is kept under in the cache."""
     return {"format": FORMAT, "provider": teacher.name, "identity": teacher.identity(), "probe": need}
+
+
+def share(text: str) -> tuple[int, int]:
+    """The numbers of a share such as 2/8."""
+    part, _, of = text.partition("/")
+    if not (part.isdecimal() and of.isdecimal() and 1 <= int(part) <= int(of)):
+        raise UsageError(f"--shard: found {text!r}, expected a share such as 2/8", "The first of eight is 1/8.")
+    return int(part), int(of)
 
 
 def is_asynchronous(teacher: Teacher) -> bool:
