@@ -89,6 +89,8 @@ class Asking:
         )
         self.past = self._past()
         self.out: set[asyncio.Task[Any]] = set()  # tasks whose call is out, and may have been paid for
+        self.ended: list[asyncio.Task[Answer]] = []
+        self.bell = asyncio.Event()
         self.fault: BaseException | None = None
         self.failed: list[TeacherError] = []
         self.in_a_row = 0
@@ -111,8 +113,10 @@ class Asking:
         try:
             await self._find_out(requests)
             while self._more(tasks, waiting):
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                pairs = [(tasks.pop(task), task) for task in done]
+                self.bell.clear()
+                if not self.ended:  # asyncio.wait would look at every task for each one that ends
+                    await self.bell.wait()
+                pairs = [(tasks.pop(task), task) for task in self._taken() if task in tasks]
                 yield [(request, task.result()) for request, task in pairs if self._came(task)]
                 if self.fault is not None:
                     self._call_off(tasks)
@@ -131,8 +135,19 @@ class Asking:
             request = next(waiting, None)
             if request is None:
                 break
-            tasks[asyncio.ensure_future(self._insist(self.teacher.answer, request))] = request
+            task = asyncio.ensure_future(self._insist(self.teacher.answer, request))
+            task.add_done_callback(self._rung)
+            tasks[task] = request
         return bool(tasks)
+
+    def _rung(self, task: asyncio.Task[Answer]) -> None:
+        self.ended.append(task)
+        self.bell.set()
+
+    def _taken(self) -> list[asyncio.Task[Answer]]:
+        """The tasks that ended since the last look."""
+        ended, self.ended = self.ended, []
+        return ended
 
     def _came(self, task: asyncio.Task[Answer]) -> bool:
         """Whether a task brought an answer. If not, it is one failure of many, or what stops everything."""

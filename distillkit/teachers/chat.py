@@ -210,12 +210,13 @@ class ChatTeacher(Teacher):
         The SDK's exceptions end here: what they carry may hold the key.
         """
         sdk = importlib.import_module(self.sdk)
-        rest = dict(body)
         ask = self._connected().chat.completions if self.chats else self._connected().completions
-        words = {name: rest.pop(name) for name in ("model", "messages", "prompt") if name in rest}
+        # Everything is in extra_body, which is sent as it is: the SDK takes a while to look over what it knows.
+        known: dict[str, Any] = {"messages": []} if self.chats else {"prompt": ""}
         try:
             async with asyncio.timeout(self.options.timeout):
-                response = (await ask.with_raw_response.create(**words, extra_body=rest)).http_response
+                raw = await ask.with_raw_response.create(model=body["model"], **known, extra_body=body)
+                response = raw.http_response
         except sdk.APIStatusError as error:
             fault = self._fault(error)
         except (TimeoutError, sdk.APITimeoutError):
