@@ -270,7 +270,13 @@ def page(rows: list[Row]) -> str:
         "| fault | calls | what became of it | lost | twice | wrong |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n".join([*head, *told]) + "\n"
+    return "\n".join([*head, *told, "", *ELSEWHERE]) + "\n"
+
+
+ELSEWHERE = [
+    "What takes more than one prompt is tried by tests of its own in `tests/test_wire.py`, to the same end: a server that",
+    "stops and starts again, SIGKILL of the labeller at a random moment, two processes with a share each.",
+]
 
 
 def _told(row: Row) -> str:

@@ -99,6 +99,9 @@ class Provider:
         return self
 
     def stop(self) -> None:
+        """Stop serving; a second time does nothing."""
+        if self.loop.is_closed():
+            return
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
 
