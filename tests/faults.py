@@ -274,8 +274,8 @@ def page(rows: list[Row]) -> str:
 
 
 ELSEWHERE = [
-    "What takes more than one prompt is tried by tests of its own in `tests/test_wire.py`, to the same end: a server that",
-    "stops and starts again, SIGKILL of the labeller at a random moment, two processes with a share each.",
+    "What takes more than one prompt is tried by tests of its own in `tests/test_wire.py`, to the same end: a server",
+    "that stops and starts again, SIGKILL of the labeller at a random moment, two processes with a share each.",
 ]
 
 

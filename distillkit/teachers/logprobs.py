@@ -35,8 +35,12 @@ def tokens(logprobs: Any, text: str, most: int) -> tuple[Token, ...]:
     rows = list(_chat(logprobs["content"]) if logprobs.get("content") is not None else _plain(logprobs))
     if not rows and text:
         raise ValueError("there are no log-probabilities")
-    spell = _spelling([piece for piece, _ in rows], text)
-    return tuple(_token(piece, top, spell, most) for piece, top in rows)
+    pieces = [piece for piece, _ in rows]
+    spell = _spelling([*pieces, *(other for _, top in rows for other in top)], pieces, text)
+    found = [_token(piece, top, spell, most) for piece, top in rows]
+    if all(piece.bytes is not None for piece in pieces) or not text or _makes_up(found, text):
+        return tuple(found)
+    return tuple(mended(found, text.encode("utf-8", "replace")))
 
 
 # ----------------------------------------------------------------------------------------------- two shapes
@@ -98,9 +102,9 @@ def _bytes(piece: Piece, spell: Spelling) -> bytes:
 # ----------------------------------------------------------------------------------------------- spellings
 
 
-def _spelling(pieces: Sequence[Piece], text: str) -> Spelling:
+def _spelling(every: Sequence[Piece], pieces: Sequence[Piece], text: str) -> Spelling:
     """The spelling in which the tokens make up the text best; as they stand, if that does as well as another."""
-    if all(piece.bytes is not None for piece in pieces):
+    if all(piece.bytes is not None for piece in every):
         return _as_it_stands
     whole = text.encode("utf-8", "replace").strip()
 
@@ -110,7 +114,20 @@ def _spelling(pieces: Sequence[Piece], text: str) -> Spelling:
             (i for i, (a, b) in enumerate(zip(told, whole, strict=False)) if a != b), min(len(told), len(whole))
         )
 
-    return max((_as_it_stands, _byte_level, _metaspace), key=agrees)
+    def marked(spell: Spelling) -> int:
+        return sum(spell(piece.text) != _as_it_stands(piece.text) for piece in every)
+
+    known = _MARKS.search("".join(piece.text for piece in every)) is not None and not _MARKS.search(text)
+    return max((_as_it_stands, _byte_level, _metaspace), key=lambda spell: (agrees(spell), known * marked(spell)))
+
+
+_MARKS = re.compile("[\u0120\u010a\u2581]")  # how the two alphabets write a space, or a new line
+
+
+def _makes_up(found: Sequence[Token], text: str) -> bool:
+    """Whether the tokens are those of the text; what ends it may be missing from either."""
+    told, whole = b"".join(token.bytes for token in found).strip(), text.encode("utf-8", "replace").strip()
+    return told.startswith(whole) or whole.startswith(told)
 
 
 def _as_it_stands(text: str) -> bytes:
@@ -135,3 +152,74 @@ def _alphabet() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+# ------------------------------------------------------------------------------------------------- mending
+
+
+@dataclass(frozen=True)
+class Way:
+    """The likeliest way to a place in the text: what it cost, what came before, and the last token of it."""
+
+    cost: float
+    before: Way | None = None
+    token: Token | None = None
+    guessed: bool = False
+
+
+def mended(found: Sequence[Token], text: bytes) -> list[Token]:
+    """Tokens that make up the text, for servers that name another token than the sampled one.
+
+    At each place the text tells which alternative was drawn. Where it was none of them its bytes are what lies
+    between its neighbours, and its log-probability is what the alternatives leave over, which is the most it can be;
+    what lies between two such cannot be told apart, so they become one.
+    """
+    ways = {0: Way(0.0)}
+    for number, token in enumerate(found):
+        ways = _onward(ways, token, text, last=number == len(found) - 1)
+    if len(text) not in ways:
+        raise ValueError("the log-probabilities are not those of the text")
+    return _walked(ways[len(text)])
+
+
+def _onward(ways: Mapping[int, Way], row: Token, text: bytes, last: bool) -> dict[int, Way]:
+    """From every place that was reached, the places after one more token; the likeliest few of them."""
+    onward: dict[int, Way] = {}
+
+    def reach(at: int, way: Way) -> None:
+        if at not in onward or way.cost < onward[at].cost:
+            onward[at] = way
+
+    rest = math.log(max(1e-6, 1.0 - sum(math.exp(logprob) for _, logprob in row.top)))
+    for at, way in ways.items():
+        for piece, logprob in row.top:
+            begun = piece.lstrip() if at == 0 and not text.startswith(piece) else piece
+            if begun and text.startswith(begun, at):
+                reach(at + len(begun), Way(way.cost - logprob, way, Token(begun, logprob, row.top)))
+        for size in range(0 if last else 1, min(LONGEST, len(text) - at) + 1):
+            token = Token(text[at : at + size], rest, row.top)
+            reach(at + size, Way(way.cost - rest + UNLIKELY + size / LONGEST, way, token, guessed=True))
+    return dict(sorted(onward.items(), key=lambda pair: pair[1].cost)[:BEAM])
+
+
+LONGEST, UNLIKELY, BEAM = 16, 2.0, 64  # bytes of a token that is guessed, its price in nats, places kept
+
+
+def _walked(way: Way) -> list[Token]:
+    """The tokens along a way; guesses side by side are one, and those of nothing are none."""
+    steps: list[Way] = []
+    while way.before is not None:
+        steps.append(way)
+        way = way.before
+    tokens: list[Token] = []
+    guessed = False
+    for step in reversed(steps):
+        token = step.token
+        if token is None or not token.bytes:
+            continue
+        if step.guessed and guessed:
+            before = tokens.pop()
+            token = Token(before.bytes + token.bytes, before.logprob + token.logprob, before.top)
+        tokens.append(token)
+        guessed = step.guessed
+    return tokens
