@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,7 @@ class Groq(ChatTeacher):
 
         model: str = Field("openai/gpt-oss-20b", min_length=1, description="the model's name at Groq")
         base_url: str = Field("https://api.groq.com/openai/v1", description="the address")
+        api: Literal["chat"] = Field("chat", description="Groq only chats")
         reasoning_effort: str | None = Field("low", description="low is enough for stories; none for other models")
 
     def _address(self) -> str:
