@@ -32,7 +32,6 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/python tests/faults.py --check
 	$(BIN)/python .ci/secrets.py
 
 docs: $(VENV)/.dev

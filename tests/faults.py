@@ -33,7 +33,7 @@ FAST = 50.0
 PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 PROMPTS = 6
 FAULTY = "prompt 3"
-KEY = "sk-this-is-a-fake-key-0123456789"
+KEY = "a-fake-key-that-no-provider-gave-0123456789"
 
 
 def fast_clock(wall: Callable[[], float] = time.time) -> Clock:
