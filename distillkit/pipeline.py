@@ -214,8 +214,9 @@ class Pipeline:
             self.run.record(status="interrupted")
             told = error.message if isinstance(error, Interrupted) else "interrupted; the last checkpoint is kept"
             raise Interrupted(told, f"Go on: distillkit run {self.run.path} --resume") from error
-        except LimitReached:
+        except LimitReached as error:
             self.run.record(status="stopped")
+            error.hint = f"{error.hint}\n  Go on: distillkit run {self.run.path} --resume".strip()
             raise
         except DistillkitError as error:
             self.run.record(status="failed", error=error.message)

@@ -6,11 +6,12 @@ Time is an estimate from the rate of one matrix product, measured now; it says s
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from .assembly import Assembly
 from .progress import clock
 from .records import Price, Usage
+from .tables import TeacherTable
 from .teachers.asking import TEMPLATE_TOKENS, upper
 from .teachers.label import known
 
@@ -78,11 +79,12 @@ def _at_limits(given: dict[tuple[str, float], float], calls: int, tokens: dict[s
 
 
 def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
-    """What the calls of a plan may cost, in words; None when they cost nothing. Refuses a teacher without its key."""
+    """What the calls of a plan may cost, in words; None when they cost nothing. Refuses what cannot be asked."""
     teacher = parts.teacher
     if teacher is None or not teaching or not teaching["calls"]:
         return None
-    teacher.check(())
+    parts.terms(cast(TeacherTable, parts.recipe.teacher)).budget(teacher)
+    teacher.check(parts.requests())
     asking = f"{teaching['calls']} calls to {teaching['provider']} may cost"
     if teaching["usd"] is None:
         return f"{asking} money; how much is unknown without teacher.price" if teacher.paid else None

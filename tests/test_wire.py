@@ -79,6 +79,8 @@ def test_the_table_of_faults_is_what_happens() -> None:
     """If this fails and the tests above do not: python tests/faults.py"""
     assert PAGE.read_text(encoding="utf-8") == page([row(index) for index in range(len(FAULTS))])
     assert len(FAULTS) >= 25
+    readme = (PAGE.parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"[What becomes of {len(FAULTS)} faults](docs/faults.md)" in readme
 
 
 def test_half_a_character_and_quirks_of_servers_become_tokens() -> None:
@@ -333,6 +335,11 @@ def test_a_budget_is_never_passed(provider: Provider, cache: Cache) -> None:
     spent = len(provider.calls) * cost
     assert 40 < spent <= 60
     assert spent <= done.spent["usd"] <= 60
+
+
+def test_a_budget_in_dollars_needs_a_price(cache: Cache) -> None:
+    with pytest.raises(UsageError, match="max_usd cannot be kept"):
+        label(teacher("https://somewhere.example/v1"), requests(1), cache, terms=fast(max_usd=1.0))
 
 
 @pytest.mark.parametrize("limit", ["max_requests", "max_tokens_total"])

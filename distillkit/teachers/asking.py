@@ -61,6 +61,9 @@ class Terms:
     def budget(self, teacher: Teacher) -> Budget:
         """What may be spent on a teacher, by the recipe's price or the teacher's own."""
         price = self.price or teacher.price()
+        if self.max_usd is not None and price is None:
+            told = f"teacher.max_usd cannot be kept: what the teacher {teacher.name!r} costs is not known"
+            raise UsageError(told, "Set teacher.price = { input = ..., output = ... }, dollars a million tokens.")
         usd, requests, tokens = (self.spent.get(name, 0) for name in ("usd", "requests", "tokens"))
         return Budget(self.max_usd, self.max_requests, self.max_tokens_total, price, usd, requests, tokens)
 
