@@ -80,8 +80,12 @@ class Pipeline:
         finally:
             if done.spent:
                 self.run.record(spent=done.spent)
-        refused = f", {done.refused} refused" if done.refused else ""
-        self.voice.say(f"  {done.asked} asked, {done.cached} from the cache{refused}")
+        self.voice.say(f"  {done.asked} asked, {done.cached} from the cache")
+        if done.refused:
+            self._warn(
+                f"{done.refused} of {len(done.requests)} requests were refused or answered by nothing, and teach nothing. "
+                "If the teacher thinks before it writes, raise teacher.max_tokens; then: distillkit label --retry-refused"
+            )
         return done
 
     def train(self) -> None:

@@ -195,6 +195,7 @@ class Limits:
         self.paused_until = self.slowed_at = float("-inf")
         self.fine_at = self.clock.now()
         self.pleas = 0
+        self.said = ""
         self._door, self._settled = asyncio.Lock(), asyncio.Event()
 
     # ------------------------------------------------------------------------------------------ leave to call
@@ -234,7 +235,9 @@ class Limits:
         until = f"{at:%Y-%m-%d %H:%M}"
         if not self.patient:
             raise LimitReached(f"a limit of the teacher is reached: {why}", f"Go on after {until}, or with --wait now.")
-        self.say(f"  waiting until {until}: {why}")
+        if until != self.said:  # once, however often one looks
+            self.said = until
+            self.say(f"  waiting until {until}: {why}")
 
     # ------------------------------------------------------------------------------------------ what came back
 
