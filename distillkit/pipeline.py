@@ -83,8 +83,9 @@ class Pipeline:
         self.voice.say(f"  {done.asked} asked, {done.cached} from the cache")
         if done.refused:
             self._warn(
-                f"{done.refused} of {len(done.requests)} requests were refused or answered by nothing, and teach nothing. "
-                "If the teacher thinks before it writes, raise teacher.max_tokens; then: distillkit label --retry-refused"
+                f"{done.refused} of {len(done.requests)} requests were refused or answered by nothing; "
+                "if the teacher thinks before it writes, raise teacher.max_tokens. "
+                "Ask them again: distillkit label --retry-refused"
             )
         return done
 

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -209,6 +210,7 @@ class Row:
     lost: int
     twice: int
     wrong: int
+    leaked: bool  # whether the key is in a traceback or a file
     answers: dict[str, Any]
 
 
@@ -217,19 +219,21 @@ def tried(fault: Fault) -> Row:
     with tempfile.TemporaryDirectory() as folder, serving() as provider, Cache(Path(folder)) as cache:
         provider.on(FAULTY, *fault.acts)
         asked = requests(**fault.asked)
-        done, became, message = Labelled([], []), "", ""
+        done, became, message, traced = Labelled([], []), "", "", ""
         try:
             label(teacher(provider.url), asked, cache, terms=Terms(clock=fault.clock()), done=done)
         except DistillkitError as failure:
-            became, message = f"exit {failure.exit_code}", str(failure)
+            became, message, traced = f"exit {failure.exit_code}", str(failure), traceback.format_exc()
         calls = provider.prompts.count(FAULTY)
         if became:
             provider.script.clear()
             done = label(teacher(provider.url), asked, cache, terms=Terms(clock=fast_clock()))
-        return _row(fault, provider, done, calls, became, message)
+        kept = b"".join(path.read_bytes() for path in Path(folder).iterdir())
+        leaked = KEY in message + traced or KEY.encode() in kept
+        return _row(fault, provider, done, calls, became, message, leaked)
 
 
-def _row(fault: Fault, provider: Provider, done: Labelled, calls: int, became: str, message: str) -> Row:
+def _row(fault: Fault, provider: Provider, done: Labelled, calls: int, became: str, message: str, leaked: bool) -> Row:
     answers = {request.prompt: answer for request, _, answer in done.answered}
     if not became:
         of_it = answers.get(FAULTY)
@@ -243,6 +247,7 @@ def _row(fault: Fault, provider: Provider, done: Labelled, calls: int, became: s
         lost=len(set(provider.served) - set(answers)),
         twice=sum(count - 1 for count in provider.served.values()),
         wrong=wrong,
+        leaked=leaked,
         answers=answers,
     )
 

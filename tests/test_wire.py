@@ -72,7 +72,7 @@ def test_nothing_is_lost_asked_twice_or_wrong_whatever_the_provider_does(index: 
     stops = fault.becomes.startswith("exit")
     assert came.calls == (fault.calls or len(fault.acts) + (0 if stops else 1))
     assert fault.says in came.message
-    assert KEY not in came.message
+    assert not came.leaked
 
 
 def test_the_table_of_faults_is_what_happens() -> None:
@@ -675,11 +675,10 @@ FAILURES: dict[str, Callable[[Call], Act | None]] = {
 }
 
 
-@pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize("where", ["environment", ".env"])
+@pytest.mark.parametrize(
+    ("failure", "where"), [*((name, "environment") for name in FAILURES), ("quoted", ".env"), ("in the answer", ".env")]
+)
 def test_a_key_appears_nowhere(home: Path, provider: Provider, failure: str, where: str) -> None:
-    if failure not in ("quoted", "in the answer") and where == ".env":
-        pytest.skip("one of each is enough")
     provider.rule = FAILURES[failure]
     environment = {**os.environ, "DISTILLKIT_HOME": str(home), "DISTILLKIT_API_KEY": KEY}
     if where == ".env":
