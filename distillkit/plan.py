@@ -16,6 +16,7 @@ from .teachers.asking import TEMPLATE_TOKENS, upper
 from .teachers.label import known
 
 FLOAT = 4
+FREE = {"input": 0.0, "output": 0.0}
 LEAST_WRITTEN = 0.2  # of what an answer may be long
 OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products alone, at best and at worst
 
@@ -151,7 +152,9 @@ def brief(foreseen: dict[str, Any]) -> str:
     teacher, training = foreseen["teacher"], foreseen["training"]
     asked = ""
     if teacher:
-        asked = f"  {teacher['calls']} calls to {teacher['provider']}, {teacher['cached']} answers are known already\n"
+        cost = f"; cost: {_cost_of(teacher)}" if teacher["calls"] and teacher["price"] != FREE else ""
+        known_already = f"{teacher['cached']} answers are known already"
+        asked = f"  {teacher['calls']} calls to {teacher['provider']}, {known_already}{cost}\n"
     low, high = (clock(foreseen["seconds"][end]) for end in ("low", "high"))
     return (
         f"{asked}  {foreseen['student']['parameters']['unique']:,} parameters, {training['steps']:,} steps, "
@@ -170,11 +173,16 @@ def _asking(teacher: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     tokens = [f"{teacher['tokens'][way]['low']:,} to {teacher['tokens'][way]['high']:,}" for way in ("input", "output")]
     rows = [("asked", f"{tokens[0]} tokens in, {tokens[1]} out, about {teacher['disk_bytes'] / 2**20:,.1f} MiB")]
-    usd = teacher["usd"]
-    rows.append(("cost", "unknown: set teacher.price" if usd is None else f"${usd['low']:,.4f} to ${usd['high']:,.4f}"))
+    rows.append(("cost", _cost_of(teacher)))
     if teacher["seconds"] is not None:
         rows.append(("waiting", f"at least {clock(teacher['seconds'])}, by the limits of the recipe"))
     return rows
+
+
+def _cost_of(teacher: dict[str, Any]) -> str:
+    """What the calls cost, low and high."""
+    usd = teacher["usd"]
+    return "unknown: set teacher.price" if usd is None else f"${usd['low']:,.4f} to ${usd['high']:,.4f}"
 
 
 def text(foreseen: dict[str, Any]) -> str:
