@@ -85,9 +85,9 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str,
     """
     stages = STAGES[: STAGES.index(until) + 1]
     if resume:
-        _go_on(ctx, recipe, overrides, stages)
+        _go_on(ctx, recipe, overrides, stages, yes)
     else:
-        _begin(ctx, _assembly(ctx, _load(recipe, overrides)), stages)
+        _begin(ctx, _assembly(ctx, _load(recipe, overrides)), stages, yes)
 
 
 @cli.command()
@@ -110,13 +110,42 @@ def _stage_command(stage: str, about: str) -> None:
     @yes_option
     @click.pass_context
     def command(ctx: click.Context, where: str, overrides: tuple[str, ...], yes: bool) -> None:
-        if _is_run(where):
-            _go_on(ctx, where, overrides, (stage,))
-        else:
-            _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES[: STAGES.index(stage) + 1])
+        _stage(ctx, stage, where, overrides, yes)
 
 
-_stage_command("label", "Ask the teacher: one stage of a run, or a new run up to it.")
+def _stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...], yes: bool) -> None:
+    """One stage of a run that is there, or a new run up to it."""
+    if _is_run(where):
+        _go_on(ctx, where, overrides, (stage,), yes)
+    else:
+        _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES[: STAGES.index(stage) + 1], yes)
+
+
+@cli.command()
+@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
+@recipe_option
+@click.option("--shard", metavar="K/N", help="Ask only the K-th of N shares, on each of N machines.")
+@click.option("--wait", is_flag=True, help="Sleep at a daily limit, instead of stopping.")
+@click.option("--retry-refused", is_flag=True, help="Ask again what the teacher refused.")
+@yes_option
+@click.pass_context
+def label(
+    ctx: click.Context,
+    where: str,
+    overrides: tuple[str, ...],
+    shard: str | None,
+    wait: bool,
+    retry_refused: bool,
+    yes: bool,
+) -> None:
+    """Ask the teacher: one stage of a run, or a new run up to it."""
+    from .teachers.asking import share
+
+    chosen = {"shard": shard and share(shard), "wait": wait, "retry_refused": retry_refused}
+    ctx.obj["manner"] = {name: value for name, value in chosen.items() if value}
+    _stage(ctx, "label", where, overrides, yes)
+
+
 _stage_command("train", "Train the student, from its last checkpoint if there is one.")
 
 
@@ -131,9 +160,9 @@ def judge(ctx: click.Context, where: str, overrides: tuple[str, ...], samples: i
     if samples is not None:
         overrides = (*overrides, f"sampling.count={samples}")
     if _is_run(where):
-        _go_on(ctx, where, overrides, ("judge", "report"))
+        _go_on(ctx, where, overrides, ("judge", "report"), yes)
     else:
-        _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES)
+        _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES, yes)
 
 
 @cli.command()
@@ -147,7 +176,7 @@ def report(where: str, as_json: bool) -> None:
     _show(tables.write(runs.find(where)), as_json, tables.text)
 
 
-def _begin(ctx: click.Context, assembly: Assembly, stages: tuple[str, ...]) -> None:
+def _begin(ctx: click.Context, assembly: Assembly, stages: tuple[str, ...], yes: bool) -> None:
     """A new run, from its first stage."""
     from . import pipeline
     from . import plan as planning
@@ -157,13 +186,15 @@ def _begin(ctx: click.Context, assembly: Assembly, stages: tuple[str, ...]) -> N
     _writable()
     foreseen = planning.foresee(assembly)
     assembly.voice.say(planning.brief(foreseen))
+    _agreed(assembly, foreseen["teacher"], yes)
     run = pipeline.begin(assembly, foreseen)
     assembly.voice.say(f"Run {run.name} in {run.path}")
     _finish(assembly, run, stages)
 
 
-def _go_on(ctx: click.Context, where: str, overrides: tuple[str, ...], stages: tuple[str, ...]) -> None:
+def _go_on(ctx: click.Context, where: str, overrides: tuple[str, ...], stages: tuple[str, ...], yes: bool) -> None:
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
+    from . import plan as planning
     from . import recipe as recipes
     from . import runs
 
@@ -172,7 +203,22 @@ def _go_on(ctx: click.Context, where: str, overrides: tuple[str, ...], stages: t
     assembly = _assembly(ctx, chosen)
     _writable()
     assembly.voice.say(f"Run {run.name} in {run.path}")
+    if "label" in stages:
+        _agreed(assembly, planning.teaching(assembly), yes)
     _finish(assembly, run, stages)
+
+
+def _agreed(assembly: Assembly, teaching: dict[str, Any] | None, yes: bool) -> None:
+    """Before money is spent: is there a key, and does the user agree? Without a terminal only --yes does."""
+    from . import plan as planning
+
+    asking = planning.spending(assembly, teaching)
+    if asking is None or yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(asking, "Say --yes if that is all right; teacher.max_usd sets a limit.")
+    if not click.confirm(f"{asking}. Go on?", err=True):
+        raise UsageError("nothing was asked", "A limit can be set: teacher.max_usd.")
 
 
 def _finish(assembly: Assembly, run: Run, stages: tuple[str, ...]) -> None:
@@ -373,7 +419,7 @@ def _assembly(ctx: click.Context, recipe: Recipe) -> Assembly:
     speaker = voice()
     if warning := blas.load().warning:
         speaker.warn(warning)
-    return Assembly(checked, current(), speaker)
+    return Assembly(checked, current(), speaker, ctx.obj.get("manner"))
 
 
 def _is_run(where: str) -> bool:

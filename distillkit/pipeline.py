@@ -16,9 +16,11 @@ from .assembly import Assembly
 from .errors import DistillkitError, Interrupted, LimitReached
 from .files import write_json, write_lines, write_text
 from .judging import protocol, sampling
-from .records import Sample
-from .roles import Tracker
+from .records import Request, Sample
+from .roles import Teacher, Tracker
 from .runs import Run
+from .tables import TeacherTable
+from .teachers.label import Labelled
 from .teachers.label import label as ask
 
 if TYPE_CHECKING:
@@ -58,15 +60,34 @@ class Pipeline:
         facts = {"provider": table.provider, "model": table.options.get("model"), "signal": self._signal()}
         if requests:
             self._fewer_prompts(len(requests), table.prompts * table.repeats)
-            self.voice.say(f"Asking {table.provider} for {len(requests)} answers.")
-            with self.parts.cache() as cache:
-                labelled = ask(teacher, requests, cache, concurrency=table.concurrency, voice=self.voice)
-            self.voice.say(f"  {labelled.asked} asked, {labelled.cached} from the cache")
-            rows = zip(requests, labelled.keys, strict=True)
-            write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key in rows])
+            labelled = self._labelled(table, teacher, requests)
+            if "shard" in self.parts.manner:  # one share of several teaches nobody yet
+                return
+            rows = labelled.answered
+            write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
             self.parts.pack(labelled, self._packed)
             facts |= self._asked(labelled.counts)
         self.run.record(teacher=facts)
+
+    def _labelled(self, table: TeacherTable, teacher: Teacher, requests: list[Request]) -> Labelled:
+        """The answers to requests; what they cost is recorded even when it ends badly."""
+        terms = self.parts.terms(table, spent=self.run.info.get("spent", {}))
+        self.voice.say(f"Asking {table.provider} for {len(requests)} answers.")
+        done = Labelled([], [])
+        try:
+            with self.parts.cache() as cache:
+                ask(teacher, requests, cache, terms=terms, voice=self.voice, done=done)
+        finally:
+            if done.spent:
+                self.run.record(spent=done.spent)
+        self.voice.say(f"  {done.asked} asked, {done.cached} from the cache")
+        if done.refused:
+            self._warn(
+                f"{done.refused} of {len(done.requests)} requests were refused or answered by nothing; "
+                "if the teacher thinks before it writes, raise teacher.max_tokens. "
+                "Ask them again: distillkit label --retry-refused"
+            )
+        return done
 
     def train(self) -> None:
         """Train the student to its last step, from its last checkpoint if there is one."""
@@ -109,7 +130,7 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------ helpers
 
-    def _asked(self, counts: dict[str, int]) -> dict[str, int]:
+    def _asked(self, counts: dict[str, Any]) -> dict[str, Any]:
         """The counts of a label stage, with what earlier sittings of this run had asked."""
         before = (self.run.info.get("teacher") or {}).get("asked", 0)
         asked = min(counts["asked"] + before, counts["prompts"])
@@ -156,13 +177,15 @@ class Pipeline:
 
         def asker(requests: Any) -> Any:
             with self.parts.cache() as cache:
-                return ask(teacher, requests, cache, concurrency=table.concurrency, voice=self.voice).answers
+                return ask(
+                    teacher, requests, cache, terms=self.parts.terms(table, shard=None), voice=self.voice
+                ).replies
 
         return replace(subject, asker=asker)
 
     def _fewer_prompts(self, got: int, wanted: int) -> None:
         if got < wanted:
-            self._warn(f"the corpus has documents for {got} of the {wanted} requests of the recipe")
+            self._warn(f"there are prompts for {got} of the {wanted} requests of the recipe")
 
     def _warn_of_epochs(self, epochs: float) -> None:
         if epochs >= MANY_EPOCHS:
@@ -196,8 +219,9 @@ class Pipeline:
             self.run.record(status="interrupted")
             told = error.message if isinstance(error, Interrupted) else "interrupted; the last checkpoint is kept"
             raise Interrupted(told, f"Go on: distillkit run {self.run.path} --resume") from error
-        except LimitReached:
+        except LimitReached as error:
             self.run.record(status="stopped")
+            error.hint = f"{error.hint}\n  Go on: distillkit run {self.run.path} --resume".strip()
             raise
         except DistillkitError as error:
             self.run.record(status="failed", error=error.message)

@@ -77,8 +77,41 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Price:
+    """What a million tokens cost, in US dollars."""
+
+    input: float
+    output: float
+
+    def of(self, usage: Usage) -> float:
+        """What this many tokens cost."""
+        return (usage.prompt_tokens * self.input + usage.completion_tokens * self.output) / 1e6
+
+
+MINUTE, DAY = 60.0, 86400.0
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a provider allows: so many requests or tokens in a span of seconds, and what is left of them."""
+
+    of: str
+    span: float
+    limit: float
+    remaining: float | None = None
+    reset: float | None = None
+
+
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
 class Answer:
-    """What a teacher said. `finish` is "stop" when it ended by itself, "length" when it was cut."""
+    """What a teacher said. `finish` is "stop" when it ended by itself, "length" when it was cut.
+
+    "content_filter" says that the teacher held it back. The host writes "refused" when asking again did not
+    help: such a record says that there is no answer, and is never given out as one.
+    """
 
     text: str
     tokens: tuple[Token, ...] = ()

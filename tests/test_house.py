@@ -41,8 +41,8 @@ TOOLBOXES = ("distillkit.teachers.chat", "distillkit.student", "distillkit.data"
 HEAVY = {"mlx", "numpy", "pandas", "openai", "groq", "pydantic", "tiktoken", "matplotlib"}
 
 DOOR = """
-    Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Request Sample Source Student
-    Subject Teacher TeacherError Token Tracker Usage UsageError hookimpl
+    Allowance Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Price Request Sample
+    SlowDown Source Student Subject Teacher TeacherError Token Tracker TryAgain Usage UsageError hookimpl
 """
 
 PROMISED = """
