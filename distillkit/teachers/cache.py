@@ -11,26 +11,41 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptError, DistillkitError
 from ..files import digest
 from ..records import Answer, Request
+from .claims import LEASE, Claims
 
 FORMAT = 1
 NO_FILES = 1 << 40  # bytes from which diskcache would put a value in a file of its own
+AT_ONCE = 500  # rows of one query
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what damaged JSON leads to
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it lies there, whatever it holds. `text` is None where it is not text, and was not read."""
+
+    number: int
+    key: str
+    text: str | None
 
 
 class Cache:
     """Answers under the digest of what was asked of whom."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lease: float = LEASE) -> None:
         import diskcache
 
         self.folder = folder.absolute()
+        self._lease = lease
+        self._claims: Claims | None = None
         with self._said("opened"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chmod(self.folder, 0o700)  # noqa: PTH101 - answers may be private
@@ -42,19 +57,40 @@ class Cache:
                 cull_limit=0,
             )
 
+    # ------------------------------------------------------------------------------------------ answers
+
     def get(self, key: str) -> Answer | None:
         """The answer under a key, or None."""
-        with self._said("read"):
-            text = self._rows.get(key)
-        if text is None:
-            return None
-        try:
-            return Answer.from_json(json.loads(text)["answer"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CorruptError(
-                f"the cached answer {key[:12]} in {self.folder} is damaged: {type(error).__name__}: {error}",
-                "Move that folder away to ask everything again.",
-            ) from error
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Answer]:
+        """Those answers that are there, by their keys. A refusal is not an answer."""
+        found = {}
+        for key, text in self._texts(keys):
+            try:
+                row = json.loads(text)
+                if "refused" not in row:
+                    found[key] = Answer.from_json(row["answer"])
+            except DAMAGE as error:
+                raise CorruptError(
+                    f"the cached answer {key[:12]} in {self.folder} is damaged: {type(error).__name__}: {error}",
+                    "Ask for it again: distillkit cache verify --repair",
+                ) from error
+        return found
+
+    def _texts(self, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """What is stored under keys: many rows with one query, none of them unpickled."""
+        keys = list(keys)
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            query = (
+                "SELECT key, mode, filename, value FROM Cache WHERE raw = 1"
+                f" AND key IN ({', '.join('?' * len(some))}) AND (expire_time IS NULL OR expire_time > ?)"
+            )
+            with self._said("read"):
+                rows = self._rows._sql(query, (*some, time.time())).fetchall()
+            for key, mode, filename, value in rows:
+                yield key, self._rows.disk.fetch(mode, filename, value, False)
 
     def put(self, key: str, asked: dict[str, Any], answer: Answer) -> None:
         """Keep an answer, with what was asked and when; as ASCII, which holds even half an emoji."""
@@ -70,10 +106,74 @@ class Cache:
         with self._said("read"):
             return len(self._rows)
 
+    # ------------------------------------------------------------------------------------------ claims
+
+    def claim(self, keys: Iterable[str]) -> set[str]:
+        """Those keys that nobody else is asking for: they are this cache's own until it frees them or dies.
+
+        Look into the cache after claiming: another process may have answered and freed them just before.
+        """
+        with self._said("written"):
+            if self._claims is None:
+                self._claims = Claims(self._rows, self._lease)
+            return self._claims.claim(keys)
+
+    def free(self) -> None:
+        """Give up all claims."""
+        if self._claims is not None:
+            self._claims.close()
+            self._claims = None
+
+    # ------------------------------------------------------------------------------------------ upkeep
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, sound or not, of the moment when the first is read; others may go on writing."""
+        query = (
+            "SELECT rowid, raw, mode, CAST(key AS TEXT), typeof(value), value FROM Cache"
+            " WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        )
+        last = -1 << 63
+        with self.snapshot():
+            while rows := self._rows._sql(query, (last, AT_ONCE)).fetchall():
+                last = rows[-1][0]
+                for number, raw, mode, key, kind, value in rows:
+                    readable = raw == 1 and mode == 1 and kind == "text"
+                    yield Row(number, key if raw == 1 else "(not text)", value if readable else None)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read inside is of one moment. Nothing may be written inside."""
+        with self._said("read"):
+            if self._rows._con.in_transaction:
+                yield
+                return
+            self._rows._sql("BEGIN")
+            try:
+                self._rows._sql("SELECT count(*) FROM Settings").fetchall()  # the moment is that of the first look
+                yield
+            finally:
+                self._rows._sql("COMMIT")
+
+    def drop(self, rows: Iterable[Row]) -> int:
+        """Remove rows, unless they have changed since they were read; how many were removed."""
+        with self._said("written"), self._rows.transact():
+            return sum(
+                self._rows._sql("DELETE FROM Cache WHERE rowid = ? AND value IS ?", (row.number, row.text)).rowcount
+                if row.text is not None
+                else self._rows._sql("DELETE FROM Cache WHERE rowid = ?", (row.number,)).rowcount
+                for row in rows
+            )
+
+    def add(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> int:
+        """Keep rows of other caches under keys that are new here; how many were. Nothing is overwritten."""
+        with self._said("written"), self._rows.transact():
+            return sum(self._rows.add(key, json.dumps(row)) for key, row in rows)
+
     def __enter__(self) -> Cache:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        self.free()
         self._rows.close()
 
     @contextmanager

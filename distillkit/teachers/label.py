@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from ..progress import Voice
 from ..records import Answer, Request
 from ..roles import Teacher
 from .cache import Cache, asked, key_of
+
+PAUSE = 0.25  # seconds between two looks at what another process has answered
 
 
 @dataclass
@@ -63,24 +66,44 @@ def label(
     whats = _asked(teacher, requests)
     done = Labelled(list(requests), [key_of(what) for what in whats])
     wanted = dict(zip(done.keys, zip(requests, whats, strict=True), strict=True))
-    found = {key: answer for key in wanted if (answer := cache.get(key)) is not None}
+    found = cache.get_many(wanted)
     waiting = {key: request for key, (request, _) in wanted.items() if key not in found}
-    done.cached = len(requests) - len(waiting)
+    due, before = len(waiting), len(found)
     try:
-        with closing(_ask(teacher, waiting, concurrency)) as answers:
-            for key, answer in answers:
-                cache.put(key, wanted[key][1], answer)
-                found[key] = answer
-                done.asked += 1
-                voice.progress(f"  {done.asked}/{len(waiting)} answers", last=done.asked == len(waiting))
+        for mine in _shares(cache, waiting, found, voice):
+            with closing(_ask(teacher, mine, concurrency)) as answers:
+                for key, answer in answers:
+                    cache.put(key, wanted[key][1], answer)
+                    found[key] = answer
+                    done.asked += 1
+                    voice.progress(f"  {len(found) - before}/{due} answers", last=len(found) - before == due)
     except KeyboardInterrupt as error:
-        raise Interrupted(f"stopped after {done.asked} of {len(waiting)} answers; they are kept") from error
+        raise Interrupted(f"stopped after {done.asked} of {due} answers; they are kept") from error
     except DistillkitError as error:
-        kept = f"{done.asked} of {len(waiting)} answers are kept; asking again asks only for the others."
+        kept = f"{done.asked} of {due} answers are kept; asking again asks only for the others."
         error.hint = f"{error.hint} {kept}".strip()
         raise
+    finally:
+        cache.free()
+    done.cached = len(requests) - done.asked
     done.answers = [found[key] for key in done.keys]
     return done
+
+
+def _shares(
+    cache: Cache, waiting: dict[str, Request], found: dict[str, Answer], voice: Voice
+) -> Iterator[dict[str, Request]]:
+    """What this process is to ask for: all that no other one is asking for. What others ask for is waited for."""
+    while waiting:
+        claimed = cache.claim(waiting)
+        found |= cache.get_many(waiting)  # after claiming: others may have answered just before
+        mine = {key: request for key, request in waiting.items() if key in claimed and key not in found}
+        if mine:
+            yield mine
+        waiting = {key: request for key, request in waiting.items() if key not in found}
+        if waiting and not mine:
+            voice.progress(f"  waiting for {len(waiting)} answers that another process is asking for")
+            time.sleep(PAUSE)
 
 
 def known(teacher: Teacher, requests: Sequence[Request], cache: Cache) -> int:
