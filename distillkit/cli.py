@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from . import __version__
+from . import __version__, cache_commands
 from .errors import DistillkitError, UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def cli(ctx: click.Context, plugins: tuple[str, ...], debug: bool) -> None:
 
     RECIPE is a path or a bundled recipe's name. RUN is a folder, recipe/number, a recipe's name, or `latest`.
     """
-    ctx.obj = {"plugins": plugins, "debug": debug}
+    ctx.obj = {"plugins": plugins, "debug": debug, "assembly": lambda spec: _assembly(ctx, _load(spec, ()))}
 
 
 recipe_option = click.option(
@@ -315,6 +315,9 @@ def show(name: str, overrides: tuple[str, ...]) -> None:
 def schema(ctx: click.Context) -> None:
     """Print the JSON Schema of recipes, with the options of all plugins."""
     click.echo(json.dumps(_plugins(ctx).schema(), indent=2))
+
+
+cli.add_command(cache_commands.cache)
 
 
 @cli.command()

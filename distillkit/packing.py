@@ -17,7 +17,6 @@ Row = tuple[bytes, float, Sequence[tuple[bytes, float]]]
 
 FIELDS = {"pieces", "lengths", "ids", "alternatives", "logprobs"}
 WHOLE = (("B", 1 << 8), ("H", 1 << 16), ("I", 1 << 32))  # how an array's letter says what its numbers hold
-SIZES = {"B": 1, "H": 2, "I": 4, "f": 4, "d": 8}
 
 
 def pack(rows: Iterable[Row]) -> dict[str, str]:
@@ -40,21 +39,26 @@ def pack(rows: Iterable[Row]) -> dict[str, str]:
 
 def unpack(packed: dict[str, str]) -> Iterator[Row]:
     """The inverse of `pack`; a ValueError says what does not fit together."""
-    whole = a2b_base64(packed["pieces"], strict_mode=True)
-    ends = [0, *accumulate(_numbers(packed["lengths"]))]
-    ids, logprobs = _numbers(packed["ids"]), _numbers(packed["logprobs"]).tolist()
-    alternatives = _numbers(packed["alternatives"])
-    if not len(ids) == len(logprobs) == sum(alternatives) + len(alternatives) or ends[-1] != len(whole):
-        raise ValueError("packed tokens are of different lengths")
-    table = [whole[begin:end] for begin, end in pairwise(ends)]
-    if ids and max(ids) >= len(table):
-        raise ValueError("packed tokens name a piece that is not there")
-    pieces = [table[i] for i in ids]
+    table, ids, alternatives, logprobs = checked(packed)
+    pieces, numbers = [table[i] for i in ids], logprobs.tolist()
     at = 0
     for count in alternatives:
         end = at + 1 + count
-        yield pieces[at], logprobs[at], tuple(zip(pieces[at + 1 : end], logprobs[at + 1 : end], strict=True))
+        yield pieces[at], numbers[at], tuple(zip(pieces[at + 1 : end], numbers[at + 1 : end], strict=True))
         at = end
+
+
+def checked(packed: dict[str, str]) -> tuple[list[bytes], array[int], array[int], array[float]]:
+    """The pieces, which of them stand where, how many alternatives each token has, and the log-probabilities."""
+    whole = a2b_base64(packed["pieces"], strict_mode=True)
+    ends = [0, *accumulate(_numbers(packed["lengths"], "BHI"))]
+    ids, logprobs = _numbers(packed["ids"], "BHI"), _numbers(packed["logprobs"], "fd")
+    alternatives = _numbers(packed["alternatives"], "BHI")
+    if not len(ids) == len(logprobs) == sum(alternatives) + len(alternatives) or ends[-1] != len(whole):
+        raise ValueError("packed tokens are of different lengths")
+    if ids and max(ids) >= len(ends) - 1:
+        raise ValueError("packed tokens name a piece that is not there")
+    return [whole[begin:end] for begin, end in pairwise(ends)], ids, alternatives, logprobs
 
 
 def is_packed(value: Any) -> bool:
@@ -78,10 +82,10 @@ def _text(numbers: array[Any]) -> str:
     return numbers.typecode + _base64(_little(numbers).tobytes())
 
 
-def _numbers(text: str) -> array[Any]:
+def _numbers(text: str, kinds: str) -> array[Any]:
     """An array of its letter and base64."""
     letter = text[:1]
-    if letter not in SIZES or array(letter).itemsize != SIZES[letter]:
+    if not letter or letter not in kinds:
         raise ValueError(f"packed numbers of an unknown kind, {letter!r}")
     numbers = array(letter)
     numbers.frombytes(a2b_base64(text[1:], strict_mode=True))

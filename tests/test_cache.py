@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
+import os
 import pickle
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,11 +21,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_teachers import ANSWERS, Counting, full_answer, plant, prompts
+from test_teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
 
-from distillkit.errors import CorruptError, DistillkitError
+from distillkit.errors import CorruptError, DistillkitError, UsageError
 from distillkit.packing import pack, unpack
 from distillkit.records import Answer, Request, Token, Usage
+from distillkit.teachers import archive, explain, upkeep
 from distillkit.teachers.cache import Cache, asked, key_of
 from distillkit.teachers.label import known, label
 
@@ -87,10 +91,6 @@ def test_rows_as_the_first_version_kept_them_are_still_read(cache: Cache) -> Non
     old = {"asked": {}, "answer": {**answer.to_json(), "tokens": rows}, "time": 1.5}
     plant(cache.folder, key="old", raw=1, mode=1, value=json.dumps(old))
     assert cache.get("old") == answer
-
-
-def spoil(packed: dict[str, str], **fields: str) -> dict[str, str]:
-    return {**packed, **fields}
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ LABELLER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_teachers import Counting, Sleeping, prompts
+from test_teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
 from distillkit.teachers.cache import Cache
 from distillkit.teachers.label import label
 
@@ -331,3 +331,379 @@ def test_a_failure_frees_what_was_claimed(tmp_path: Path) -> None:
         began = time.monotonic()
         assert label(Counting(), prompts(5), two).asked == 3
         assert time.monotonic() - began < 5
+
+
+# ---------------------------------------------------------------------------------------------------- upkeep
+
+BAD = {
+    "not JSON": "{",
+    "no row": "[]",
+    "nothing asked": json.dumps({"answer": Answer("a").to_json(), "time": 1}),
+    "half an answer": json.dumps({"asked": {}, "answer": {"text": "a"}, "time": 1}),
+    "another key's": json.dumps({"asked": {}, "answer": Answer("a").to_json(), "time": 1}),
+    "no time": json.dumps({"asked": {}, "answer": Answer("a").to_json(), "time": "now"}),
+    "never": json.dumps({"asked": {}, "answer": Answer("a").to_json(), "time": float("nan")}),
+    "text that is none": json.dumps({"asked": {}, "answer": {**Answer("a").to_json(), "text": 7}, "time": 1}),
+    "deep": "[" * 100_000,
+}
+
+
+def spoil(cache: Cache, ran: Path) -> list[str]:
+    """Every kind of damaged row, code too; their keys."""
+    for key, text in BAD.items():
+        plant(cache.folder, key=key, raw=1, mode=1, value=text)
+    plant(cache.folder, key="pickled", raw=1, mode=4, value=pickle.dumps(Bomb(ran)))
+    plant(cache.folder, key="bytes", raw=1, mode=1, value=b"{}")
+    plant(cache.folder, key=b"\x80code", raw=0, mode=1, value="{}")
+    cache._rows._sql("INSERT INTO Cache (key, raw, mode, value) VALUES ('no text', 1, 1, CAST(x'80ff' AS TEXT))")
+    packed = {**Answer("a").to_json(), "tokens": {**pack([(b"a", -1.0, ())]), "ids": "BCQ=="}}
+    what = asked("p", {}, Request("r", prompt="packed badly"))
+    cache.add([(key_of(what), {"asked": what, "answer": packed, "time": 1})])
+    return [*BAD, "pickled", "bytes", "\\x80code", "no text", key_of(what)]
+
+
+def test_verify_names_what_is_damaged_and_repair_drops_nothing_else(cache: Cache, tmp_path: Path) -> None:
+    good = [keep(cache, full_answer(f"answer {i}"), i) for i in range(3)]
+    refused = asked("p", {}, Request("r", prompt="refused"))
+    cache.add([(key_of(refused), {"asked": refused, "refused": "filtered", "time": 1})])
+    assert upkeep.verify(cache)["damaged"] == []
+    bad = spoil(cache, tmp_path / "ran")
+    found = upkeep.verify(cache)
+    assert [row["key"] for row in found["damaged"]] == bad
+    assert all(row["fault"] for row in found["damaged"])
+    assert (found["rows"], found["dropped"]) == (4 + len(bad), 0)
+    assert upkeep.verify(cache, repair=True)["dropped"] == len(bad)
+    assert upkeep.verify(cache)["rows"] == len(cache) == 4
+    assert len(cache.get_many(good)) == 3
+    assert not (tmp_path / "ran").exists()
+    assert cache._rows.check() == []
+
+
+def test_a_row_that_was_written_again_is_not_dropped(cache: Cache) -> None:
+    key = keep(cache, Answer("one"))
+    rows = list(cache.rows())
+    keep(cache, Answer("two"))
+    assert cache.drop(rows) == 0
+    assert cache.get(key) == Answer("two")
+
+
+def test_stats_count_by_provider_and_model(cache: Cache, tmp_path: Path) -> None:
+    usage = Usage(10, 5)
+    keep(cache, Answer("a", usage=usage), 0)
+    keep(cache, Answer("a", usage=usage, finish="length"), 1)
+    keep(cache, Answer("a", model="by itself"), 2, provider="q", model=None)
+    refused = asked("p", {"model": "m"}, Request("r", prompt="refused"))
+    probe = {"provider": "p", "probe": True}
+    cache.add([(key_of(refused), {"asked": refused, "refused": "filtered", "time": 5.0})])
+    cache.add([(key_of(probe), {"asked": probe, "probe": {}, "time": 5.0})])
+    bad = len(spoil(cache, tmp_path / "ran")) - 5  # of which some say who was asked
+    found = upkeep.stats(cache)
+    rows = {(row["provider"], row["model"]): row for row in found["by"]}
+    row = rows["p", "m"]
+    assert (row["answers"], row["refused"], row["truncated"]) == (2, 1, 1)
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (20, 10)
+    assert row["oldest"] == "1970-01-01T00:00:05Z"
+    assert row["newest"] > "2020"
+    assert rows["q", "by itself"]["answers"] == 1
+    assert rows["p", ""]["other"] == 1
+    assert found["damaged"] >= bad
+    assert found["bytes"] > 100
+
+
+def test_prune_drops_what_all_its_conditions_name(cache: Cache) -> None:
+    keep(cache, Answer("a"), 0)
+    keep(cache, Answer("a", model="m-2026"), 1)
+    keep(cache, Answer("a"), 2, provider="q")
+    what = asked("p", {"model": "m"}, Request("r", prompt="long ago"))
+    cache.add([(key_of(what), {"asked": what, "answer": Answer("a").to_json(), "time": time.time() - 40 * 86_400})])
+
+    def many(**conditions: str) -> int:
+        return len(list(upkeep.chosen(cache, **conditions)))
+
+    assert (many(provider="p"), many(provider="q"), many(model="m"), many(model="m-2026")) == (3, 1, 4, 1)
+    assert many(older_than="30d") == many(older_than="1w", provider="p") == 1
+    assert many(older_than="30d", provider="q") == 0
+    assert cache.drop(upkeep.chosen(cache, older_than="6w")) == 0
+    assert cache.drop(list(upkeep.chosen(cache, older_than="960h"))) == 1
+    assert len(cache) == 3
+    with pytest.raises(UsageError, match="nothing says what to drop"):
+        many()
+    for age in ("30", "d", "30 d", "-1d", "3m"):
+        with pytest.raises(UsageError, match="is no age"):
+            many(older_than=age)
+
+
+# --------------------------------------------------------------------------------------------------- archives
+
+ENDINGS = [".jsonl", ".jsonl.gz", pytest.param(".jsonl.zst", marks=pytest.mark.peer)]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_answers_travel_in_a_file_and_nothing_is_overwritten(tmp_path: Path, ending: str, peer: Any) -> None:
+    if ending.endswith("zst"):
+        peer("zstandard")
+    file = tmp_path / f"answers{ending}"
+    with Cache(tmp_path / "from") as one, Cache(tmp_path / "to") as two:
+        kept = {key: one.get(key) for key in [keep(one, full_answer(f"answer {i}"), i) for i in range(5)]}
+        refused = asked("p", {"model": "m"}, Request("r", prompt="refused"))
+        one.add([(key_of(refused), {"asked": refused, "refused": "filtered", "time": 1})])
+        spoil(one, tmp_path / "ran")
+        before = {row.key: row.text for row in one.rows() if row.key in kept}
+        header = archive.export(one, file, "CC0")
+        assert (header["rows"], header["left_out"], header["licence"]) == (6, len(BAD) + 5, "CC0")
+        assert header["sources"] == [
+            {"provider": "p", "model": "m", "kind": "answer", "rows": 5},
+            {"provider": "p", "model": "m", "kind": "refused", "rows": 1},
+        ]
+        mine = keep(two, Answer("mine, and first"), 0)
+        found = archive.bring(two, file)
+        assert (found["rows"], found["new"], found["known"]) == (6, 5, 1)
+        assert two.get(mine) == Answer("mine, and first")
+        assert {key: two.get(key) for key in kept if key != mine} == {k: v for k, v in kept.items() if k != mine}
+        assert {
+            row.key: row.text for row in two.rows() if row.key in kept and row.key != mine
+        }.items() <= before.items()
+        assert archive.bring(two, file)["new"] == 0
+        assert upkeep.verify(two)["damaged"] == []
+    assert not (tmp_path / "ran").exists()
+    assert not list(tmp_path.glob(".*part"))
+
+
+def exported(tmp_path: Path, count: int = 3) -> list[bytes]:
+    """The lines of an export."""
+    with Cache(tmp_path / "from") as cache:
+        for i in range(count):
+            keep(cache, full_answer(f"answer {i}"), i)
+        archive.export(cache, tmp_path / "whole.jsonl")
+    return (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+
+
+SPOILT: dict[str, Any] = {
+    "empty": lambda lines: b"",
+    "a pickle": lambda lines: pickle.dumps({"format": "distillkit-answers"}),
+    "no header": lambda lines: b"".join(lines[1:]),
+    "a header of tomorrow": lambda lines: b"".join([lines[0].replace(b'"version": 1', b'"version": 2'), *lines[1:]]),
+    "a row too few": lambda lines: b"".join(lines[:-1]),
+    "a row too many": lambda lines: b"".join([*lines, lines[-1]]),
+    "half a row": lambda lines: b"".join(lines)[:-40],
+    "another answer's key": lambda lines: b"".join([*lines[:2], lines[2].replace(b"prompt 1", b"prompt 7"), lines[3]]),
+    "no key": lambda lines: b"".join([*lines[:3], b'{"asked": {}}\n']),
+    "a list": lambda lines: b"".join([*lines[:3], b"[]\n"]),
+    "a pickled row": lambda lines: b"".join([*lines[:3], pickle.dumps("row") + b"\n"]),
+    "a deep row": lambda lines: b"".join([*lines[:3], b"[" * 200_000 + b"\n"]),
+    "half a gzip": lambda lines: gzip.compress(b"".join(lines))[:-20],
+    "a damaged gzip": lambda lines: gzip.compress(b"".join(lines))[:30] + b"damage" * 50,
+    "a bare zstd": lambda lines: b"\x28\xb5\x2f\xfd" + b"damage" * 50,
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_bad_file_leaves_the_cache_as_it_was(tmp_path: Path, cache: Cache, how: str, peer: Any) -> None:
+    if "zstd" in how:
+        peer("zstandard")
+    file = tmp_path / "spoilt.jsonl"
+    file.write_bytes(SPOILT[how](exported(tmp_path)))
+    with pytest.raises(CorruptError, match=r"spoilt\.jsonl"):
+        archive.bring(cache, file)
+    assert len(cache) == 0
+
+
+def test_a_line_without_end_is_refused_before_it_is_all_in_memory(
+    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "LONGEST_LINE", 10_000)
+    lines = exported(tmp_path, 1)
+    file = tmp_path / "long.jsonl.gz"
+    file.write_bytes(gzip.compress(lines[0] + b" " * 20_000 + lines[1]))
+    with pytest.raises(CorruptError, match="line 2 is longer than 10,000 bytes"):
+        archive.bring(cache, file)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_no_change_of_a_byte_brings_in_what_was_not_asked(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        content = bytearray(b"".join(exported(folder, 1)))
+        content[data.draw(st.integers(0, 10_000)) % len(content)] = data.draw(st.integers(0, 255))
+        (folder / "changed.jsonl").write_bytes(content)
+        with Cache(folder / "to") as cache:
+            with contextlib.suppress(CorruptError):
+                archive.bring(cache, folder / "changed.jsonl")
+            assert upkeep.verify(cache)["damaged"] == []
+
+
+def test_an_ending_that_nobody_knows_is_refused(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no known ending") as error:
+        archive.export(cache, tmp_path / "answers.zip")
+    assert ".jsonl.gz" in error.value.hint
+
+
+def test_what_is_written_during_an_export_is_not_half_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Cache(tmp_path / "cache") as one, Cache(tmp_path / "cache") as two:
+        keep(one, Answer("a"), 0)
+        counted = archive._header
+
+        def then_another(*given: Any) -> Any:
+            found = counted(*given)
+            keep(two, Answer("b"), 1)
+            return found
+
+        monkeypatch.setattr(archive, "_header", then_another)
+        archive.export(one, tmp_path / "a.jsonl")
+    with Cache(tmp_path / "to") as cache:
+        assert archive.bring(cache, tmp_path / "a.jsonl")["new"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------- explain
+
+
+def test_explain_names_the_fields_in_which_two_requests_differ(cache: Cache, tmp_path: Path) -> None:
+    one = asked("p", {"model": "m"}, Request("r", prompt="Once", stop=("a",)))
+    other = asked("p", {"model": "n"}, Request("r", prompt="Once", temperature=0.5, stop=("a", "b")))
+    cache.put(key_of(one), one, Answer("a"))
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    found = explain.pair(cache, key_of(one)[:10], str(tmp_path / "other.json"))
+    assert (found["one"]["key"], found["other"]["key"]) == (key_of(one), key_of(other))
+    assert [(row["field"], row["one"], row["other"]) for row in found["differences"]] == [
+        ("identity.model", "m", "n"),
+        ("request.stop.1", None, "b"),
+        ("request.temperature", 1.0, 0.5),
+    ]
+    assert explain.pair(cache, key_of(one), key_of(one))["differences"] == []
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-2, 2) | st.text("ab", max_size=2),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    ),
+    st.data(),
+)
+def test_there_is_a_difference_exactly_where_the_keys_differ(value: Any, data: st.DataObject) -> None:
+    other = data.draw(st.just(value) | st.lists(st.integers(0, 1), max_size=2))
+    assert bool(explain.differences({"a": value}, {"a": other})) == (key_of({"a": value}) != key_of({"a": other}))
+
+
+@pytest.mark.parametrize("spec", ["abc", "000000", "no/such/file.json"])
+def test_a_request_that_is_not_there_is_said(cache: Cache, spec: str) -> None:
+    with pytest.raises(UsageError, match="names no rows"):
+        explain.find(cache, spec)
+
+
+def test_long_texts_are_shown_where_they_part() -> None:
+    base = "Once upon a time there was a fox who lived by the river, and "
+    rows = explain.differences({"request.prompt": base + "slept."}, {"request.prompt": base + "ran."})
+    (line,) = explain.lines(rows)
+    assert "slept." in line
+    assert "ran." in line
+    assert "Once" not in line
+    assert "from character" in line
+
+
+def test_the_nearest_row_to_each_request_that_is_missing_is_found(cache: Cache) -> None:
+    teacher = Counting()
+    label(teacher, prompts(20, temperature=0.5), cache)
+    label(teacher, prompts(3), cache)
+    found = explain.missing(cache, teacher, prompts(22), show=18)
+    assert (found["requests"], found["cached"], found["missing"]) == (22, 3, 19)
+    assert found["differ_in"] == {"request.temperature": 17, "request.prompt": 2}
+    assert found["examples"][0]["differences"] == [{"field": "request.temperature", "one": 1.0, "other": 0.5}]
+    assert len(found["examples"]) == 18
+    assert explain.missing(cache, teacher, prompts(3))["examples"] == []
+
+
+# --------------------------------------------------------------------------------------------------- commands
+
+
+def command(home: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """The program itself, in a folder of its own."""
+    environment = {**os.environ, "DISTILLKIT_HOME": str(home), "COLUMNS": "100"}
+    run = [sys.executable, "-m", "distillkit", "cache", *words]
+    return subprocess.run(
+        run, capture_output=True, text=True, env=environment, cwd=home, timeout=100, check=False, **more
+    )
+
+
+def test_the_commands_of_the_cache_as_a_user_meets_them(tmp_path: Path) -> None:
+    with Cache(tmp_path / "cache" / "teachers") as cache:
+        keys = [keep(cache, Answer("a", usage=Usage(3, 4)), i) for i in range(3)]
+        keep(cache, Answer("a"), 0, provider="q")
+    said = command(tmp_path, "stats")
+    assert said.returncode == 0
+    assert "4 answers" in said.stdout.splitlines()[0]
+    assert json.loads(command(tmp_path, "stats", "--json").stdout)["prompt_tokens"] == 9
+    assert command(tmp_path, "verify").returncode == 0
+    assert command(tmp_path, "export", "a.jsonl.gz").returncode == 0
+    said = command(tmp_path, "prune", "--provider", "q", stdin=subprocess.DEVNULL)
+    assert (said.returncode, "--yes" in said.stderr) == (2, True)
+    assert "1 rows" in command(tmp_path, "prune", "--provider", "q", "--dry-run").stdout
+    assert json.loads(command(tmp_path, "prune", "--provider", "q", "--yes", "--json").stdout)["dropped"] == 1
+    assert "1 of 4 rows are new" in command(tmp_path, "import", "a.jsonl.gz").stdout
+    said = command(tmp_path, "explain", keys[0][:12], keys[1][:12])
+    assert said.stdout.splitlines()[-1] == 'request.prompt  "prompt 0"  |  "prompt 1"'
+    plant(tmp_path / "cache" / "teachers", key="bad", raw=1, mode=1, value="{")
+    said = command(tmp_path, "verify")
+    assert (said.returncode, "bad" in said.stdout, "--repair" in said.stderr) == (1, True, True)
+    assert command(tmp_path, "verify", "--repair").returncode == 0
+    assert command(tmp_path, "verify").returncode == 0
+
+
+ASKING = """
+name = "asking"
+[data]
+source = "tales"
+stories = 80
+held_out = 0.2
+[tokenizer]
+vocab_size = 300
+[student]
+layers = 1
+heads = 2
+width = 16
+context = 16
+[teacher]
+provider = "checkpoint"
+prompts = 3
+prompt_tokens = 4
+max_tokens = 6
+"""
+
+
+def test_explain_says_what_of_a_recipe_is_not_there_and_why(tmp_path: Path) -> None:
+    (tmp_path / "asking.toml").write_text(ASKING)
+    said = command(tmp_path, "explain", "asking.toml")
+    assert (said.returncode, said.stdout.splitlines()[0]) == (0, "0 of 3 requests are in the cache, 3 are not.")
+    environment = {**os.environ, "DISTILLKIT_HOME": str(tmp_path)}
+    run = [sys.executable, "-m", "distillkit", "label", "asking.toml"]
+    assert (
+        subprocess.run(run, env=environment, cwd=tmp_path, capture_output=True, timeout=100, check=False).returncode
+        == 0
+    )
+    assert "3 of 3 requests" in command(tmp_path, "explain", "asking.toml").stdout
+    (tmp_path / "asking.toml").write_text(ASKING + "temperature = 0.5\n")
+    found = json.loads(command(tmp_path, "explain", "asking.toml", "--json").stdout)
+    assert found["differ_in"] == {"request.temperature": 3}
+
+
+WITHOUT = """
+import sys
+sys.modules["zstandard"] = None
+from pathlib import Path
+from distillkit.errors import UsageError
+from distillkit.teachers import archive
+from distillkit.teachers.cache import Cache
+with Cache(Path("cache")) as cache:
+    try:
+        archive.export(cache, Path("a.jsonl.zst"))
+    except UsageError as error:
+        print(error)
+"""
+
+
+def test_without_zstandard_it_is_said_what_to_install(tmp_path: Path) -> None:
+    run = [sys.executable, "-c", WITHOUT]
+    said = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True).stdout
+    assert "distillkit[zstd]" in said
+    assert not (tmp_path / "a.jsonl.zst").exists()

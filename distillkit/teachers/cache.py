@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ class Row:
     number: int
     key: str
     text: str | None
+    stored: float | None = None
+    bytes: int = 0
+
+    def empty(self) -> Row:
+        """The same without its text, for whoever keeps many."""
+        return replace(self, text=None)
 
 
 class Cache:
@@ -128,41 +134,51 @@ class Cache:
 
     def rows(self) -> Iterator[Row]:
         """Every row, sound or not, of the moment when the first is read; others may go on writing."""
-        query = (
-            "SELECT rowid, raw, mode, CAST(key AS TEXT), typeof(value), value FROM Cache"
-            " WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        query = (  # as bytes: SQLite takes any for text
+            "SELECT rowid, raw = 1 AND mode = 1 AND typeof(value) = 'text' AND typeof(key) = 'text',"
+            " CAST(key AS BLOB), CAST(value AS BLOB), store_time FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?"
         )
         last = -1 << 63
         with self.snapshot():
-            while rows := self._rows._sql(query, (last, AT_ONCE)).fetchall():
+            while rows := self._page(query, last):
                 last = rows[-1][0]
-                for number, raw, mode, key, kind, value in rows:
-                    readable = raw == 1 and mode == 1 and kind == "text"
-                    yield Row(number, key if raw == 1 else "(not text)", value if readable else None)
+                for number, readable, key, value, stored in rows:
+                    yield Row(number, _name(key), _text(value) if readable else None, stored, len(value or b""))
+
+    def _page(self, query: str, last: int) -> list[Any]:
+        with self._said("read"):
+            return self._rows._sql(query, (last, AT_ONCE)).fetchall()  # type: ignore[no-any-return]
+
+    def starting(self, prefix: str) -> list[str]:
+        """The keys that begin so."""
+        query = "SELECT key FROM Cache WHERE raw = 1 AND substr(key, 1, ?) = ? ORDER BY key"
+        with self._said("read"):
+            return [key for (key,) in self._rows._sql(query, (len(prefix), prefix)).fetchall()]
+
+    def text(self, key: str) -> str | None:
+        """What is stored under a key, as it stands there."""
+        return dict(self._texts([key])).get(key)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """What is read inside is of one moment. Nothing may be written inside."""
+        if self._rows._con.in_transaction:
+            yield
+            return
         with self._said("read"):
-            if self._rows._con.in_transaction:
-                yield
-                return
             self._rows._sql("BEGIN")
-            try:
+        try:
+            with self._said("read"):
                 self._rows._sql("SELECT count(*) FROM Settings").fetchall()  # the moment is that of the first look
-                yield
-            finally:
-                self._rows._sql("COMMIT")
+            yield
+        finally:
+            self._rows._sql("COMMIT")
 
     def drop(self, rows: Iterable[Row]) -> int:
-        """Remove rows, unless they have changed since they were read; how many were removed."""
+        """Remove rows, unless they were written again since they were read; how many were removed."""
+        query = "DELETE FROM Cache WHERE rowid = ? AND store_time IS ?"
         with self._said("written"), self._rows.transact():
-            return sum(
-                self._rows._sql("DELETE FROM Cache WHERE rowid = ? AND value IS ?", (row.number, row.text)).rowcount
-                if row.text is not None
-                else self._rows._sql("DELETE FROM Cache WHERE rowid = ?", (row.number,)).rowcount
-                for row in rows
-            )
+            return sum(self._rows._sql(query, (row.number, row.stored)).rowcount for row in rows)
 
     def add(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> int:
         """Keep rows of other caches under keys that are new here; how many were. Nothing is overwritten."""
@@ -204,6 +220,20 @@ def asked(provider: str, identity: Any, request: Request) -> dict[str, Any]:
 def key_of(what: dict[str, Any]) -> str:
     """The key of what was asked."""
     return digest(what)
+
+
+def _text(value: bytes) -> str | None:
+    """Bytes as text, if they are."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _name(key: bytes | None) -> str:
+    """A key as it can be shown."""
+    text = (key or b"").decode("ascii", "backslashreplace")
+    return text if text.isprintable() else ascii(text)
 
 
 def _text_disk() -> Any:
