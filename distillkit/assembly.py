@@ -23,7 +23,7 @@ from .records import Request
 from .roles import Judge, Mixer, Source, Student, Teacher, Tracker
 from .runs import cache_folder
 from .teachers.cache import Cache
-from .teachers.label import Labelled
+from .teachers.label import Labelled, keys_of, label
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -36,6 +36,7 @@ class Assembly:
 
     def __init__(self, recipe: Recipe, plugins: Plugins, voice: Voice | None = None) -> None:
         self.recipe, self.plugins, self.voice = recipe, plugins, voice or Voice()
+        self.in_batches = self.waits = False  # how the teacher is asked: the command line may say otherwise
 
     def _build(self, role: str, name: str, options: Mapping[str, Any], table: str) -> Any:
         recipe = self.recipe
@@ -134,6 +135,17 @@ class Assembly:
     def cache(self) -> Cache:
         """Where answers are kept."""
         return Cache(cache_folder() / "teachers")
+
+    def ask(self, teacher: Teacher, requests: list[Request], concurrency: int) -> Labelled:
+        """Answers to all requests, one by one or in batches; what is in a batch already is not asked for twice."""
+        from .teachers import batch, pending
+
+        folder = cache_folder() / "batches"
+        with self.cache() as cache:
+            if self.in_batches:
+                return batch.label_in_batches(teacher, requests, cache, folder, wait=self.waits, voice=self.voice)
+            pending.refuse(folder, keys_of(teacher, requests), cache)
+            return label(teacher, requests, cache, concurrency=concurrency, voice=self.voice)
 
     def pack(self, labelled: Labelled, folder: Path) -> Stream | None:
         """Answers as rows to train on; None when there is nothing to learn from them."""

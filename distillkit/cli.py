@@ -103,21 +103,43 @@ def plan(ctx: click.Context, recipe: str, overrides: tuple[str, ...], as_json: b
     _show(foreseen, as_json, planning.text)
 
 
-def _stage_command(stage: str, about: str) -> None:
-    @cli.command(name=stage, help=about)
-    @click.argument("where", metavar="[RECIPE|RUN]", default="latest")
-    @recipe_option
-    @yes_option
-    @click.pass_context
-    def command(ctx: click.Context, where: str, overrides: tuple[str, ...], yes: bool) -> None:
-        if _is_run(where):
-            _go_on(ctx, where, overrides, (stage,))
-        else:
-            _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES[: STAGES.index(stage) + 1])
+@cli.command()
+@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
+@recipe_option
+@click.option("--batch", is_flag=True, help="In the provider's batches: half the price, within a day.")
+@click.option("--wait", is_flag=True, help="Wait for batches until they are done.")
+@yes_option
+@click.pass_context
+def label(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool, wait: bool, yes: bool) -> None:
+    """Ask the teacher: one stage of a run, or a new run up to it."""
+    if wait and not batch:
+        raise UsageError("--wait waits for batches", "Add --batch, or leave out --wait.")
+    _stage(ctx, "label", where, overrides, in_batches=batch, waits=wait)
 
 
-_stage_command("label", "Ask the teacher: one stage of a run, or a new run up to it.")
-_stage_command("train", "Train the student, from its last checkpoint if there is one.")
+@cli.command()
+@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
+@recipe_option
+@yes_option
+@click.pass_context
+def train(ctx: click.Context, where: str, overrides: tuple[str, ...], yes: bool) -> None:
+    """Train the student, from its last checkpoint if there is one."""
+    _stage(ctx, "train", where, overrides)
+
+
+def _stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...], **how: bool) -> None:
+    """One stage of a run that is there, or a new run up to it. Batches are collected by the run that sent them off."""
+    if _is_run(where) or (how.get("in_batches") and _was_stopped(where, overrides)):
+        _go_on(ctx, where, overrides, (stage,), **how)
+    else:
+        _begin(ctx, _assembly(ctx, _load(where, overrides), **how), STAGES[: STAGES.index(stage) + 1])
+
+
+def _was_stopped(where: str, overrides: tuple[str, ...]) -> bool:
+    """Whether the newest run of a recipe stopped at a limit, to be gone on with."""
+    from .runs import runs_of
+
+    return any(run.info.get("status") == "stopped" for run in runs_of(_load(where, overrides).name)[-1:])
 
 
 @cli.command()
@@ -162,14 +184,14 @@ def _begin(ctx: click.Context, assembly: Assembly, stages: tuple[str, ...]) -> N
     _finish(assembly, run, stages)
 
 
-def _go_on(ctx: click.Context, where: str, overrides: tuple[str, ...], stages: tuple[str, ...]) -> None:
+def _go_on(ctx: click.Context, where: str, overrides: tuple[str, ...], stages: tuple[str, ...], **how: bool) -> None:
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
     from . import recipe as recipes
     from . import runs
 
     run = runs.find(where) if _is_run(where) else runs.newest(recipes.load(where, overrides).name)
     chosen = recipes.load(str(run.recipe) if _is_run(where) else where, overrides)
-    assembly = _assembly(ctx, chosen)
+    assembly = _assembly(ctx, chosen, **how)
     _writable()
     assembly.voice.say(f"Run {run.name} in {run.path}")
     _finish(assembly, run, stages)
@@ -358,8 +380,8 @@ def _checked(ctx: click.Context, recipe: Recipe) -> Recipe:
     return _plugins(ctx, tuple(recipe.plugins)).check(recipe)
 
 
-def _assembly(ctx: click.Context, recipe: Recipe) -> Assembly:
-    """The parts of a recipe that has been checked."""
+def _assembly(ctx: click.Context, recipe: Recipe, **how: bool) -> Assembly:
+    """The parts of a recipe that has been checked, with what was said on the command line of how they work."""
     checked = _checked(ctx, recipe)
     from .assembly import Assembly
     from .plugins import current
@@ -369,7 +391,9 @@ def _assembly(ctx: click.Context, recipe: Recipe) -> Assembly:
     speaker = voice()
     if warning := blas.load().warning:
         speaker.warn(warning)
-    return Assembly(checked, current(), speaker)
+    assembly = Assembly(checked, current(), speaker)
+    vars(assembly).update(how)
+    return assembly
 
 
 def _is_run(where: str) -> bool:

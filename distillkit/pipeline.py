@@ -59,8 +59,7 @@ class Pipeline:
         if requests:
             self._fewer_prompts(len(requests), table.prompts * table.repeats)
             self.voice.say(f"Asking {table.provider} for {len(requests)} answers.")
-            with self.parts.cache() as cache:
-                labelled = ask(teacher, requests, cache, concurrency=table.concurrency, voice=self.voice)
+            labelled = self.parts.ask(teacher, requests, table.concurrency)
             self.voice.say(f"  {labelled.asked} asked, {labelled.cached} from the cache")
             rows = zip(requests, labelled.keys, strict=True)
             write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key in rows])

@@ -106,9 +106,14 @@ def _shares(
             time.sleep(PAUSE)
 
 
+def keys_of(teacher: Teacher, requests: Sequence[Request]) -> list[str]:
+    """Under which keys the answers are kept."""
+    return [key_of(what) for what in _asked(teacher, requests)]
+
+
 def known(teacher: Teacher, requests: Sequence[Request], cache: Cache) -> int:
     """How many of the requests need not be asked again."""
-    return sum(key_of(what) in cache for what in _asked(teacher, requests))
+    return sum(key in cache for key in keys_of(teacher, requests))
 
 
 def _asked(teacher: Teacher, requests: Sequence[Request]) -> list[dict[str, Any]]:
@@ -138,7 +143,7 @@ def _ask(teacher: Teacher, waiting: dict[str, Request], concurrency: int) -> Gen
             if request.id not in due:
                 raise TeacherError(f"{who} answered a request twice, or one that it was not asked")
             due.remove(request.id)
-            yield request.id, _checked(who, answer)
+            yield request.id, checked(who, answer)
     except DistillkitError:
         raise
     except (Exception, asyncio.CancelledError) as error:
@@ -192,7 +197,7 @@ async def _as_answered(teacher: Teacher, requests: list[Request], concurrency: i
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _checked(who: str, answer: object) -> Answer:
+def checked(who: str, answer: object) -> Answer:
     """An answer, or the plugin's fault said plainly. Half an emoji is no text: it becomes U+FFFD."""
     if not isinstance(answer, Answer) or not isinstance(answer.text, str):
         found = "an Answer without text" if isinstance(answer, Answer) else f"a {type(answer).__name__}"

@@ -1,0 +1,469 @@
+"""Teachers asked in batches: half the price, within a day. What comes back goes into the cache under the usual keys.
+
+The providers' Batch APIs are alike: upload a file of requests, make a batch of it, look now and then whether it has
+ended, fetch two files, of answers and of errors. This module knows that API through the client that a teacher hands
+out. It knows neither how a request is put into words nor what an answer looks like: the teacher does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from ..errors import DistillkitError, Interrupted, LimitReached, TeacherError, UsageError
+from ..files import digest
+from ..progress import Voice
+from ..records import Answer, Request
+from ..roles import Teacher
+from . import pending
+from .cache import Cache, asked, key_of
+from .label import Labelled, checked
+from .pending import Part
+
+TRIES = 3  # of one request; a batch that expired does not count
+POLLS = (2.0, 60.0)  # seconds between two looks, at first and in the end
+ENDED = ("completed", "expired", "cancelled", "failed")
+HOPELESS = (400, 401, 403, 404, 413, 422)  # asking again gives the same
+RETRIED = (408, 409, 429, 498, 500, 502, 503, 504)
+UNREACHED = ("APIConnectionError", "APITimeoutError")  # as the SDKs of all providers call them
+EXPIRED = "expired"
+NEEDED = ("body", "answer_of", "client", "endpoint")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one batch may hold. These fit every provider that we know; a teacher may say its own."""
+
+    requests: int = 50_000
+    bytes: int = 100_000_000
+
+
+class Batched(Protocol):
+    """What a teacher offers so that it can be asked in batches. `batch_limits` may stand beside it."""
+
+    name: str
+
+    @property
+    def endpoint(self) -> str:
+        """The path that answers requests one by one: /v1/chat/completions."""
+
+    def identity(self) -> Any:
+        """What decides the answers beside the request."""
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """A request as the endpoint reads it."""
+
+    def answer_of(self, body: dict[str, Any]) -> Answer:
+        """What the endpoint said, as an answer; a DistillkitError when it is none."""
+
+    def client(self) -> Any:
+        """A new client of the provider's SDK, plain or asynchronous, without retries; whoever asks for it closes it."""
+
+
+def batch_price(price: float, factor: float = 0.5) -> float:
+    """What something costs in a batch that costs so much alone: half, at all providers that we know."""
+    return price * factor
+
+
+def label_in_batches(
+    teacher: Teacher,
+    requests: Sequence[Request],
+    cache: Cache,
+    folder: Path,
+    *,
+    wait: bool = False,
+    voice: Voice | None = None,
+    polls: tuple[float, float] = POLLS,
+) -> Labelled:
+    """Answer every request, from the cache or in batches. Without `wait` it stops where answers are still to come."""
+    stage = _Stage(_batched(teacher), requests, cache, folder, voice or Voice())
+    pause, longest = polls
+    try:
+        while stage.goes_on():
+            if not wait:
+                raise stage.stopped()
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped; batches that were sent off go on", "The same command collects them.") from error
+    finally:
+        stage.close()
+    return stage.labelled()
+
+
+def _batched(teacher: Teacher) -> Batched:
+    if missing := [name for name in NEEDED if not hasattr(teacher, name)]:
+        raise UsageError(
+            f"the teacher {teacher.name!r} cannot be asked in batches: it has no {missing[0]}",
+            "Leave out --batch to ask request by request.",
+        )
+    return cast(Batched, teacher)
+
+
+# ------------------------------------------------------------------------------------------------- the stage
+
+
+class _Stage:
+    """One sitting: settle the batches that are there, send off what is in none, count what is missing."""
+
+    def __init__(self, teacher: Batched, requests: Sequence[Request], cache: Cache, folder: Path, voice: Voice) -> None:
+        self.teacher, self.cache, self.folder, self.voice = teacher, cache, folder, voice
+        identity = teacher.identity()
+        self.identity = digest(identity)
+        self.requests = list(requests)
+        whats = [asked(teacher.name, identity, request) for request in requests]
+        self.keys = [key_of(what) for what in whats]
+        self.whats = dict(zip(self.keys, whats, strict=True))
+        self.wanted = dict(zip(self.keys, requests, strict=True))
+        self.provider = _Provider(teacher)
+        self.collected = 0
+        self.missing: set[str] = set()
+
+    def goes_on(self) -> bool:
+        """Do all that can be done now; whether answers are still to come."""
+        for part in self._parts():
+            if part.pending and self.cache.claim([part.id]):  # nobody else is at it
+                self._settle(part)
+        self._send()
+        self.missing = set(self.wanted) - self.cache.get_many(self.wanted).keys()
+        if self.missing and not self._pending():
+            self._give_up()
+        self.cache.free()
+        return bool(self.missing)
+
+    def close(self) -> None:
+        """Let go of claims and connections."""
+        self.cache.free()
+        self.provider.close()
+
+    def stopped(self) -> LimitReached:
+        """What is still to come, for whoever does not wait."""
+        batches = [part for part in self._parts() if part.pending]
+        there = len(self.wanted) - len(self.missing)
+        return LimitReached(
+            f"{there:,} of {len(self.wanted):,} answers are there; {len(batches)} "
+            f"{'batch is' if len(batches) == 1 else 'batches are'} pending at the provider",
+            "The same command collects what has come, tomorrow or elsewhere; --wait waits for it.",
+        )
+
+    def labelled(self) -> Labelled:
+        """What the stage came to."""
+        answers = self.cache.get_many(self.wanted)
+        done = Labelled(self.requests, self.keys, [answers[key] for key in self.keys], asked=self.collected)
+        done.cached = len(self.requests) - min(self.collected, len(self.requests))
+        return done
+
+    def _parts(self) -> list[Part]:
+        """The batches of this teacher, those of other recipes too."""
+        every = pending.parts(self.folder)
+        return [part for part in every if (part.teacher, part.identity) == (self.teacher.name, self.identity)]
+
+    def _pending(self) -> bool:
+        """Whether somebody is to answer what is missing: a batch, or another process."""
+        if pending.in_batches(self.folder, self.missing):
+            return True
+        return len(self.cache.claim(self.missing)) < len(self.missing)
+
+    # ------------------------------------------------------------------------------------------ sending off
+
+    def _send(self) -> None:
+        """Send off what is neither known nor in a batch nor being asked for by another process."""
+        wanted = self._absent(self.wanted)
+        due = self._absent(self.cache.claim(wanted))  # looked at again: somebody may have been quicker
+        tries = self._tries()
+        for attempt in sorted({tries.get(key, 1) for key in due}):
+            if attempt <= TRIES:
+                self._send_together([key for key in due if tries.get(key, 1) == attempt], attempt)
+        still = set(self._absent(self.wanted))
+        for part in self._parts():
+            if not part.pending and still.isdisjoint(part.failed):  # its failures are answered, or sent off again
+                part.drop()
+
+    def _absent(self, keys: Mapping[str, Any] | set[str]) -> list[str]:
+        """Those keys that have no answer and are in no batch, in the order of the requests."""
+        known = self.cache.get_many(keys).keys() | pending.in_batches(self.folder, keys).keys()
+        return [key for key in self.wanted if key in keys and key not in known]
+
+    def _tries(self) -> dict[str, int]:
+        """Which try the next one is, for what failed before; beyond the last for what is hopeless."""
+        tries: dict[str, int] = {}
+        for part in self._parts():
+            for key, (reason, hopeful) in part.failed.items():
+                attempt = part.attempt + (reason != EXPIRED) if hopeful else TRIES + 1
+                tries[key] = max(attempt, tries.get(key, 1))
+        return tries
+
+    def _send_together(self, keys: list[str], attempt: int) -> None:
+        """Requests in as few batches as the limits allow."""
+        limits = getattr(self.teacher, "batch_limits", Limits())
+        for group in pending.split(((key, self._line(key)) for key in keys), limits.requests, limits.bytes):
+            part = pending.begin(
+                self.folder,
+                {key: self.whats[key] for key, _ in group},
+                (line for _, line in group),
+                teacher=self.teacher.name,
+                identity=self.identity,
+                endpoint=self.teacher.endpoint,
+                attempt=attempt,
+            )
+            self.cache.claim([part.id])
+            self._submit(part)
+
+    def _line(self, key: str) -> dict[str, Any]:
+        body = self.teacher.body(self.wanted[key])
+        return {"custom_id": key, "method": "POST", "url": self.teacher.endpoint, "body": body}
+
+    def _submit(self, part: Part, resumed: bool = False) -> None:
+        """Upload a part and make a batch of it, from wherever a former sitting was stopped."""
+        if part.status == "submitting":
+            found = self.provider.find(part)
+            if found is not None:
+                self.voice.say(f"  batch {found} had been sent off before; it is not sent again")
+                part.save(status="submitted", batch=found).lines.unlink(missing_ok=True)
+                return
+            self.voice.say("  a batch had not been sent off when its process ended; it is sent now")
+        if part.file is None:
+            if resumed:
+                self.voice.say("  requests of an earlier sitting are uploaded (again, if it had come so far)")
+            part = part.save(status="uploaded", file=self.provider.upload(part))
+        part = part.save(status="submitting")
+        batch = self.provider.submit(part)
+        part.save(status="submitted", batch=batch).lines.unlink(missing_ok=True)
+        self.voice.say(f"  batch {batch}: {part.count:,} requests sent off")
+
+    # ------------------------------------------------------------------------------------------ collecting
+
+    def _settle(self, part: Part) -> None:
+        """Bring one part as far as it goes now; it is read again, for another process may just have left it."""
+        now = part.read()
+        if now is None or not now.pending:
+            return
+        if now.status != "submitted":
+            self._submit(now, resumed=True)
+            return
+        batch = self.provider.look(now)
+        counts = batch.request_counts
+        told = f", {counts.completed + counts.failed:,} of {counts.total:,}" if counts else ""
+        self.voice.progress(f"  batch {now.batch}: {batch.status}{told}")
+        if batch.status == "failed":
+            now.drop()
+            raise TeacherError(f"the provider refused the batch {now.batch}: {_words(batch)}")
+        if batch.status in ENDED:
+            self._collect(now, batch)
+
+    def _collect(self, part: Part, batch: Any) -> None:
+        """Answers into the cache, failures into the record of the part."""
+        due = set(part.asked)
+        known = self.cache.get_many(due)
+        failed: dict[str, tuple[str, bool]] = {}
+        for line in self.provider.lines(batch):
+            key = line["custom_id"]
+            if key not in due:
+                self.voice.warn(f"the batch {part.batch} answered what was not asked, or twice: {key!r}")
+                continue
+            due.remove(key)
+            answer = self._answer(line, failed)
+            if answer is not None and key not in known:
+                self.cache.put(key, part.asked[key], answer)
+                self.collected += key in self.wanted
+        left = EXPIRED if batch.status in ("expired", "cancelled") else "left without an answer"
+        failed |= dict.fromkeys(due, (left, True))
+        got = part.count - len(failed)
+        self.voice.say(f"  batch {part.batch} {batch.status}: {got:,} of {part.count:,} answered")
+        if failed:
+            part.save(status="collected", failed=failed)
+        else:
+            part.drop()
+
+    def _answer(self, line: Mapping[str, Any], failed: dict[str, tuple[str, bool]]) -> Answer | None:
+        """The answer of a line; None, with the reason noted, when it is none."""
+        key, response = line["custom_id"], line.get("response") or {}
+        status, body = response.get("status_code"), response.get("body")
+        if status != 200 or line.get("error"):
+            reason = _reason(line, body)
+            failed[key] = (reason, status not in HOPELESS)
+            return None
+        try:
+            answer = self.teacher.answer_of(cast(dict[str, Any], body))
+            return checked(f"the teacher {self.teacher.name!r}", answer)
+        except DistillkitError as error:
+            failed[key] = (error.message, True)
+            return None
+
+    def _give_up(self) -> None:
+        """Say what the provider will not answer. The record of it goes: the next command begins anew."""
+        reasons: dict[str, str] = {}
+        for part in self._parts():
+            reasons |= {key: reason for key, (reason, _) in part.failed.items() if key in self.missing}
+            if not part.pending:
+                part.drop()
+        words = next(iter(reasons.values()), "no reason was given")
+        raise TeacherError(
+            f"{len(self.missing):,} of {len(self.wanted):,} requests were not answered in batches; the first: {words}",
+            "The other answers are kept. The same command asks only for these again.",
+        )
+
+
+def _reason(line: Mapping[str, Any], body: Any) -> str:
+    """Why a line has no answer, in the provider's words."""
+    error = line.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}
+    if isinstance(error, dict):
+        if error.get("code") in ("batch_expired", "batch_cancelled"):
+            return EXPIRED
+        error = error.get("message") or error.get("code") or "it gave no reason"
+    status = (line.get("response") or {}).get("status_code")
+    return f"status {status}: {error}" if status else str(error)
+
+
+def _words(batch: Any) -> str:
+    """Why a batch was refused, in the provider's words."""
+    errors = getattr(batch.errors, "data", None) or []
+    return "; ".join(str(error.message or error.code) for error in errors[:3]) or "it gave no reason"
+
+
+# ------------------------------------------------------------------------------------------------- the provider
+
+
+class _Provider:
+    """The Batch API through a teacher's client. What may be asked twice is tried again; making a batch is not."""
+
+    def __init__(self, teacher: Batched) -> None:
+        self.teacher = teacher
+        self._runner: asyncio.Runner | None = None
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        """The client, made when it is first needed."""
+        if self._client is None:
+            self._client = self.teacher.client()
+        return self._client
+
+    def upload(self, part: Part) -> str:
+        """Hand over the file of requests; its id."""
+        content = (f"distillkit-{part.id}.jsonl", part.lines.read_bytes())
+        file = self._tried("upload requests", lambda: self.client.files.create(file=content, purpose="batch"))
+        return str(file.id)
+
+    def submit(self, part: Part) -> str:
+        """Make a batch of an uploaded file; its id. A plain no is not a batch, and the next sitting begins anew."""
+        try:
+            batch = self._wait(
+                self.client.batches.create(
+                    input_file_id=part.file,
+                    endpoint=part.endpoint,
+                    completion_window="24h",
+                    metadata={"distillkit": part.id},
+                )
+            )
+        except Exception as error:
+            failed = self._failed("make a batch", error)
+            failed.hint = "The same command goes on from here; it first looks whether the batch was made all the same."
+            if getattr(error, "status_code", None) in (*HOPELESS, 429):
+                part.save(status="new", file=None)
+                failed.hint = "No batch was made. The same command tries again."
+            raise failed from error
+        return str(batch.id)
+
+    def find(self, part: Part) -> str | None:
+        """The batch that was made of a part's file, if one was."""
+        try:
+            return next((str(one.id) for one in self._batches() if one.input_file_id == part.file), None)
+        except TeacherError as error:
+            error.hint = (
+                f"So it is not known whether a batch was made of the file {part.file}. Try again; if that does not "
+                f"help, look for it at the provider, and if there is none, delete {part.path}: it is asked again."
+            )
+            raise
+
+    def _batches(self) -> Iterator[Any]:
+        """All batches of the account, page by page where there are pages."""
+        page = self._tried("list batches", lambda: self.client.batches.list())
+        while True:
+            yield from page.data or ()
+            if not getattr(page, "has_next_page", lambda: False)():
+                return
+            page = self._tried("list batches", page.get_next_page)
+
+    def look(self, part: Part) -> Any:
+        """A batch as it stands at the provider."""
+        try:
+            return self._tried("look at a batch", lambda: self.client.batches.retrieve(part.batch))
+        except TeacherError as error:
+            error.hint = f"If the provider no longer has it, delete {part.path}: what it asked is asked again."
+            raise
+
+    def lines(self, batch: Any) -> Iterator[dict[str, Any]]:
+        """What came of a batch: the lines of both of its files."""
+        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
+            for number, line in enumerate(self._content(file).split(b"\n"), 1):
+                if line.strip():
+                    yield _line(line, f"line {number} of {file}")
+
+    def _content(self, file: str) -> bytes:
+        def fetch() -> Any:
+            return self._wait(self.client.files.content(file)).read()
+
+        return cast(bytes, self._tried("fetch answers", fetch))
+
+    def close(self) -> None:
+        """Close connections."""
+        if self._client is not None:
+            self._wait(self._client.close())
+        if self._runner is not None:
+            self._runner.close()
+
+    def _tried(self, what: str, call: Callable[[], Any]) -> Any:
+        """Call, and call again after what passes by."""
+        import tenacity
+
+        trying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(5),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=20),
+            retry=tenacity.retry_if_exception(_passes),
+            reraise=True,
+        )
+        try:
+            return trying(lambda: self._wait(call()))
+        except Exception as error:
+            raise self._failed(what, error) from error
+
+    def _failed(self, what: str, error: Exception) -> TeacherError:
+        return TeacherError(f"the teacher {self.teacher.name!r} could not {what}: {type(error).__name__}: {error}")
+
+    def _wait(self, value: Any) -> Any:
+        """A value, or what an asynchronous client will give, on one loop for as long as its connections live."""
+        if not inspect.isawaitable(value):
+            return value
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+
+        async def waited() -> Any:
+            return await value
+
+        return self._runner.run(waited())
+
+
+def _line(line: bytes, where: str) -> dict[str, Any]:
+    """One line of a result file: whose it is, and what came of it."""
+    try:
+        values = json.loads(line)
+        if isinstance(values["custom_id"], str) and isinstance(values.get("response") or {}, dict):
+            return cast(dict[str, Any], values)
+        raise ValueError("it is no line of a batch")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TeacherError(
+            f"what came of a batch cannot be read: {where}: {error}", "The same command fetches it again."
+        ) from error
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether a failure may be over in a moment."""
+    status = getattr(error, "status_code", None)
+    return status in RETRIED or (status is None and type(error).__name__ in UNREACHED)
