@@ -160,7 +160,7 @@ def serving() -> Iterator[tuple[Provider, str]]:
     handler = type("Here", (Handler,), {"provider": provider})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield provider, f"http://127.0.0.1:{server.server_address[1]}/v1"
     finally:
