@@ -137,15 +137,27 @@ class Assembly:
         return Cache(cache_folder() / "teachers")
 
     def ask(self, teacher: Teacher, requests: list[Request], concurrency: int) -> Labelled:
-        """Answers to all requests, one by one or in batches; what is in a batch already is not asked for twice."""
-        from .teachers import batch, pending
+        """Answers to all requests, one by one or in batches."""
+        from .teachers.batch import label_in_batches
 
-        folder = cache_folder() / "batches"
+        self.refuse_twice(teacher, requests)
         with self.cache() as cache:
             if self.in_batches:
-                return batch.label_in_batches(teacher, requests, cache, folder, wait=self.waits, voice=self.voice)
-            pending.refuse(folder, keys_of(teacher, requests), cache)
+                return label_in_batches(teacher, requests, cache, self._batches, wait=self.waits, voice=self.voice)
             return label(teacher, requests, cache, concurrency=concurrency, voice=self.voice)
+
+    def refuse_twice(self, teacher: Teacher, requests: list[Request]) -> None:
+        """Refuse to ask one by one for what is in a batch already: it would be paid for twice."""
+        from .teachers import pending
+
+        if not self.in_batches and pending.parts(self._batches):
+            with self.cache() as cache:
+                pending.refuse(self._batches, keys_of(teacher, requests), cache)
+
+    @property
+    def _batches(self) -> Path:
+        """Where it stands what was sent off in batches."""
+        return cache_folder() / "batches"
 
     def pack(self, labelled: Labelled, folder: Path) -> Stream | None:
         """Answers as rows to train on; None when there is nothing to learn from them."""

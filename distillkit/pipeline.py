@@ -211,6 +211,8 @@ def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
     """A new run folder for an assembly, with all that is known before the first stage."""
     recipe, began = assembly.recipe, time.perf_counter()
     corpus = assembly.corpus
+    if assembly.teacher is not None:
+        assembly.refuse_twice(assembly.teacher, assembly.requests())
     run = runs.create(recipe.name, {"recipe": recipe.name, "started": now(), "seed": recipe.seed})
     write_json(run.plan, foreseen)
     corpus.tokenizer.save(run.tokenizer)
