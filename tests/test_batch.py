@@ -125,9 +125,16 @@ def test_a_split_loses_nothing_and_keeps_to_its_limits(words: list[str], most: i
     groups = list(pending.split(lines, most, most_bytes))
     assert [line for group in groups for line in group] == lines
     for group in groups:
-        size = sum(len(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass")) + 1 for _, line in group)
+        size = sum(len(json.dumps(line)) + 1 for _, line in group)
         assert len(group) <= most
         assert size <= most_bytes or len(group) == 1
+
+
+def test_half_an_emoji_in_a_prompt_is_sent_and_answered(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.fate = lambda key, body: 200
+    done = send(batcher(url), [Request("r", prompt="a fox \ud83e")], cache)
+    assert texts(done) == ["to a fox \ufffd"]
 
 
 def test_half_the_price() -> None:

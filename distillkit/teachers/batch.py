@@ -22,8 +22,8 @@ from ..progress import Voice
 from ..records import Answer, Request
 from ..roles import Teacher
 from . import pending
-from .cache import Cache, asked, key_of
-from .label import Labelled, checked
+from .cache import Cache, key_of
+from .label import Labelled, checked, whats_of
 from .pending import Part
 
 TRIES = 3  # of one request; a batch that expired does not count
@@ -114,10 +114,9 @@ class _Stage:
 
     def __init__(self, teacher: Batched, requests: Sequence[Request], cache: Cache, folder: Path, voice: Voice) -> None:
         self.teacher, self.cache, self.folder, self.voice = teacher, cache, folder, voice
-        identity = teacher.identity()
-        self.identity = digest(identity)
         self.requests = list(requests)
-        whats = [asked(teacher.name, identity, request) for request in requests]
+        whats = whats_of(teacher, requests)
+        self.identity = digest(teacher.identity())
         self.keys = [key_of(what) for what in whats]
         self.whats = dict(zip(self.keys, whats, strict=True))
         self.wanted = dict(zip(self.keys, requests, strict=True))

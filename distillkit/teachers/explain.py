@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import CorruptError, UsageError
 from ..records import Request
 from ..roles import Teacher
-from .cache import DAMAGE, Cache, asked, key_of
+from .cache import DAMAGE, Cache, key_of
+from .label import whats_of
 from .upkeep import told
 
 Asked = Mapping[str, Any]
@@ -84,8 +85,8 @@ def pair(cache: Cache, one: str, other: str) -> dict[str, Any]:
 
 def missing(cache: Cache, teacher: Teacher, requests: Sequence[Request], show: int = 5) -> dict[str, Any]:
     """Which requests are not in the cache, and for each the nearest row that is."""
-    identity = teacher.identity()
-    wanted = {key_of(what): (r.id, what) for r in requests for what in [asked(teacher.name, identity, r)]}
+    whats = whats_of(teacher, requests)
+    wanted = {key_of(what): (request.id, what) for request, what in zip(requests, whats, strict=True)}
     absent = {key: pair for key, pair in wanted.items() if key not in cache}
     rows = _Rows(cache) if absent else None
     counted: Counter[str] = Counter()

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import DistillkitError, Interrupted, TeacherError
 from ..files import digest
@@ -22,6 +22,17 @@ from ..roles import Teacher
 from .cache import Cache, asked, key_of
 
 PAUSE = 0.25  # seconds between two looks at what another process has answered
+
+
+class Identified(Protocol):
+    """What of a teacher decides the keys of its answers."""
+
+    @property
+    def name(self) -> str:
+        """The name of its plugin."""
+
+    def identity(self) -> Any:
+        """What decides the answers beside the request."""
 
 
 @dataclass
@@ -63,7 +74,7 @@ def label(
 ) -> Labelled:
     """Answer every request, from the cache or by asking."""
     voice = voice or Voice()
-    whats = _asked(teacher, requests)
+    whats = whats_of(teacher, requests)
     done = Labelled(list(requests), [key_of(what) for what in whats])
     wanted = dict(zip(done.keys, zip(requests, whats, strict=True), strict=True))
     found = cache.get_many(wanted)
@@ -108,7 +119,7 @@ def _shares(
 
 def keys_of(teacher: Teacher, requests: Sequence[Request]) -> list[str]:
     """Under which keys the answers are kept."""
-    return [key_of(what) for what in _asked(teacher, requests)]
+    return [key_of(what) for what in whats_of(teacher, requests)]
 
 
 def known(teacher: Teacher, requests: Sequence[Request], cache: Cache) -> int:
@@ -116,7 +127,7 @@ def known(teacher: Teacher, requests: Sequence[Request], cache: Cache) -> int:
     return sum(key in cache for key in keys_of(teacher, requests))
 
 
-def _asked(teacher: Teacher, requests: Sequence[Request]) -> list[dict[str, Any]]:
+def whats_of(teacher: Identified, requests: Sequence[Request]) -> list[dict[str, Any]]:
     """What is asked of whom. Who that is, only plain JSON can say."""
     if not requests:
         return []

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import CorruptError, UsageError
-from ..files import read_json, read_lines, write_json, write_lines
+from ..files import read_json, read_lines, replacing, write_json
 from .cache import Cache
 
 FORMAT = 1
@@ -82,9 +82,15 @@ def begin(folder: Path, asked: Mapping[str, dict[str, Any]], lines: Iterable[dic
     """A new part on disk; its state is written last."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = Part(folder=folder, id=uuid4().hex[:16], count=len(asked), **facts)
-    write_lines(part._asked_file, [{"key": key, "asked": what} for key, what in asked.items()])
-    write_lines(part.lines, list(lines))
+    _write(part._asked_file, ({"key": key, "asked": what} for key, what in asked.items()))
+    _write(part.lines, lines)
     return part.save()
+
+
+def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON lines as ASCII, which holds even half an emoji."""
+    with replacing(file) as part, part.open("w", encoding="ascii") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def parts(folder: Path) -> list[Part]:
@@ -138,7 +144,7 @@ def split(
     group: list[tuple[str, dict[str, Any]]] = []
     size = 0
     for key, line in lines:
-        length = len(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass")) + 1
+        length = len(json.dumps(line)) + 1
         if group and (len(group) >= most or size + length > most_bytes):
             yield group
             group, size = [], 0
