@@ -74,9 +74,15 @@ class Usage:
     completion_tokens: int
 
 
+REFUSED = "refused"
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a teacher said. `finish` is "stop" when it ended by itself, "length" when it was cut.
+
+    "content_filter" says that the teacher held it back. The host writes "refused" when asking again did not help: such
+    a record says that there is no answer.
 
     Tokens that were read from JSON stay packed until somebody looks at them: most readers want the text alone.
     """

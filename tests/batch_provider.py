@@ -191,9 +191,10 @@ class Batcher(Teacher):
     def body(self, request: Request) -> dict[str, Any]:
         return {"model": self.options.model, "prompt": request.prompt, "max_tokens": request.max_tokens}
 
-    def answer_of(self, body: dict[str, Any]) -> Answer:
-        if not body.get("text"):
-            raise TeacherError("it said nothing")
+    def answer_of(self, body: dict[str, Any], request: Request) -> Answer:
+        if "text" not in body:
+            raise TeacherError("it is misshapen")
+        assert request.prompt
         return Answer(body["text"], usage=Usage(**body["usage"]), model=self.options.model)
 
     def client(self) -> Any:

@@ -21,7 +21,7 @@ from test_teachers import Counting, prompts
 from distillkit.errors import CorruptError, LimitReached, TeacherError, UsageError
 from distillkit.progress import Voice
 from distillkit.records import Request
-from distillkit.teachers import pending
+from distillkit.teachers import pending, upkeep
 from distillkit.teachers.batch import Limits, batch_price, label_in_batches
 from distillkit.teachers.cache import Cache
 from distillkit.teachers.label import Labelled, keys_of, known, label
@@ -236,6 +236,26 @@ def test_what_is_left_out_or_is_no_answer_is_asked_again(provider: Any, cache: C
     there.fate = fate
     assert texts(send(batcher(url), prompts(3), cache)) == TO[:3]
     assert there.asked[3:] == ["prompt 0", "prompt 1"]
+
+
+def test_what_is_empty_every_time_is_kept_as_refused_and_never_as_an_answer(provider: Any, cache: Cache) -> None:
+    there, url = provider
+
+    def fate(key: str, body: dict[str, Any]) -> Any:
+        said = {"text": " ", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+        empty = {"custom_id": key, "response": {"status_code": 200, "body": said}, "error": None}
+        return empty if body["prompt"] == "prompt 1" else 200
+
+    there.fate = fate
+    done = send(batcher(url), prompts(3), cache)
+    assert [(answer.text, answer.finish) for answer in done.answers] == [
+        ("to prompt 0", "stop"),
+        ("", "refused"),
+        ("to prompt 2", "stop"),
+    ]
+    assert Counter(there.asked) == {"prompt 0": 1, "prompt 1": 3, "prompt 2": 1}
+    found = upkeep.stats(cache)
+    assert (found["answers"], found["refused"]) == (2, 1)
 
 
 def test_answers_to_what_was_not_asked_are_not_kept(provider: Any, cache: Cache) -> None:

@@ -25,6 +25,7 @@ from test_teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
 
 from distillkit.errors import CorruptError, DistillkitError, UsageError
 from distillkit.packing import pack, unpack
+from distillkit.progress import Voice
 from distillkit.records import Answer, Request, Token, Usage
 from distillkit.teachers import archive, explain, upkeep
 from distillkit.teachers.cache import Cache, asked, key_of
@@ -324,6 +325,52 @@ def test_when_one_is_killed_the_other_asks_for_what_is_missing_and_nothing_else(
         assert cache._rows.check() == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_random_moments_cost_no_more_than_what_was_in_flight(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    asked_for: list[str] = []
+    for kill in (True, True, True, False):
+        children = labellers(tmp_path, 50, 0.01)
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        if kill:
+            time.sleep(rng.random() * 0.5)
+            for child in children:
+                child.send_signal(signal.SIGKILL)
+        said = [child.communicate(timeout=60)[0].splitlines() for child in children]
+        asked_for += [line for lines in said for line in lines if line.startswith("asking")]
+    assert set(asked_for) == {f"asking prompt {i}" for i in range(50)}
+    assert len(asked_for) <= 50 + 3  # of two processes only one is asking
+    with Cache(tmp_path) as cache:
+        assert known(Counting(), prompts(50), cache) == 50
+        assert cache._rows.check() == []
+
+
+def test_two_that_wait_for_each_other_free_what_they_have_asked_for(tmp_path: Path) -> None:
+    """One holds a and waits for b, the other holds b and waits for a."""
+    with Cache(tmp_path) as one, Cache(tmp_path) as two:
+        requests = prompts(4)
+        mine = [key_of(asked("counting", Counting().identity(), request)) for request in requests[:2]]
+        assert two.claim(mine) == set(mine)
+        teacher = Counting()
+
+        class Freeing(Voice):
+            """Looks at what is free when it is said that one waits."""
+
+            def progress(self, text: str, last: bool = False) -> None:
+                if "waiting" in text:
+                    others = key_of(asked("counting", teacher.identity(), requests[3]))
+                    free.append(two.claim([others]) == {others})
+                    two.free()
+
+        free: list[bool] = []
+        assert label(teacher, requests, one, voice=Freeing()).asked == 4
+        assert free == [True]
+
+
 def test_a_failure_frees_what_was_claimed(tmp_path: Path) -> None:
     with Cache(tmp_path) as one, Cache(tmp_path) as two:
         with pytest.raises(DistillkitError, match="no such luck"):
@@ -393,14 +440,16 @@ def test_stats_count_by_provider_and_model(cache: Cache, tmp_path: Path) -> None
     keep(cache, Answer("a", usage=usage, finish="length"), 1)
     keep(cache, Answer("a", model="by itself"), 2, provider="q", model=None)
     refused = asked("p", {"model": "m"}, Request("r", prompt="refused"))
+    held = asked("p", {"model": "m"}, Request("r", prompt="held back"))
+    cache.add([(key_of(held), {"asked": held, "answer": Answer("", finish="refused").to_json(), "time": 6.0})])
     probe = {"provider": "p", "probe": True}
     cache.add([(key_of(refused), {"asked": refused, "refused": "filtered", "time": 5.0})])
-    cache.add([(key_of(probe), {"asked": probe, "probe": {}, "time": 5.0})])
+    cache.add([(key_of(probe), {"asked": probe, "answer": Answer("").to_json(), "time": 5.0})])
     bad = len(spoil(cache, tmp_path / "ran")) - 5  # of which some say who was asked
     found = upkeep.stats(cache)
     rows = {(row["provider"], row["model"]): row for row in found["by"]}
     row = rows["p", "m"]
-    assert (row["answers"], row["refused"], row["truncated"]) == (2, 1, 1)
+    assert (row["answers"], row["refused"], row["truncated"]) == (2, 2, 1)
     assert (row["prompt_tokens"], row["completion_tokens"]) == (20, 10)
     assert row["oldest"] == "1970-01-01T00:00:05Z"
     assert row["newest"] > "2020"

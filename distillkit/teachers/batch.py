@@ -12,14 +12,14 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ..errors import DistillkitError, Interrupted, LimitReached, TeacherError, UsageError
 from ..files import digest
 from ..progress import Voice
-from ..records import Answer, Request
+from ..records import REFUSED, Answer, Request
 from ..roles import Teacher
 from . import pending
 from .cache import Cache, key_of
@@ -59,8 +59,8 @@ class Batched(Protocol):
     def body(self, request: Request) -> dict[str, Any]:
         """A request as the endpoint reads it."""
 
-    def answer_of(self, body: dict[str, Any]) -> Answer:
-        """What the endpoint said, as an answer; a DistillkitError when it is none."""
+    def answer_of(self, body: dict[str, Any], request: Request) -> Answer:
+        """What the endpoint said to a request, as an answer; a DistillkitError when it is misshapen."""
 
     def client(self) -> Any:
         """A new client of the provider's SDK, plain or asynchronous, without retries; whoever asks for it closes it."""
@@ -267,7 +267,7 @@ class _Stage:
                 self.voice.warn(f"the batch {part.batch} answered what was not asked, or twice: {key!r}")
                 continue
             due.remove(key)
-            answer = self._answer(line, failed)
+            answer = self._answer(part, line, failed)
             if answer is not None and key not in known:
                 self.cache.put(key, part.asked[key], answer)
                 self.collected += key in self.wanted
@@ -280,20 +280,25 @@ class _Stage:
         else:
             part.drop()
 
-    def _answer(self, line: Mapping[str, Any], failed: dict[str, tuple[str, bool]]) -> Answer | None:
+    def _answer(self, part: Part, line: Mapping[str, Any], failed: dict[str, tuple[str, bool]]) -> Answer | None:
         """The answer of a line; None, with the reason noted, when it is none."""
         key, response = line["custom_id"], line.get("response") or {}
         status, body = response.get("status_code"), response.get("body")
         if status != 200 or line.get("error"):
-            reason = _reason(line, body)
-            failed[key] = (reason, status not in HOPELESS)
+            failed[key] = (_reason(line, body), status not in HOPELESS)
             return None
         try:
-            answer = self.teacher.answer_of(cast(dict[str, Any], body))
-            return checked(f"the teacher {self.teacher.name!r}", answer)
+            said = self.teacher.answer_of(cast(dict[str, Any], body), _request(key, part.asked[key]))
+            answer = checked(f"the teacher {self.teacher.name!r}", said)
         except DistillkitError as error:
             failed[key] = (error.message, True)
             return None
+        if answer.text.strip() and answer.finish != "content_filter":
+            return answer
+        if part.attempt >= TRIES:  # it will not be better: that there is no answer is kept, too
+            return replace(answer, text="", tokens=(), finish=REFUSED)
+        failed[key] = ("the answer is empty or was held back", True)
+        return None
 
     def _give_up(self) -> None:
         """Say what the provider will not answer. The record of it goes: the next command begins anew."""
@@ -307,6 +312,13 @@ class _Stage:
             f"{len(self.missing):,} of {len(self.wanted):,} requests were not answered in batches; the first: {words}",
             "The other answers are kept. The same command asks only for these again.",
         )
+
+
+def _request(key: str, what: Mapping[str, Any]) -> Request:
+    """A request again, from what is kept of it: it may be of another recipe."""
+    values = dict(what["request"])
+    messages = values["messages"]
+    return Request(key, **{**values, "messages": messages and tuple(messages), "stop": tuple(values["stop"])})
 
 
 def _reason(line: Mapping[str, Any], body: Any) -> str:

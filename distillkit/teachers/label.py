@@ -111,6 +111,7 @@ def _shares(
         mine = {key: request for key, request in waiting.items() if key in claimed and key not in found}
         if mine:
             yield mine
+            cache.free()  # before waiting for others, who may be waiting for these
         waiting = {key: request for key, request in waiting.items() if key not in found}
         if waiting and not mine:
             voice.progress(f"  waiting for {len(waiting)} answers that another process is asking for")

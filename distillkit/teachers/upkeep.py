@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import CorruptError, UsageError
 from ..packing import checked, is_packed
-from ..records import Answer
+from ..records import REFUSED, Answer
 from .cache import DAMAGE, Cache, Row, key_of
 
 SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -73,7 +73,8 @@ def told(row: Row) -> Told | None:
         wanted = identity.get("model") if isinstance(identity, dict) else None
         answer = values.get("answer") or {}
         models = tuple(dict.fromkeys(name for name in (wanted, answer.get("model")) if isinstance(name, str)))
-        kind = next((kind for kind in ("answer", "refused") if kind in values), "other")
+        kind = "answer" if "answer" in values and "request" in asked else "other"  # such as what an endpoint can do
+        kind = "refused" if "refused" in values or answer.get("finish") == REFUSED else kind
         return Told(str(asked.get("provider", "")), models, kind, values, float(values["time"]))
     except DAMAGE:
         return None
