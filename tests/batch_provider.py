@@ -28,6 +28,7 @@ class Provider:
         self.looks = 1  # how often a batch is looked at until it has ended
         self.fate: Fate = lambda key, body: 200
         self.end = "completed"
+        self.at_once = 1000  # batches that the provider takes in
         self.replies: dict[str, list[int]] = {}  # statuses to give instead, by "METHOD /path"
         self.hold: dict[str, tuple[threading.Event, threading.Event]] = {}  # reached, go on; by "METHOD /path after"
         self.lock = threading.RLock()
@@ -59,10 +60,18 @@ class Provider:
     def look(self, name: str) -> dict[str, Any]:
         batch = self.batches[name]
         batch["looked"] += 1
+        if batch["status"] == "validating" and self.running() >= self.at_once:
+            full = {"code": "token_limit_exceeded", "message": "too many tokens are enqueued"}
+            batch |= {"status": "failed", "errors": {"object": "list", "data": [full]}}
+        if batch["status"] in ("failed", "completed"):
+            return batch
         batch["status"] = "in_progress"
         if batch["looked"] >= self.looks:
             self.finish(batch)
         return batch
+
+    def running(self) -> int:
+        return sum(batch["status"] == "in_progress" for batch in self.batches.values())
 
     def finish(self, batch: dict[str, Any]) -> None:
         """Answer what the fate lets be answered, and put the rest among the errors."""

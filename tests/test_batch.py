@@ -278,6 +278,18 @@ def test_a_batch_that_is_refused_is_said_in_the_providers_words(provider: Any, c
     assert texts(send(batcher(url), prompts(2), cache)) == TO[:2]
 
 
+def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.at_once, there.looks = 1, 6
+    teacher, voice = batcher(url), Said()
+    teacher.batch_limits = Limits(requests=2)  # type: ignore[attr-defined]
+    assert texts(send(teacher, prompts(6), cache, voice)) == TO[:6]
+    assert sum("queue is full" in line for line in voice.lines) == len(there.batches) - 3 <= 3
+    there.at_once = 0
+    with pytest.raises(TeacherError, match="too many tokens are enqueued"):
+        send(teacher, prompts(2, temperature=0.5), cache)
+
+
 @pytest.mark.parametrize("what", ["POST /v1/files", "GET /v1/batches/batch-1", "GET /v1/files/file-2/content"])
 @pytest.mark.parametrize("status", [500, 429, 599])
 def test_what_may_be_asked_twice_is_tried_again(provider: Any, cache: Cache, what: str, status: int) -> None:

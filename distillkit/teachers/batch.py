@@ -1,17 +1,14 @@
 """Teachers asked in batches: half the price, within a day. What comes back goes into the cache under the usual keys.
 
 The providers' Batch APIs are alike: upload a file of requests, make a batch of it, look now and then whether it has
-ended, fetch two files, of answers and of errors. This module knows that API through the client that a teacher hands
-out. It knows neither how a request is put into words nor what an answer looks like: the teacher does.
+ended, fetch two files, of answers and of errors. `batch_client` knows that API, and the teacher how a request is put into
+words and what an answer looks like; this module knows neither.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -22,6 +19,7 @@ from ..progress import Voice
 from ..records import REFUSED, Answer, Request
 from ..roles import Teacher
 from . import pending
+from .batch_client import HOPELESS, Provider
 from .cache import Cache, key_of
 from .label import Labelled, checked, whats_of
 from .pending import Part
@@ -29,11 +27,9 @@ from .pending import Part
 TRIES = 3  # of one request; a batch that expired does not count
 POLLS = (2.0, 60.0)  # seconds between two looks, at first and in the end
 ENDED = ("completed", "expired", "cancelled", "failed")
-HOPELESS = (400, 401, 403, 404, 413, 422)  # asking again gives the same
-RETRIED = (408, 409, 429, 498, 500, 502, 503, 504)
-UNREACHED = ("APIConnectionError", "APITimeoutError")  # as the SDKs of all providers call them
 EXPIRED = "expired"
-NEEDED = ("body", "answer_of", "client", "endpoint")
+QUEUE_FULL = "token_limit_exceeded"  # how OpenAI says that too much is waiting already
+NEEDED = ("body", "answer_of", "client")
 
 
 @dataclass(frozen=True)
@@ -98,9 +94,10 @@ def label_in_batches(
 
 
 def _batched(teacher: Teacher) -> Batched:
-    if missing := [name for name in NEEDED if not hasattr(teacher, name)]:
+    missing = [name for name in NEEDED if not callable(getattr(teacher, name, None))]
+    if missing or not hasattr(teacher, "endpoint"):
         raise UsageError(
-            f"the teacher {teacher.name!r} cannot be asked in batches: it has no {missing[0]}",
+            f"the teacher {teacher.name!r} cannot be asked in batches: it has no {[*missing, 'endpoint'][0]}",
             "Leave out --batch to ask request by request.",
         )
     return cast(Batched, teacher)
@@ -120,7 +117,7 @@ class _Stage:
         self.keys = [key_of(what) for what in whats]
         self.whats = dict(zip(self.keys, whats, strict=True))
         self.wanted = dict(zip(self.keys, requests, strict=True))
-        self.provider = _Provider(teacher)
+        self.provider = Provider(teacher)
         self.collected = 0
         self.missing: set[str] = set()
 
@@ -228,7 +225,7 @@ class _Stage:
                 return
             self.voice.say("  a batch had not been sent off when its process ended; it is sent now")
         if part.file is None:
-            if resumed:
+            if resumed:  # the file's id is not known
                 self.voice.say("  requests of an earlier sitting are uploaded (again, if it had come so far)")
             part = part.save(status="uploaded", file=self.provider.upload(part))
         part = part.save(status="submitting")
@@ -243,6 +240,8 @@ class _Stage:
         now = part.read()
         if now is None or not now.pending:
             return
+        if now.status == "queued" and self._others_run(now):
+            return
         if now.status != "submitted":
             self._submit(now, resumed=True)
             return
@@ -251,10 +250,26 @@ class _Stage:
         told = f", {counts.completed + counts.failed:,} of {counts.total:,}" if counts else ""
         self.voice.progress(f"  batch {now.batch}: {batch.status}{told}")
         if batch.status == "failed":
-            now.drop()
-            raise TeacherError(f"the provider refused the batch {now.batch}: {_words(batch)}")
+            self._refused(now, batch)
+            return
         if batch.status in ENDED:
             self._collect(now, batch)
+
+    def _others_run(self, part: Part) -> bool:
+        """Whether other batches are with the provider now."""
+        return any(other.status == "submitted" and other.id != part.id for other in self._parts())
+
+    def _refused(self, part: Part, batch: Any) -> None:
+        """A batch that the provider took and then refused: for its queue's sake it waits, else the stage ends."""
+        codes = [error.code for error in getattr(batch.errors, "data", None) or []]
+        if QUEUE_FULL in codes and self._others_run(part):
+            self.voice.say(
+                f"  the provider's queue is full; batch {part.batch} is sent again when another one has ended"
+            )
+            part.save(status="queued", batch=None)
+            return
+        part.drop()
+        raise TeacherError(f"the provider refused the batch {part.batch}: {_words(batch)}")
 
     def _collect(self, part: Part, batch: Any) -> None:
         """Answers into the cache, failures into the record of the part."""
@@ -336,145 +351,3 @@ def _words(batch: Any) -> str:
     """Why a batch was refused, in the provider's words."""
     errors = getattr(batch.errors, "data", None) or []
     return "; ".join(str(error.message or error.code) for error in errors[:3]) or "it gave no reason"
-
-
-# ------------------------------------------------------------------------------------------------- the provider
-
-
-class _Provider:
-    """The Batch API through a teacher's client. What may be asked twice is tried again; making a batch is not."""
-
-    def __init__(self, teacher: Batched) -> None:
-        self.teacher = teacher
-        self._runner: asyncio.Runner | None = None
-        self._client: Any = None
-
-    @property
-    def client(self) -> Any:
-        """The client, made when it is first needed."""
-        if self._client is None:
-            self._client = self.teacher.client()
-        return self._client
-
-    def upload(self, part: Part) -> str:
-        """Hand over the file of requests; its id."""
-        content = (f"distillkit-{part.id}.jsonl", part.lines.read_bytes())
-        file = self._tried("upload requests", lambda: self.client.files.create(file=content, purpose="batch"))
-        return str(file.id)
-
-    def submit(self, part: Part) -> str:
-        """Make a batch of an uploaded file; its id. A plain no is not a batch, and the next sitting begins anew."""
-        try:
-            batch = self._wait(
-                self.client.batches.create(
-                    input_file_id=part.file,
-                    endpoint=part.endpoint,
-                    completion_window="24h",
-                    metadata={"distillkit": part.id},
-                )
-            )
-        except Exception as error:
-            failed = self._failed("make a batch", error)
-            failed.hint = "The same command goes on from here; it first looks whether the batch was made all the same."
-            if getattr(error, "status_code", None) in (*HOPELESS, 429):
-                part.save(status="new", file=None)
-                failed.hint = "No batch was made. The same command tries again."
-            raise failed from error
-        return str(batch.id)
-
-    def find(self, part: Part) -> str | None:
-        """The batch that was made of a part's file, if one was."""
-        try:
-            return next((str(one.id) for one in self._batches() if one.input_file_id == part.file), None)
-        except TeacherError as error:
-            error.hint = (
-                f"So it is not known whether a batch was made of the file {part.file}. Try again; if that does not "
-                f"help, look for it at the provider, and if there is none, delete {part.path}: it is asked again."
-            )
-            raise
-
-    def _batches(self) -> Iterator[Any]:
-        """All batches of the account, page by page where there are pages."""
-        page = self._tried("list batches", lambda: self.client.batches.list())
-        while True:
-            yield from page.data or ()
-            if not getattr(page, "has_next_page", lambda: False)():
-                return
-            page = self._tried("list batches", page.get_next_page)
-
-    def look(self, part: Part) -> Any:
-        """A batch as it stands at the provider."""
-        try:
-            return self._tried("look at a batch", lambda: self.client.batches.retrieve(part.batch))
-        except TeacherError as error:
-            error.hint = f"If the provider no longer has it, delete {part.path}: what it asked is asked again."
-            raise
-
-    def lines(self, batch: Any) -> Iterator[dict[str, Any]]:
-        """What came of a batch: the lines of both of its files."""
-        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
-            for number, line in enumerate(self._content(file).split(b"\n"), 1):
-                if line.strip():
-                    yield _line(line, f"line {number} of {file}")
-
-    def _content(self, file: str) -> bytes:
-        def fetch() -> Any:
-            return self._wait(self.client.files.content(file)).read()
-
-        return cast(bytes, self._tried("fetch answers", fetch))
-
-    def close(self) -> None:
-        """Close connections."""
-        if self._client is not None:
-            self._wait(self._client.close())
-        if self._runner is not None:
-            self._runner.close()
-
-    def _tried(self, what: str, call: Callable[[], Any]) -> Any:
-        """Call, and call again after what passes by."""
-        import tenacity
-
-        trying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(5),
-            wait=tenacity.wait_random_exponential(multiplier=0.5, max=20),
-            retry=tenacity.retry_if_exception(_passes),
-            reraise=True,
-        )
-        try:
-            return trying(lambda: self._wait(call()))
-        except Exception as error:
-            raise self._failed(what, error) from error
-
-    def _failed(self, what: str, error: Exception) -> TeacherError:
-        return TeacherError(f"the teacher {self.teacher.name!r} could not {what}: {type(error).__name__}: {error}")
-
-    def _wait(self, value: Any) -> Any:
-        """A value, or what an asynchronous client will give, on one loop for as long as its connections live."""
-        if not inspect.isawaitable(value):
-            return value
-        if self._runner is None:
-            self._runner = asyncio.Runner()
-
-        async def waited() -> Any:
-            return await value
-
-        return self._runner.run(waited())
-
-
-def _line(line: bytes, where: str) -> dict[str, Any]:
-    """One line of a result file: whose it is, and what came of it."""
-    try:
-        values = json.loads(line)
-        if isinstance(values["custom_id"], str) and isinstance(values.get("response") or {}, dict):
-            return cast(dict[str, Any], values)
-        raise ValueError("it is no line of a batch")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TeacherError(
-            f"what came of a batch cannot be read: {where}: {error}", "The same command fetches it again."
-        ) from error
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether a failure may be over in a moment."""
-    status = getattr(error, "status_code", None)
-    return status in RETRIED or (status is None and type(error).__name__ in UNREACHED)

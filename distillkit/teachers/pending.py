@@ -1,7 +1,8 @@
 """Batches that were sent off, on disk: what each asks, and how far it has come. Another process goes on another day.
 
 A part is one batch. Its state is written before and after every step, each time whole or not at all; `submitting` is
-what remains of a process that ended between asking the provider and hearing from it. Knows no provider.
+what remains of a process that ended between asking the provider and hearing from it; `queued` waits for other parts.
+Knows no provider.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..files import read_json, read_lines, replacing, write_json
 from .cache import Cache
 
 FORMAT = 1
-STATES = ("new", "uploaded", "submitting", "submitted", "collected")
+STATES = ("new", "uploaded", "submitting", "submitted", "queued", "collected")
 
 
 @dataclass(frozen=True)
