@@ -1,8 +1,8 @@
 """Teachers asked in batches: half the price, within a day. What comes back goes into the cache under the usual keys.
 
 The providers' Batch APIs are alike: upload a file of requests, make a batch of it, look now and then whether it has
-ended, fetch two files, of answers and of errors. `batch_client` knows that API, and the teacher how a request is put into
-words and what an answer looks like; this module knows neither.
+ended, fetch two files, of answers and of errors. `batch_client` knows that API, and the teacher how a request is put
+into words and what an answer looks like; this module knows neither.
 """
 
 from __future__ import annotations
