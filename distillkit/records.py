@@ -45,9 +45,9 @@ class Request:
 
     def canonical(self) -> dict[str, Any]:
         """All that decides the answer: everything but the id, which is only a name."""
-        values = asdict(self)
+        values = dict(vars(self))  # not asdict: it copies every value, and keys are made of many thousand requests
         del values["id"]
-        return values
+        return {**values, "messages": self.messages and tuple(dict(message) for message in self.messages)}
 
 
 @dataclass(frozen=True)
