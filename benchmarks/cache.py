@@ -1,6 +1,6 @@
 """How long the cache takes to read ten thousand answers: text alone, and with 96 tokens and 20 alternatives each.
 
-    python benchmarks/cache.py [--answers 10000] [--rounds 3] [--json FILE]
+    python benchmarks/cache.py [--answers 10000] [--rounds 3] [--write]
 
 Each figure is the median of some rounds, each with a cache that is opened anew; the two slow ones take one round. "Rows
 as they once were" are those of the first version, JSON numbers, which are still read. The log-probabilities are either
@@ -102,11 +102,11 @@ ROWS = (
 
 
 def main() -> None:
-    """Measure, print the table, and write the JSON if asked to."""
+    """Measure, print the table, and write it with the JSON if asked to."""
     parser = argparse.ArgumentParser(description="Time the cache of answers.")
     parser.add_argument("--answers", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", action="store_true", help="write cache.md and cache.json beside this file")
     chosen = parser.parse_args()
     results = []
     for name, kind, old, look in ROWS:
@@ -115,14 +115,15 @@ def main() -> None:
             size = (Path(folder) / "cache.db").stat().st_size
             seconds = measure(Path(folder), keys, 1 if old or look else chosen.rounds, look)
         results.append({"what": name, "answers": len(keys), "seconds": round(seconds, 3), "bytes": size})
-    print("| ten thousand answers, read | seconds | bytes an answer |".replace("ten thousand", f"{chosen.answers:,}"))
-    print("| --- | ---: | ---: |")
-    for row in results:
-        print(f"| {row['what']} | {row['seconds']:.2f} | {row['bytes'] // row['answers']:,} |")
-    if chosen.json:
-        machine = {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+    lines = [f"| {chosen.answers:,} answers, read | seconds | bytes an answer |", "| --- | ---: | ---: |"]
+    lines += [f"| {row['what']} | {row['seconds']:.2f} | {row['bytes'] // row['answers']:,} |" for row in results]
+    table = "\n".join(lines)
+    print(table)
+    if chosen.write:
+        machine = {"cpus": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
         record = {"schema": 1, "rounds": chosen.rounds, "machine": machine, "results": results}
-        chosen.json.write_text(json.dumps(record, indent=2) + "\n")
+        Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+        Path(__file__).with_suffix(".md").write_text(table + "\n")
 
 
 if __name__ == "__main__":

@@ -101,9 +101,8 @@ def prune(
     with _cache() as opened:
         rows = list(upkeep.chosen(opened, provider, model, older_than))
         size = sum(row.bytes for row in rows)
-        if rows and not dry_run:
-            _agreed(f"Drop {len(rows):,} rows, {size / 2**20:,.1f} MiB?", yes)
-        dropped = opened.drop(rows) if rows and not dry_run else 0
+        agreed = rows and not dry_run and _agreed(f"Drop {len(rows):,} rows, {size / 2**20:,.1f} MiB?", yes)
+        dropped = opened.drop(rows) if agreed else 0
     _show({"schema": 1, "chosen": len(rows), "bytes": size, "dropped": dropped}, as_json, _pruned)
 
 
@@ -111,13 +110,11 @@ def _pruned(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['chosen']:,} rows, {found['bytes'] / 2**20:,.1f} MiB; {found['dropped']:,} dropped."
 
 
-def _agreed(question: str, yes: bool) -> None:
+def _agreed(question: str, yes: bool) -> bool:
     """Ask where there is somebody to ask; nobody's silence is a yes."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
+    if not yes and not sys.stdin.isatty():
         raise UsageError(f"{question} Nobody is there to answer", "Add --yes, or --dry-run to look first.")
-    click.confirm(question, abort=True, err=True)
+    return yes or click.confirm(question, err=True)
 
 
 @cache.command(name="export")

@@ -131,6 +131,13 @@ def test_many_keys_are_read_as_one_by_one(cache: Cache) -> None:
     assert cache.get_many([]) == {}
 
 
+def test_text_that_is_none_is_said_with_what_to_do(cache: Cache) -> None:
+    cache._rows._sql("INSERT INTO Cache (key, raw, mode, value) VALUES ('key', 1, 1, CAST(x'7b80ff' AS TEXT))")
+    with pytest.raises(CorruptError, match="damaged: UnicodeDecodeError") as error:
+        cache.get("key")
+    assert "verify --repair" in error.value.hint
+
+
 def test_a_refusal_is_not_an_answer(cache: Cache) -> None:
     plant(cache.folder, key="key", raw=1, mode=1, value=json.dumps({"asked": {}, "refused": "filtered", "time": 1}))
     assert cache.get("key") is None

@@ -73,30 +73,49 @@ class Cache:
         """Those answers that are there, by their keys. A refusal is not an answer."""
         found = {}
         for key, text in self._texts(keys):
-            try:
+            with self._whole(key):
                 row = json.loads(text)
                 if "refused" not in row:
                     found[key] = Answer.from_json(row["answer"])
-            except DAMAGE as error:
-                raise CorruptError(
-                    f"the cached answer {key[:12]} in {self.folder} is damaged: {type(error).__name__}: {error}",
-                    "Ask for it again: distillkit cache verify --repair",
-                ) from error
         return found
 
-    def _texts(self, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """What is stored under keys: many rows with one query, none of them unpickled."""
+    def row(self, key: str) -> Any:
+        """The whole row under a key: what was asked, what was answered and when; or None."""
+        row = None
+        for _, text in self._texts([key]):
+            with self._whole(key):
+                row = json.loads(text)
+        return row
+
+    @contextmanager
+    def _whole(self, key: str) -> Iterator[None]:
+        """Say of which row it is that something is wrong."""
+        try:
+            yield
+        except DAMAGE as error:
+            raise CorruptError(
+                f"the cached answer {key[:12]} in {self.folder} is damaged: {type(error).__name__}: {error}",
+                "Ask for it again: distillkit cache verify --repair",
+            ) from error
+
+    def _texts(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """What is stored under keys: many rows with one query, as bytes, for SQLite takes any for text."""
         keys = list(keys)
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             query = (
-                "SELECT key, mode, filename, value FROM Cache WHERE raw = 1"
+                "SELECT key, mode = 1 AND typeof(value) = 'text', CAST(value AS BLOB) FROM Cache WHERE raw = 1"
                 f" AND key IN ({', '.join('?' * len(some))}) AND (expire_time IS NULL OR expire_time > ?)"
             )
             with self._said("read"):
                 rows = self._rows._sql(query, (*some, time.time())).fetchall()
-            for key, mode, filename, value in rows:
-                yield key, self._rows.disk.fetch(mode, filename, value, False)
+            for key, readable, value in rows:
+                if not readable:
+                    raise CorruptError(
+                        f"the cache {self.folder} holds a row that is not text, {key[:12]}; it was not read",
+                        "Drop it: distillkit cache verify --repair",
+                    )
+                yield key, value
 
     def put(self, key: str, asked: dict[str, Any], answer: Answer) -> None:
         """Keep an answer, with what was asked and when; as ASCII, which holds even half an emoji."""
@@ -154,10 +173,6 @@ class Cache:
         query = "SELECT key FROM Cache WHERE raw = 1 AND substr(key, 1, ?) = ? ORDER BY key"
         with self._said("read"):
             return [key for (key,) in self._rows._sql(query, (len(prefix), prefix)).fetchall()]
-
-    def text(self, key: str) -> str | None:
-        """What is stored under a key, as it stands there."""
-        return dict(self._texts([key])).get(key)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:

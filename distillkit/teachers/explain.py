@@ -46,9 +46,9 @@ def find(cache: Cache, spec: str) -> dict[str, Any]:
     if Path(spec).is_file():
         values, where = _parsed(Path(spec).read_text(encoding="utf-8"), spec), spec
     else:
-        key = _only(cache, spec)
-        values, where = _parsed(cache.text(key) or "", f"the row {key[:12]}"), key
-    what = values.get("asked", values)
+        where = _only(cache, spec)
+        values = cache.row(where)
+    what = values.get("asked", values) if isinstance(values, dict) else None
     if not isinstance(what, dict) or "request" not in what:
         raise UsageError(f"{where} does not say what was asked", "It should be a row of the cache, or its `asked`.")
     return what
