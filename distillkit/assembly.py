@@ -28,7 +28,7 @@ from .tables import TeacherTable
 from .teachers import prompts
 from .teachers.asking import Terms
 from .teachers.cache import Cache
-from .teachers.label import Labelled
+from .teachers.label import Labelled, keys_of, label
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -48,7 +48,7 @@ class Assembly:
         self, recipe: Recipe, plugins: Plugins, voice: Voice | None = None, manner: Mapping[str, Any] | None = None
     ) -> None:
         self.recipe, self.plugins, self.voice = recipe, plugins, voice or Voice()
-        self.manner = dict(manner or {})  # of asking: wait, shard, retry_refused
+        self.manner = dict(manner or {})  # of asking, beside the recipe's: batch, wait, shard, retry_refused
 
     def _build(self, role: str, name: str, options: Mapping[str, Any], table: str) -> Any:
         recipe = self.recipe
@@ -187,6 +187,39 @@ class Assembly:
     def cache(self) -> Cache:
         """Where answers are kept."""
         return Cache(cache_folder() / "teachers")
+
+    def ask(self, teacher: Teacher, requests: list[Request], terms: Terms, done: Labelled | None = None) -> Labelled:
+        """Answers to all requests, one by one or in batches."""
+        from .teachers.batch import label_in_batches
+
+        self.refuse_twice(teacher, requests, terms)
+        with self.cache() as cache:
+            if terms.batch:
+                return label_in_batches(
+                    teacher, requests, cache, self._batches, terms=terms, voice=self.voice, done=done
+                )
+            return label(teacher, requests, cache, terms=terms, voice=self.voice, done=done)
+
+    def refuse_twice(self, teacher: Teacher, requests: list[Request], terms: Terms) -> None:
+        """Refuse to ask one by one for what is in a batch already: it would be paid for twice."""
+        from .teachers import pending
+
+        if not terms.batch and pending.parts(self._batches):
+            with self.cache() as cache:
+                pending.refuse(self._batches, keys_of(teacher, requests, terms.shard), cache)
+
+    def sent_off(self, teacher: Teacher, requests: list[Request]) -> int:
+        """How many of the requests are in a batch whose answers are still to come."""
+        from .teachers import pending
+
+        found = pending.in_batches(self._batches, keys_of(teacher, requests))
+        with self.cache() as cache:
+            return len(found.keys() - cache.get_many(found).keys())
+
+    @property
+    def _batches(self) -> Path:
+        """Where it stands what was sent off in batches."""
+        return cache_folder() / "batches"
 
     def pack(self, labelled: Labelled, folder: Path) -> Stream | None:
         """Answers as rows to train on; None when there is nothing to learn from them."""

@@ -19,9 +19,8 @@ from .judging import protocol, sampling
 from .records import Request, Sample
 from .roles import Teacher, Tracker
 from .runs import Run
-from .tables import TeacherTable
+from .teachers.asking import Terms
 from .teachers.label import Labelled
-from .teachers.label import label as ask
 
 if TYPE_CHECKING:
     from .training import Training
@@ -60,8 +59,9 @@ class Pipeline:
         facts = {"provider": table.provider, "model": table.options.get("model"), "signal": self._signal()}
         if requests:
             self._fewer_prompts(len(requests), table.prompts * table.repeats)
-            labelled = self._labelled(table, teacher, requests)
-            if "shard" in self.parts.manner:  # one share of several teaches nobody yet
+            terms = self.parts.terms(table, spent=self.run.info.get("spent", {}))
+            labelled = self._labelled(teacher, requests, terms)
+            if terms.shard:  # one share of several teaches nobody yet
                 return
             rows = labelled.answered
             write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
@@ -69,14 +69,12 @@ class Pipeline:
             facts |= self._asked(labelled.counts)
         self.run.record(teacher=facts)
 
-    def _labelled(self, table: TeacherTable, teacher: Teacher, requests: list[Request]) -> Labelled:
+    def _labelled(self, teacher: Teacher, requests: list[Request], terms: Terms) -> Labelled:
         """The answers to requests; what they cost is recorded even when it ends badly."""
-        terms = self.parts.terms(table, spent=self.run.info.get("spent", {}))
-        self.voice.say(f"Asking {table.provider} for {len(requests)} answers.")
+        self.voice.say(f"Asking {teacher.name} for {len(requests)} answers.")
         done = Labelled([], [])
         try:
-            with self.parts.cache() as cache:
-                ask(teacher, requests, cache, terms=terms, voice=self.voice, done=done)
+            self.parts.ask(teacher, requests, terms, done)
         finally:
             if done.spent:
                 self.run.record(spent=done.spent)
@@ -176,10 +174,7 @@ class Pipeline:
         teacher: Any = self.parts.plugins.build("teachers", table.provider, table.options, folder=self.recipe.folder)
 
         def asker(requests: Any) -> Any:
-            with self.parts.cache() as cache:
-                return ask(
-                    teacher, requests, cache, terms=self.parts.terms(table, shard=None), voice=self.voice
-                ).replies
+            return self.parts.ask(teacher, requests, self.parts.terms(table, shard=None, batch=False)).replies
 
         return replace(subject, asker=asker)
 
@@ -236,6 +231,8 @@ def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
     """A new run folder for an assembly, with all that is known before the first stage."""
     recipe, began = assembly.recipe, time.perf_counter()
     corpus = assembly.corpus
+    if assembly.teacher is not None and recipe.teacher is not None:
+        assembly.refuse_twice(assembly.teacher, assembly.requests(), assembly.terms(recipe.teacher))
     run = runs.create(recipe.name, {"recipe": recipe.name, "started": now(), "seed": recipe.seed})
     write_json(run.plan, foreseen)
     corpus.tokenizer.save(run.tokenizer)

@@ -13,7 +13,7 @@ from .progress import clock
 from .records import Price, Usage
 from .tables import TeacherTable
 from .teachers.asking import TEMPLATE_TOKENS, upper
-from .teachers.label import known
+from .teachers.label import known, rows_of
 
 FLOAT = 4
 FREE = {"input": 0.0, "output": 0.0}
@@ -43,27 +43,30 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
     table, teacher = parts.recipe.teacher, parts.teacher
     if table is None or teacher is None:
         return None
-    requests = parts.requests()
+    terms = parts.terms(table)
+    requests = [request for request, _, _ in rows_of(teacher, parts.requests(), terms.shard)]
     with parts.cache() as cache:
-        cached = known(teacher, requests, cache)
-    calls = len(requests) - cached
+        cached = known(teacher, requests, cache, terms)
+    sent_off = parts.sent_off(teacher, requests) if terms.batch else 0
+    calls = len(requests) - cached - sent_off
     share = calls / max(1, len(requests))  # which of them are known matters less than how many
     read = share * sum(upper(request).prompt_tokens - TEMPLATE_TOKENS for request in requests)
     tokens = {
         "input": {"low": round(read / 6), "high": round(read / 2 + (TEMPLATE_TOKENS * calls if teacher.chats else 0))},
         "output": {"low": round(calls * table.max_tokens * LEAST_WRITTEN), "high": calls * table.max_tokens},
     }
-    price = parts.terms(table).price or teacher.price()
+    price = terms.price_of(teacher)
     return {
         "provider": table.provider,
         "prompts": len(requests),
         "cached": cached,
+        "sent_off": sent_off,
         "calls": calls,
         "most_tokens": calls * table.max_tokens,
         "tokens": tokens,
         "price": None if price is None else {"input": price.input, "output": price.output},
         "usd": None if price is None else {end: _cost(price, tokens, end) for end in ("low", "high")},
-        "seconds": _at_limits(parts.terms(table).given, calls, tokens),
+        "seconds": _at_limits(terms.given, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
         "online": parts.teaches_online,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..roles import Teacher
 from .cache import FORMAT, Cache, key_of
 from .limits import LONG, Budget, Clock, Limits, Past, Ticket
 
+BATCH_PRICE = 0.5  # of the price of a call alone, at all providers that we know
 HOPELESS = 5  # requests that failed for good, one after another, before the others are not even tried
 TEMPLATE_TOKENS = 200  # tokens that a chat template may add to a prompt
 PROBE_TOKENS = 16
@@ -42,7 +43,8 @@ class Terms:
     max_tokens_total: int | None = None
     price: Price | None = None
     spent: Mapping[str, float] = field(default_factory=dict)  # usd, requests and tokens of earlier sittings
-    wait: bool = False  # sleep at a daily limit instead of stopping
+    wait: bool = False  # sleep at a daily limit, or until batches have ended, instead of stopping
+    batch: bool = False  # in the provider's batches
     retry_refused: bool = False
     shard: tuple[int, int] | None = None  # which part of how many
     clock: Clock = field(default_factory=Clock)
@@ -58,9 +60,14 @@ class Terms:
         }
         return {key: float(rate) for key, rate in rates.items() if rate is not None}
 
-    def budget(self, teacher: Teacher) -> Budget:
-        """What may be spent on a teacher, by the recipe's price or the teacher's own."""
+    def price_of(self, teacher: Teacher) -> Price | None:
+        """What tokens cost, by the recipe's price or the teacher's own; None when that is not known."""
         price = self.price or teacher.price()
+        return price.times(BATCH_PRICE) if price and self.batch else price
+
+    def budget(self, teacher: Teacher) -> Budget:
+        """What may be spent on a teacher."""
+        price = self.price_of(teacher)
         if self.max_usd is not None and price is None:
             told = f"teacher.max_usd cannot be kept: what the teacher {teacher.name!r} costs is not known"
             raise UsageError(told, "Set teacher.price = { input = ..., output = ... }, dollars a million tokens.")
@@ -77,7 +84,7 @@ class EmptyError(TryAgain):
 
 
 class Asking:
-    """One sitting with one teacher."""
+    """One sitting with one teacher; whoever begins it closes it."""
 
     def __init__(self, teacher: Teacher, terms: Terms, cache: Cache, voice: Voice | None = None) -> None:
         self.teacher, self.terms, self.cache = teacher, terms, cache
@@ -91,6 +98,7 @@ class Asking:
             say=(voice or Voice()).say,
         )
         self.past = self._past()
+        self.runner = asyncio.Runner()  # one loop for the whole sitting: connections and locks belong to it
         self.out: set[asyncio.Task[Any]] = set()  # tasks whose call is out, and may have been paid for
         self.ended: list[asyncio.Task[Answer]] = []
         self.bell = asyncio.Event()
@@ -99,18 +107,28 @@ class Asking:
         self.in_a_row = 0
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
-        """Every answer as it comes, from one loop; afterwards what went wrong is raised."""
-        with asyncio.Runner() as runner:
-            coming = self._answers(requests)
-            try:
-                while (pairs := runner.run(_next(coming))) is not None:
-                    yield from pairs
-            finally:
-                runner.run(self._end(coming))
+        """Every answer as it comes; afterwards what went wrong is raised."""
+        coming = self._answers(requests)
+        try:
+            while (pairs := self.runner.run(_next(coming))) is not None:
+                yield from pairs
+        finally:
+            self.runner.run(coming.aclose())
 
-    async def _answers(self, requests: Sequence[Request]) -> AsyncIterator[list[tuple[Request, Answer]]]:
+    def find_out(self, requests: Sequence[Request]) -> None:
+        """Learn what the teacher must know of its endpoint, and ask nothing else."""
+        self.runner.run(self._find_out(requests))
+
+    def close(self) -> None:
+        """Nothing stays open: neither connections nor the loop."""
+        self.teacher.listener = None
+        try:
+            self.runner.run(self.teacher.close())
+        finally:
+            self.runner.close()
+
+    async def _answers(self, requests: Sequence[Request]) -> AsyncGenerator[list[tuple[Request, Answer]]]:
         """Answers in the groups in which they come."""
-        self.teacher.listener = self.limits.hear
         waiting = iter(requests)
         tasks: dict[asyncio.Task[Answer], Request] = {}
         try:
@@ -247,6 +265,7 @@ class Asking:
 
     async def _find_out(self, requests: Sequence[Request]) -> None:
         """Learn what the teacher must know of its endpoint, once in the life of the cache; then let it refuse."""
+        self.teacher.listener = self.limits.hear
         if requests:
             self.teacher.check(requests)
             for need, request in self.teacher.needs(requests).items():
@@ -265,12 +284,6 @@ class Asking:
             known = Answer("", raw={"found": await self._insist(probe, small)})
             self.cache.put(key_of(what), what, known)
         self.teacher.found[need] = (known.raw or {})["found"]
-
-    async def _end(self, coming: AsyncIterator[Any]) -> None:
-        """Nothing stays open: neither calls nor connections."""
-        await coming.aclose()  # type: ignore[attr-defined]
-        self.teacher.listener = None
-        await self.teacher.close()
 
     def _past(self) -> Past | None:
         """The record of the last day, if a limit of the recipe's needs one."""

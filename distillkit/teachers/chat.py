@@ -43,11 +43,12 @@ class ChatTeacher(Teacher):
     """An OpenAI-style endpoint. A plugin gives it a name, an SDK, a key's variable and options with an address."""
 
     sdk: ClassVar[str] = "openai"  # the module of the SDK
-    client: ClassVar[str] = "AsyncOpenAI"
+    sdk_class: ClassVar[str] = "AsyncOpenAI"
     variable: ClassVar[str] = ""  # where its key is
     needs_key: ClassVar[bool] = True
     spans: ClassVar[Mapping[str, float]] = {"requests": MINUTE, "tokens": MINUTE}  # of its rate-limit headers
     max_tokens_name: ClassVar[str] = "max_tokens"
+    batches: ClassVar[bool] = False  # whether it has OpenAI's Batch API
     prices: ClassVar[Mapping[str, tuple[float, float]]] = {}  # US dollars a million tokens, in and out
 
     class Options(Teacher.Options):
@@ -172,11 +173,19 @@ class ChatTeacher(Teacher):
 
     async def answer(self, request: Request) -> Answer:
         """Ask once."""
-        facts = self.found.get(f"parameters {json.dumps(_way(request))}") or {}
-        return self._read(await self._post(self._body(request, facts)), request)
+        return self.answer_of(await self._post(self.body(request)), request)
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The request as the endpoint takes it, going by what was found out."""
+        return self._body(request, self.found.get(f"parameters {json.dumps(_way(request))}") or {})
+
+    @property
+    def endpoint(self) -> str | None:
+        """The path that batches name, or None where there are none."""
+        path = "/v1/chat/completions" if self.chats else "/v1/completions"
+        return path if self.batches else None
 
     def _body(self, request: Request, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The request as the endpoint takes it."""
         options, refused = self.options, facts.get("refused", ())
         body = {"model": options.model, **self._words(request), **self._parameters(request)}
         body[facts.get("max_tokens", self.max_tokens_name)] = request.max_tokens
@@ -254,7 +263,7 @@ class ChatTeacher(Teacher):
 
     # ------------------------------------------------------------------------------------------ the answer
 
-    def _read(self, body: dict[str, Any], request: Request) -> Answer:
+    def answer_of(self, body: dict[str, Any], request: Request) -> Answer:
         """An answer that is whole, or TryAgain: what is misshapen is never taken for one."""
         try:
             choice = body["choices"][0]
@@ -284,14 +293,18 @@ class ChatTeacher(Teacher):
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             self._secret, self._loop = self._key(), loop
-            made = getattr(importlib.import_module(self.sdk), self.client)
-            self._client = made(
-                api_key=self._secret or "none",
-                base_url=self._address(),
-                max_retries=0,
-                timeout=self.options.timeout,
-            )
+            self._client = self.client()
         return self._client
+
+    def client(self) -> Any:
+        """A new client of the SDK, for whoever closes it."""
+        made = getattr(importlib.import_module(self.sdk), self.sdk_class)
+        return made(
+            api_key=self._key() or keys.NO_KEY,
+            base_url=self._address(),
+            max_retries=0,
+            timeout=self.options.timeout,
+        )
 
     def _address(self) -> str:
         """The address as the SDK wants it."""

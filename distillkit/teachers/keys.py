@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import UsageError
 
 HIDDEN = "[key]"
+NO_KEY = "none"  # what an SDK is given that insists on a key, where there is none
 
 
 def key(variable: str) -> str | None:
@@ -37,4 +38,4 @@ def dotenv(path: Path) -> dict[str, str]:
 
 def hidden(text: str, secret: str | None) -> str:
     """A text in which a key does not appear, whoever put it there."""
-    return text.replace(secret, HIDDEN) if secret and secret in text else text
+    return text.replace(secret, HIDDEN) if secret and secret != NO_KEY and secret in text else text

@@ -7,10 +7,11 @@ An answer is on disk before the next one is looked at. Does not know what answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import DistillkitError, Interrupted, TeacherError
 from ..files import digest
@@ -19,6 +20,20 @@ from ..records import REFUSED, Answer, Request
 from ..roles import Teacher
 from .asking import Asking, Terms, is_asynchronous
 from .cache import Cache, asked, key_of
+
+Row = tuple[Request, str, dict[str, Any]]
+PAUSE = 0.25  # seconds between two looks at what another process has answered
+
+
+class Identified(Protocol):
+    """What of a teacher decides the keys of its answers."""
+
+    @property
+    def name(self) -> str:
+        """The name of its plugin."""
+
+    def identity(self) -> Any:
+        """What decides the answers beside the request."""
 
 
 @dataclass
@@ -86,49 +101,82 @@ def label(
 ) -> Labelled:
     """Answer every request, from the cache or by asking. `done` is filled as answers come, even if it ends badly."""
     voice, terms = voice or Voice(), terms or Terms(concurrency=concurrency)
+    rows = rows_of(teacher, requests, terms.shard)
     done = done or Labelled([], [])
-    whats = _share(done, _asked(teacher, requests), requests, terms.shard)
-    wanted = dict(zip(done.keys, zip(done.requests, whats, strict=True), strict=True))
-    found = {key: answer for key in wanted if (answer := cache.get(key)) is not None}
-    again = {key for key, answer in found.items() if terms.retry_refused and answer.finish == REFUSED}
-    done.found = {key: answer for key, answer in found.items() if key not in again}
+    done.requests, done.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
+    wanted = {key: (request, what) for request, key, what in rows}
+    done.found = _settled(cache, wanted, terms)
     waiting = {key: request for key, (request, _) in wanted.items() if key not in done.found}
-    done.cached = len(done.requests) - len(waiting)
+    due, before = len(waiting), len(done.found)
     asking = _Asking(teacher, terms, cache, voice, done)
     try:
-        with closing(asking.ask(waiting)) as answers:
-            for key, answer in answers:
-                cache.put(key, wanted[key][1], answer)
-                done.found[key] = answer
-                done.asked += 1
-                voice.progress(asking.progress(len(waiting)), last=done.asked == len(waiting))
+        for mine in _portions(cache, waiting, terms, done, voice):
+            with closing(asking.ask(mine)) as answers:
+                for key, answer in answers:
+                    cache.put(key, wanted[key][1], answer)
+                    done.found[key] = answer
+                    done.asked += 1
+                    there = len(done.found) - before
+                    voice.progress(asking.progress(there, due), last=there == due)
     except KeyboardInterrupt as error:
-        raise Interrupted(f"stopped after {done.asked} of {len(waiting)} answers; they are kept") from error
+        raise Interrupted(f"stopped after {done.asked} of {due} answers; they are kept") from error
     except DistillkitError as error:
-        kept = f"{done.asked} of {len(waiting)} answers are kept; asking again asks only for the others."
+        kept = f"{done.asked} of {due} answers are kept; asking again asks only for the others."
         error.hint = f"{error.hint} {kept}".strip()
         raise
+    finally:
+        cache.free()
+        asking.close()
+    done.cached = len(done.requests) - done.asked
     return done
 
 
-def known(teacher: Teacher, requests: Sequence[Request], cache: Cache) -> int:
+def _settled(cache: Cache, keys: Iterable[str], terms: Terms) -> dict[str, Answer]:
+    """What is known and need not be asked again: refusals too, unless they are to be."""
+    found = cache.get_many(keys)
+    return {key: answer for key, answer in found.items() if not (terms.retry_refused and answer.finish == REFUSED)}
+
+
+def _portions(
+    cache: Cache, waiting: dict[str, Request], terms: Terms, done: Labelled, voice: Voice
+) -> Iterator[dict[str, Request]]:
+    """What this process is to ask for: all that no other one is asking for. What others ask for is waited for."""
+    while waiting:
+        claimed = cache.claim(waiting)
+        done.found |= _settled(cache, waiting, terms)  # after claiming: others may have answered just before
+        mine = {key: request for key, request in waiting.items() if key in claimed and key not in done.found}
+        if mine:
+            yield mine
+            cache.free()  # before waiting for others, who may be waiting for these
+        waiting = {key: request for key, request in waiting.items() if key not in done.found}
+        if waiting and not mine:
+            voice.progress(f"  waiting for {len(waiting)} answers that another process is asking for")
+            time.sleep(PAUSE)
+
+
+def keys_of(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[str]:
+    """Under which keys the answers are kept."""
+    return [key for _, key, _ in rows_of(teacher, requests, shard)]
+
+
+def known(teacher: Identified, requests: Sequence[Request], cache: Cache, terms: Terms | None = None) -> int:
     """How many of the requests need not be asked again."""
-    return sum(key_of(what) in cache for what in _asked(teacher, requests))
+    keys = keys_of(teacher, requests)
+    found = _settled(cache, keys, terms) if terms and terms.retry_refused else cache
+    return sum(key in found for key in keys)
 
 
-def _share(
-    done: Labelled, whats: list[dict[str, Any]], requests: Sequence[Request], shard: tuple[int, int] | None
-) -> list[dict[str, Any]]:
-    """Put into `done` what is to be done here: everything, or one of several shares by the hash of what is asked."""
+def rows_of(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[Row]:
+    """Each request, its key and what that is made of: all, or one of several shares by the hash of what is asked."""
+    whats = whats_of(teacher, requests)
     rows = [(request, key_of(what), what) for request, what in zip(requests, whats, strict=True)]
-    if shard is not None:
-        part, of = shard
-        rows = [row for row in rows if int(row[1], 16) % of == part - 1]
-    done.requests, done.keys = [row[0] for row in rows], [row[1] for row in rows]
-    return [row[2] for row in rows]
+    if shard is None:
+        return rows
+    part, of = shard
+    return [row for row in rows if int(row[1], 16) % of == part - 1]
 
 
-def _asked(teacher: Teacher, requests: Sequence[Request]) -> list[dict[str, Any]]:
+def whats_of(teacher: Identified, requests: Sequence[Request]) -> list[dict[str, Any]]:
     """What is asked of whom. Who that is, only plain JSON can say."""
     if not requests:
         return []
@@ -161,7 +209,7 @@ class _Asking:
                 if request.id not in due:
                     raise TeacherError(f"{self.who} answered a request twice, or one that it was not asked")
                 due.remove(request.id)
-                yield request.id, _checked(self.who, answer)
+                yield request.id, checked(self.who, answer)
         except DistillkitError:
             raise
         except (Exception, asyncio.CancelledError) as error:
@@ -171,11 +219,16 @@ class _Asking:
         if due:
             raise TeacherError(f"{self.who} left {len(due)} of {len(waiting)} requests without an answer")
 
-    def progress(self, waiting: int) -> str:
+    def progress(self, there: int, due: int) -> str:
         """How far it is, and what it cost so far."""
         self._spent()
         money = f", ${self.done.spent['usd']:.4f}" if self.done.spent.get("usd") else ""
-        return f"  {self.done.asked}/{waiting} answers{money}"
+        return f"  {there}/{due} answers{money}"
+
+    def close(self) -> None:
+        """Let go of what asking had opened."""
+        if self.driven:
+            self.driven.close()
 
     def _spent(self) -> None:
         if self.driven:
@@ -189,7 +242,7 @@ def _in_turn(teacher: Teacher, requests: list[Request]) -> Iterator[tuple[Reques
     return iter(teacher.answers(requests))
 
 
-def _checked(who: str, answer: object) -> Answer:
+def checked(who: str, answer: object) -> Answer:
     """An answer, or the plugin's fault said plainly. Half an emoji is no text: it becomes U+FFFD."""
     if not isinstance(answer, Answer) or not isinstance(answer.text, str):
         found = "an Answer without text" if isinstance(answer, Answer) else f"a {type(answer).__name__}"

@@ -17,8 +17,9 @@ class Groq(ChatTeacher):
 
     name = "groq"
     signal = "text"
-    sdk, client, variable = "groq", "AsyncGroq", "GROQ_API_KEY"
+    sdk, sdk_class, variable = "groq", "AsyncGroq", "GROQ_API_KEY"
     max_tokens_name = "max_completion_tokens"
+    batches = True
     spans: ClassVar[dict[str, float]] = {"requests": 86400.0, "tokens": 60.0}
     prices: ClassVar[dict[str, tuple[float, float]]] = {  # as of November 2025
         "openai/gpt-oss-20b": (0.075, 0.30),

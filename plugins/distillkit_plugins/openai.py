@@ -17,6 +17,7 @@ class OpenAI(ChatTeacher):
     signal = "top_logprobs"
     variable = "OPENAI_API_KEY"
     max_tokens_name = "max_completion_tokens"
+    batches = True
     prices: ClassVar[dict[str, tuple[float, float]]] = {  # as of November 2025
         "gpt-4.1": (2.00, 8.00),
         "gpt-4.1-mini": (0.40, 1.60),
