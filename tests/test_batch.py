@@ -597,7 +597,7 @@ def test_label_batch_with_a_built_in_teacher(provider: Any, tmp_path: Path, name
         )
 
     costs = [json.loads(distillkit("plan", "batched.toml", "--json", *more).stdout) for more in ((), ("--batch",))]
-    assert costs[1]["teacher"]["usd"]["high"] == pytest.approx(costs[0]["teacher"]["usd"]["high"] / 2)
+    assert costs[1]["teacher"]["usd"]["high"] == pytest.approx(costs[0]["teacher"]["usd"]["high"] / 2, rel=0.05)
     said = distillkit("label", "batched.toml", "--batch")
     assert (said.returncode, "may cost $" in said.stderr) == (2, True), said.stderr
     said = distillkit("label", "batched.toml", "--batch", "--yes")
