@@ -138,12 +138,6 @@ def test_text_that_is_none_is_said_with_what_to_do(cache: Cache) -> None:
     assert "verify --repair" in error.value.hint
 
 
-def test_a_refusal_is_not_an_answer(cache: Cache) -> None:
-    plant(cache.folder, key="key", raw=1, mode=1, value=json.dumps({"asked": {}, "refused": "filtered", "time": 1}))
-    assert cache.get("key") is None
-    assert "key" in cache
-
-
 def test_answers_with_log_probabilities_are_read_almost_as_fast_as_text(tmp_path: Path) -> None:
     """The figure itself is `benchmarks/cache.py`'s. Here a bound that no busy machine breaks: rows of 2,016
     log-probabilities, as the first version kept them, took some 3 ms to read; reading must not parse them."""
@@ -419,7 +413,7 @@ def spoil(cache: Cache, ran: Path) -> list[str]:
 def test_verify_names_what_is_damaged_and_repair_drops_nothing_else(cache: Cache, tmp_path: Path) -> None:
     good = [keep(cache, full_answer(f"answer {i}"), i) for i in range(3)]
     refused = asked("p", {}, Request("r", prompt="refused"))
-    cache.add([(key_of(refused), {"asked": refused, "refused": "filtered", "time": 1})])
+    cache.add([(key_of(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 1})])
     assert upkeep.verify(cache)["damaged"] == []
     bad = spoil(cache, tmp_path / "ran")
     found = upkeep.verify(cache)
@@ -450,7 +444,7 @@ def test_stats_count_by_provider_and_model(cache: Cache, tmp_path: Path) -> None
     held = asked("p", {"model": "m"}, Request("r", prompt="held back"))
     cache.add([(key_of(held), {"asked": held, "answer": Answer("", finish="refused").to_json(), "time": 6.0})])
     probe = {"provider": "p", "probe": True}
-    cache.add([(key_of(refused), {"asked": refused, "refused": "filtered", "time": 5.0})])
+    cache.add([(key_of(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 5.0})])
     cache.add([(key_of(probe), {"asked": probe, "answer": Answer("").to_json(), "time": 5.0})])
     bad = len(spoil(cache, tmp_path / "ran")) - 5  # of which some say who was asked
     found = upkeep.stats(cache)
@@ -502,7 +496,7 @@ def test_answers_travel_in_a_file_and_nothing_is_overwritten(tmp_path: Path, end
     with Cache(tmp_path / "from") as one, Cache(tmp_path / "to") as two:
         kept = {key: one.get(key) for key in [keep(one, full_answer(f"answer {i}"), i) for i in range(5)]}
         refused = asked("p", {"model": "m"}, Request("r", prompt="refused"))
-        one.add([(key_of(refused), {"asked": refused, "refused": "filtered", "time": 1})])
+        one.add([(key_of(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 1})])
         spoil(one, tmp_path / "ran")
         before = {row.key: row.text for row in one.rows() if row.key in kept}
         header = archive.export(one, file, "CC0")

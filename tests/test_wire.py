@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache as once
@@ -31,7 +32,7 @@ from distillkit.tables import SLOTS, TemplateTable
 from distillkit.teachers import keys, logprobs, prompts, replies
 from distillkit.teachers.asking import Terms
 from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import Labelled, known, label
+from distillkit.teachers.label import Labelled, keys_of, known, label
 from distillkit.teachers.limits import Clock, Window
 from distillkit.teachers.words import WORDS
 
@@ -348,6 +349,42 @@ def test_requests_and_tokens_have_budgets_too(provider: Provider, cache: Cache, 
     with pytest.raises(LimitReached, match=f"teacher.{limit} = {most}"):
         label(teacher(provider.url), requests(500, max_tokens=20), cache, terms=fast(**{limit: most}))
     assert len(provider.calls) <= 7 if limit == "max_requests" else len(provider.calls) * 12 <= 1000
+
+
+@pytest.mark.parametrize("limit", [{"max_requests": 3}, {"max_tokens_total": 600}])
+def test_a_budget_that_is_used_up_frees_what_was_claimed(
+    provider: Provider, tmp_path: Path, limit: dict[str, int]
+) -> None:
+    with Cache(tmp_path) as one, Cache(tmp_path) as two:
+        with pytest.raises(LimitReached):
+            label(teacher(provider.url), requests(20), one, terms=fast(**limit))
+        began = time.monotonic()
+        assert len(label(teacher(provider.url), requests(20), two).answers) == 20
+        assert time.monotonic() - began < 5
+    assert sorted(provider.prompts) == sorted(f"prompt {i}" for i in range(20))
+
+
+# ------------------------------------------------------------------------------------------- two at once
+
+
+def test_what_another_process_leaves_is_asked_in_the_same_sitting(provider: Provider, tmp_path: Path) -> None:
+    with Cache(tmp_path) as mine, Cache(tmp_path) as theirs:
+        theirs.claim(keys_of(teacher(provider.url), requests(6))[:4])
+        freeing = threading.Timer(0.6, theirs.free)
+        freeing.start()
+        done = label(teacher(provider.url), requests(6), mine, terms=fast(concurrency=2))
+        freeing.join()
+    assert [answer.text for answer in done.answers] == [f"to prompt {i}" for i in range(6)]
+    assert provider.prompts[:2] == ["prompt 4", "prompt 5"]
+    assert sorted(provider.prompts) == [f"prompt {i}" for i in range(6)]
+
+
+def test_two_processes_over_the_wire_ask_each_prompt_once(tmp_path: Path) -> None:
+    with serving(0.01) as provider:
+        code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), url=provider.url)
+        children = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+        assert [child.wait(timeout=60) for child in children] == [0, 0]
+        assert sorted(provider.prompts) == sorted(f"prompt {i}" for i in range(400))
 
 
 # -------------------------------------------------------------------------------------------------- what it can

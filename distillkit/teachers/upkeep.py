@@ -74,7 +74,7 @@ def told(row: Row) -> Told | None:
         answer = values.get("answer") or {}
         models = tuple(dict.fromkeys(name for name in (wanted, answer.get("model")) if isinstance(name, str)))
         kind = "answer" if "answer" in values and "request" in asked else "other"  # such as what an endpoint can do
-        kind = "refused" if "refused" in values or answer.get("finish") == REFUSED else kind
+        kind = "refused" if answer.get("finish") == REFUSED else kind
         return Told(str(asked.get("provider", "")), models, kind, values, float(values["time"]))
     except DAMAGE:
         return None
