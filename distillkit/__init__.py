@@ -9,21 +9,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import DataError, DistillkitError, TeacherError, UsageError
+    from .errors import DataError, DistillkitError, SlowDown, TeacherError, TryAgain, UsageError
     from .hookspecs import hookimpl
-    from .records import Answer, Document, Grade, Metric, Request, Sample, Token, Usage
+    from .records import Allowance, Answer, Document, Grade, Metric, Price, Request, Sample, Token, Usage
     from .roles import Exporter, Judge, Mixer, Source, Student, Subject, Teacher, Tracker
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "errors": ("DataError", "DistillkitError", "TeacherError", "UsageError"),
+    "errors": ("DataError", "DistillkitError", "SlowDown", "TeacherError", "TryAgain", "UsageError"),
     "hookspecs": ("hookimpl",),
-    "records": ("Answer", "Document", "Grade", "Metric", "Request", "Sample", "Token", "Usage"),
+    "records": (
+        *("Allowance", "Answer", "Document", "Grade", "Metric", "Price"),
+        *("Request", "Sample", "Token", "Usage"),
+    ),
     "roles": ("Exporter", "Judge", "Mixer", "Source", "Student", "Subject", "Teacher", "Tracker"),
 }
 
 __all__ = [
+    "Allowance",
     "Answer",
     "DataError",
     "DistillkitError",
@@ -33,8 +37,10 @@ __all__ = [
     "Judge",
     "Metric",
     "Mixer",
+    "Price",
     "Request",
     "Sample",
+    "SlowDown",
     "Source",
     "Student",
     "Subject",
@@ -42,6 +48,7 @@ __all__ = [
     "TeacherError",
     "Token",
     "Tracker",
+    "TryAgain",
     "Usage",
     "UsageError",
     "hookimpl",

@@ -7,7 +7,9 @@ about the order of a run (`pipeline`) and counts nothing (`plan`).
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,23 +21,34 @@ from .errors import UsageError
 from .plugins import Plugins
 from .progress import Voice
 from .recipe import JudgeTable, Recipe
-from .records import Request
+from .records import Price, Request
 from .roles import Judge, Mixer, Source, Student, Teacher, Tracker
 from .runs import cache_folder
+from .tables import TeacherTable
+from .teachers import prompts
+from .teachers.asking import Terms
 from .teachers.cache import Cache
-from .teachers.label import Labelled
+from .teachers.label import Labelled, keys_of, label
 
 if TYPE_CHECKING:
     import mlx.nn as nn
 
     from .data.tokenizer import Tokenizer
 
+CONTINUE = (
+    "Continue the story from exactly where it stops, in the same style. Reply with the continuation only: "
+    "do not repeat the beginning, and add no title and no comment."
+)
+
 
 class Assembly:
     """A recipe, and what it is made of."""
 
-    def __init__(self, recipe: Recipe, plugins: Plugins, voice: Voice | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, plugins: Plugins, voice: Voice | None = None, manner: Mapping[str, Any] | None = None
+    ) -> None:
         self.recipe, self.plugins, self.voice = recipe, plugins, voice or Voice()
+        self.manner = dict(manner or {})  # of asking, beside the recipe's: batch, wait, shard, retry_refused
 
     def _build(self, role: str, name: str, options: Mapping[str, Any], table: str) -> Any:
         recipe = self.recipe
@@ -47,8 +60,14 @@ class Assembly:
             from .student.trained import locate
 
             locate(self.recipe.student.from_)
-        if self.teacher is not None:
+        table = self.recipe.teacher
+        if self.teacher is not None and table is not None:
             self.teacher.identity()
+            if table.system and not self.teacher.chats:
+                raise UsageError(
+                    f"teacher.system: the teacher {table.provider!r} does not chat ({self.recipe.file})",
+                    "Leave it out, or ask a teacher that replies to messages.",
+                )
 
     @cached_property
     def source(self) -> Source:
@@ -105,16 +124,14 @@ class Assembly:
         return self.student.build(self.tokenizer.vocab_size)
 
     def requests(self) -> list[Request]:
-        """What the teacher is asked: to go on from the beginnings of training documents."""
+        """What the teacher is asked: documents to go on from, draws from a template, or the lines of a file."""
         table = self.recipe.teacher
-        if table is None or not table.prompts:
+        if table is None:
             return []
-        texts = islice(self.corpus.train_text(), table.prompts)
-        prompts = [self.beginning(text, table.prompt_tokens) for text in texts]
         return [
             Request(
-                id=f"train:{i}#{repeat}",
-                prompt=prompt,
+                id=f"{kind}:{i}#{repeat}",
+                **self._said(kind, prompt),
                 max_tokens=table.max_tokens,
                 temperature=table.temperature,
                 top_p=table.top_p,
@@ -123,9 +140,45 @@ class Assembly:
                 top_logprobs=table.top_logprobs,
                 repeat=repeat,
             )
-            for i, prompt in enumerate(prompts)
+            for i, (kind, prompt) in enumerate(self._prompts(table))
             for repeat in range(table.repeats)
         ]
+
+    def _prompts(self, table: TeacherTable) -> Iterator[tuple[str, prompts.Prompt]]:
+        """Each prompt, and what kind it is of."""
+        if table.template:
+            yield from (("template", text) for text in prompts.drawn(table.template, table.prompts, self.recipe.seed))
+        elif table.prompts_file:
+            yield from (("file", prompt) for prompt in prompts.from_file(Path(table.prompts_file), table.prompts))
+        else:
+            texts = islice(self.corpus.train_text(), table.prompts) if table.prompts else ()
+            yield from (("train", self._begun(text, table.prompt_tokens)) for text in texts)
+
+    def _begun(self, text: str, tokens: int) -> str:
+        """The beginning of a document: for a teacher that chats, up to the end of a word."""
+        begun = self.beginning(text, tokens)
+        if self._chats and text[len(begun) : len(begun) + 1].isalnum():
+            begun = re.sub(r"\s*\w+$", "", begun) or begun
+        return begun
+
+    def _said(self, kind: str, prompt: prompts.Prompt) -> dict[str, Any]:
+        """A prompt as a request has it: to go on from, or as what a user says to a teacher that chats."""
+        table = cast(TeacherTable, self.recipe.teacher)
+        system = CONTINUE if table.system is None and kind == "train" else table.system
+        first = ({"role": "system", "content": system},) if system else ()
+        if not isinstance(prompt, str):
+            return {"messages": prompt if prompt[0]["role"] == "system" else (*first, *prompt)}
+        return {"messages": (*first, {"role": "user", "content": prompt})} if self._chats else {"prompt": prompt}
+
+    @property
+    def _chats(self) -> bool:
+        return self.teacher is not None and self.teacher.chats
+
+    def terms(self, table: TeacherTable, **more: Any) -> Terms:
+        """How a teacher is asked: by the recipe, and by what this command was told."""
+        same = {field.name for field in fields(Terms)} & set(TeacherTable.model_fields) - {"price"}
+        price = Price(table.price.input, table.price.output) if table.price else None
+        return Terms(**{name: getattr(table, name) for name in same}, price=price, **{**self.manner, **more})
 
     def beginning(self, text: str, tokens: int) -> str:
         """The first tokens of a text, cut where a character ends."""
@@ -135,11 +188,44 @@ class Assembly:
         """Where answers are kept."""
         return Cache(cache_folder() / "teachers")
 
+    def ask(self, teacher: Teacher, requests: list[Request], terms: Terms, done: Labelled | None = None) -> Labelled:
+        """Answers to all requests, one by one or in batches."""
+        from .teachers.batch import label_in_batches
+
+        self.refuse_twice(teacher, requests, terms)
+        with self.cache() as cache:
+            if terms.batch:
+                return label_in_batches(
+                    teacher, requests, cache, self._batches, terms=terms, voice=self.voice, done=done
+                )
+            return label(teacher, requests, cache, terms=terms, voice=self.voice, done=done)
+
+    def refuse_twice(self, teacher: Teacher, requests: list[Request], terms: Terms) -> None:
+        """Refuse to ask one by one for what is in a batch already: it would be paid for twice."""
+        from .teachers import pending
+
+        if not terms.batch and pending.parts(self._batches):
+            with self.cache() as cache:
+                pending.refuse(self._batches, keys_of(teacher, requests, terms.shard), cache)
+
+    def sent_off(self, teacher: Teacher, requests: list[Request]) -> int:
+        """How many of the requests are in a batch whose answers are still to come."""
+        from .teachers import pending
+
+        found = pending.in_batches(self._batches, keys_of(teacher, requests))
+        with self.cache() as cache:
+            return len(found.keys() - cache.get_many(found).keys())
+
+    @property
+    def _batches(self) -> Path:
+        """Where it stands what was sent off in batches."""
+        return cache_folder() / "batches"
+
     def pack(self, labelled: Labelled, folder: Path) -> Stream | None:
         """Answers as rows to train on; None when there is nothing to learn from them."""
         pairs = [
-            (request.prompt or "", answer.text, answer.finish == "stop")
-            for request, answer in zip(labelled.requests, labelled.answers, strict=True)
+            (*_learnt(request, answer.text), answer.finish == "stop")
+            for request, _, answer in labelled.answered
             if answer.text
         ]
         table = self.recipe.teacher
@@ -171,6 +257,17 @@ class Assembly:
                 f'Give the student the teacher\'s own: tokenizer.kind = "{named}".',
             )
         return self.teacher
+
+
+def _learnt(request: Request, text: str) -> tuple[str, str]:
+    """What the student reads of an exchange: a beginning and how it goes on, or the answer to an instruction alone."""
+    if request.prompt is not None:
+        return request.prompt, text
+    if not request.id.startswith("train:") or not request.messages:
+        return "", text
+    begun = request.messages[-1]["content"]
+    apart = begun[-1:].isspace() or text[:1].isspace() or text[:1] in ".,;:!?'\")"
+    return begun, text if apart else f" {text}"
 
 
 def _seed(seed: int, index: int) -> int:

@@ -8,23 +8,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__
+from . import __version__, cache_commands, stage_commands
+from .arguments import assembled, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, UsageError
 
 if TYPE_CHECKING:
-    from .assembly import Assembly
-    from .plugins import Plugins
-    from .recipe import Recipe
-    from .runs import Run
-
-F = TypeVar("F", bound=Callable[..., Any])
-STAGES = ("label", "train", "judge", "report")
+    pass
 
 
 class Commands(click.Group):
@@ -57,135 +51,8 @@ def cli(ctx: click.Context, plugins: tuple[str, ...], debug: bool) -> None:
     ctx.obj = {"plugins": plugins, "debug": debug}
 
 
-recipe_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a key of the recipe: train.steps=10.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
-
-
-# --------------------------------------------------------------------------------------------- one run
-
-
-@cli.command()
-@click.argument("recipe")
-@recipe_option
-@click.option("--until", type=click.Choice(STAGES), default="report", help="The last stage to run.")
-@click.option("--resume", is_flag=True, help="Go on with the newest run of the recipe.")
-@yes_option
-@click.pass_context
-def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str, resume: bool, yes: bool) -> None:
-    """Run a recipe: label, train, judge, report.
-
-    With --resume, RECIPE may also be a run.
-    """
-    stages = STAGES[: STAGES.index(until) + 1]
-    if resume:
-        _go_on(ctx, recipe, overrides, stages)
-    else:
-        _begin(ctx, _assembly(ctx, _load(recipe, overrides)), stages)
-
-
-@cli.command()
-@click.argument("recipe")
-@recipe_option
-@json_option
-@click.pass_context
-def plan(ctx: click.Context, recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Count what a run would ask, use and take. Spends nothing."""
-    from . import plan as planning
-
-    foreseen = planning.foresee(_assembly(ctx, _load(recipe, overrides)))
-    _show(foreseen, as_json, planning.text)
-
-
-def _stage_command(stage: str, about: str) -> None:
-    @cli.command(name=stage, help=about)
-    @click.argument("where", metavar="[RECIPE|RUN]", default="latest")
-    @recipe_option
-    @yes_option
-    @click.pass_context
-    def command(ctx: click.Context, where: str, overrides: tuple[str, ...], yes: bool) -> None:
-        if _is_run(where):
-            _go_on(ctx, where, overrides, (stage,))
-        else:
-            _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES[: STAGES.index(stage) + 1])
-
-
-_stage_command("label", "Ask the teacher: one stage of a run, or a new run up to it.")
-_stage_command("train", "Train the student, from its last checkpoint if there is one.")
-
-
-@cli.command()
-@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
-@recipe_option
-@click.option("--samples", type=click.IntRange(min=0), help="How many samples the student writes.")
-@yes_option
-@click.pass_context
-def judge(ctx: click.Context, where: str, overrides: tuple[str, ...], samples: int | None, yes: bool) -> None:
-    """Let the student write, grade it, and report."""
-    if samples is not None:
-        overrides = (*overrides, f"sampling.count={samples}")
-    if _is_run(where):
-        _go_on(ctx, where, overrides, ("judge", "report"))
-    else:
-        _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES)
-
-
-@cli.command()
-@click.argument("where", metavar="[RUN]", default="latest")
-@json_option
-def report(where: str, as_json: bool) -> None:
-    """Write the report of a run again, from what its folder holds."""
-    from . import runs
-    from .reporting import tables
-
-    _show(tables.write(runs.find(where)), as_json, tables.text)
-
-
-def _begin(ctx: click.Context, assembly: Assembly, stages: tuple[str, ...]) -> None:
-    """A new run, from its first stage."""
-    from . import pipeline
-    from . import plan as planning
-
-    assembly.voice.say(f"distillkit {__version__}: {assembly.recipe.name}")
-    assembly.check()
-    _writable()
-    foreseen = planning.foresee(assembly)
-    assembly.voice.say(planning.brief(foreseen))
-    run = pipeline.begin(assembly, foreseen)
-    assembly.voice.say(f"Run {run.name} in {run.path}")
-    _finish(assembly, run, stages)
-
-
-def _go_on(ctx: click.Context, where: str, overrides: tuple[str, ...], stages: tuple[str, ...]) -> None:
-    """The stages of a run that is there already, with its own recipe or a newer version of it."""
-    from . import recipe as recipes
-    from . import runs
-
-    run = runs.find(where) if _is_run(where) else runs.newest(recipes.load(where, overrides).name)
-    chosen = recipes.load(str(run.recipe) if _is_run(where) else where, overrides)
-    assembly = _assembly(ctx, chosen)
-    _writable()
-    assembly.voice.say(f"Run {run.name} in {run.path}")
-    _finish(assembly, run, stages)
-
-
-def _finish(assembly: Assembly, run: Run, stages: tuple[str, ...]) -> None:
-    from .pipeline import Pipeline
-
-    Pipeline(assembly, run).go(stages)
-    if stages[-1] == "report":
-        from .reporting import tables
-
-        click.echo(tables.text(tables.build(run)))
-        click.echo(f"The whole report: {run.path / 'report.html'}")
-    else:
-        assembly.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
+for command in stage_commands.COMMANDS:
+    cli.add_command(command)
 
 
 # --------------------------------------------------------------------------------------------- looking at runs
@@ -208,7 +75,7 @@ def compare(where: tuple[str, ...], as_json: bool, html: Path | None) -> None:
 
         histories = {name: tables.history(run) for name, run in zip(comparison["runs"], chosen, strict=True)}
         write_text(html, page.compare_html(comparison, histories))
-    _show(comparison, as_json, comparing.text)
+    show(comparison, as_json, comparing.text)
 
 
 @cli.command()
@@ -218,7 +85,7 @@ def runs(as_json: bool) -> None:
     from . import runs as folders
     from .reporting import tables
 
-    _show(tables.listing(folders.every_run()), as_json, tables.listing_text)
+    show(tables.listing(folders.every_run()), as_json, tables.listing_text)
 
 
 @cli.command()
@@ -252,7 +119,7 @@ def generate(
     """Let a student write. RUN may also be a checkpoint folder or a bundled student: tales-teacher."""
     if (prompt is None) != interactive:
         raise UsageError("generate needs --prompt TEXT or --interactive", 'For example --prompt "One day"')
-    _plugins(ctx)
+    plugins_of(ctx)
     from .student import Sampling, Trained
 
     student = Trained.load(where)
@@ -298,7 +165,7 @@ def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
     """List what plugins offer, and which are broken."""
-    found = _plugins(ctx)
+    found = plugins_of(ctx)
     if as_json:
         click.echo(json.dumps(found.describe(), indent=2))
         return
@@ -321,24 +188,27 @@ def recipe() -> None:
 @click.pass_context
 def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
     """Say whether a recipe can be run. Spends nothing."""
-    assembly = _assembly(ctx, _load(name, overrides))
+    assembly = assembled(ctx, recipe_of(name, overrides))
     assembly.check()
     click.echo(f"{assembly.recipe.file} is fine.")
 
 
-@recipe.command()
+@recipe.command("show")
 @click.argument("name", metavar="RECIPE")
 @recipe_option
-def show(name: str, overrides: tuple[str, ...]) -> None:
+def shown(name: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with everything that it inherits and every default."""
-    click.echo(_load(name, overrides).to_toml(), nl=False)
+    click.echo(recipe_of(name, overrides).to_toml(), nl=False)
 
 
 @recipe.command()
 @click.pass_context
 def schema(ctx: click.Context) -> None:
     """Print the JSON Schema of recipes, with the options of all plugins."""
-    click.echo(json.dumps(_plugins(ctx).schema(), indent=2))
+    click.echo(json.dumps(plugins_of(ctx).schema(), indent=2))
+
+
+cli.add_command(cache_commands.cache)
 
 
 @cli.command()
@@ -357,72 +227,7 @@ def init(name: str) -> None:
     click.echo(f"Wrote {path}. Look at it, then: distillkit run {path}")
 
 
-# --------------------------------------------------------------------------------------------- helpers
-
-
-def _load(spec: str, overrides: tuple[str, ...]) -> Recipe:
-    from .recipe import load
-
-    return load(spec, overrides)
-
-
-def _plugins(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugins:
-    """All plugins, with a fast BLAS in place before any of them can import mlx."""
-    from .plugins import Plugins
-    from .student import blas
-
-    blas.insist_on_mlx()
-    return Plugins.load(ctx.obj["plugins"], requirements)
-
-
-def _checked(ctx: click.Context, recipe: Recipe) -> Recipe:
-    return _plugins(ctx, tuple(recipe.plugins)).check(recipe)
-
-
-def _assembly(ctx: click.Context, recipe: Recipe) -> Assembly:
-    """The parts of a recipe that has been checked."""
-    checked = _checked(ctx, recipe)
-    from .assembly import Assembly
-    from .plugins import current
-    from .progress import voice
-    from .student import blas
-
-    speaker = voice()
-    if warning := blas.load().warning:
-        speaker.warn(warning)
-    return Assembly(checked, current(), speaker)
-
-
-def _is_run(where: str) -> bool:
-    """Whether a word means a run: `latest`, a folder of one, recipe/number, or a name that no recipe has."""
-    from .recipe import bundled
-    from .runs import Run, reports_folder, runs_of
-
-    if where == "latest" or (Path(where) / "run.json").is_file():
-        return True
-    if "/" in where:
-        return Run(reports_folder() / where).info != {}
-    return not Path(where).exists() and where not in bundled() and bool(runs_of(where))
-
-
-def _writable() -> None:
-    """Refuse early when nothing can be kept."""
-    from .runs import cache_folder, reports_folder
-
-    for folder in (cache_folder(), reports_folder()):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be made: {error.strerror}", _ELSEWHERE) from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(f"{folder} cannot be written to", _ELSEWHERE)
-
-
-_ELSEWHERE = "Set DISTILLKIT_HOME to a folder of yours."
-
-
-def _show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text(value))
+# --------------------------------------------------------------------------------------------- the program
 
 
 def main() -> None:

@@ -5,7 +5,9 @@ DistillkitError            exit 1
 │   ├── RecipeError        a recipe, or a value in it
 │   ├── PluginError        a plugin, or a name that none offers
 │   └── DataError          a corpus or tokenizer that cannot be used
-├── TeacherError           a teacher did not answer
+├── TeacherError           a teacher did not answer, and asking again would not help: the host stops
+│   ├── TryAgain           this time it failed: the host asks again, a bounded number of times
+│   └── SlowDown           it asks for patience: the host waits and asks again, and no attempt is lost
 ├── TrainingError          training cannot go on
 ├── CorruptError           a file is not what its checksum says
 ├── LimitReached           exit 3: stopped at a budget or quota, resumable
@@ -52,6 +54,26 @@ class DataError(UsageError):
 
 class TeacherError(DistillkitError):
     """A teacher did not give an answer. Failures are never answers, and never cached."""
+
+
+class TryAgain(TeacherError):
+    """A failure that may pass. `seconds`, if known, says when asking again makes sense."""
+
+    def __init__(self, message: str, hint: str = "", *, seconds: float | None = None) -> None:
+        super().__init__(message, hint)
+        self.seconds = seconds
+
+
+class SlowDown(TeacherError):
+    """The teacher is asked too much. `seconds`, if known, says for how long to wait.
+
+    `daily` says that it is a day's share that is used up. It costs no attempt, and everybody waits, not only
+    the request that met it.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, seconds: float | None = None, daily: bool = False) -> None:
+        super().__init__(message, hint)
+        self.seconds, self.daily = seconds, daily
 
 
 class TrainingError(DistillkitError):

@@ -160,6 +160,26 @@ def settle(tree: Tree, folder: Path) -> None:
         values = tree.get(table)
         if isinstance(values, dict) and isinstance(value := values.get(key), str) and value and is_path(value):
             values[key] = locate(value, folder)
+    for teacher in _teachers(tree):
+        _settle_prompts(teacher, folder)
+
+
+def _teachers(tree: Tree) -> list[Tree]:
+    """Every table of a teacher in a layer, whose shapes nobody has checked yet."""
+    judges = tree.get("judge")
+    tables = [tree, *(judges if isinstance(judges, list) else [])]
+    found = [table.get("teacher") for table in tables if isinstance(table, dict)]
+    return [teacher for teacher in found if isinstance(teacher, dict)]
+
+
+def _settle_prompts(teacher: Tree, folder: Path) -> None:
+    """The files that prompts, or the words in them, are read from."""
+    template = teacher.get("template")
+    words = template.get("words") if isinstance(template, dict) else None
+    for values, keys in ((teacher, ["prompts_file"]), (words, list(words) if isinstance(words, dict) else [])):
+        for key in keys:
+            if isinstance(values, dict) and isinstance(value := values.get(key), str) and value:
+                values[key] = locate(value, folder)
 
 
 # ---------------------------------------------------------------------------------------------------- reading

@@ -16,10 +16,11 @@ from .assembly import Assembly
 from .errors import DistillkitError, Interrupted, LimitReached
 from .files import write_json, write_lines, write_text
 from .judging import protocol, sampling
-from .records import Sample
-from .roles import Tracker
+from .records import Request, Sample
+from .roles import Teacher, Tracker
 from .runs import Run
-from .teachers.label import label as ask
+from .teachers.asking import Terms
+from .teachers.label import Labelled
 
 if TYPE_CHECKING:
     from .training import Training
@@ -58,15 +59,33 @@ class Pipeline:
         facts = {"provider": table.provider, "model": table.options.get("model"), "signal": self._signal()}
         if requests:
             self._fewer_prompts(len(requests), table.prompts * table.repeats)
-            self.voice.say(f"Asking {table.provider} for {len(requests)} answers.")
-            with self.parts.cache() as cache:
-                labelled = ask(teacher, requests, cache, concurrency=table.concurrency, voice=self.voice)
-            self.voice.say(f"  {labelled.asked} asked, {labelled.cached} from the cache")
-            rows = zip(requests, labelled.keys, strict=True)
-            write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key in rows])
+            terms = self.parts.terms(table, spent=self.run.info.get("spent", {}))
+            labelled = self._labelled(teacher, requests, terms)
+            if terms.shard:  # one share of several teaches nobody yet
+                return
+            rows = labelled.answered
+            write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
             self.parts.pack(labelled, self._packed)
             facts |= self._asked(labelled.counts)
         self.run.record(teacher=facts)
+
+    def _labelled(self, teacher: Teacher, requests: list[Request], terms: Terms) -> Labelled:
+        """The answers to requests; what they cost is recorded even when it ends badly."""
+        self.voice.say(f"Asking {teacher.name} for {len(requests)} answers.")
+        done = Labelled([], [])
+        try:
+            self.parts.ask(teacher, requests, terms, done)
+        finally:
+            if done.spent:
+                self.run.record(spent=done.spent)
+        self.voice.say(f"  {done.asked} asked, {done.cached} from the cache")
+        if done.refused:
+            self._warn(
+                f"{done.refused} of {len(done.requests)} requests were refused or answered by nothing; "
+                "if the teacher thinks before it writes, raise teacher.max_tokens. "
+                "Ask them again: distillkit label --retry-refused"
+            )
+        return done
 
     def train(self) -> None:
         """Train the student to its last step, from its last checkpoint if there is one."""
@@ -109,7 +128,7 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------ helpers
 
-    def _asked(self, counts: dict[str, int]) -> dict[str, int]:
+    def _asked(self, counts: dict[str, Any]) -> dict[str, Any]:
         """The counts of a label stage, with what earlier sittings of this run had asked."""
         before = (self.run.info.get("teacher") or {}).get("asked", 0)
         asked = min(counts["asked"] + before, counts["prompts"])
@@ -155,14 +174,13 @@ class Pipeline:
         teacher: Any = self.parts.plugins.build("teachers", table.provider, table.options, folder=self.recipe.folder)
 
         def asker(requests: Any) -> Any:
-            with self.parts.cache() as cache:
-                return ask(teacher, requests, cache, concurrency=table.concurrency, voice=self.voice).answers
+            return self.parts.ask(teacher, requests, self.parts.terms(table, shard=None, batch=False)).replies
 
         return replace(subject, asker=asker)
 
     def _fewer_prompts(self, got: int, wanted: int) -> None:
         if got < wanted:
-            self._warn(f"the corpus has documents for {got} of the {wanted} requests of the recipe")
+            self._warn(f"there are prompts for {got} of the {wanted} requests of the recipe")
 
     def _warn_of_epochs(self, epochs: float) -> None:
         if epochs >= MANY_EPOCHS:
@@ -196,8 +214,9 @@ class Pipeline:
             self.run.record(status="interrupted")
             told = error.message if isinstance(error, Interrupted) else "interrupted; the last checkpoint is kept"
             raise Interrupted(told, f"Go on: distillkit run {self.run.path} --resume") from error
-        except LimitReached:
+        except LimitReached as error:
             self.run.record(status="stopped")
+            error.hint = f"{error.hint}\n  Go on: distillkit run {self.run.path} --resume".strip()
             raise
         except DistillkitError as error:
             self.run.record(status="failed", error=error.message)
@@ -212,6 +231,8 @@ def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
     """A new run folder for an assembly, with all that is known before the first stage."""
     recipe, began = assembly.recipe, time.perf_counter()
     corpus = assembly.corpus
+    if assembly.teacher is not None and recipe.teacher is not None:
+        assembly.refuse_twice(assembly.teacher, assembly.requests(), assembly.terms(recipe.teacher))
     run = runs.create(recipe.name, {"recipe": recipe.name, "started": now(), "seed": recipe.seed})
     write_json(run.plan, foreseen)
     corpus.tokenizer.save(run.tokenizer)

@@ -6,13 +6,18 @@ Time is an estimate from the rate of one matrix product, measured now; it says s
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from .assembly import Assembly
 from .progress import clock
-from .teachers.label import known
+from .records import Price, Usage
+from .tables import TeacherTable
+from .teachers.asking import TEMPLATE_TOKENS, upper
+from .teachers.label import known, rows_of
 
 FLOAT = 4
+FREE = {"input": 0.0, "output": 0.0}
+LEAST_WRITTEN = 0.2  # of what an answer may be long
 OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products alone, at best and at worst
 
 
@@ -26,30 +31,69 @@ def foresee(parts: Assembly) -> dict[str, Any]:
         "recipe": parts.recipe.name,
         "student": {"arch": parts.recipe.student.arch, "parameters": sizes},
         "data": parts.corpus.counts,
-        "teacher": _teacher(parts),
+        "teacher": teaching(parts),
         "training": (training := _training(parts)),
         "memory_bytes": _memory(parts, sizes["unique"]),
         "seconds": _seconds(parts, sizes, training["tokens"]),
     }
 
 
-def _teacher(parts: Assembly) -> dict[str, Any] | None:
-    """How many answers are wanted, and how many of them are known already."""
+def teaching(parts: Assembly) -> dict[str, Any] | None:
+    """How many answers are wanted, how many of them are known already, and what the others would take."""
     table, teacher = parts.recipe.teacher, parts.teacher
     if table is None or teacher is None:
         return None
-    requests = parts.requests()
+    terms = parts.terms(table)
+    requests = [request for request, _, _ in rows_of(teacher, parts.requests(), terms.shard)]
     with parts.cache() as cache:
-        cached = known(teacher, requests, cache)
-    calls = len(requests) - cached
+        cached = known(teacher, requests, cache, terms)
+    sent_off = parts.sent_off(teacher, requests) if terms.batch else 0
+    calls = len(requests) - cached - sent_off
+    share = calls / max(1, len(requests))  # which of them are known matters less than how many
+    read = share * sum(upper(request).prompt_tokens - TEMPLATE_TOKENS for request in requests)
+    tokens = {
+        "input": {"low": round(read / 6), "high": round(read / 2 + (TEMPLATE_TOKENS * calls if teacher.chats else 0))},
+        "output": {"low": round(calls * table.max_tokens * LEAST_WRITTEN), "high": calls * table.max_tokens},
+    }
+    price = terms.price_of(teacher)
     return {
         "provider": table.provider,
         "prompts": len(requests),
         "cached": cached,
+        "sent_off": sent_off,
         "calls": calls,
         "most_tokens": calls * table.max_tokens,
+        "tokens": tokens,
+        "price": None if price is None else {"input": price.input, "output": price.output},
+        "usd": None if price is None else {end: _cost(price, tokens, end) for end in ("low", "high")},
+        "seconds": _at_limits(terms.given, calls, tokens),
+        "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
         "online": parts.teaches_online,
     }
+
+
+def _cost(price: Price, tokens: dict[str, dict[str, int]], end: str) -> float:
+    return round(price.of(Usage(tokens["input"][end], tokens["output"][end])), 6)
+
+
+def _at_limits(given: dict[tuple[str, float], float], calls: int, tokens: dict[str, dict[str, int]]) -> float | None:
+    """The least time at the limits that the recipe sets; None when it sets none."""
+    amounts = {"requests": calls, "tokens": tokens["input"]["low"] + tokens["output"]["low"]}
+    return max((round(amounts[of] / limit * span, 1) for (of, span), limit in given.items()), default=None)
+
+
+def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
+    """What the calls of a plan may cost, in words; None when they cost nothing. Refuses what cannot be asked."""
+    teacher = parts.teacher
+    if teacher is None or not teaching or not teaching["calls"]:
+        return None
+    parts.terms(cast(TeacherTable, parts.recipe.teacher)).budget(teacher)
+    teacher.check(parts.requests())
+    asking = f"{teaching['calls']} calls to {teaching['provider']} may cost"
+    if teaching["usd"] is None:
+        return f"{asking} money; how much is unknown without teacher.price" if teacher.paid else None
+    low, high = teaching["usd"]["low"], teaching["usd"]["high"]
+    return f"{asking} ${low:,.4f} to ${high:,.4f}" if high else None
 
 
 def _training(parts: Assembly) -> dict[str, Any]:
@@ -111,7 +155,9 @@ def brief(foreseen: dict[str, Any]) -> str:
     teacher, training = foreseen["teacher"], foreseen["training"]
     asked = ""
     if teacher:
-        asked = f"  {teacher['calls']} calls to {teacher['provider']}, {teacher['cached']} answers are known already\n"
+        cost = f"; cost: {_cost_of(teacher)}" if teacher["calls"] and teacher["price"] != FREE else ""
+        known_already = f"{teacher['cached']} answers are known already"
+        asked = f"  {teacher['calls']} calls to {teacher['provider']}, {known_already}{cost}\n"
     low, high = (clock(foreseen["seconds"][end]) for end in ("low", "high"))
     return (
         f"{asked}  {foreseen['student']['parameters']['unique']:,} parameters, {training['steps']:,} steps, "
@@ -122,6 +168,24 @@ def brief(foreseen: dict[str, Any]) -> str:
 def _epochs(training: dict[str, Any]) -> str:
     often = " (too often: from about 4 on a student learns by heart)" if training["epochs"] >= 4 else ""
     return f"{training['epochs']} epochs{often}"
+
+
+def _asking(teacher: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the calls would take: tokens, money, time, disk."""
+    if not teacher["calls"]:
+        return []
+    tokens = [f"{teacher['tokens'][way]['low']:,} to {teacher['tokens'][way]['high']:,}" for way in ("input", "output")]
+    rows = [("asked", f"{tokens[0]} tokens in, {tokens[1]} out, about {teacher['disk_bytes'] / 2**20:,.1f} MiB")]
+    rows.append(("cost", _cost_of(teacher)))
+    if teacher["seconds"] is not None:
+        rows.append(("waiting", f"at least {clock(teacher['seconds'])}, by the limits of the recipe"))
+    return rows
+
+
+def _cost_of(teacher: dict[str, Any]) -> str:
+    """What the calls cost, low and high."""
+    usd = teacher["usd"]
+    return "unknown: set teacher.price" if usd is None else f"${usd['low']:,.4f} to ${usd['high']:,.4f}"
 
 
 def text(foreseen: dict[str, Any]) -> str:
@@ -145,6 +209,7 @@ def text(foreseen: dict[str, Any]) -> str:
                 "calls",
                 f"{teacher['calls']} ({teacher['cached']} of {teacher['prompts']} answers are known already)",
             ),
+            *_asking(teacher),
         ]
     training, seconds = foreseen["training"], foreseen["seconds"]
     rows += [

@@ -30,6 +30,7 @@ from .tables import (
     SamplingTable,
     StudentTable,
     Table,
+    TeacherTable,
     TokenizerTable,
     TrackerTable,
     TrainTable,
@@ -112,10 +113,22 @@ class Recipe(Table):
         files: dict[Loc, str | None] = {("tokenizer", "ranks"): self.tokenizer.ranks}
         if self.sampling.prompts != "held_out":
             files["sampling", "prompts"] = self.sampling.prompts
+        for at, teacher in self._teachers():
+            files[*at, "prompts_file"] = teacher.prompts_file
+            words = teacher.template.words if teacher.template else {}
+            files |= {(*at, "template", "words", slot): one for slot, one in words.items() if isinstance(one, str)}
         for loc, file in files.items():
             if file is not None and not Path(file).exists():
                 wrong = f"{dotted(loc)}: found {file!r}, expected a file that exists"
                 yield RecipeError(f"{self.said_by(loc).file}: {wrong}")
+
+    def _teachers(self) -> Iterator[tuple[Loc, TeacherTable]]:
+        """Every table of a teacher, and where it stands."""
+        if self.teacher:
+            yield ("teacher",), self.teacher
+        for i, judge in enumerate(self.judge):
+            if judge.teacher:
+                yield ("judge", i, "teacher"), judge.teacher
 
     def replacing(self, values: Mapping[Loc, Any]) -> Recipe:
         """The same recipe with some values replaced."""

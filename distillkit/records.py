@@ -1,13 +1,16 @@
 """The frozen nouns that travel down the line. They know their own JSON, and nothing else.
 
-Bytes become latin-1 text in JSON: every byte is one character, so nothing is lost and English stays readable.
+What tokens look like in JSON is `packing`'s affair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .errors import CorruptError
+from .packing import is_packed, pack, unpack
 
 Bytes = bytes  # a token has a field of that name
 
@@ -42,9 +45,9 @@ class Request:
 
     def canonical(self) -> dict[str, Any]:
         """All that decides the answer: everything but the id, which is only a name."""
-        values = asdict(self)
+        values = dict(vars(self))  # not asdict: it copies every value, and keys are made of many thousand requests
         del values["id"]
-        return values
+        return {**values, "messages": self.messages and tuple(dict(message) for message in self.messages)}
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,9 @@ class Token:
     logprob: float
     top: tuple[tuple[Bytes, float], ...] = ()
 
-    def to_json(self) -> list[Any]:
-        """A compact row: bytes, log-probability, alternatives."""
-        top = [[piece.decode("latin-1"), logprob] for piece, logprob in self.top]
-        return [self.bytes.decode("latin-1"), self.logprob, top]
-
     @classmethod
     def from_json(cls, row: list[Any]) -> Token:
-        """The inverse of `to_json`."""
+        """A token of a row as it was once kept: bytes as text, log-probability, alternatives."""
         piece, logprob, top = row
         pairs = tuple((other.encode("latin-1"), float(value)) for other, value in top)
         return cls(piece.encode("latin-1"), float(logprob), pairs)
@@ -77,21 +75,73 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Price:
+    """What a million tokens cost, in US dollars."""
+
+    input: float
+    output: float
+
+    def of(self, usage: Usage) -> float:
+        """What this many tokens cost."""
+        return (usage.prompt_tokens * self.input + usage.completion_tokens * self.output) / 1e6
+
+    def times(self, factor: float) -> Price:
+        """The price of tokens that cost more, or less, by a factor."""
+        return Price(factor * self.input, factor * self.output)
+
+
+MINUTE, DAY = 60.0, 86400.0
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a provider allows: so many requests or tokens in a span of seconds, and what is left of them."""
+
+    of: str
+    span: float
+    limit: float
+    remaining: float | None = None
+    reset: float | None = None
+
+
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
 class Answer:
-    """What a teacher said. `finish` is "stop" when it ended by itself, "length" when it was cut."""
+    """What a teacher said. `finish` is "stop" when it ended by itself, "length" when it was cut.
+
+    "content_filter" says that the teacher held it back. The host writes "refused" when asking again did not help: such
+    a record says that there is no answer, and is never given out as one.
+
+    Tokens that were read from JSON stay packed until somebody looks at them: most readers want the text alone.
+    """
 
     text: str
-    tokens: tuple[Token, ...] = ()
+    tokens: tuple[Token, ...] = field(default_factory=tuple)
     finish: str = "stop"
     usage: Usage | None = None
     model: str | None = None
     raw: Mapping[str, Any] | None = None
 
+    if not TYPE_CHECKING:  # a type checker would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """The tokens, when they are looked at for the first time."""
+            if name != "tokens" or "_packed" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            try:
+                tokens = tuple(Token(*row) for row in unpack(self.__dict__["_packed"]))
+            except ValueError as error:
+                raise CorruptError(f"the tokens of an answer are damaged: {error}") from error
+            self.__dict__["tokens"] = tokens
+            return tokens
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""
         return {
             "text": self.text,
-            "tokens": [token.to_json() for token in self.tokens],
+            "tokens": self._packed_tokens(),
             "finish": self.finish,
             "usage": None if self.usage is None else asdict(self.usage),
             "model": self.model,
@@ -101,15 +151,26 @@ class Answer:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Answer:
         """The inverse of `to_json`."""
-        usage = values["usage"]
-        return cls(
+        usage, tokens = values["usage"], values["tokens"]
+        packed = is_packed(tokens)
+        answer = cls(
             text=values["text"],
-            tokens=tuple(Token.from_json(row) for row in values["tokens"]),
+            tokens=() if packed else tuple(Token.from_json(row) for row in tokens),
             finish=values["finish"],
             usage=None if usage is None else Usage(**usage),
             model=values["model"],
             raw=values["raw"],
         )
+        if packed:
+            del answer.__dict__["tokens"]
+            answer.__dict__["_packed"] = tokens
+        return answer
+
+    def _packed_tokens(self) -> Any:
+        """The tokens as text, not unpacked first when they still are."""
+        if "_packed" in self.__dict__:
+            return self.__dict__["_packed"]
+        return pack((token.bytes, token.logprob, token.top) for token in self.tokens) if self.tokens else []
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ the host's work, so nothing here knows of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from .records import Answer, Document, Grade, Metric, Request, Sample
+from .records import Allowance, Answer, Document, Grade, Metric, Price, Request, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -81,9 +81,16 @@ class Teacher(Role):
     """Answers requests. `signal` is the most it can give: text, top_logprobs or logits.
 
     One with `signal = "logits"` also has `tokenizer` and `logits(tokens)`; one that scores given text has `score`.
+    An asynchronous one raises `TryAgain` or `SlowDown` when asking again would help, and the host does so;
+    whatever else it raises stops the stage. Whatever a provider says of its limits is handed to `heard`.
     """
 
     signal: ClassVar[str] = "text"
+    listener: Callable[[Allowance], None] | None = None  # set by the host while it asks
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.found: dict[str, Any] = {}  # what `probe` found out, now or in an earlier run
 
     @abstractmethod
     def answer(self, request: Request) -> Answer | Awaitable[Answer]:
@@ -100,6 +107,39 @@ class Teacher(Role):
     def identity(self) -> Any:
         """What decides the answers beside the request, as plain JSON values; part of the cache's key."""
         return self.options.model_dump(mode="json")
+
+    @property
+    def chats(self) -> bool:
+        """Whether it replies to messages; if not, it goes on from a prompt."""
+        return False
+
+    @property
+    def paid(self) -> bool:
+        """Whether its answers may cost money."""
+        return False
+
+    def price(self) -> Price | None:
+        """What its tokens cost, or None when that is not known."""
+        return None if self.paid else Price(0.0, 0.0)
+
+    def heard(self, allowance: Allowance) -> None:
+        """Tell the host what the provider says it allows."""
+        if self.listener is not None:
+            self.listener(allowance)
+
+    def needs(self, requests: Sequence[Request]) -> Mapping[str, Request]:
+        """What must be found out about the endpoint before these are asked: a name, and a request that it is about."""
+        return {}
+
+    async def probe(self, need: str, request: Request) -> Any:
+        """Find out one need with a cheap call. The host keeps the result, plain JSON, and puts it into `found`."""
+        raise NotImplementedError(f"the teacher {self.name!r} names the need {need!r} and does not probe it")
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse, by a UsageError, requests that need what the endpoint lacks, going by `found`."""
+
+    async def close(self) -> None:
+        """Let go of connections: the host calls it when it has asked everything, on the same loop."""
 
     @property
     def tokenizer(self) -> Tokenizer:

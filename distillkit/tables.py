@@ -5,11 +5,13 @@ Knows which tables name a plugin. Does not know any plugin, nor where a table wa
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .blame import Loc
+from .errors import did_you_mean
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -95,14 +97,74 @@ class StudentTable(PluginTable):
     )
 
 
+SLOTS = ("verb", "noun", "adjective")  # those that bundled lists of words fill
+TEMPLATE = (
+    "Write a short story of three to five paragraphs that a three-year-old understands, in very simple words. "
+    'Use the verb "{verb}", the noun "{noun}" and the adjective "{adjective}" in it. {features} '
+    "Reply with the story only."
+)
+FEATURES = {
+    "dialogue": "The story has dialogue.",
+    "twist": "Something unexpected happens.",
+    "bad_ending": "The story ends badly.",
+    "moral": "The story teaches a lesson.",
+    "conflict": "Two characters do not agree at first.",
+    "foreshadowing": "Something early in the story hints at how it ends.",
+}
+
+
+class TemplateTable(Table):
+    """Prompts drawn from a text with slots: no two alike."""
+
+    text: Annotated[str, Field(min_length=1)] = Field(
+        default=TEMPLATE, description="{verb} and the like are drawn from words, {features} from features"
+    )
+    words: dict[str, list[str] | str] = Field(
+        default={}, description="for each slot a list of words, or a file with one a line"
+    )
+    features: dict[str, str] = Field(default=FEATURES, description="sentences that a prompt may have, by name")
+    most_features: Natural = Field(default=2, description="at most so many of them in one prompt")
+
+    @property
+    def slots(self) -> list[str]:
+        """The slots of the text, in their order, but for that of features."""
+        named = (name for _, name, _, _ in Formatter().parse(self.text) if name is not None)
+        return [name for name in dict.fromkeys(named) if name != "features"]
+
+    @model_validator(mode="after")
+    def _slots_are_filled(self) -> TemplateTable:
+        for slot in self.slots:
+            if slot not in self.words and slot not in SLOTS:
+                near = did_you_mean(slot, {*SLOTS, *self.words, "features"})
+                raise ValueError(f"the slot {{{slot}}} of the text has no words. {near}")
+        for name, words in self.words.items():
+            if name not in self.slots:
+                raise ValueError(f"the text has no slot {{{name}}} for these words. {did_you_mean(name, self.slots)}")
+            if not words:
+                raise ValueError(f"words.{name} is empty")
+        return self
+
+
+class PriceTable(Table):
+    """What a million tokens cost, in US dollars."""
+
+    input: Real = Field(description="a million tokens of prompts")
+    output: Real = Field(description="a million tokens of answers")
+
+
 class TeacherTable(PluginTable):
-    """Who answers requests, how many are made, and how."""
+    """Who answers requests, how many are made, and how.
+
+    A request goes on from a training document, or is drawn from `template`, or stands in `prompts_file`.
+    """
 
     provider: str = Field(description="a teacher plugin, or none")
     signal: Literal["text", "top_logprobs", "logits"] | None = Field(
         default=None, description="use no more of the teacher than this"
     )
-    prompts: Natural = Field(default=0, description="how many training documents it is asked to go on from")
+    prompts: Natural = Field(
+        default=0, description="how many prompts: documents to go on from, draws, or lines; of a file all if not set"
+    )
     prompt_tokens: Positive = Field(default=32, description="how much of each it is shown")
     max_tokens: Positive = Field(default=96, description="the most it may write")
     temperature: Real = Field(default=1.0, description="how freely it writes")
@@ -112,6 +174,33 @@ class TeacherTable(PluginTable):
     stop: list[str] = Field(default=[], description="words that end an answer")
     learn_prompts: bool = Field(default=False, description="learn the prompts of answers too, not only the answers")
     concurrency: Positive = Field(default=8, description="how many requests at once, for teachers that are waited for")
+    system: str | None = Field(
+        default=None,
+        description="what a teacher that chats is told first; for documents, to go on from them, if not set",
+    )
+    template: TemplateTable | None = Field(default=None, description="draw the prompts from a text with slots")
+    prompts_file: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="take the prompts from a file: one a line, or .jsonl with prompt or messages"
+    )
+    attempts: Positive = Field(default=5, description="how often a request that fails is made, or answered by nothing")
+    requests_per_minute: Positive | None = Field(default=None, description="learnt from the provider if not set")
+    tokens_per_minute: Positive | None = Field(default=None, description="learnt from the provider if not set")
+    requests_per_day: Positive | None = Field(default=None, description="learnt from the provider if not set")
+    tokens_per_day: Positive | None = Field(default=None, description="learnt from the provider if not set")
+    max_usd: PositiveReal | None = Field(default=None, description="stop before a run has spent more")
+    max_requests: Positive | None = Field(default=None, description="stop before a run has made more calls")
+    max_tokens_total: Positive | None = Field(default=None, description="stop before a run has used more tokens")
+    price: PriceTable | None = Field(default=None, description="what tokens cost, if not what the plugin knows")
+
+    @model_validator(mode="after")
+    def _one_kind_of_prompts(self) -> TeacherTable:
+        if self.template and self.prompts_file:
+            raise ValueError("has both a template and a prompts_file, expected one of them")
+        if self.template and not self.prompts:
+            raise ValueError("has a template but prompts = 0, expected how many prompts to draw from it")
+        if self.max_usd is not None and self.price is not None and self.price.input == self.price.output == 0:
+            raise ValueError("has max_usd, but a price of 0, which never reaches it")
+        return self
 
 
 class MixerTable(PluginTable):

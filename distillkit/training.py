@@ -35,6 +35,9 @@ from .student.train import Job, Settings, State, fresh, restored, train
 from .student.trained import Trained, locate
 from .tables import TrainTable
 
+HOW_FAST = {"concurrency", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
+HOW_FAST |= {f"{of}_per_{span}" for of in ("requests", "tokens") for span in ("minute", "day")}
+PROMPTS = ("system", "template", "prompts_file")  # left out where they are not set, as in older checkpoints
 FIXED = ("data", "batches", "student", "tokenizer", "teacher", "seed")
 
 
@@ -126,9 +129,12 @@ class Training:
         }
 
     def _teacher(self) -> dict[str, Any] | None:
-        """Who teaches what; how many are asked at once changes nothing."""
+        """Who teaches what; how fast, and for how much, changes nothing."""
         table = self.recipe.teacher
-        return None if table is None else table.model_dump(mode="json", exclude={"concurrency"})
+        if table is None:
+            return None
+        told = table.model_dump(mode="json", exclude=HOW_FAST)
+        return {key: value for key, value in told.items() if value is not None or key not in PROMPTS}
 
     def _student(self) -> dict[str, Any]:
         """All that builds the network again."""

@@ -46,10 +46,19 @@ def recipe() -> str:
             title = f"[[{name}]]" if "list" in str(field.annotation) else f"[{name}]"
             about = " ".join((model.__doc__ or "").split())
             parts.append(f"\n### `{title}`\n\n{about}\n\n{_table(model.model_json_schema()['properties'])}")
+            parts += _inner(name, model) if name == "teacher" else []  # a judge's teacher has the same
     parts.append("\n## Options of the built-in plugins\n")
     rows = Plugins.load().describe()
     parts += [_plugin(row) for row in rows if row["status"] == "ok" and row["distribution"] == "distillkit"]
     return "".join(parts)
+
+
+def _inner(table: str, model: Any) -> Iterator[str]:
+    """The tables that stand in a table."""
+    for name, field in model.model_fields.items():
+        if (inner := _model(field.annotation)) is not None:
+            about = " ".join((inner.__doc__ or "").split())
+            yield f"\n### `[{table}.{name}]`\n\n{about}\n\n{_table(inner.model_json_schema()['properties'])}"
 
 
 INTRODUCTION = """\
@@ -80,6 +89,7 @@ def _table(properties: dict[str, Any]) -> str:
 def _kind(value: dict[str, Any]) -> str:
     kinds = [value, *value.get("anyOf", ())]
     words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false", "array": "list"}
+    words["object"] = "table"
     names = [words[kind["type"]] for kind in kinds if kind.get("type") in words and "enum" not in kind]
     names += [f"`{option}`" for kind in kinds for option in kind.get("enum", [])]
     names += [f"`{kind['const']}`" for kind in kinds if "const" in kind]
@@ -88,6 +98,8 @@ def _kind(value: dict[str, Any]) -> str:
 
 def _default(value: dict[str, Any]) -> str:
     default = value.get("default")
+    if isinstance(default, dict) or len(str(default)) > 60:
+        return ", ".join(f"`{key}`" for key in default) if isinstance(default, dict) else "a text of ours"
     return "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 

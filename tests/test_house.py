@@ -25,13 +25,13 @@ PACKAGE, PLUGINS, TESTS = ROOT / "distillkit", ROOT / "plugins" / "distillkit_pl
 # Each line is a floor, lowest first; a file imports only from the floors below it. Each text is a room: those
 # that stand side by side do not know each other; files that are named together may, but in no circle.
 FLOORS = [
-    ["errors records stats files progress blame"],
+    ["errors records packing stats files progress blame"],
     ["roles", "hookspecs", "recipe tables layers overrides"],
     ["plugins installed contracts options", "runs", "distillkit"],
     ["data", "teachers", "student", "judging", "reporting", "testing"],
     ["assembly", "distillkit_plugins"],
     ["training pipeline plan bench"],
-    ["cli __main__"],
+    ["cli stage_commands cache_commands arguments __main__"],
 ]
 # What a room may use of its neighbours all the same.
 NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}
@@ -41,8 +41,8 @@ TOOLBOXES = ("distillkit.teachers.chat", "distillkit.student", "distillkit.data"
 HEAVY = {"mlx", "numpy", "pandas", "openai", "groq", "pydantic", "tiktoken", "matplotlib"}
 
 DOOR = """
-    Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Request Sample Source Student
-    Subject Teacher TeacherError Token Tracker Usage UsageError hookimpl
+    Allowance Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Price Request Sample
+    SlowDown Source Student Subject Teacher TeacherError Token Tracker TryAgain Usage UsageError hookimpl
 """
 
 PROMISED = """

@@ -172,10 +172,6 @@ def test_no_recipe_is_called_what_means_the_newest_run():
     "key",
     [
         "teacher.store",
-        "teacher.template",
-        "teacher.requests_per_minute",
-        "teacher.tokens_per_minute",
-        "teacher.max_usd",
         "train.precision",
     ],
 )

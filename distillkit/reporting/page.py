@@ -205,10 +205,12 @@ def _teacher(teacher: Mapping[str, Any] | None, missing: bool) -> Iterator[Fact]
     if "prompt_tokens" in teacher or "completion_tokens" in teacher:
         read, wrote = teacher.get("prompt_tokens", 0), teacher.get("completion_tokens", 0)
         yield Fact("tokens", f"{count(read)} in prompts, {count(wrote)} in answers")
+    if teacher.get("usd"):
+        yield Fact("spent", f"${teacher['usd']:,.4f}", "by the prices that are known")
     yield from _unknown(
         teacher,
-        *("provider", "model", "signal", "prompts", "asked", "cached", "failed", "truncated"),
-        *("prompt_tokens", "completion_tokens", "fingerprint"),
+        *("provider", "model", "signal", "prompts", "asked", "cached", "failed", "refused", "truncated"),
+        *("prompt_tokens", "completion_tokens", "fingerprint", "usd"),
     )
 
 
@@ -218,8 +220,8 @@ def _through(teacher: Mapping[str, Any]) -> str:
 
 
 def _flaws(teacher: Mapping[str, Any]) -> str:
-    failed, cut = teacher.get("failed", 0), teacher.get("truncated", 0)
-    return ", ".join([f"{count(failed)} failed"] * bool(failed) + [f"{count(cut)} cut short"] * bool(cut))
+    flaws = {"failed": "failed", "refused": "refused", "truncated": "cut short"}
+    return ", ".join(f"{count(teacher[key])} {words}" for key, words in flaws.items() if teacher.get(key))
 
 
 def _training(training: Mapping[str, Any]) -> Iterator[Fact]:

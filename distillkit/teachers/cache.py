@@ -11,26 +11,47 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptError, DistillkitError
 from ..files import digest
 from ..records import Answer, Request
+from .claims import LEASE, Claims
 
 FORMAT = 1
 NO_FILES = 1 << 40  # bytes from which diskcache would put a value in a file of its own
+AT_ONCE = 500  # rows of one query
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what damaged JSON leads to
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it lies there, whatever it holds. `text` is None where it is not text, and was not read."""
+
+    number: int
+    key: str
+    text: str | None
+    stored: float | None = None
+    bytes: int = 0
+
+    def empty(self) -> Row:
+        """The same without its text, for whoever keeps many."""
+        return replace(self, text=None)
 
 
 class Cache:
     """Answers under the digest of what was asked of whom."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lease: float = LEASE) -> None:
         import diskcache
 
         self.folder = folder.absolute()
+        self._lease = lease
+        self._claims: Claims | None = None
         with self._said("opened"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chmod(self.folder, 0o700)  # noqa: PTH101 - answers may be private
@@ -42,19 +63,57 @@ class Cache:
                 cull_limit=0,
             )
 
+    # ------------------------------------------------------------------------------------------ answers
+
     def get(self, key: str) -> Answer | None:
         """The answer under a key, or None."""
-        with self._said("read"):
-            text = self._rows.get(key)
-        if text is None:
-            return None
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Answer]:
+        """Those answers that are there, by their keys; a refusal says of itself that it is one."""
+        found = {}
+        for key, text in self._texts(keys):
+            with self._whole(key):
+                found[key] = Answer.from_json(json.loads(text)["answer"])
+        return found
+
+    def row(self, key: str) -> Any:
+        """The whole row under a key: what was asked, what was answered and when; or None."""
+        row = None
+        for _, text in self._texts([key]):
+            with self._whole(key):
+                row = json.loads(text)
+        return row
+
+    @contextmanager
+    def _whole(self, key: str) -> Iterator[None]:
+        """Say of which row it is that something is wrong."""
         try:
-            return Answer.from_json(json.loads(text)["answer"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            yield
+        except DAMAGE as error:
             raise CorruptError(
                 f"the cached answer {key[:12]} in {self.folder} is damaged: {type(error).__name__}: {error}",
-                "Move that folder away to ask everything again.",
+                "Ask for it again: distillkit cache verify --repair",
             ) from error
+
+    def _texts(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """What is stored under keys: many rows with one query, as bytes, for SQLite takes any for text."""
+        keys = list(keys)
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            query = (
+                "SELECT key, mode = 1 AND typeof(value) = 'text', CAST(value AS BLOB) FROM Cache WHERE raw = 1"
+                f" AND key IN ({', '.join('?' * len(some))}) AND (expire_time IS NULL OR expire_time > ?)"
+            )
+            with self._said("read"):
+                rows = self._rows._sql(query, (*some, time.time())).fetchall()
+            for key, readable, value in rows:
+                if not readable:
+                    raise CorruptError(
+                        f"the cache {self.folder} holds a row that is not text, {key[:12]}; it was not read",
+                        "Drop it: distillkit cache verify --repair",
+                    )
+                yield key, value
 
     def put(self, key: str, asked: dict[str, Any], answer: Answer) -> None:
         """Keep an answer, with what was asked and when; as ASCII, which holds even half an emoji."""
@@ -70,10 +129,80 @@ class Cache:
         with self._said("read"):
             return len(self._rows)
 
+    # ------------------------------------------------------------------------------------------ claims
+
+    def claim(self, keys: Iterable[str]) -> set[str]:
+        """Those keys that nobody else is asking for: they are this cache's own until it frees them or dies.
+
+        Look into the cache after claiming: another process may have answered and freed them just before.
+        """
+        with self._said("written"):
+            if self._claims is None:
+                self._claims = Claims(self._rows, self._lease)
+            return self._claims.claim(keys)
+
+    def free(self) -> None:
+        """Give up all claims."""
+        if self._claims is not None:
+            self._claims.close()
+            self._claims = None
+
+    # ------------------------------------------------------------------------------------------ upkeep
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, sound or not, of the moment when the first is read; others may go on writing."""
+        query = (  # as bytes: SQLite takes any for text
+            "SELECT rowid, raw = 1 AND mode = 1 AND typeof(value) = 'text' AND typeof(key) = 'text',"
+            " CAST(key AS BLOB), CAST(value AS BLOB), store_time FROM Cache WHERE rowid > ? ORDER BY rowid LIMIT ?"
+        )
+        last = -1 << 63
+        with self.snapshot():
+            while rows := self._page(query, last):
+                last = rows[-1][0]
+                for number, readable, key, value, stored in rows:
+                    yield Row(number, _name(key), _text(value) if readable else None, stored, len(value or b""))
+
+    def _page(self, query: str, last: int) -> list[Any]:
+        with self._said("read"):
+            return self._rows._sql(query, (last, AT_ONCE)).fetchall()  # type: ignore[no-any-return]
+
+    def starting(self, prefix: str) -> list[str]:
+        """The keys that begin so."""
+        query = "SELECT key FROM Cache WHERE raw = 1 AND substr(key, 1, ?) = ? ORDER BY key"
+        with self._said("read"):
+            return [key for (key,) in self._rows._sql(query, (len(prefix), prefix)).fetchall()]
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read inside is of one moment. Nothing may be written inside."""
+        if self._rows._con.in_transaction:
+            yield
+            return
+        with self._said("read"):
+            self._rows._sql("BEGIN")
+        try:
+            with self._said("read"):
+                self._rows._sql("SELECT count(*) FROM Settings").fetchall()  # the moment is that of the first look
+            yield
+        finally:
+            self._rows._sql("COMMIT")
+
+    def drop(self, rows: Iterable[Row]) -> int:
+        """Remove rows, unless they were written again since they were read; how many were removed."""
+        query = "DELETE FROM Cache WHERE rowid = ? AND store_time IS ?"
+        with self._said("written"), self._rows.transact():
+            return sum(self._rows._sql(query, (row.number, row.stored)).rowcount for row in rows)
+
+    def add(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> int:
+        """Keep rows of other caches under keys that are new here; how many were. Nothing is overwritten."""
+        with self._said("written"), self._rows.transact():
+            return sum(self._rows.add(key, json.dumps(row)) for key, row in rows)
+
     def __enter__(self) -> Cache:
         return self
 
     def __exit__(self, *reason: object) -> None:
+        self.free()
         self._rows.close()
 
     @contextmanager
@@ -104,6 +233,20 @@ def asked(provider: str, identity: Any, request: Request) -> dict[str, Any]:
 def key_of(what: dict[str, Any]) -> str:
     """The key of what was asked."""
     return digest(what)
+
+
+def _text(value: bytes) -> str | None:
+    """Bytes as text, if they are."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _name(key: bytes | None) -> str:
+    """A key as it can be shown."""
+    text = (key or b"").decode("ascii", "backslashreplace")
+    return text if text.isprintable() else ascii(text)
 
 
 def _text_disk() -> Any:

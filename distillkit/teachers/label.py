@@ -1,35 +1,72 @@
 """The label stage: requests in, answers out, each asked once in the life of the cache.
 
-Plain teachers answer on this thread, in their own batches; asynchronous ones several at a time on one loop.
+Plain teachers answer on this thread, in their own batches; asynchronous ones are driven by `asking`.
 An answer is on disk before the next one is looked at. Does not know what answers are for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import DistillkitError, Interrupted, TeacherError
 from ..files import digest
 from ..progress import Voice
-from ..records import Answer, Request
+from ..records import REFUSED, Answer, Request
 from ..roles import Teacher
+from .asking import Asking, Terms, is_asynchronous
 from .cache import Cache, asked, key_of
+
+Row = tuple[Request, str, dict[str, Any]]
+PAUSE = 0.25  # seconds between two looks at what another process has answered
+
+
+class Identified(Protocol):
+    """What of a teacher decides the keys of its answers."""
+
+    @property
+    def name(self) -> str:
+        """The name of its plugin."""
+
+    def identity(self) -> Any:
+        """What decides the answers beside the request."""
 
 
 @dataclass
 class Labelled:
-    """What a label stage came to: answers in the order of the requests, and how they were come by."""
+    """What a label stage came to: the requests, their keys, what is known of them now, and how it was come by."""
 
     requests: list[Request]
     keys: list[str]
-    answers: list[Answer] = field(default_factory=list)
+    found: dict[str, Answer] = field(default_factory=dict)
     asked: int = 0
     cached: int = 0
+    spent: dict[str, float] = field(default_factory=dict)  # usd, requests, tokens: of all sittings
+
+    @property
+    def answered(self) -> list[tuple[Request, str, Answer]]:
+        """The requests that have an answer, its key and the answer, in the order of the requests."""
+        rows = ((r, key, self.found.get(key)) for r, key in zip(self.requests, self.keys, strict=True))
+        return [(r, key, answer) for r, key, answer in rows if answer is not None and answer.finish != REFUSED]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The answers, in the order of the requests; a refusal is none."""
+        return [answer for _, _, answer in self.answered]
+
+    @property
+    def replies(self) -> list[Answer]:
+        """One a request, for those who count on it: where there is no answer, one without text that says "refused"."""
+        return [self.found.get(key, Answer("", finish=REFUSED)) for key in self.keys]
+
+    @property
+    def refused(self) -> int:
+        """How many requests are known to get no answer."""
+        return sum(key in self.found and self.found[key].finish == REFUSED for key in self.keys)
 
     @property
     def truncated(self) -> int:
@@ -37,9 +74,10 @@ class Labelled:
         return sum(answer.finish == "length" for answer in self.answers)
 
     @property
-    def counts(self) -> dict[str, int]:
-        """The figures for the record of the run."""
+    def counts(self) -> dict[str, Any]:
+        """The figures for the record of the run; those that are nothing out of the ordinary are left out."""
         usages = [answer.usage for answer in self.answers if answer.usage]
+        extra = {"refused": self.refused, "usd": round(self.spent.get("usd", 0.0), 6)}
         return {
             "prompts": len(self.requests),
             "asked": self.asked,
@@ -47,6 +85,7 @@ class Labelled:
             "truncated": self.truncated,
             "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
             "completion_tokens": sum(usage.completion_tokens for usage in usages),
+            **{name: value for name, value in extra.items() if value},
         }
 
 
@@ -56,39 +95,88 @@ def label(
     cache: Cache,
     *,
     concurrency: int = 8,
+    terms: Terms | None = None,
     voice: Voice | None = None,
+    done: Labelled | None = None,
 ) -> Labelled:
-    """Answer every request, from the cache or by asking."""
-    voice = voice or Voice()
-    whats = _asked(teacher, requests)
-    done = Labelled(list(requests), [key_of(what) for what in whats])
-    wanted = dict(zip(done.keys, zip(requests, whats, strict=True), strict=True))
-    found = {key: answer for key in wanted if (answer := cache.get(key)) is not None}
-    waiting = {key: request for key, (request, _) in wanted.items() if key not in found}
-    done.cached = len(requests) - len(waiting)
+    """Answer every request, from the cache or by asking. `done` is filled as answers come, even if it ends badly."""
+    voice, terms = voice or Voice(), terms or Terms(concurrency=concurrency)
+    rows = rows_of(teacher, requests, terms.shard)
+    done = done or Labelled([], [])
+    done.requests, done.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
+    wanted = {key: (request, what) for request, key, what in rows}
+    done.found = _settled(cache, wanted, terms)
+    waiting = {key: request for key, (request, _) in wanted.items() if key not in done.found}
+    due, before = len(waiting), len(done.found)
+    asking = _Asking(teacher, terms, cache, voice, done)
     try:
-        with closing(_ask(teacher, waiting, concurrency)) as answers:
-            for key, answer in answers:
-                cache.put(key, wanted[key][1], answer)
-                found[key] = answer
-                done.asked += 1
-                voice.progress(f"  {done.asked}/{len(waiting)} answers", last=done.asked == len(waiting))
+        for mine in _portions(cache, waiting, terms, done, voice):
+            with closing(asking.ask(mine)) as answers:
+                for key, answer in answers:
+                    cache.put(key, wanted[key][1], answer)
+                    done.found[key] = answer
+                    done.asked += 1
+                    there = len(done.found) - before
+                    voice.progress(asking.progress(there, due), last=there == due)
     except KeyboardInterrupt as error:
-        raise Interrupted(f"stopped after {done.asked} of {len(waiting)} answers; they are kept") from error
+        raise Interrupted(f"stopped after {done.asked} of {due} answers; they are kept") from error
     except DistillkitError as error:
-        kept = f"{done.asked} of {len(waiting)} answers are kept; asking again asks only for the others."
+        kept = f"{done.asked} of {due} answers are kept; asking again asks only for the others."
         error.hint = f"{error.hint} {kept}".strip()
         raise
-    done.answers = [found[key] for key in done.keys]
+    finally:
+        cache.free()
+        asking.close()
+    done.cached = len(done.requests) - done.asked
     return done
 
 
-def known(teacher: Teacher, requests: Sequence[Request], cache: Cache) -> int:
+def _settled(cache: Cache, keys: Iterable[str], terms: Terms) -> dict[str, Answer]:
+    """What is known and need not be asked again: refusals too, unless they are to be."""
+    found = cache.get_many(keys)
+    return {key: answer for key, answer in found.items() if not (terms.retry_refused and answer.finish == REFUSED)}
+
+
+def _portions(
+    cache: Cache, waiting: dict[str, Request], terms: Terms, done: Labelled, voice: Voice
+) -> Iterator[dict[str, Request]]:
+    """What this process is to ask for: all that no other one is asking for. What others ask for is waited for."""
+    while waiting:
+        claimed = cache.claim(waiting)
+        done.found |= _settled(cache, waiting, terms)  # after claiming: others may have answered just before
+        mine = {key: request for key, request in waiting.items() if key in claimed and key not in done.found}
+        if mine:
+            yield mine
+            cache.free()  # before waiting for others, who may be waiting for these
+        waiting = {key: request for key, request in waiting.items() if key not in done.found}
+        if waiting and not mine:
+            voice.progress(f"  waiting for {len(waiting)} answers that another process is asking for")
+            time.sleep(PAUSE)
+
+
+def keys_of(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[str]:
+    """Under which keys the answers are kept."""
+    return [key for _, key, _ in rows_of(teacher, requests, shard)]
+
+
+def known(teacher: Identified, requests: Sequence[Request], cache: Cache, terms: Terms | None = None) -> int:
     """How many of the requests need not be asked again."""
-    return sum(key_of(what) in cache for what in _asked(teacher, requests))
+    keys = keys_of(teacher, requests)
+    found = _settled(cache, keys, terms) if terms and terms.retry_refused else cache
+    return sum(key in found for key in keys)
 
 
-def _asked(teacher: Teacher, requests: Sequence[Request]) -> list[dict[str, Any]]:
+def rows_of(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[Row]:
+    """Each request, its key and what that is made of: all, or one of several shares by the hash of what is asked."""
+    whats = whats_of(teacher, requests)
+    rows = [(request, key_of(what), what) for request, what in zip(requests, whats, strict=True)]
+    if shard is None:
+        return rows
+    part, of = shard
+    return [row for row in rows if int(row[1], 16) % of == part - 1]
+
+
+def whats_of(teacher: Identified, requests: Sequence[Request]) -> list[dict[str, Any]]:
     """What is asked of whom. Who that is, only plain JSON can say."""
     if not requests:
         return []
@@ -102,74 +190,59 @@ def _asked(teacher: Teacher, requests: Sequence[Request]) -> list[dict[str, Any]
     return [asked(teacher.name, identity, request) for request in requests]
 
 
-def _ask(teacher: Teacher, waiting: dict[str, Request], concurrency: int) -> Generator[tuple[str, Answer]]:
-    """Ask for what is missing; whatever goes wrong is said in the teacher's name."""
-    if not waiting:
-        return
-    named = [replace(request, id=key) for key, request in waiting.items()]
-    due = set(waiting)
-    who = f"the teacher {teacher.name!r}"
-    ask = _concurrently if inspect.iscoroutinefunction(teacher.answer) else _in_turn
-    try:
-        for request, answer in ask(teacher, named, concurrency):
-            if request.id not in due:
-                raise TeacherError(f"{who} answered a request twice, or one that it was not asked")
-            due.remove(request.id)
-            yield request.id, _checked(who, answer)
-    except DistillkitError:
-        raise
-    except (Exception, asyncio.CancelledError) as error:
-        raise TeacherError(f"{who} failed: {type(error).__name__}: {error}") from error
-    if due:
-        raise TeacherError(f"{who} left {len(due)} of {len(waiting)} requests without an answer")
+class _Asking:
+    """Asks for what is missing; whatever goes wrong is said in the teacher's name."""
+
+    def __init__(self, teacher: Teacher, terms: Terms, cache: Cache, voice: Voice, done: Labelled) -> None:
+        self.teacher, self.done = teacher, done
+        self.who = f"the teacher {teacher.name!r}"
+        self.driven = Asking(teacher, terms, cache, voice) if is_asynchronous(teacher) else None
+
+    def ask(self, waiting: dict[str, Request]) -> Generator[tuple[str, Answer]]:
+        """Every answer under its key, as it comes."""
+        if not waiting:
+            return
+        due = set(waiting)
+        named = [replace(request, id=key) for key, request in waiting.items()]
+        try:
+            for request, answer in self.driven.answers(named) if self.driven else _in_turn(self.teacher, named):
+                if request.id not in due:
+                    raise TeacherError(f"{self.who} answered a request twice, or one that it was not asked")
+                due.remove(request.id)
+                yield request.id, checked(self.who, answer)
+        except DistillkitError:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            raise TeacherError(f"{self.who} failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._spent()
+        if due:
+            raise TeacherError(f"{self.who} left {len(due)} of {len(waiting)} requests without an answer")
+
+    def progress(self, there: int, due: int) -> str:
+        """How far it is, and what it cost so far."""
+        self._spent()
+        money = f", ${self.done.spent['usd']:.4f}" if self.done.spent.get("usd") else ""
+        return f"  {there}/{due} answers{money}"
+
+    def close(self) -> None:
+        """Let go of what asking had opened."""
+        if self.driven:
+            self.driven.close()
+
+    def _spent(self) -> None:
+        if self.driven:
+            self.done.spent = self.driven.budget.spent
 
 
-def _in_turn(teacher: Teacher, requests: list[Request], concurrency: int) -> Iterator[tuple[Request, Any]]:
+def _in_turn(teacher: Teacher, requests: list[Request]) -> Iterator[tuple[Request, Any]]:
     """One after another on this thread, or in the teacher's own batches."""
     if type(teacher).answers is Teacher.answers:
         return ((request, teacher.answer(request)) for request in requests)
     return iter(teacher.answers(requests))
 
 
-def _concurrently(teacher: Teacher, requests: list[Request], concurrency: int) -> Iterator[tuple[Request, Answer]]:
-    """Drive an asynchronous teacher from here: one loop, a bounded number of calls at once."""
-    with asyncio.Runner() as runner:
-        answers = _as_answered(teacher, requests, concurrency)
-        try:
-            while (pair := runner.run(_next(answers))) is not None:
-                yield pair
-        finally:
-            runner.run(answers.aclose())
-
-
-async def _next(answers: AsyncIterator[tuple[Request, Answer]]) -> tuple[Request, Answer] | None:
-    return await anext(answers, None)
-
-
-async def _as_answered(teacher: Teacher, requests: list[Request], concurrency: int) -> Any:
-    """Answers as they come, the failed one raised once those that had come are handed over."""
-    ask: Callable[[Request], Any] = teacher.answer
-    waiting = iter(requests)
-    tasks: dict[asyncio.Task[Answer], Request] = {}
-    try:
-        while True:
-            for request in waiting:
-                tasks[asyncio.ensure_future(ask(request))] = request
-                if len(tasks) >= concurrency:
-                    break
-            if not tasks:
-                return
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: task.cancelled() or task.exception() is not None):
-                request = tasks.pop(task)
-                yield request, task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _checked(who: str, answer: object) -> Answer:
+def checked(who: str, answer: object) -> Answer:
     """An answer, or the plugin's fault said plainly. Half an emoji is no text: it becomes U+FFFD."""
     if not isinstance(answer, Answer) or not isinstance(answer.text, str):
         found = "an Answer without text" if isinstance(answer, Answer) else f"a {type(answer).__name__}"

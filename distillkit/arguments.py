@@ -1,0 +1,62 @@
+"""What commands share: their options, and the way from a recipe's name to the parts of a checked recipe.
+
+Knows no command. Everything heavy is imported where it is needed, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .assembly import Assembly
+    from .plugins import Plugins
+    from .recipe import Recipe
+
+recipe_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key of the recipe: train.steps=10.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def recipe_of(spec: str, overrides: tuple[str, ...]) -> Recipe:
+    """The recipe that a word names, changed by `--set`."""
+    from .recipe import load
+
+    return load(spec, overrides)
+
+
+def plugins_of(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugins:
+    """All plugins, with a fast BLAS in place before any of them can import mlx."""
+    from .plugins import Plugins
+    from .student import blas
+
+    blas.insist_on_mlx()
+    return Plugins.load(ctx.obj["plugins"], requirements)
+
+
+def assembled(ctx: click.Context, recipe: Recipe, **manner: Any) -> Assembly:
+    """The parts of a recipe that has been checked; `manner` is what the command line says of asking."""
+    checked = plugins_of(ctx, tuple(recipe.plugins)).check(recipe)
+    from .assembly import Assembly
+    from .plugins import current
+    from .progress import voice
+    from .student import blas
+
+    speaker = voice()
+    if warning := blas.load().warning:
+        speaker.warn(warning)
+    return Assembly(checked, current(), speaker, manner)
+
+
+def show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
+    """Print a value for machines, or as the text that is made of it."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text(value))

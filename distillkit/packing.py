@@ -1,0 +1,103 @@
+"""Tokens with their log-probabilities as a few strings: what is lean on disk and quick to read, and still only text.
+
+An answer of a hundred tokens with twenty alternatives each is two thousand numbers. As JSON numbers they take longer
+to read than all else; here they are base64 of little-endian arrays. Nothing is rounded. Knows rows, not records.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from binascii import a2b_base64, b2a_base64
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+Row = tuple[bytes, float, Sequence[tuple[bytes, float]]]
+
+FIELDS = {"pieces", "lengths", "ids", "alternatives", "logprobs"}
+WHOLE = (("B", 1 << 8), ("H", 1 << 16), ("I", 1 << 32))  # how an array's letter says what its numbers hold
+
+
+def pack(rows: Iterable[Row]) -> dict[str, str]:
+    """Rows of (bytes, log-probability, alternatives) as strings."""
+    flat: list[tuple[bytes, float]] = []
+    alternatives = []
+    for piece, logprob, top in rows:
+        flat += [(piece, logprob), *top]
+        alternatives.append(len(top))
+    ids: dict[bytes, int] = {}
+    order = [ids.setdefault(piece, len(ids)) for piece, _ in flat]
+    return {
+        "pieces": _base64(b"".join(ids)),
+        "lengths": _whole([len(piece) for piece in ids]),
+        "ids": _whole(order),
+        "alternatives": _whole(alternatives),
+        "logprobs": _real([float(logprob) for _, logprob in flat]),
+    }
+
+
+def unpack(packed: dict[str, str]) -> Iterator[Row]:
+    """The inverse of `pack`; a ValueError says what does not fit together."""
+    table, ids, alternatives, logprobs = checked(packed)
+    pieces, numbers = [table[i] for i in ids], logprobs.tolist()
+    at = 0
+    for count in alternatives:
+        end = at + 1 + count
+        yield pieces[at], numbers[at], tuple(zip(pieces[at + 1 : end], numbers[at + 1 : end], strict=True))
+        at = end
+
+
+def checked(packed: dict[str, str]) -> tuple[list[bytes], array[int], array[int], array[float]]:
+    """The pieces, which of them stand where, how many alternatives each token has, and the log-probabilities."""
+    whole = a2b_base64(packed["pieces"], strict_mode=True)
+    ends = [0, *accumulate(_numbers(packed["lengths"], "BHI"))]
+    ids, logprobs = _numbers(packed["ids"], "BHI"), _numbers(packed["logprobs"], "fd")
+    alternatives = _numbers(packed["alternatives"], "BHI")
+    if not len(ids) == len(logprobs) == sum(alternatives) + len(alternatives) or ends[-1] != len(whole):
+        raise ValueError("packed tokens are of different lengths")
+    if ids and max(ids) >= len(ends) - 1:
+        raise ValueError("packed tokens name a piece that is not there")
+    return [whole[begin:end] for begin, end in pairwise(ends)], ids, alternatives, logprobs
+
+
+def is_packed(value: Any) -> bool:
+    """Whether a value looks like what `pack` makes; only `unpack` looks inside."""
+    return isinstance(value, dict) and value.keys() == FIELDS and all(isinstance(v, str) for v in value.values())
+
+
+def _whole(numbers: list[int]) -> str:
+    """Whole numbers in as few bytes each as they all fit in."""
+    most = max(numbers, default=0)
+    return _text(array(next(letter for letter, over in WHOLE if most < over), numbers))
+
+
+def _real(numbers: list[float]) -> str:
+    """Floats, as singles where that loses nothing: what a model computed in singles comes so."""
+    doubles, singles = array("d", numbers), array("f", numbers)
+    return _text(singles if array("d", singles) == doubles else doubles)
+
+
+def _text(numbers: array[Any]) -> str:
+    return numbers.typecode + _base64(_little(numbers).tobytes())
+
+
+def _numbers(text: str, kinds: str) -> array[Any]:
+    """An array of its letter and base64."""
+    letter = text[:1]
+    if not letter or letter not in kinds:
+        raise ValueError(f"packed numbers of an unknown kind, {letter!r}")
+    numbers = array(letter)
+    numbers.frombytes(a2b_base64(text[1:], strict_mode=True))
+    return _little(numbers)
+
+
+def _little(numbers: array[Any]) -> array[Any]:
+    """To or from the byte order of the stored form."""
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
+def _base64(content: bytes) -> str:
+    return b2a_base64(content, newline=False).decode("ascii")

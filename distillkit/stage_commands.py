@@ -1,0 +1,217 @@
+"""The commands that make a run or go on with one: all stages at once, or one at a time.
+
+Arguments in, messages out: what a stage does is the pipeline's work, and what it would cost is the plan's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .arguments import assembled, json_option, recipe_of, recipe_option, show, yes_option
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .assembly import Assembly
+    from .runs import Run
+
+STAGES = ("label", "train", "judge", "report")
+
+
+@click.command()
+@click.argument("recipe")
+@recipe_option
+@click.option("--until", type=click.Choice(STAGES), default="report", help="The last stage to run.")
+@click.option("--resume", is_flag=True, help="Go on with the newest run of the recipe.")
+@yes_option
+@click.pass_context
+def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str, resume: bool, yes: bool) -> None:
+    """Run a recipe: label, train, judge, report.
+
+    With --resume, RECIPE may also be a run.
+    """
+    stages = STAGES[: STAGES.index(until) + 1]
+    if resume:
+        _go_on(ctx, recipe, overrides, stages, yes)
+    else:
+        _begin(assembled(ctx, recipe_of(recipe, overrides)), stages, yes)
+
+
+@click.command()
+@click.argument("recipe")
+@recipe_option
+@click.option("--batch", is_flag=True, help="As if it was labelled in batches.")
+@json_option
+@click.pass_context
+def plan(ctx: click.Context, recipe: str, overrides: tuple[str, ...], batch: bool, as_json: bool) -> None:
+    """Count what a run would ask, use and take. Spends nothing."""
+    from . import plan as planning
+
+    foreseen = planning.foresee(assembled(ctx, recipe_of(recipe, overrides), batch=batch))
+    show(foreseen, as_json, planning.text)
+
+
+@click.command()
+@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
+@recipe_option
+@click.option("--batch", is_flag=True, help="In the provider's batches: half the price, within a day.")
+@click.option("--shard", metavar="K/N", help="Ask only the K-th of N shares, on each of N machines.")
+@click.option("--wait", is_flag=True, help="Wait for batches or the end of a daily limit, instead of stopping.")
+@click.option("--retry-refused", is_flag=True, help="Ask again what the teacher refused.")
+@yes_option
+@click.pass_context
+def label(
+    ctx: click.Context, /, where: str, overrides: tuple[str, ...], yes: bool, shard: str | None, **manner: bool
+) -> None:
+    """Ask the teacher: one stage of a run, or a new run up to it."""
+    from .teachers.asking import share
+
+    _stage(ctx, "label", where, overrides, yes, shard=shard and share(shard), **manner)
+
+
+@click.command()
+@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
+@recipe_option
+@yes_option
+@click.pass_context
+def train(ctx: click.Context, where: str, overrides: tuple[str, ...], yes: bool) -> None:
+    """Train the student, from its last checkpoint if there is one."""
+    _stage(ctx, "train", where, overrides, yes)
+
+
+def _stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...], yes: bool, **manner: Any) -> None:
+    """One stage of a run that is there, or a new run up to it. Batches are collected by the run that sent them off."""
+    if _is_run(where) or (manner.get("batch") and _was_stopped(where, overrides)):
+        _go_on(ctx, where, overrides, (stage,), yes, **manner)
+    else:
+        assembly = assembled(ctx, recipe_of(where, overrides), **manner)
+        _begin(assembly, STAGES[: STAGES.index(stage) + 1], yes)
+
+
+def _was_stopped(where: str, overrides: tuple[str, ...]) -> bool:
+    """Whether the newest run of a recipe stopped at a limit, to be gone on with."""
+    from .runs import runs_of
+
+    return any(run.info.get("status") == "stopped" for run in runs_of(recipe_of(where, overrides).name)[-1:])
+
+
+@click.command()
+@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
+@recipe_option
+@click.option("--samples", type=click.IntRange(min=0), help="How many samples the student writes.")
+@yes_option
+@click.pass_context
+def judge(ctx: click.Context, where: str, overrides: tuple[str, ...], samples: int | None, yes: bool) -> None:
+    """Let the student write, grade it, and report."""
+    if samples is not None:
+        overrides = (*overrides, f"sampling.count={samples}")
+    if _is_run(where):
+        _go_on(ctx, where, overrides, ("judge", "report"), yes)
+    else:
+        _begin(assembled(ctx, recipe_of(where, overrides)), STAGES, yes)
+
+
+@click.command()
+@click.argument("where", metavar="[RUN]", default="latest")
+@json_option
+def report(where: str, as_json: bool) -> None:
+    """Write the report of a run again, from what its folder holds."""
+    from . import runs
+    from .reporting import tables
+
+    show(tables.write(runs.find(where)), as_json, tables.text)
+
+
+def _begin(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> None:
+    """A new run, from its first stage."""
+    from . import pipeline
+    from . import plan as planning
+
+    assembly.voice.say(f"distillkit {__version__}: {assembly.recipe.name}")
+    assembly.check()
+    _writable()
+    foreseen = planning.foresee(assembly)
+    assembly.voice.say(planning.brief(foreseen))
+    _agreed(assembly, foreseen["teacher"], yes)
+    run = pipeline.begin(assembly, foreseen)
+    assembly.voice.say(f"Run {run.name} in {run.path}")
+    _finish(assembly, run, stages)
+
+
+def _go_on(
+    ctx: click.Context, where: str, overrides: tuple[str, ...], stages: tuple[str, ...], yes: bool, **manner: Any
+) -> None:
+    """The stages of a run that is there already, with its own recipe or a newer version of it."""
+    from . import plan as planning
+    from . import recipe as recipes
+    from . import runs
+
+    run = runs.find(where) if _is_run(where) else runs.newest(recipes.load(where, overrides).name)
+    chosen = recipes.load(str(run.recipe) if _is_run(where) else where, overrides)
+    assembly = assembled(ctx, chosen, **manner)
+    _writable()
+    assembly.voice.say(f"Run {run.name} in {run.path}")
+    if "label" in stages:
+        _agreed(assembly, planning.teaching(assembly), yes)
+    _finish(assembly, run, stages)
+
+
+def _agreed(assembly: Assembly, teaching: dict[str, Any] | None, yes: bool) -> None:
+    """Before money is spent: is there a key, and does the user agree? Without a terminal only --yes does."""
+    from . import plan as planning
+
+    asking = planning.spending(assembly, teaching)
+    if asking is None or yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(asking, "Say --yes if that is all right; teacher.max_usd sets a limit.")
+    if not click.confirm(f"{asking}. Go on?", err=True):
+        raise UsageError("nothing was asked", "A limit can be set: teacher.max_usd.")
+
+
+def _finish(assembly: Assembly, run: Run, stages: tuple[str, ...]) -> None:
+    from .pipeline import Pipeline
+
+    Pipeline(assembly, run).go(stages)
+    if stages[-1] == "report":
+        from .reporting import tables
+
+        click.echo(tables.text(tables.build(run)))
+        click.echo(f"The whole report: {run.path / 'report.html'}")
+    else:
+        assembly.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
+
+
+def _is_run(where: str) -> bool:
+    """Whether a word means a run: `latest`, a folder of one, recipe/number, or a name that no recipe has."""
+    from .recipe import bundled
+    from .runs import Run, reports_folder, runs_of
+
+    if where == "latest" or (Path(where) / "run.json").is_file():
+        return True
+    if "/" in where:
+        return Run(reports_folder() / where).info != {}
+    return not Path(where).exists() and where not in bundled() and bool(runs_of(where))
+
+
+def _writable() -> None:
+    """Refuse early when nothing can be kept."""
+    from .runs import cache_folder, reports_folder
+
+    for folder in (cache_folder(), reports_folder()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be made: {error.strerror}", _ELSEWHERE) from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{folder} cannot be written to", _ELSEWHERE)
+
+
+_ELSEWHERE = "Set DISTILLKIT_HOME to a folder of yours."
+
+COMMANDS = (run, plan, label, train, judge, report)

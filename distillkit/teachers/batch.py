@@ -1,0 +1,397 @@
+"""Teachers asked in batches: half the price, within a day. What comes back goes into the cache under the usual keys.
+
+The providers' Batch APIs are alike: upload a file of requests, make a batch of it, look now and then whether it has
+ended, fetch two files, of answers and of errors. `batch_client` knows that API, and the teacher how a request is put
+into words and what an answer looks like; this module knows neither.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from ..errors import DistillkitError, Interrupted, LimitReached, TeacherError, UsageError
+from ..files import digest
+from ..progress import Voice
+from ..records import REFUSED, Answer, Request
+from ..roles import Teacher
+from . import pending
+from .asking import Asking, Terms, is_empty, upper
+from .batch_client import HOPELESS, Provider
+from .cache import Cache
+from .label import Labelled, checked, rows_of
+from .pending import Part
+
+TRIES = 3  # of one request; a batch that expired does not count
+POLLS = (2.0, 60.0)  # seconds between two looks, at first and in the end
+ENDED = ("completed", "expired", "cancelled", "failed")
+EXPIRED = "expired"
+QUEUE_FULL = "token_limit_exceeded"  # how OpenAI says that too much is waiting already
+NEEDED = ("body", "answer_of", "client")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one batch may hold. These fit every provider that we know; a teacher may say its own."""
+
+    requests: int = 50_000
+    bytes: int = 100_000_000
+
+
+class Batched(Protocol):
+    """What a teacher offers so that it can be asked in batches. `batch_limits` may stand beside it."""
+
+    name: str
+
+    @property
+    def endpoint(self) -> str | None:
+        """The path that answers requests one by one: /v1/chat/completions. None where there are no batches."""
+
+    def identity(self) -> Any:
+        """What decides the answers beside the request."""
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """A request as the endpoint reads it."""
+
+    def answer_of(self, body: dict[str, Any], request: Request) -> Answer:
+        """What the endpoint said to a request, as an answer; a DistillkitError when it is misshapen."""
+
+    def client(self) -> Any:
+        """A new client of the provider's SDK, plain or asynchronous, without retries; whoever asks for it closes it."""
+
+
+def label_in_batches(
+    teacher: Teacher,
+    requests: Sequence[Request],
+    cache: Cache,
+    folder: Path,
+    *,
+    terms: Terms | None = None,
+    voice: Voice | None = None,
+    done: Labelled | None = None,
+    polls: tuple[float, float] = POLLS,
+) -> Labelled:
+    """Answer every request, from the cache or in batches. It stops where answers are still to come, or waits for them.
+
+    `done` is filled as answers come, even if it ends badly.
+    """
+    terms = replace(terms or Terms(), batch=True)
+    stage = _Stage(_batched(teacher), requests, cache, folder, terms, voice or Voice(), done or Labelled([], []))
+    pause, longest = polls
+    try:
+        while stage.goes_on():
+            if not terms.wait:
+                raise stage.stopped()
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped; batches that were sent off go on", "The same command collects them.") from error
+    finally:
+        stage.close()
+    return stage.done
+
+
+def _batched(teacher: Teacher) -> Batched:
+    missing = [name for name in NEEDED if not callable(getattr(teacher, name, None))]
+    if missing or getattr(teacher, "endpoint", None) is None:
+        raise UsageError(
+            f"the teacher {teacher.name!r} cannot be asked in batches: it has no {[*missing, 'endpoint'][0]}",
+            "Leave out --batch to ask request by request.",
+        )
+    return cast(Batched, teacher)
+
+
+# ------------------------------------------------------------------------------------------------- the stage
+
+
+class _Stage:
+    """One sitting: settle the batches that are there, send off what is in none, count what is missing."""
+
+    def __init__(
+        self,
+        teacher: Batched,
+        requests: Sequence[Request],
+        cache: Cache,
+        folder: Path,
+        terms: Terms,
+        voice: Voice,
+        done: Labelled,
+    ) -> None:
+        self.teacher, self.cache, self.folder, self.voice, self.done = teacher, cache, folder, voice, done
+        rows = rows_of(teacher, requests, terms.shard)
+        self.identity = digest(teacher.identity())
+        done.requests, done.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
+        self.wanted = {key: request for request, key, _ in rows}
+        self.whats = {key: what for _, key, what in rows}
+        self.asking = Asking(cast(Teacher, teacher), terms, cache, voice)
+        self.provider = Provider(teacher)
+        found = cache.get_many(self.wanted)
+        self.again = {key for key, answer in found.items() if terms.retry_refused and answer.finish == REFUSED}
+        self.short_of: str | None = None  # the limit of the budget that keeps requests from being sent off
+
+    def goes_on(self) -> bool:
+        """Do all that can be done now; whether answers are still to come."""
+        for part in self._parts():
+            if part.pending and self.cache.claim([part.id]):  # nobody else is at it
+                self._settle(part)
+        self._send()
+        self.done.found = self._known(self.wanted)
+        if self.missing and not self._pending():
+            self._give_up()
+        self.cache.free()
+        return bool(self.missing)
+
+    @property
+    def missing(self) -> set[str]:
+        """What has no answer yet, or is to be asked again."""
+        return self.wanted.keys() - self.done.found.keys()
+
+    def _known(self, keys: Iterable[str]) -> dict[str, Answer]:
+        """What need not be asked again."""
+        return {key: answer for key, answer in self.cache.get_many(keys).items() if key not in self.again}
+
+    def close(self) -> None:
+        """Let go of claims and connections, and say what it came to."""
+        self.cache.free()
+        self.done.spent = self.asking.budget.spent
+        self.done.cached = len(self.done.requests) - min(self.done.asked, len(self.done.requests))
+        self.asking.close()
+        self.provider.close()
+
+    def stopped(self) -> LimitReached:
+        """What is still to come, for whoever does not wait."""
+        batches = [part for part in self._parts() if part.pending]
+        there = len(self.wanted) - len(self.missing)
+        return LimitReached(
+            f"{there:,} of {len(self.wanted):,} answers are there; {len(batches)} "
+            f"{'batch is' if len(batches) == 1 else 'batches are'} pending at the provider",
+            "The same command collects what has come, tomorrow or elsewhere; --wait waits for it.",
+        )
+
+    def _parts(self) -> list[Part]:
+        """The batches of this teacher, those of other recipes too."""
+        every = pending.parts(self.folder)
+        return [part for part in every if (part.teacher, part.identity) == (self.teacher.name, self.identity)]
+
+    def _pending(self) -> bool:
+        """Whether somebody is to answer what is missing: a batch, or another process."""
+        if pending.in_batches(self.folder, self.missing):
+            return True
+        return len(self.cache.claim(self.missing)) < len(self.missing)
+
+    # ------------------------------------------------------------------------------------------ sending off
+
+    def _send(self) -> None:
+        """Send off what is neither known nor in a batch nor being asked for by another process."""
+        wanted = self._absent(self.wanted)
+        due = self._affordable(
+            self._absent(self.cache.claim(wanted))
+        )  # looked at again: somebody may have been quicker
+        if due:
+            self.asking.find_out([self.wanted[key] for key in due])
+        tries = self._tries()
+        for attempt in sorted({tries.get(key, 1) for key in due}):
+            if attempt <= TRIES:
+                self._send_together([key for key in due if tries.get(key, 1) == attempt], attempt)
+        still = set(self._absent(self.wanted))
+        for part in self._parts():
+            if not part.pending and still.isdisjoint(part.failed):  # its failures are answered, or sent off again
+                part.drop()
+
+    def _affordable(self, keys: list[str]) -> list[str]:
+        """Those for which the budget has room beside all that is out; others are sent when what is out costs less."""
+        budget = replace(self.asking.budget)
+        for part in self._parts():
+            for key, what in part.asked.items() if part.pending else ():
+                budget.set_aside(upper(_request(key, what)))
+        for i, key in enumerate(keys):
+            most = upper(self.wanted[key])
+            self.short_of = budget.short_of(most)
+            if self.short_of:
+                return keys[:i]
+            budget.set_aside(most)
+        return keys
+
+    def _absent(self, keys: Mapping[str, Any] | set[str]) -> list[str]:
+        """Those keys that have no answer and are in no batch, in the order of the requests."""
+        known = self._known(keys).keys() | pending.in_batches(self.folder, keys).keys()
+        return [key for key in self.wanted if key in keys and key not in known]
+
+    def _tries(self) -> dict[str, int]:
+        """Which try the next one is, for what failed before; beyond the last for what is hopeless."""
+        tries: dict[str, int] = {}
+        for part in self._parts():
+            for key, (reason, hopeful) in part.failed.items():
+                attempt = part.attempt + (reason != EXPIRED) if hopeful else TRIES + 1
+                tries[key] = max(attempt, tries.get(key, 1))
+        return tries
+
+    def _send_together(self, keys: list[str], attempt: int) -> None:
+        """Requests in as few batches as the limits allow."""
+        limits = getattr(self.teacher, "batch_limits", Limits())
+        for group in pending.split(((key, self._line(key)) for key in keys), limits.requests, limits.bytes):
+            part = pending.begin(
+                self.folder,
+                {key: self.whats[key] for key, _ in group},
+                (line for _, line in group),
+                teacher=self.teacher.name,
+                identity=self.identity,
+                endpoint=self.teacher.endpoint,
+                attempt=attempt,
+            )
+            self.cache.claim([part.id])
+            self._submit(part)
+
+    def _line(self, key: str) -> dict[str, Any]:
+        body = self.teacher.body(self.wanted[key])
+        return {"custom_id": key, "method": "POST", "url": self.teacher.endpoint, "body": body}
+
+    def _submit(self, part: Part, resumed: bool = False) -> None:
+        """Upload a part and make a batch of it, from wherever a former sitting was stopped."""
+        if part.status == "submitting":
+            found = self.provider.find(part)
+            if found is not None:
+                self.voice.say(f"  batch {found} had been sent off before; it is not sent again")
+                part.save(status="submitted", batch=found).lines.unlink(missing_ok=True)
+                return
+            self.voice.say("  a batch had not been sent off when its process ended; it is sent now")
+        if part.file is None:
+            if resumed:  # the file's id is not known
+                self.voice.say("  requests of an earlier sitting are uploaded (again, if it had come so far)")
+            part = part.save(status="uploaded", file=self.provider.upload(part))
+        part = part.save(status="submitting")
+        batch = self.provider.submit(part)
+        part.save(status="submitted", batch=batch).lines.unlink(missing_ok=True)
+        self.voice.say(f"  batch {batch}: {part.count:,} requests sent off")
+
+    # ------------------------------------------------------------------------------------------ collecting
+
+    def _settle(self, part: Part) -> None:
+        """Bring one part as far as it goes now; it is read again, for another process may just have left it."""
+        now = part.read()
+        if now is None or not now.pending:
+            return
+        if now.status == "queued" and self._others_run(now):
+            return
+        if now.status != "submitted":
+            self._submit(now, resumed=True)
+            return
+        batch = self.provider.look(now)
+        counts = batch.request_counts
+        told = f", {counts.completed + counts.failed:,} of {counts.total:,}" if counts else ""
+        self.voice.progress(f"  batch {now.batch}: {batch.status}{told}")
+        if batch.status == "failed":
+            self._refused(now, batch)
+            return
+        if batch.status in ENDED:
+            self._collect(now, batch)
+
+    def _others_run(self, part: Part) -> bool:
+        """Whether other batches are with the provider now."""
+        return any(other.status == "submitted" and other.id != part.id for other in self._parts())
+
+    def _refused(self, part: Part, batch: Any) -> None:
+        """A batch that the provider took and then refused: for its queue's sake it waits, else the stage ends."""
+        codes = [error.code for error in getattr(batch.errors, "data", None) or []]
+        if QUEUE_FULL in codes and self._others_run(part):
+            self.voice.say(
+                f"  the provider's queue is full; batch {part.batch} is sent again when another one has ended"
+            )
+            part.save(status="queued", batch=None)
+            return
+        part.drop()
+        raise TeacherError(f"the provider refused the batch {part.batch}: {self.provider.hidden(_words(batch))}")
+
+    def _collect(self, part: Part, batch: Any) -> None:
+        """Answers into the cache, failures into the record of the part."""
+        due = set(part.asked)
+        known = {key for key, answer in self.cache.get_many(due).items() if answer.finish != REFUSED}
+        failed: dict[str, tuple[str, bool]] = {}
+        for line in self.provider.lines(batch):
+            key = line["custom_id"]
+            if key not in due:
+                self.voice.warn(f"the batch {part.batch} answered what was not asked, or twice: {key!r}")
+                continue
+            due.remove(key)
+            answer = self._answer(part, line, failed)
+            if answer is not None and key not in known:
+                self.cache.put(key, part.asked[key], answer)
+                self.again.discard(key)
+                self.done.asked += key in self.wanted
+        left = EXPIRED if batch.status in ("expired", "cancelled") else "left without an answer"
+        failed |= dict.fromkeys(due, (left, True))
+        got = part.count - len(failed)
+        self.voice.say(f"  batch {part.batch} {batch.status}: {got:,} of {part.count:,} answered")
+        if failed:
+            part.save(status="collected", failed=failed)
+        else:
+            part.drop()
+
+    def _answer(self, part: Part, line: Mapping[str, Any], failed: dict[str, tuple[str, bool]]) -> Answer | None:
+        """The answer of a line; None, with the reason noted, when it is none."""
+        key, response = line["custom_id"], line.get("response") or {}
+        status, body = response.get("status_code"), response.get("body")
+        if status != 200 or line.get("error"):
+            failed[key] = (_reason(line, body), status not in HOPELESS)
+            return None
+        try:
+            said = self.teacher.answer_of(cast(dict[str, Any], body), _request(key, part.asked[key]))
+            answer = checked(f"the teacher {self.teacher.name!r}", said)
+            self._pay(key, part, answer)
+        except DistillkitError as error:
+            failed[key] = (error.message, True)
+            return None
+        if not is_empty(answer):
+            return answer
+        if part.attempt >= TRIES:  # it will not be better: that there is no answer is kept, too
+            return replace(answer, text="", tokens=(), finish=REFUSED)
+        failed[key] = ("the answer is empty or was held back", True)
+        return None
+
+    def _pay(self, key: str, part: Part, answer: Answer) -> None:
+        """Count what an answer cost; at the most where the provider does not say."""
+        most = upper(_request(key, part.asked[key]))
+        self.asking.budget.set_aside(most)
+        self.asking.budget.settle(most, answer.usage)
+
+    def _give_up(self) -> None:
+        """Say what the provider will not answer. The record of it goes: the next command begins anew."""
+        if self.short_of:
+            raise LimitReached(f"the budget is used up: {self.short_of}", "Raise it to go on.")
+        reasons: dict[str, str] = {}
+        for part in self._parts():
+            reasons |= {key: reason for key, (reason, _) in part.failed.items() if key in self.missing}
+            if not part.pending:
+                part.drop()
+        words = next(iter(reasons.values()), "no reason was given")
+        raise TeacherError(
+            f"{len(self.missing):,} of {len(self.wanted):,} requests were not answered in batches; the first: {words}",
+            "The other answers are kept. The same command asks only for these again.",
+        )
+
+
+def _request(key: str, what: Mapping[str, Any]) -> Request:
+    """A request again, from what is kept of it: it may be of another recipe."""
+    values = dict(what["request"])
+    messages = values["messages"]
+    return Request(key, **{**values, "messages": messages and tuple(messages), "stop": tuple(values["stop"])})
+
+
+def _reason(line: Mapping[str, Any], body: Any) -> str:
+    """Why a line has no answer, in the provider's words."""
+    error = line.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}
+    if isinstance(error, dict):
+        if error.get("code") in ("batch_expired", "batch_cancelled"):
+            return EXPIRED
+        error = error.get("message") or error.get("code") or "it gave no reason"
+    status = (line.get("response") or {}).get("status_code")
+    return f"status {status}: {error}" if status else str(error)
+
+
+def _words(batch: Any) -> str:
+    """Why a batch was refused, in the provider's words."""
+    errors = getattr(batch.errors, "data", None) or []
+    return "; ".join(str(error.message or error.code) for error in errors[:3]) or "it gave no reason"

@@ -1,0 +1,41 @@
+"""Keys of providers: from the environment, or from `.env` in the working folder. The environment wins.
+
+A key is looked up when a client is made, and put nowhere else. Knows no provider: who needs a key names its variable.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import UsageError
+
+HIDDEN = "[key]"
+NO_KEY = "none"  # what an SDK is given that insists on a key, where there is none
+
+
+def key(variable: str) -> str | None:
+    """The key in a variable, or None where there is none."""
+    value = (os.environ.get(variable) or dotenv(Path(".env")).get(variable) or "").strip()
+    if value and not (value.isascii() and value.isprintable() and " " not in value):
+        raise UsageError(
+            f"{variable} holds characters that no key has", "Copy the key again, without quotes or spaces."
+        )
+    return value or None
+
+
+def dotenv(path: Path) -> dict[str, str]:
+    """The variables of a `.env` file: NAME=value lines, with or without quotes and `export`."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path.absolute()} cannot be read: {type(error).__name__}") from None
+    pairs = (line.removeprefix("export ").partition("=") for line in map(str.strip, lines) if line[:1] != "#")
+    return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs if value}
+
+
+def hidden(text: str, secret: str | None) -> str:
+    """A text in which a key does not appear, whoever put it there."""
+    return text.replace(secret, HIDDEN) if secret and secret != NO_KEY and secret in text else text

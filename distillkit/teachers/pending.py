@@ -1,0 +1,155 @@
+"""Batches that were sent off, on disk: what each asks, and how far it has come. Another process goes on another day.
+
+A part is one batch. Its state is written before and after every step, each time whole or not at all; `submitting` is
+what remains of a process that ended between asking the provider and hearing from it; `queued` waits for other parts.
+Knows no provider.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ..errors import CorruptError, UsageError
+from ..files import read_json, read_lines, replacing, write_json
+from .cache import Cache
+
+FORMAT = 1
+STATES = ("new", "uploaded", "submitting", "submitted", "queued", "collected")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One batch. `failed` says, of a collected one, what was not answered: key to [reason, whether to ask again]."""
+
+    folder: Path
+    id: str
+    teacher: str
+    identity: str  # the digest of it
+    endpoint: str
+    count: int
+    attempt: int = 1
+    status: str = "new"
+    file: str | None = None
+    batch: str | None = None
+    failed: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Where its state stands."""
+        return self.folder / f"{self.id}.json"
+
+    @property
+    def lines(self) -> Path:
+        """What is sent to the provider."""
+        return self.folder / f"{self.id}.upload.jsonl"
+
+    @property
+    def pending(self) -> bool:
+        """Whether answers may still come of it."""
+        return self.status != "collected"
+
+    @property
+    def asked(self) -> dict[str, dict[str, Any]]:
+        """What was asked, under its keys."""
+        return _asked(self._asked_file)
+
+    @property
+    def _asked_file(self) -> Path:
+        return self.folder / f"{self.id}.asked.jsonl"
+
+    def save(self, **changes: Any) -> Part:
+        """The part one step further, on disk before anything else is done."""
+        after = replace(self, **changes)
+        write_json(after.path, {"format": FORMAT, **{k: v for k, v in asdict(after).items() if k != "folder"}})
+        return after
+
+    def read(self) -> Part | None:
+        """The part as it stands on disk now, or None when it is gone."""
+        return _read(self.path) if self.path.exists() else None
+
+    def drop(self) -> None:
+        """Forget it: first the state, without which the rest means nothing."""
+        for path in (self.path, self.lines, self._asked_file):
+            path.unlink(missing_ok=True)
+
+
+def begin(folder: Path, asked: Mapping[str, dict[str, Any]], lines: Iterable[dict[str, Any]], **facts: Any) -> Part:
+    """A new part on disk; its state is written last."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = Part(folder=folder, id=uuid4().hex[:16], count=len(asked), **facts)
+    _write(part._asked_file, ({"key": key, "asked": what} for key, what in asked.items()))
+    _write(part.lines, lines)
+    return part.save()
+
+
+def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON lines as ASCII, which holds even half an emoji."""
+    with replacing(file) as part, part.open("w", encoding="ascii") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def parts(folder: Path) -> list[Part]:
+    """All parts, oldest first."""
+    files = [path for path in folder.glob("*.json") if not path.name.startswith(".")] if folder.is_dir() else []
+    return [_read(path) for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name))]
+
+
+@lru_cache(maxsize=64)
+def _asked(file: Path) -> dict[str, dict[str, Any]]:
+    """What was asked in a part; the file of a part never changes."""
+    return {row["key"]: row["asked"] for row in read_lines(file)}
+
+
+def _read(path: Path) -> Part:
+    try:
+        values = read_json(path)
+        if values.pop("format") != FORMAT or values["status"] not in STATES:
+            raise ValueError("its format or its status is unknown")
+        part = Part(folder=path.parent, **values)
+        if part.id != path.stem:
+            raise ValueError("it has another part's name")
+        return part
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(
+            f"{path} does not say how far its batch has come: {error}",
+            "Look for the batch at the provider, then delete the file; what it asked is asked again.",
+        ) from error
+
+
+def in_batches(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
+    """Which of the keys are in a batch that may still answer, and in which."""
+    wanted = set(keys)
+    return {key: part.path for part in parts(folder) if part.pending for key in part.asked if key in wanted}
+
+
+def refuse(folder: Path, keys: Iterable[str], cache: Cache) -> None:
+    """Refuse to ask one by one for what is in a batch: it would be paid for twice."""
+    found = in_batches(folder, keys)
+    if waiting := found.keys() - cache.get_many(found).keys():
+        raise UsageError(
+            f"{len(waiting):,} of the requests are in a batch that has not been collected ({found[min(waiting)]})",
+            "Collect it: distillkit label RECIPE --batch. To ask for them again all the same, delete that file.",
+        )
+
+
+def split(
+    lines: Iterable[tuple[str, dict[str, Any]]], most: int, most_bytes: int
+) -> Iterable[list[tuple[str, dict[str, Any]]]]:
+    """Lines in groups, none with too many or too long in all. A line that is too long alone is alone."""
+    group: list[tuple[str, dict[str, Any]]] = []
+    size = 0
+    for key, line in lines:
+        length = len(json.dumps(line)) + 1
+        if group and (len(group) >= most or size + length > most_bytes):
+            yield group
+            group, size = [], 0
+        group.append((key, line))
+        size += length
+    if group:
+        yield group
