@@ -9,16 +9,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from . import __version__, cache_commands, stage_commands
 from .arguments import assembled, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Commands(click.Group):
@@ -151,10 +148,10 @@ def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json
     from . import runs
 
     run = runs.find(where)
-    parts = _assembly(ctx, _load(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
+    parts = assembled(ctx, recipe_of(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
     from . import bench as measuring  # now that the fast BLAS is there
 
-    _show(measuring.measure(parts, run, steps), as_json, measuring.text)
+    show(measuring.measure(parts, run, steps), as_json, measuring.text)
 
 
 # --------------------------------------------------------------------------------------------- looking around
