@@ -636,6 +636,13 @@ def test_there_is_a_difference_exactly_where_the_keys_differ(value: Any, data: s
     assert bool(explain.differences({"a": value}, {"a": other})) == (key_of({"a": value}) != key_of({"a": other}))
 
 
+def test_an_empty_list_is_a_field_too() -> None:
+    assert explain.differences({"a": {"a": []}}, {"a": []}) == [
+        {"field": "a", "one": None, "other": []},
+        {"field": "a.a", "one": [], "other": None},
+    ]
+
+
 @pytest.mark.parametrize("spec", ["abc", "000000", "no/such/file.json"])
 def test_a_request_that_is_not_there_is_said(cache: Cache, spec: str) -> None:
     with pytest.raises(UsageError, match="names no rows"):

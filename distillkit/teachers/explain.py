@@ -34,7 +34,8 @@ def differences(one: Asked, other: Asked) -> list[dict[str, Any]]:
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every plain value inside, under its dotted name."""
-    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    named = enumerate(value) if isinstance(value, list | tuple) else ()
+    inner = list(value.items() if isinstance(value, Mapping) else named)
     if not inner:
         yield name, value
     for key, item in inner:
