@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from . import __version__
-from .errors import DistillkitError, UsageError
+from .errors import DistillkitError, Elsewhere, UsageError
 
 if TYPE_CHECKING:
     from .assembly import Assembly
     from .plugins import Plugins
     from .recipe import Recipe
     from .runs import Run
+    from .student.world import World
 
 F = TypeVar("F", bound=Callable[..., Any])
 STAGES = ("label", "train", "judge", "report")
@@ -87,7 +88,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str,
     if resume:
         _go_on(ctx, recipe, overrides, stages)
     else:
-        _begin(ctx, _assembly(ctx, _load(recipe, overrides)), stages)
+        _begin(ctx, recipe, overrides, stages)
 
 
 @cli.command()
@@ -113,7 +114,7 @@ def _stage_command(stage: str, about: str) -> None:
         if _is_run(where):
             _go_on(ctx, where, overrides, (stage,))
         else:
-            _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES[: STAGES.index(stage) + 1])
+            _begin(ctx, where, overrides, STAGES[: STAGES.index(stage) + 1])
 
 
 _stage_command("label", "Ask the teacher: one stage of a run, or a new run up to it.")
@@ -133,7 +134,7 @@ def judge(ctx: click.Context, where: str, overrides: tuple[str, ...], samples: i
     if _is_run(where):
         _go_on(ctx, where, overrides, ("judge", "report"))
     else:
-        _begin(ctx, _assembly(ctx, _load(where, overrides)), STAGES)
+        _begin(ctx, where, overrides, STAGES)
 
 
 @cli.command()
@@ -147,8 +148,17 @@ def report(where: str, as_json: bool) -> None:
     _show(tables.write(runs.find(where)), as_json, tables.text)
 
 
-def _begin(ctx: click.Context, assembly: Assembly, stages: tuple[str, ...]) -> None:
+def _begin(ctx: click.Context, recipe: str, overrides: tuple[str, ...], stages: tuple[str, ...]) -> None:
     """A new run, from its first stage."""
+    world = _world()
+    with world.together():
+        assembly = _assembly(ctx, _load(recipe, overrides), world)
+    run = world.first(lambda: str(_new_run(assembly).path))
+    _finish(assembly, run, stages, world)
+
+
+def _new_run(assembly: Assembly) -> Run:
+    """The folder of a new run, once it is sure that it can be run."""
     from . import pipeline
     from . import plan as planning
 
@@ -157,28 +167,36 @@ def _begin(ctx: click.Context, assembly: Assembly, stages: tuple[str, ...]) -> N
     _writable()
     foreseen = planning.foresee(assembly)
     assembly.voice.say(planning.brief(foreseen))
-    run = pipeline.begin(assembly, foreseen)
-    assembly.voice.say(f"Run {run.name} in {run.path}")
-    _finish(assembly, run, stages)
+    return pipeline.begin(assembly, foreseen)
 
 
 def _go_on(ctx: click.Context, where: str, overrides: tuple[str, ...], stages: tuple[str, ...]) -> None:
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
-    from . import recipe as recipes
+    world = _world()
+    run, recipe = world.first(lambda: _former_run(where, overrides))
+    with world.together():
+        assembly = _assembly(ctx, _load(recipe, overrides), world)
+    _finish(assembly, run, stages, world)
+
+
+def _former_run(where: str, overrides: tuple[str, ...]) -> tuple[str, str]:
+    """The folder of the run that is meant, and the recipe that it goes on with."""
     from . import runs
 
-    run = runs.find(where) if _is_run(where) else runs.newest(recipes.load(where, overrides).name)
-    chosen = recipes.load(str(run.recipe) if _is_run(where) else where, overrides)
-    assembly = _assembly(ctx, chosen)
+    run = runs.find(where) if _is_run(where) else runs.newest(_load(where, overrides).name)
     _writable()
-    assembly.voice.say(f"Run {run.name} in {run.path}")
-    _finish(assembly, run, stages)
+    return str(run.path), str(run.recipe) if _is_run(where) else where
 
 
-def _finish(assembly: Assembly, run: Run, stages: tuple[str, ...]) -> None:
+def _finish(assembly: Assembly, folder: str, stages: tuple[str, ...], world: World) -> None:
     from .pipeline import Pipeline
+    from .runs import Run
 
-    Pipeline(assembly, run).go(stages)
+    run = Run(Path(folder))
+    assembly.voice.say(f"Run {run.name} in {run.path}")
+    Pipeline(assembly, run, world).go(stages)
+    if not world.writes:
+        return
     if stages[-1] == "report":
         from .reporting import tables
 
@@ -186,6 +204,15 @@ def _finish(assembly: Assembly, run: Run, stages: tuple[str, ...]) -> None:
         click.echo(f"The whole report: {run.path / 'report.html'}")
     else:
         assembly.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
+
+
+def _world() -> World:
+    """The processes of this run: more than one under `mlx.launch` or MPI."""
+    from .student import blas
+    from .student.world import join
+
+    blas.insist_on_mlx()
+    return join()
 
 
 # --------------------------------------------------------------------------------------------- looking at runs
@@ -362,15 +389,15 @@ def _checked(ctx: click.Context, recipe: Recipe) -> Recipe:
     return _plugins(ctx, tuple(recipe.plugins)).check(recipe)
 
 
-def _assembly(ctx: click.Context, recipe: Recipe) -> Assembly:
-    """The parts of a recipe that has been checked."""
+def _assembly(ctx: click.Context, recipe: Recipe, world: World | None = None) -> Assembly:
+    """The parts of a recipe that has been checked. Of several processes one speaks."""
     checked = _checked(ctx, recipe)
     from .assembly import Assembly
     from .plugins import current
-    from .progress import voice
+    from .progress import Voice, voice
     from .student import blas
 
-    speaker = voice()
+    speaker = voice() if world is None or world.writes else Voice()
     if warning := blas.load().warning:
         speaker.warn(warning)
     return Assembly(checked, current(), speaker)
@@ -414,6 +441,8 @@ def main() -> None:
     broken = _add_plugin_commands()
     try:
         cli.main(standalone_mode=False)
+    except Elsewhere as error:
+        _fail(f"error: {error.message}", error.exit_code, debug) if error.message else sys.exit(error.exit_code)
     except DistillkitError as error:
         _fail(f"error: {error}", error.exit_code, debug)
     except click.exceptions.Exit as error:

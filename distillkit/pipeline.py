@@ -19,6 +19,7 @@ from .judging import protocol, sampling
 from .records import Sample
 from .roles import Tracker
 from .runs import Run
+from .student.world import ALONE, World
 from .teachers.label import label as ask
 
 if TYPE_CHECKING:
@@ -31,26 +32,46 @@ MANY_EPOCHS = 4
 class Pipeline:
     """A run of an assembly. Every stage leaves its result in the run folder, and its figures in `run.json`."""
 
-    def __init__(self, assembly: Assembly, run: Run) -> None:
-        self.parts, self.run = assembly, run
+    def __init__(self, assembly: Assembly, run: Run, world: World = ALONE) -> None:
+        self.parts, self.run, self.world = assembly, run, world
         self.recipe, self.voice = assembly.recipe, assembly.voice
         self.trackers: list[Tracker] = []
 
     def go(self, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
         """Run some stages in order, and record how it ended."""
-        if "train" in stages:
-            self._training().check()
-        write_text(self.run.recipe, self.recipe.to_toml())
+        if not self.world.writes:
+            self._help(stages)
+            return {}
+        with self.world.together():
+            if "train" in stages:
+                self._training().check()
+            write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded():
             for stage in stages:
                 with self._timed(stage):
                     getattr(self, stage)()
         return self.run.info
 
+    def _help(self, stages: tuple[str, ...]) -> None:
+        """What a process does that does not write: it trains with the others, and is done."""
+        with self.world.together():  # what is checked before the first stage
+            pass
+        if "label" in stages:
+            with self.world.together():
+                pass
+        if "train" in stages:
+            with self.world.together():
+                training = self._training()
+            training.go()
+
     # ------------------------------------------------------------------------------------------ stages
 
     def label(self) -> None:
         """Ask the teacher what is not yet known, and pack what it said."""
+        with self.world.together():
+            self._label()
+
+    def _label(self) -> None:
         requests = self.parts.requests()
         table, teacher = self.recipe.teacher, self.parts.teacher
         if table is None or teacher is None:
@@ -71,10 +92,11 @@ class Pipeline:
     def train(self) -> None:
         """Train the student to its last step, from its last checkpoint if there is one."""
         training = self._training()
-        self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
-        self.trackers = self.parts.trackers()
-        for tracker in self.trackers:
-            tracker.start(self.run)
+        with self.world.together():
+            self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
+            self.trackers = self.parts.trackers()
+            for tracker in self.trackers:
+                tracker.start(self.run)
         self.run.record(training=training.go(self.trackers))
 
     def judge(self) -> None:
@@ -118,7 +140,7 @@ class Pipeline:
     def _training(self) -> Training:
         from .training import Training
 
-        return Training(self.parts, self.run, self._packed)
+        return Training(self.parts, self.run, self._packed, self.world)
 
     @property
     def _packed(self) -> Path:
