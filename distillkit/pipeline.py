@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, runs
 from .assembly import Assembly
-from .errors import DistillkitError, Interrupted, LimitReached
+from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
 from .files import write_json, write_lines, write_text
 from .judging import protocol, sampling
 from .records import Sample
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STAGES = ("label", "train", "judge", "report")
 MANY_EPOCHS = 4
+LAST_WORDS = 1.0  # seconds
 
 
 class Pipeline:
@@ -54,15 +55,16 @@ class Pipeline:
 
     def _help(self, stages: tuple[str, ...]) -> None:
         """What a process does that does not write: it trains with the others, and is done."""
-        with self.world.together():  # what is checked before the first stage
-            pass
-        if "label" in stages:
-            with self.world.together():
+        with _out_of_the_way():
+            with self.world.together():  # what is checked before the first stage
                 pass
-        if "train" in stages:
-            with self.world.together():
-                training = self._training()
-            training.go()
+            if "label" in stages:
+                with self.world.together():
+                    pass
+            if "train" in stages:
+                with self.world.together():
+                    training = self._training()
+                training.go()
 
     # ------------------------------------------------------------------------------------------ stages
 
@@ -228,6 +230,18 @@ class Pipeline:
             self.run.record(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         self.run.record(status="done", finished=now())
+
+
+@contextmanager
+def _out_of_the_way() -> Iterator[None]:
+    """Let the process that writes end first, and speak: a launcher ends all others as soon as one has failed."""
+    try:
+        yield
+    except BaseException as error:
+        time.sleep(LAST_WORDS)
+        if isinstance(error, (Interrupted, KeyboardInterrupt)):
+            raise Elsewhere("", Interrupted.exit_code) from error
+        raise
 
 
 def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
