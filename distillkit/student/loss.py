@@ -130,11 +130,12 @@ def mixed_loss(
 
 def _over_chunks(rows_loss: Callable[..., Any], hidden: mx.array, head: Head, chunk: int) -> tuple[mx.array, mx.array]:
     """Sum over chunks of rows, with the gradients computed together with the values."""
-    weight, bias = (None if each is None else each.astype(hidden.dtype) for each in head)
+    weight, bias = head
 
     @mx.custom_function
     def total(*inputs: mx.array) -> Any:
-        h, w, b = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+        h, w, *biases = (each.astype(inputs[0].dtype) for each in inputs)
+        b = biases[0] if biases else None
         loss, shares, of_rows = mx.array(0.0), mx.array(0.0), list[mx.array]()
         of_head = [mx.zeros(each.shape) for each in inputs[1:]]
         for start in range(0, h.shape[0], chunk):
@@ -150,7 +151,8 @@ def _over_chunks(rows_loss: Callable[..., Any], hidden: mx.array, head: Head, ch
 
     @total.vjp
     def gradient(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
-        return tuple(cotangents[0] * slope for slope in outputs[2:])
+        slopes = zip(outputs[2:], primals, strict=True)
+        return tuple((cotangents[0] * slope).astype(primal.dtype) for slope, primal in slopes)
 
     outputs: Any = total(hidden, weight) if bias is None else total(hidden, weight, bias)
     return outputs[0], outputs[1]
