@@ -19,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 
 from .assembly import Assembly
-from .data.shards import Batch, Batches, sequential
+from .data.shards import Ahead, Batch, Batches, sequential
 from .errors import UsageError
 from .files import read_lines
 from .roles import Tracker
@@ -280,7 +280,7 @@ class Training:
             model=self.parts.network,
             vocab_size=self.parts.tokenizer.vocab_size,
             mixer=self.parts.mixer,
-            batch=lambda step: self.batches.rows(step, share.rows.start, share.rows.stop),
+            batch=Ahead(lambda step: self.batches.rows(step, share.rows.start, share.rows.stop), table.steps),
             validation=validation,
             settings=Settings(
                 steps=table.steps,
