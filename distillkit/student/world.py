@@ -62,12 +62,15 @@ class World:
             ends = list(accumulate(part.size for part in parts))
             total = self._all_sum(mx.concatenate([part.reshape(-1) for part in parts]))
             pieces = mx.split(total, ends[:-1]) if len(ends) > 1 else [total]
-            found |= {n: piece.reshape(part.shape) for n, piece, part in zip(names, pieces, parts, strict=True)}
+            for name, piece, part in zip(names, pieces, parts, strict=True):
+                found[name] = piece.reshape(part.shape).astype(part.dtype)
         return found
 
     def spread(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """The first process's arrays, for all."""
-        return self.sum(dict(arrays) if self.writes else {name: value * 0 for name, value in arrays.items()})
+        import mlx.core as mx
+
+        return self.sum(dict(arrays) if self.writes else {n: mx.zeros_like(value) for n, value in arrays.items()})
 
     def share(self, value: T) -> T:
         """The first process's value, for all: plain JSON."""
