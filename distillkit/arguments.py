@@ -43,15 +43,15 @@ def plugins_of(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugin
     return Plugins.load(ctx.obj["plugins"], requirements)
 
 
-def assembled(ctx: click.Context, recipe: Recipe, **manner: Any) -> Assembly:
+def assembled(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **manner: Any) -> Assembly:
     """The parts of a recipe that has been checked; `manner` is what the command line says of asking."""
     checked = plugins_of(ctx, tuple(recipe.plugins)).check(recipe)
     from .assembly import Assembly
     from .plugins import current
-    from .progress import voice
+    from .progress import Voice, voice
     from .student import blas
 
-    speaker = voice()
+    speaker = Voice() if silent else voice()
     if warning := blas.load().warning:
         speaker.warn(warning)
     return Assembly(checked, current(), speaker, manner)

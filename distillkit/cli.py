@@ -15,7 +15,7 @@ import click
 
 from . import __version__, cache_commands, stage_commands
 from .arguments import assembled, json_option, plugins_of, recipe_of, recipe_option, show
-from .errors import DistillkitError, UsageError
+from .errors import DistillkitError, Elsewhere, UsageError
 
 
 class Commands(click.Group):
@@ -233,6 +233,8 @@ def main() -> None:
     broken = _add_plugin_commands()
     try:
         cli.main(standalone_mode=False)
+    except Elsewhere as error:
+        _fail(f"error: {error.message}", error.exit_code, debug) if error.message else sys.exit(error.exit_code)
     except DistillkitError as error:
         _fail(f"error: {error}", error.exit_code, debug)
     except click.exceptions.Exit as error:

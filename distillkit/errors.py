@@ -10,6 +10,7 @@ DistillkitError            exit 1
 │   └── SlowDown           it asks for patience: the host waits and asks again, and no attempt is lost
 ├── TrainingError          training cannot go on
 ├── CorruptError           a file is not what its checksum says
+├── Elsewhere           another process of the same run failed; exits as that one does
 ├── LimitReached           exit 3: stopped at a budget or quota, resumable
 └── Interrupted            exit 130: stopped by the user, resumable
 """
@@ -82,6 +83,14 @@ class TrainingError(DistillkitError):
 
 class CorruptError(DistillkitError):
     """A file on disk is not what was written there."""
+
+
+class Elsewhere(DistillkitError):
+    """Another process of the same run failed, and says why. Without a message there is nothing left to say."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class LimitReached(DistillkitError):

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, runs
 from .assembly import Assembly
-from .errors import DistillkitError, Interrupted, LimitReached
+from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
 from .files import write_json, write_lines, write_text
 from .judging import protocol, sampling
 from .records import Request, Sample
 from .roles import Teacher, Tracker
 from .runs import Run
+from .student.world import ALONE, World
 from .teachers.asking import Terms
 from .teachers.label import Labelled
 
@@ -27,31 +28,53 @@ if TYPE_CHECKING:
 
 STAGES = ("label", "train", "judge", "report")
 MANY_EPOCHS = 4
+LAST_WORDS = 1.0  # seconds
 
 
 class Pipeline:
     """A run of an assembly. Every stage leaves its result in the run folder, and its figures in `run.json`."""
 
-    def __init__(self, assembly: Assembly, run: Run) -> None:
-        self.parts, self.run = assembly, run
+    def __init__(self, assembly: Assembly, run: Run, world: World = ALONE) -> None:
+        self.parts, self.run, self.world = assembly, run, world
         self.recipe, self.voice = assembly.recipe, assembly.voice
         self.trackers: list[Tracker] = []
 
     def go(self, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
         """Run some stages in order, and record how it ended."""
-        if "train" in stages:
-            self._training().check()
-        write_text(self.run.recipe, self.recipe.to_toml())
+        if not self.world.writes:
+            self._help(stages)
+            return {}
+        with self.world.together():
+            if "train" in stages:
+                self._training().check()
+            write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded():
             for stage in stages:
                 with self._timed(stage):
                     getattr(self, stage)()
         return self.run.info
 
+    def _help(self, stages: tuple[str, ...]) -> None:
+        """What a process does that does not write: it trains with the others, and is done."""
+        with _out_of_the_way():
+            with self.world.together():  # what is checked before the first stage
+                pass
+            if "label" in stages:
+                with self.world.together():
+                    pass
+            if "train" in stages:
+                with self.world.together():
+                    training = self._training()
+                training.go()
+
     # ------------------------------------------------------------------------------------------ stages
 
     def label(self) -> None:
         """Ask the teacher what is not yet known, and pack what it said."""
+        with self.world.together():
+            self._label()
+
+    def _label(self) -> None:
         requests = self.parts.requests()
         table, teacher = self.recipe.teacher, self.parts.teacher
         if table is None or teacher is None:
@@ -90,10 +113,11 @@ class Pipeline:
     def train(self) -> None:
         """Train the student to its last step, from its last checkpoint if there is one."""
         training = self._training()
-        self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
-        self.trackers = self.parts.trackers()
-        for tracker in self.trackers:
-            tracker.start(self.run)
+        with self.world.together():
+            self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
+            self.trackers = self.parts.trackers()
+            for tracker in self.trackers:
+                tracker.start(self.run)
         self.run.record(training=training.go(self.trackers))
 
     def judge(self) -> None:
@@ -137,7 +161,7 @@ class Pipeline:
     def _training(self) -> Training:
         from .training import Training
 
-        return Training(self.parts, self.run, self._packed)
+        return Training(self.parts, self.run, self._packed, self.world)
 
     @property
     def _packed(self) -> Path:
@@ -225,6 +249,18 @@ class Pipeline:
             self.run.record(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         self.run.record(status="done", finished=now())
+
+
+@contextmanager
+def _out_of_the_way() -> Iterator[None]:
+    """Let the process that writes end first, and speak: a launcher ends all others as soon as one has failed."""
+    try:
+        yield
+    except BaseException as error:
+        time.sleep(LAST_WORDS)
+        if isinstance(error, (Interrupted, KeyboardInterrupt)):
+            raise Elsewhere("", Interrupted.exit_code) from error
+        raise
 
 
 def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:

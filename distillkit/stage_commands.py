@@ -19,6 +19,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from .assembly import Assembly
     from .runs import Run
+    from .student.world import World
 
 STAGES = ("label", "train", "judge", "report")
 
@@ -39,7 +40,7 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str,
     if resume:
         _go_on(ctx, recipe, overrides, stages, yes)
     else:
-        _begin(assembled(ctx, recipe_of(recipe, overrides)), stages, yes)
+        _begin(ctx, recipe, overrides, stages, yes)
 
 
 @click.command()
@@ -89,8 +90,7 @@ def _stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...
     if _is_run(where) or (manner.get("batch") and _was_stopped(where, overrides)):
         _go_on(ctx, where, overrides, (stage,), yes, **manner)
     else:
-        assembly = assembled(ctx, recipe_of(where, overrides), **manner)
-        _begin(assembly, STAGES[: STAGES.index(stage) + 1], yes)
+        _begin(ctx, where, overrides, STAGES[: STAGES.index(stage) + 1], yes, **manner)
 
 
 def _was_stopped(where: str, overrides: tuple[str, ...]) -> bool:
@@ -113,7 +113,7 @@ def judge(ctx: click.Context, where: str, overrides: tuple[str, ...], samples: i
     if _is_run(where):
         _go_on(ctx, where, overrides, ("judge", "report"), yes)
     else:
-        _begin(assembled(ctx, recipe_of(where, overrides)), STAGES, yes)
+        _begin(ctx, where, overrides, STAGES, yes)
 
 
 @click.command()
@@ -127,8 +127,19 @@ def report(where: str, as_json: bool) -> None:
     show(tables.write(runs.find(where)), as_json, tables.text)
 
 
-def _begin(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> None:
+def _begin(
+    ctx: click.Context, recipe: str, overrides: tuple[str, ...], stages: tuple[str, ...], yes: bool, **manner: Any
+) -> None:
     """A new run, from its first stage."""
+    world = _world()
+    with world.together():
+        assembly = assembled(ctx, recipe_of(recipe, overrides), silent=not world.writes, **manner)
+    run = world.first(lambda: str(_new_run(assembly, yes).path))
+    _finish(assembly, run, stages, world)
+
+
+def _new_run(assembly: Assembly, yes: bool) -> Run:
+    """The folder of a new run, once it is sure that it can be run."""
     from . import pipeline
     from . import plan as planning
 
@@ -138,9 +149,7 @@ def _begin(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> None:
     foreseen = planning.foresee(assembly)
     assembly.voice.say(planning.brief(foreseen))
     _agreed(assembly, foreseen["teacher"], yes)
-    run = pipeline.begin(assembly, foreseen)
-    assembly.voice.say(f"Run {run.name} in {run.path}")
-    _finish(assembly, run, stages)
+    return pipeline.begin(assembly, foreseen)
 
 
 def _go_on(
@@ -148,17 +157,32 @@ def _go_on(
 ) -> None:
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
     from . import plan as planning
-    from . import recipe as recipes
+
+    world = _world()
+    run, recipe = world.first(lambda: _former_run(where, overrides))
+    with world.together():
+        assembly = assembled(ctx, recipe_of(recipe, overrides), silent=not world.writes, **manner)
+        if "label" in stages and world.writes:
+            _agreed(assembly, planning.teaching(assembly), yes)
+    _finish(assembly, run, stages, world)
+
+
+def _former_run(where: str, overrides: tuple[str, ...]) -> tuple[str, str]:
+    """The folder of the run that is meant, and the recipe that it goes on with."""
     from . import runs
 
-    run = runs.find(where) if _is_run(where) else runs.newest(recipes.load(where, overrides).name)
-    chosen = recipes.load(str(run.recipe) if _is_run(where) else where, overrides)
-    assembly = assembled(ctx, chosen, **manner)
+    run = runs.find(where) if _is_run(where) else runs.newest(recipe_of(where, overrides).name)
     _writable()
-    assembly.voice.say(f"Run {run.name} in {run.path}")
-    if "label" in stages:
-        _agreed(assembly, planning.teaching(assembly), yes)
-    _finish(assembly, run, stages)
+    return str(run.path), str(run.recipe) if _is_run(where) else where
+
+
+def _world() -> World:
+    """The processes of this run: more than one under `mlx.launch` or MPI."""
+    from .student import blas
+    from .student.world import join
+
+    blas.insist_on_mlx()
+    return join()
 
 
 def _agreed(assembly: Assembly, teaching: dict[str, Any] | None, yes: bool) -> None:
@@ -174,10 +198,15 @@ def _agreed(assembly: Assembly, teaching: dict[str, Any] | None, yes: bool) -> N
         raise UsageError("nothing was asked", "A limit can be set: teacher.max_usd.")
 
 
-def _finish(assembly: Assembly, run: Run, stages: tuple[str, ...]) -> None:
+def _finish(assembly: Assembly, folder: str, stages: tuple[str, ...], world: World) -> None:
     from .pipeline import Pipeline
+    from .runs import Run
 
-    Pipeline(assembly, run).go(stages)
+    run = Run(Path(folder))
+    assembly.voice.say(f"Run {run.name} in {run.path}")
+    Pipeline(assembly, run, world).go(stages)
+    if not world.writes:
+        return
     if stages[-1] == "report":
         from .reporting import tables
 

@@ -213,7 +213,7 @@ class TrainTable(Table):
     """How long, how fast and how carefully. Without `final_learning_rate` it ends at a tenth."""
 
     steps: Positive = Field(default=600, description="how many steps; raise it to extend a run")
-    batch_size: Positive = Field(default=16, description="rows of tokens at once")
+    batch_size: Positive = Field(default=16, description="rows of tokens at once, on all machines together")
     accumulate: Positive = Field(default=1, description="batches whose gradients make one step")
     learning_rate: PositiveReal = Field(default=3e-4, description="at its peak")
     final_learning_rate: Real | None = Field(default=None, description="at the end; a tenth of the peak if not set")
@@ -233,6 +233,12 @@ class TrainTable(Table):
         default="auto", description="parts of a batch computed at once: as many as cores"
     )
     chunk: Positive | Literal["auto"] = Field(default="auto", description="rows of logits held at once")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the network while it learns: bfloat16 on a GPU, float32 on a CPU"
+    )
+    checkpointing: bool = Field(
+        default=False, description="compute each block again for its gradient, instead of keeping what it made"
+    )
 
 
 class SamplingTable(Table):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,33 +19,35 @@ from typing import Any
 import mlx.core as mx
 
 from .assembly import Assembly
-from .data.shards import Batch, Batches, sequential
+from .data.shards import Ahead, Batch, Batches, sequential
 from .errors import UsageError
 from .files import read_lines
 from .recipe import Recipe
 from .roles import Tracker
 from .runs import Run
-from .student import blas
+from .student import blas, precision
 from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
-from .student.optimizer import AdamW, Schedule, flat
+from .student.optimizer import AdamW, Schedule, flat, grown
 from .student.parallel import Lanes, keep_memory
 from .student.train import Job, Settings, State, fresh, restored, train
 from .student.trained import Trained, locate
+from .student.world import ALONE, Share, World
 from .tables import TrainTable
 
 HOW_FAST = {"concurrency", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
 HOW_FAST |= {f"{of}_per_{span}" for of in ("requests", "tokens") for span in ("minute", "day")}
 PROMPTS = ("system", "template", "prompts_file")  # left out where they are not set, as in older checkpoints
+MATTER = ("device", "blas", "mlx", "compiler", "processes", "precision")  # to the last bits
 FIXED = ("data", "batches", "student", "tokenizer", "teacher", "seed")
 
 
 class Training:
     """One sitting of a run's train stage."""
 
-    def __init__(self, parts: Assembly, run: Run, answers: Path) -> None:
-        self.parts, self.run, self.answers = parts, run, answers
+    def __init__(self, parts: Assembly, run: Run, answers: Path, world: World = ALONE) -> None:
+        self.parts, self.run, self.answers, self.world = parts, run, answers, world
         self.recipe, self.voice = parts.recipe, parts.voice
 
     @cached_property
@@ -54,17 +56,22 @@ class Training:
         return self.parts.batches(self.answers)
 
     def go(self, trackers: Sequence[Tracker] = ()) -> dict[str, Any]:
-        """Train, and say what it came to."""
-        with self._alone():
+        """Train, and say what it came to; only the process that writes knows that."""
+        with ExitStack() as held:
+            with self.world.together():
+                if self.world.writes:
+                    held.enter_context(self._alone())
             return self._go(trackers)
 
     def _go(self, trackers: Sequence[Tracker]) -> dict[str, Any]:
         keep_memory()
-        saved = self._newest()
-        facts = self._facts(saved)
-        if saved is not None:
-            self._must_fit(saved, facts)
-        job = self._job(facts, trackers)
+        self._all_must_read_the_same()
+        streams = self._streams()
+        with self.world.together():
+            saved = self._newest() if self.world.writes else None
+        facts = self.world.first(lambda: self._agreed(saved, streams))
+        blas.set_threads(facts["numerics"]["threads"])
+        job = self._job(facts, trackers, streams)
         state = self._state(job, saved)
         done, steps, begun = state.step, self.recipe.train.steps, time.perf_counter()
         if done >= steps:
@@ -72,14 +79,19 @@ class Training:
                 f"Nothing left to train: the run has {done} of {steps} steps. To extend it, raise train.steps."
             )
         else:
-            words = f"from step {done} " if done else ""
-            self.voice.say(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs.")
+            self._announce(done)
             try:
                 state = train(job, state)
             except BaseException:
-                self.run.record(training={**self.run.info.get("training", {}), **self._spent(begun)})
+                if self.world.writes:
+                    self.run.record(training={**self.run.info.get("training", {}), **self._spent(begun)})
                 raise
-        return self._came_to(state) | self._spent(begun)
+        return self._came_to(state) | self._spent(begun) if self.world.writes else {}
+
+    def _announce(self, done: int) -> None:
+        steps, words = self.recipe.train.steps, f"from step {done} " if done else ""
+        crowd = f", in {self.world.size} processes" if self.world.size > 1 else ""
+        self.voice.say(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs{crowd}.")
 
     def check(self) -> None:
         """Refuse a run whose checkpoints would not fit, before anything is asked or written."""
@@ -107,12 +119,35 @@ class Training:
 
     # ---------------------------------------------------------------------------------------- what is fixed
 
-    def _facts(self, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
+    def _all_must_read_the_same(self) -> None:
+        """Refuse machines whose text or program differs: without shared files, each prepared its own."""
+        with self.world.together():
+            reads = [self._origin(), self.batches.fingerprint, version("distillkit"), version("mlx")]
+            if self.parts.teaches_online and self.parts.teacher:
+                reads.append(self.parts.teacher.identity())
+        same = self.world.same(reads)
+        with self.world.together():
+            if not same:
+                raise UsageError(
+                    "the machines of this run do not hold the same corpus, answers, teacher or versions",
+                    "Give them one DISTILLKIT_HOME in a folder that they share, and the same packages.",
+                )
+
+    def _agreed(self, saved: checkpoints.Checkpoint | None, streams: int) -> dict[str, Any]:
+        """The facts that hold for all processes, once it is sure that a checkpoint fits them."""
+        facts = self._facts(saved, streams)
+        if saved is not None:
+            self._must_fit(saved, facts)
+        if told := precision.warning(facts["numerics"]["precision"]):
+            self.voice.warn(told)
+        return facts
+
+    def _facts(self, saved: checkpoints.Checkpoint | None, streams: int) -> dict[str, Any]:
         """What a checkpoint must remember so that going on means the same."""
         return {
             **self._origin(),
             "batches": self.batches.fingerprint,
-            "numerics": self._numerics(saved),
+            "numerics": self._numerics(saved, streams),
             "train": self.recipe.train.model_dump(mode="json"),
             "mixer": self.recipe.mixer.model_dump(mode="json"),
         }
@@ -145,7 +180,7 @@ class Training:
             "vocab_size": self.parts.tokenizer.vocab_size,
         }
 
-    def _numerics(self, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
+    def _numerics(self, saved: checkpoints.Checkpoint | None, streams: int) -> dict[str, Any]:
         """What decides the order of additions: kept from the first sitting to the last."""
         backend = blas.load()
         table, vocab_size = self.recipe.train, self.parts.tokenizer.vocab_size
@@ -153,23 +188,53 @@ class Training:
             "device": str(mx.default_device()),
             "blas": backend.name,
             "threads": backend.threads,
-            "streams": streams_of(table),
+            "processes": self.world.size,
+            "streams": streams,
+            "parts": self._parts(streams),
             "chunk": chunk_of(table, vocab_size),
+            "precision": precision.chosen(table.precision),
             "mlx": version("mlx"),
             "compiler": which("g++") is not None,  # without one MLX compiles nothing on a CPU
         }
         if saved is None:
             return here
-        before = saved.state["numerics"]
-        blas.set_threads(before["threads"])
-        differ = [key for key in ("device", "blas", "mlx", "compiler") if before.get(key, here[key]) != here[key]]
+        before = {"processes": 1, "precision": "float32", **saved.state["numerics"]}
+        differ = [key for key in MATTER if before.get(key, here[key]) != here[key]]
         if differ:
             changes = ", ".join(f"{key} was {before[key]} and is {here[key]}" for key in differ)
             self.voice.warn(f"going on will be close to an undisturbed run, but not bit for bit: {changes}")
-        for key in ("chunk", "streams"):  # unless the recipe itself has changed them
-            if saved.state["train"][key] == getattr(self.recipe.train, key):
-                here[key] = before[key]
-        return {**here, "threads": before["threads"]}
+        return {**here, **self._kept(saved, before), "threads": before["threads"]}
+
+    def _kept(self, saved: checkpoints.Checkpoint, before: Mapping[str, Any]) -> dict[str, Any]:
+        """How logits and batches were cut, unless the recipe has changed that or the processes cannot share it."""
+        table = saved.state["train"]
+        kept = {}
+        if table["chunk"] == self.recipe.train.chunk:
+            kept["chunk"] = before["chunk"]
+        parts = before.get("parts", before["streams"] * table["accumulate"])
+        if all(table[key] == getattr(self.recipe.train, key) for key in ("streams", "accumulate", "batch_size")):
+            kept |= {"parts": parts} if parts % self.world.size == 0 else {}
+        return kept
+
+    @property
+    def _rows(self) -> int:
+        """The rows of a step, on all machines together."""
+        return self.recipe.train.batch_size * self.recipe.train.accumulate
+
+    def _parts(self, streams: int) -> int:
+        """How many parts a step's rows are cut into: equally many for each process."""
+        size = self.world.size
+        if self._rows < size:
+            raise UsageError(
+                f"a step has {self._rows} rows and cannot be shared by {size} processes",
+                "Raise train.batch_size, or launch fewer processes.",
+            )
+        return min(self.recipe.train.accumulate * streams * size, self._rows // size * size)
+
+    def _streams(self) -> int:
+        """How many parts this process computes at once; all must agree."""
+        count = streams_of(self.recipe.train, self.world.on_this_machine(), self.world.size)
+        return min(row[0] for row in self.world.gather([count]))
 
     def _must_fit(self, saved: checkpoints.Checkpoint, facts: dict[str, Any]) -> None:
         """Refuse to go on with other text or another network; say what else changed."""
@@ -205,20 +270,23 @@ class Training:
             checkpoints.set_aside(damaged)
         return saved
 
-    def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker]) -> Job:
+    def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker], streams: int) -> Job:
         table, context = self.recipe.train, self.parts.student.context
+        share = Share.of(self.world, self._rows, facts["numerics"]["parts"])
         teacher = self.parts.logits_teacher()
 
         def validation() -> Iterable[Batch]:
             return sequential(self.parts.corpus.held_out, context, table.batch_size, table.evaluate_batches)
 
+        if table.checkpointing:
+            self._compute_again()
         return Job(
             model=self.parts.network,
             vocab_size=self.parts.tokenizer.vocab_size,
             mixer=self.parts.mixer,
-            batch=self.batches.batch,
+            batch=Ahead(lambda step: self.batches.rows(step, share.rows.start, share.rows.stop), table.steps),
             validation=validation,
-            settings=settings(self.recipe, facts["numerics"]["chunk"]),
+            settings=settings(self.recipe, facts["numerics"]["chunk"], facts["numerics"]["precision"]),
             student=self._student(),
             facts=facts,
             folder=self.run.checkpoints,
@@ -226,12 +294,34 @@ class Training:
             teacher=teacher.logits if teacher else None,
             voice=self.voice,
             trackers=trackers,
-            lanes=Lanes(facts["numerics"]["streams"]),
-            sample=self._sampler() if table.sample_every else None,
+            lanes=Lanes(streams),
+            world=self.world,
+            share=share,
+            sample=self._sampler() if table.sample_every and self.world.writes else None,
         )
 
+    def _compute_again(self) -> None:
+        """Have the network keep nothing of its blocks, if it can do without."""
+        if not hasattr(self.parts.network, "recompute"):
+            raise UsageError(
+                f"the student {self.recipe.student.arch!r} cannot do train.checkpointing", "Leave it out, or take gpt."
+            )
+        self.parts.network.recompute = True
+
     def _state(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
-        """Where to begin: at the last checkpoint, at another student's weights, or afresh."""
+        """Where to begin; one process knows, and tells the others."""
+        with self.world.together():
+            state = self._begun(job, saved) if self.world.writes else fresh(job.model, job.settings.optimizer)
+        if self.world.size == 1:
+            return state
+        parameters = grown(self.world.spread(flat(state.parameters)))
+        moments = grown(self.world.spread(flat(state.moments)))
+        job.model.update(parameters)
+        step, best_step, best_loss = self.world.share((state.step, state.best_step, state.best_loss))
+        return State(parameters, moments, step, best_step, best_loss)
+
+    def _begun(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
+        """The last checkpoint, another student's weights, or new ones."""
         if saved is not None:
             return restored(job.model, saved)
         if self.recipe.student.from_:
@@ -304,7 +394,7 @@ class Training:
         }
 
 
-def settings(recipe: Recipe, chunk: int) -> Settings:
+def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings:
     """The figures of a recipe's training; so many rows of logits are held at once."""
     table = recipe.train
     floor = table.learning_rate / 10 if table.final_learning_rate is None else table.final_learning_rate
@@ -319,15 +409,15 @@ def settings(recipe: Recipe, chunk: int) -> Settings:
         seed=recipe.seed,
         schedule=Schedule(table.learning_rate, floor, table.warmup, table.steps),
         optimizer=AdamW((table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip),
+        precision=precision,
     )
 
 
-def streams_of(train: TrainTable) -> int:
-    """How many parts of a batch are computed at once: on a CPU, as many as there are cores."""
-    chosen = train.streams
-    if chosen == "auto":
-        chosen = blas.cores() if mx.default_device() == mx.cpu else 1
-    return min(chosen, train.batch_size)
+def streams_of(train: TrainTable, sharing: int = 1, processes: int = 1) -> int:
+    """How many parts of a batch are computed at once: on a CPU, as many as there are cores for each process."""
+    each = max(1, blas.cores() // sharing) if mx.default_device() == mx.cpu else 1
+    chosen = each if train.streams == "auto" else train.streams
+    return min(chosen, max(1, train.batch_size // processes))
 
 
 def chunk_of(train: TrainTable, vocab_size: int) -> int:

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillkit.data.corpus import Corpus, cut, pack_texts, prepare
-from distillkit.data.shards import Batches, Packer, Stream, sequential
+from distillkit.data.shards import Ahead, Batches, Packer, Stream, sequential
 from distillkit.data.tokenizer import END_OF_TEXT, PUBLISHED, Tokenizer, train_bpe
 from distillkit.errors import CorruptError, DataError, UsageError
 from distillkit.progress import Voice
@@ -225,6 +225,19 @@ def test_the_parts_of_a_batch_make_the_whole(tmp_path: Path, tokenizer: Tokenize
     for name in ("inputs", "hard", "weight", "from_teacher"):
         whole = np.concatenate([getattr(part, name) for part in parts])
         np.testing.assert_array_equal(whole, getattr(batches.batch(3), name))
+
+
+def test_batches_made_ahead_are_the_same_whatever_is_asked_for() -> None:
+    asked: list[int] = []
+
+    def batch(step: int) -> Any:
+        asked.append(step)
+        return f"batch {step}"
+
+    ahead = Ahead(batch, 6)
+    assert [ahead(step) for step in (2, 3, 4, 0, 5)] == [f"batch {step}" for step in (2, 3, 4, 0, 5)]
+    assert max(asked) == 5  # none after the last
+    assert asked[:4] == [2, 3, 4, 5]
 
 
 def test_batches_say_their_types(tmp_path: Path, tokenizer: Tokenizer) -> None:

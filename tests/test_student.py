@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from distillkit_plugins.gpt import Gpt
@@ -803,3 +804,30 @@ def test_importing_the_room_does_not_import_mlx() -> None:
 def test_the_room_offers_its_names_late() -> None:
     names = "s.Trained.__name__, s.Sampling.__name__, hasattr(s, 'nothing')"
     assert python(f"import distillkit.student as s; print({names})") == "Trained Sampling False"
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_blocks_computed_again_have_the_same_gradients_in_less_memory(dropout: float) -> None:
+    model = GPT(Shape(64, layers=8, heads=4, width=64, hidden=256, context=128, dropout=dropout))
+    tokens = mx.array(np.random.default_rng(0).integers(0, 64, (8, 128)))
+
+    def loss(model: GPT) -> mx.array:
+        return (model(tokens) ** 2 * mx.arange(64)).mean()
+
+    def measured(again: bool) -> tuple[dict[str, mx.array], int]:
+        model.train()
+        model.recompute = again
+        mx.random.seed(3)
+        mx.eval(model.parameters())
+        mx.reset_peak_memory()
+        _, slopes = nn.value_and_grad(model, loss)(model)
+        mx.eval(slopes)
+        return flat(slopes), mx.get_peak_memory()
+
+    (kept, much), (again, little) = measured(False), measured(True)
+    for name, slope in kept.items():
+        np.testing.assert_allclose(f64(again[name]), f64(slope), rtol=1e-5, atol=1e-6, err_msg=name)
+    assert little < 0.85 * much

@@ -32,6 +32,7 @@ from distillkit.runs import Run, find, newest
 from distillkit.student import Sampling, Trained
 from distillkit.student import checkpoint as checkpoints
 from distillkit.student.optimizer import flat
+from distillkit.student.precision import FACTOR, OVERFLOWS
 
 TINY = """
 name = "tiny"
@@ -819,3 +820,67 @@ def test_a_plugins_student_trains_resumes_and_writes(home: Path) -> None:
     assert weights(sit("student.arch=bigram", "seed=2")) != weights(undisturbed)
     (written,) = Trained.load(run.path).write(["One day"], [1], Sampling(), 30)
     assert written.tokens > 0
+
+
+# ------------------------------------------------------------------------------------------ precision and memory
+
+
+def train_losses(run: Run) -> list[float]:
+    return [row["loss"] for row in read_lines(run.metrics) if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_nearly_the_same_and_keeps_float32(home: Path, precision: str) -> None:
+    full, told = sit("train.steps=30"), Told()
+    half = sit("train.steps=30", f"train.precision={precision}", voice=told)
+    assert train_losses(half) == pytest.approx(train_losses(full), rel=2e-2)
+    assert train_losses(half) != train_losses(full)
+    assert told.warnings("many times slower than float32")
+    saved = checkpoints.every(half.checkpoints)[-1]
+    assert saved.state["numerics"]["precision"] == precision
+    for file in ("model", "optimizer"):
+        arrays: Any = mx.load(str(saved.path / f"{file}.safetensors"))
+        assert {value.dtype for value in arrays.values()} == {mx.float32}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_goes_on_bit_for_bit(home: Path, precision: str) -> None:
+    undisturbed = sit(f"train.precision={precision}")
+    run = stopped_at(5, f"train.precision={precision}")
+    sit(f"train.precision={precision}", resume=True)
+    assert weights(run) == weights(undisturbed)
+
+
+def test_a_changed_precision_is_told(home: Path) -> None:
+    stopped_at(5)
+    told = Told()
+    sit("train.precision=bfloat16", resume=True, voice=told)
+    assert "Changed since the last sitting: train.precision was auto and is bfloat16." in told.lines
+    assert told.warnings("precision was float32 and is bfloat16")
+
+
+def test_a_plugins_student_and_mixer_learn_in_half_precision(home: Path) -> None:
+    run = sit("student.arch=bigram", "mixer.name=focal", "train.precision=bfloat16")
+    other = sit("student.arch=bigram", "mixer.name=focal")
+    assert train_losses(run) == pytest.approx(train_losses(other), rel=2e-2)
+
+
+def test_a_gradient_that_float16_cannot_hold_is_left_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FACTOR, "float16", 1e9)
+    with pytest.raises(TrainingError, match="gradient norm"):
+        sit("train.steps=40", "train.precision=float16")
+    run = newest("tiny")
+    norms = [row["gradient_norm"] for row in read_lines(run.metrics) if row["kind"] == "train"]
+    assert norms == [None] * (OVERFLOWS - 1)
+    first, *_, last = checkpoints.every(run.checkpoints)
+    assert checkpoints.weights_digest(first.weights()) == checkpoints.weights_digest(last.weights())
+
+
+def test_blocks_computed_again_learn_the_same(home: Path) -> None:
+    plain, again = (sit("student.layers=3", f"train.checkpointing={on}") for on in ("false", "true"))
+    assert train_losses(again) == pytest.approx(train_losses(plain), rel=1e-5)
+
+
+def test_a_student_that_cannot_compute_again_says_so(home: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot do train\.checkpointing"):
+        sit("student.arch=bigram", "train.checkpointing=true")

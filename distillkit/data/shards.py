@@ -8,7 +8,8 @@ learnt?) and `manifest.json`, which vouches for the others. Knows nothing of sou
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -347,6 +348,22 @@ class Batches:
             random = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch]))
             self._orders[epoch] = random.permutation(self.windows)
         return self._orders[epoch]
+
+
+class Ahead:
+    """Batches by their step, the next one made on a thread of its own while the last is used. Only NumPy is touched."""
+
+    def __init__(self, batch: Callable[[int], Batch], steps: int) -> None:
+        self.batch, self.steps = batch, steps
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._made: dict[int, Future[Batch]] = {}
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step; there are `steps` in all."""
+        ready = self._made.pop(step, None) or self._pool.submit(self.batch, step)
+        found = ready.result()
+        self._made = {step + 1: self._pool.submit(self.batch, step + 1)} if step + 1 < self.steps else {}
+        return found
 
 
 def sequential(stream: Stream, context: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

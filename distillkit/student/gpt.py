@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +17,7 @@ import mlx.nn as nn
 from .attention import causal_attention
 from .cache import Cache
 from .elementary import gelu
-from .optimizer import flat
+from .optimizer import Tree, flat
 from .parts import LayerNorm, Linear
 
 
@@ -90,6 +90,7 @@ class GPT(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.shape = shape
+        self.recompute = False  # train.checkpointing: spend time on a smaller memory
         self.tokens = nn.Embedding(shape.vocab_size, shape.width)
         self.positions = nn.Embedding(shape.context, shape.width)
         self.dropout = nn.Dropout(shape.dropout)
@@ -123,9 +124,10 @@ class GPT(nn.Module):
         return hidden
 
     def _read(self, tokens: mx.array, places: mx.array, mask: mx.array | str | None, past: Cache | None) -> mx.array:
-        x = self.dropout(self.tokens(tokens) + self.positions(places))
+        x = self.dropout(self.tokens(tokens) + self.positions(places)).astype(self.norm.weight.dtype)
+        again = self.recompute and self.training and past is None
         for layer, block in enumerate(self.blocks):
-            x = block(x, mask, past, layer)
+            x = _computed_again(block, x, mask) if again else block(x, mask, past, layer)
         hidden: mx.array = self.norm(x)
         return hidden
 
@@ -138,6 +140,20 @@ class GPT(nn.Module):
     def head(self) -> tuple[mx.array, mx.array | None]:
         """The weight [V, D] and the bias [V] that turn hidden states into logits."""
         return (self.tokens.weight if self.shape.tied else self.out.weight), None
+
+
+def _computed_again(block: nn.Module, x: mx.array, mask: mx.array | str | None) -> mx.array:
+    """What a block makes of x, keeping none of it: the gradient computes it once more, with the same random numbers."""
+
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
+
+    def run(parameters: Tree, x: mx.array) -> mx.array:
+        block.update(parameters)
+        mx.random.seed(high << 32 | low)  # which is where it stands the first time
+        return cast(mx.array, block(x, mask, None, 0))
+
+    return mx.checkpoint(run)(block.trainable_parameters(), x)
 
 
 def _visible(places: mx.array, total: int, starts: mx.array) -> mx.array:

@@ -2,7 +2,8 @@
 
 A mixer says what one row of logits costs. Rows are independent, so they are handed over in chunks, and each
 chunk's gradient with respect to its hidden states and to the head is computed while its logits are at hand:
-the logits of a whole batch never exist at once. Knows nothing of networks, files or schedules of learning.
+the logits of a whole batch never exist at once. In half precision logits are rounded, and what is made of them is
+float32. Knows nothing of networks, files or schedules of learning.
 """
 
 from __future__ import annotations
@@ -133,26 +134,33 @@ def _over_chunks(rows_loss: Callable[..., Any], hidden: mx.array, head: Head, ch
 
     @mx.custom_function
     def total(*inputs: mx.array) -> Any:
-        h, w, b = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
+        h, w, *biases = (each.astype(inputs[0].dtype) for each in inputs)
+        b = biases[0] if biases else None
         loss, shares, of_rows = mx.array(0.0), mx.array(0.0), list[mx.array]()
-        of_head = [mx.zeros_like(each) for each in inputs[1:]]
+        of_head = [mx.zeros(each.shape) for each in inputs[1:]]
         for start in range(0, h.shape[0], chunk):
             # One chunk after another, or the logits of all would exist at once.
             (rows,) = mx.depends([h[start : start + chunk]], [*of_head, *of_rows[-1:]])
             logits = rows @ w.T if b is None else rows @ w.T + b
-            part, terms, slope = _over_pieces(rows_loss, logits, start)
-            loss, shares = loss + part, shares + terms
+            part, terms, slope = _over_pieces(rows_loss, logits.astype(mx.float32), start)
+            loss, shares, slope = loss + part, shares + terms, slope.astype(h.dtype)
             of_rows.append(slope @ w)
-            of_head[0] = mx.addmm(of_head[0], slope.T, rows)
+            of_head[0] = _plus_product(of_head[0], slope.T, rows)
             of_head[1:] = [each + slope.sum(axis=0) for each in of_head[1:]]
         return (loss, shares, mx.concatenate(of_rows), *of_head)
 
     @total.vjp
     def gradient(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
-        return tuple(cotangents[0] * slope for slope in outputs[2:])
+        slopes = zip(outputs[2:], primals, strict=True)
+        return tuple((cotangents[0] * slope).astype(primal.dtype) for slope, primal in slopes)
 
     outputs: Any = total(hidden, weight) if bias is None else total(hidden, weight, bias)
     return outputs[0], outputs[1]
+
+
+def _plus_product(total: mx.array, a: mx.array, b: mx.array) -> mx.array:
+    """total + a b; a total in float32 of products in half precision stays in float32."""
+    return mx.addmm(total, a, b) if a.dtype == total.dtype else total + a @ b
 
 
 def _over_pieces(rows_loss: Callable[..., Any], logits: mx.array, start: int) -> tuple[mx.array, mx.array, mx.array]:

@@ -54,10 +54,10 @@ class Lanes:
             found[name] = self.streams[least]
         return found
 
-    def each(self, build: Callable[[int], T]) -> list[T]:
-        """The evaluated results of `build(0)`, `build(1)`, ..., each computed on its own stream."""
+    def each(self, build: Callable[[int], T], most: int | None = None) -> list[T]:
+        """The evaluated results of `build(0)`, `build(1)`, ..., each computed on its own stream; at most so many."""
         results = []
-        for i, stream in enumerate(self.streams):
+        for i, stream in enumerate(self.streams[:most]):
             with mx.stream(stream):
                 results.append(build(i))
         mx.eval(results)

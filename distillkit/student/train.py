@@ -7,14 +7,12 @@ for bit on the CPU. Knows nothing of text, of teachers beyond their logits, or o
 
 from __future__ import annotations
 
-import json
 import math
 import signal
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,16 +21,19 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import Interrupted, TrainingError
-from ..files import read_lines, write_lines
-from ..progress import Voice, clock
+from ..progress import Voice
 from ..roles import Mixer, Tracker
 from . import checkpoint as checkpoints
+from .journal import Journal, Overfitting
 from .loss import Targets, chunk_rows, counted, mixed_loss, term_names
-from .optimizer import AdamW, Schedule, Tree, flat, grown, recalled
+from .optimizer import AdamW, Schedule, Tree, flat, global_norm, grown, recalled
 from .parallel import Lanes
+from .precision import FACTOR, OVERFLOWS, lowered
 from .score import token_surprises
+from .world import ALONE, Share, World
 
 Array = np.ndarray[Any, Any]
+Arrays = dict[str, mx.array]
 TeacherLogits = Callable[[mx.array], mx.array]
 
 
@@ -70,6 +71,7 @@ class Settings:
     seed: int
     schedule: Schedule
     optimizer: AdamW
+    precision: str = "float32"
 
 
 @dataclass
@@ -81,6 +83,7 @@ class State:
     step: int = 0
     best_step: int | None = None
     best_loss: float = math.inf
+    overflows: int = 0  # in a row, in this sitting
 
 
 @dataclass
@@ -102,37 +105,50 @@ class Job:
     trackers: Sequence[Tracker] = ()
     sample: Callable[[], str] | None = None
     lanes: Lanes = field(default_factory=lambda: Lanes(1))
+    world: World = ALONE
+    share: Share | None = None  # of every batch, as `batch` gives it; all of it when not set
 
 
 def train(job: Job, state: State) -> State:
     """Take the state to the last step. Interrupted, it saves and says so."""
-    journal = Journal(job, state.step)
+    settings, world = job.settings, job.world
+    journal = Journal(job.log if world.writes else None, settings.steps, state.step, job.voice, job.trackers)
     watch = Overfitting(job.voice)
-    _save(job, state)  # also when it is the very first: there is always something to go back to
+    with world.together():
+        _save(job, state)  # also when it is the very first: there is always something to go back to
     with asked_to_stop() as stop, journal:
-        while state.step < job.settings.steps:
+        while state.step < settings.steps:
             values = advance(job, state)
-            journal.step(state, values)
-            watch.trained(values)
-            if _due(state.step, job.settings.evaluate_every, job.settings.steps):
-                loss = evaluate(job)
-                if not math.isfinite(loss):
-                    raise _diverged(job, state.step, f"validation loss {loss}")
-                journal.evaluation(state.step, loss)
-                watch.evaluated(state.step, loss, state.best_loss)
-                better = loss < state.best_loss
-                if better:
-                    state.best_step, state.best_loss = state.step, loss
-                if better or _due(state.step, job.settings.checkpoint_every, job.settings.steps):
+            with world.together():
+                _must_be_finite(job, state.step - 1, values)
+                watch.trained(values)
+                journal.step(state.step, values)
+            looked = _due(state.step, settings.evaluate_every, settings.steps)
+            loss = evaluate(job) if looked else math.inf
+            with world.together() as vote:
+                better = looked and _look(job, state, loss, journal, watch)
+                if better or _due(state.step, settings.checkpoint_every, settings.steps):
                     _save(job, state)
-            elif _due(state.step, job.settings.checkpoint_every, job.settings.steps):
-                _save(job, state)
-            if job.sample and job.settings.sample_every and state.step % job.settings.sample_every == 0:
-                job.voice.say(f"  {job.sample()}")
-            if stop:
-                _save(job, state)
-                raise Interrupted(f"stopped after step {state.step} of {job.settings.steps}; everything is saved")
+                if job.sample and settings.sample_every and state.step % settings.sample_every == 0:
+                    job.voice.say(f"  {job.sample()}")
+                vote.stop = bool(stop)
+            if vote.stop:
+                with world.together():
+                    _save(job, state)
+                raise Interrupted(f"stopped after step {state.step} of {settings.steps}; everything is saved")
     return state
+
+
+def _look(job: Job, state: State, loss: float, journal: Journal, watch: Overfitting) -> bool:
+    """Take note of a validation loss: whether it is the best so far."""
+    if not math.isfinite(loss):
+        raise _diverged(job, state.step, f"validation loss {loss}")
+    journal.evaluation(state.step, loss)
+    watch.evaluated(state.step, loss, state.best_loss)
+    better = loss < state.best_loss
+    if better:
+        state.best_step, state.best_loss = state.step, loss
+    return better
 
 
 def _due(step: int, every: int, steps: int) -> bool:
@@ -144,19 +160,28 @@ def advance(job: Job, state: State) -> dict[str, Any]:
     settings, step = job.settings, state.step
     job.model.train()
     batch = job.batch(step)
-    loss, terms, gradients = _gradients(job, batch, step)
+    share = job.share or Share.of(ALONE, len(batch.inputs), settings.accumulate * job.lanes.count)
+    loss, terms, gradients = _gradients(job, batch, share, step)
     rate = settings.schedule(step)
-    norm = _update(job, state, gradients, rate, step)
+    norm = None if _overflowed(job, state, gradients) else _update(job, state, gradients, rate, step)
     values = {
         "loss": loss.item(),
         "terms": {name: term.item() for name, term in terms.items()},
         "learning_rate": rate,
-        "gradient_norm": norm.item(),
-        "tokens": int(batch.inputs.size),
+        "gradient_norm": None if norm is None else norm.item(),
+        "tokens": batch.inputs.size // len(batch.inputs) * share.whole,
     }
-    _must_be_finite(job, step, values)
     state.step = step + 1
     return values
+
+
+def _overflowed(job: Job, state: State, gradients: Arrays) -> bool:
+    """Whether float16 could not hold the gradient: then the step moves nothing."""
+    if job.settings.precision != "float16":
+        return False
+    job.model.update(state.parameters)
+    state.overflows = 0 if math.isfinite(global_norm(gradients).item()) else state.overflows + 1  # type: ignore[arg-type]
+    return 0 < state.overflows < OVERFLOWS
 
 
 def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float, step: int) -> mx.array:
@@ -173,28 +198,54 @@ def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float,
     return norm
 
 
-def _gradients(job: Job, batch: Rows, step: int) -> tuple[mx.array, dict[str, mx.array], dict[str, mx.array]]:
-    """The loss of a batch, its terms and its gradient: as many parts at once as there are lanes."""
-    number, weights, lanes = mx.array(step), job.mixer.weights(step), job.lanes
-    parts = list(_parts(batch, job.settings.accumulate * lanes.count))
+def _gradients(job: Job, batch: Rows, share: Share, step: int) -> tuple[mx.array, Arrays, Arrays]:
+    """The loss of a batch, its terms and its gradient: as many parts at once as there are lanes, then all machines'."""
+    number, weights = mx.array(step), job.mixer.weights(step)
+    parts = list(_parts(batch, share))
     totals = _totals(job, parts)
-    value = nn.value_and_grad(job.model, _part_loss)
-    loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in totals}, dict[str, mx.array]()
-    for start in range(0, len(parts), lanes.count):
+    value = _valued(job)
+    loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in totals}, Arrays()
+    for start in range(0, len(parts), job.lanes.count):
 
-        def share(lane: int, start: int = start) -> Any:
-            place = start + lane
+        def compute(lane: int, start: int = start) -> Any:
+            place = share.first + start + lane
             mx.random.seed((job.settings.seed * 1_000_003 + step * 1009 + place) % 2**63)
-            return value(job.model, job, parts[place], number, weights, totals)
+            return value(parts[start + lane], number, weights, totals)
 
-        done = lanes.each(share)
+        done = job.lanes.each(compute, len(parts) - start)
         while done:
             (part, shares), slopes = done.pop(0)
             loss, terms = loss + part, {name: terms[name] + shares[name] for name in terms}
             gradients = _sum(job, gradients, flat(slopes))
             del slopes  # or MLX could not write over them
         mx.eval(loss, terms, gradients)
-    return loss, terms, gradients
+    return _of_all(job, loss, terms, gradients)
+
+
+def _of_all(job: Job, loss: mx.array, terms: Arrays, gradients: Arrays) -> tuple[mx.array, Arrays, Arrays]:
+    """The sums over all machines, at their own scale again."""
+    values = job.world.sum({"": loss, **terms})
+    if job.world.size > 1:
+        gradients = job.world.sum(gradients)
+    factor = FACTOR[job.settings.precision]
+    if factor != 1:
+        values, gradients = ({n: one / factor for n, one in each.items()} for each in (values, gradients))
+    return values.pop(""), values, gradients
+
+
+def _valued(job: Job) -> Callable[..., Any]:
+    """The loss of a part and its gradient with respect to the weights as they are kept, in float32."""
+    if job.settings.precision == "float32":
+        value = nn.value_and_grad(job.model, _part_loss)
+        return lambda *arguments: value(job.model, job, *arguments)
+    masters = job.model.trainable_parameters()
+
+    def loss(parameters: Tree, *arguments: Any) -> Any:
+        job.model.update(lowered(job.model, parameters, job.settings.precision))
+        return _part_loss(job.model, job, *arguments)
+
+    slopes = mx.value_and_grad(loss)
+    return lambda *arguments: slopes(masters, *arguments)
 
 
 def _sum(job: Job, some: dict[str, mx.array], more: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -213,12 +264,11 @@ def _streams(job: Job, arrays: Mapping[str, mx.array]) -> dict[str, mx.Stream]:
     return job.lanes.shared({name: value.size for name, value in arrays.items()})
 
 
-def _parts(batch: Rows, count: int) -> Iterator[dict[str, mx.array]]:
-    """A batch cut into parts as equal as can be, as arrays of the accelerator."""
+def _parts(batch: Rows, share: Share) -> Iterator[dict[str, mx.array]]:
+    """This process's rows of a batch cut into their parts, as arrays of the accelerator."""
     names = ("inputs", "hard", "weight", "from_teacher")
-    arrays = {name: np.array_split(getattr(batch, name), count) for name in names}
-    for i in range(count):
-        yield {name: mx.array(pieces[i]) for name, pieces in arrays.items()}
+    for start, stop in pairwise((0, *share.parts)):
+        yield {name: mx.array(getattr(batch, name)[start:stop]) for name in names}
 
 
 def _targets(job: Job, part: Mapping[str, mx.array]) -> Targets:
@@ -240,8 +290,9 @@ def _totals(job: Job, parts: Sequence[Mapping[str, mx.array]]) -> dict[str, mx.a
     targets = [_targets(job, part) for part in parts]
     names = term_names(job.mixer, job.vocab_size, targets[0])
     counts = [counted(job.mixer, some, names) for some in targets]
-    totals = {n: mx.maximum(mx.stack([count[n].sum() for count in counts]).sum(), 1e-9) for n in names}
-    return totals
+    totals = job.world.sum({n: mx.stack([count[n].sum() for count in counts]).sum() for n in names})
+    factor = FACTOR[job.settings.precision]
+    return {name: mx.maximum(total, 1e-9) / factor for name, total in totals.items()}
 
 
 def _part_loss(
@@ -260,31 +311,36 @@ def _part_loss(
 
 
 def evaluate(job: Job) -> float:
-    """Mean surprise, in nats a token, over the validation batches."""
+    """Mean surprise, in nats a token, over the validation batches, each computed by one of the machines."""
     job.model.eval()
     total = count = 0.0
-    for batch in job.validation():
+    for i, batch in enumerate(job.validation()):
+        if i % job.world.size != job.world.rank:
+            continue
         hidden = job.model(mx.array(batch.inputs))
         surprise = token_surprises(
             hidden.reshape(-1, hidden.shape[-1]), job.model.head, mx.array(batch.hard.reshape(-1))
         )
         total += float(mx.sum(surprise * mx.array(batch.weight.reshape(-1))).item())  # type: ignore[arg-type]
         count += float(batch.weight.sum())
+    if job.world.size > 1:
+        both = job.world.sum({"total": mx.array(total), "count": mx.array(count)})
+        total, count = float(both["total"].item()), float(both["count"].item())  # type: ignore[arg-type]
     return total / count
 
 
 def _must_be_finite(job: Job, step: int, values: Mapping[str, Any]) -> None:
     loss, norm = values["loss"], values["gradient_norm"]
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    if not (math.isfinite(loss) and (norm is None or math.isfinite(norm))):
         raise _diverged(job, step, f"loss {loss}, gradient norm {norm}")
 
 
 def _diverged(job: Job, step: int, what: str) -> TrainingError:
     """The error of training that cannot go on. Weights whose very next step fails were no good checkpoint."""
     for checkpoint in checkpoints.every(job.folder):
-        if checkpoint.step == step > 0:
+        if checkpoint.step == step > 0 and job.world.writes:
             checkpoints.set_aside(checkpoint, "diverged")
-    good, _ = checkpoints.newest_good(job.folder)
+    good, _ = checkpoints.newest_good(job.folder) if job.world.writes else (None, None)
     kept = f"the last good checkpoint is {good.path}" if good else "there is no good checkpoint"
     return TrainingError(
         f"the loss is no longer a number after step {step} ({what}); {kept}",
@@ -294,6 +350,8 @@ def _diverged(job: Job, step: int, what: str) -> TrainingError:
 
 def _save(job: Job, state: State) -> None:
     """Write a checkpoint, unless it is there already, and drop those no longer needed."""
+    if not job.world.writes:
+        return
     folder = checkpoints.step_folder(job.folder, state.step)
     if not folder.exists():
         facts = {
@@ -326,93 +384,6 @@ def restored(model: nn.Module, saved: checkpoints.Checkpoint) -> State:
         facts["best_step"],
         math.inf if best is None else best,
     )
-
-
-class Journal:
-    """The log of a run: a line a step in `metrics.jsonl`, the trackers, and what is said meanwhile."""
-
-    def __init__(self, job: Job, step: int) -> None:
-        self.job = job
-        self.recent: deque[tuple[float, int]] = deque(maxlen=20)
-        self.clock = time.perf_counter()
-        self.validation: float | None = None
-        kept = [row for row in read_lines(job.log) if row["step"] <= step]
-        write_lines(job.log, kept)
-
-    def __enter__(self) -> Journal:
-        self.file = self.job.log.open("a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.file.close()
-
-    def step(self, state: State, values: dict[str, Any]) -> None:
-        """Log one step."""
-        now = time.perf_counter()
-        self.recent.append((now - self.clock, values["tokens"]))
-        self.clock = now
-        seconds, tokens = (sum(column) for column in zip(*self.recent, strict=True))
-        speed = values.pop("tokens") / self.recent[-1][0]
-        self._write({"kind": "train", "step": state.step, **values, "tokens_per_second": round(speed, 1)})
-        self._tell(state.step, values, tokens / seconds)
-        for tracker in self.job.trackers:
-            tracker.log(state.step, _numbers(values))
-
-    def evaluation(self, step: int, loss: float) -> None:
-        """Log one evaluation."""
-        self.validation = loss
-        self._write({"kind": "validation", "step": step, "loss": loss})
-        for tracker in self.job.trackers:
-            tracker.log(step, {"validation_loss": loss})
-        self.job.voice.say(f"  step {step}  validation {loss:.4f}")
-        self.clock = time.perf_counter()
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-
-    def _tell(self, step: int, values: Mapping[str, Any], speed: float) -> None:
-        steps = self.job.settings.steps
-        terms = "" if len(values["terms"]) < 2 else "".join(f"  {n} {v:.3f}" for n, v in values["terms"].items())
-        seen = "" if self.validation is None else f"  validation {self.validation:.3f}"
-        seconds = sum(pair[0] for pair in self.recent) / len(self.recent)
-        self.job.voice.progress(
-            f"  step {step}/{steps}  loss {values['loss']:.3f}{terms}{seen}  lr {values['learning_rate']:.1e}"
-            f"  {speed:,.0f} tokens/s  {clock((steps - step) * seconds)} left",
-            last=step == steps,
-        )
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The logged values without tables in them."""
-    terms = {f"term/{name}": value for name, value in values["terms"].items()}
-    return {name: value for name, value in values.items() if name != "terms"} | terms
-
-
-class Overfitting:
-    """Points it out, while it happens, when the validation loss leaves the training loss behind."""
-
-    GAP = 0.3
-
-    def __init__(self, voice: Voice) -> None:
-        self.voice, self.losses, self.told = voice, list[float](), False
-
-    def trained(self, values: Mapping[str, Any]) -> None:
-        """Remember the cross-entropy of a step, which is what validation measures."""
-        self.losses.append(values["terms"].get("hard", values["loss"]))
-
-    def evaluated(self, step: int, loss: float, best: float) -> None:
-        """Compare with the steps since the last evaluation."""
-        mean = sum(self.losses) / max(1, len(self.losses))
-        self.losses = []
-        if self.told or loss <= best or loss - mean < self.GAP:
-            return
-        self.told = True
-        self.voice.warn(
-            f"step {step}: validation loss {loss:.2f} rises and training loss is {mean:.2f}: "
-            "the student learns its text by heart. More documents, fewer train.steps, a smaller student or "
-            "student.dropout = 0.1 would help."
-        )
 
 
 class Stop:
