@@ -37,7 +37,7 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     named = enumerate(value) if isinstance(value, list | tuple) else ()
     inner = list(value.items() if isinstance(value, Mapping) else named)
     if not inner:
-        yield name, value
+        yield name, [] if value == () else value  # a tuple is kept as a list
     for key, item in inner:
         yield from flat(item, f"{name}.{key}" if name else str(key))
 
