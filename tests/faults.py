@@ -1,6 +1,6 @@
 """Every fault that a provider may show, tried on the real SDK over a real socket, and what became of it.
 
-`python tests/faults.py` writes docs/faults.md; with `--check` it writes nothing and fails when that is out of date.
+`python tests/faults.py` writes the table of the README; with `--check` it writes nothing and fails when that is out of date.
 Time runs fifty times as fast here as elsewhere, for the host and for nobody else.
 """
 
@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from provider import Act, Provider, error, serving
 
 FAST = 50.0
-PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
+PAGE = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- faults: made by tests/faults.py from what really happened -->\n", "<!-- end of faults -->"
 PROMPTS = 6
 FAULTY = "prompt 3"
 KEY = "a-fake-key-that-no-provider-gave-0123456789"
@@ -262,20 +263,25 @@ WORDS = {
 
 
 def page(rows: list[Row]) -> str:
+    """The README with the table in it."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    return before + BEGIN + table(rows) + END + rest.partition(END)[2]
+
+
+def table(rows: list[Row]) -> str:
     """The table, for people."""
     told = [_told(row) for row in rows]
     lost, twice, wrong = (sum(getattr(row, name) for row in rows) for name in ("lost", "twice", "wrong"))
     head = [
-        "<!-- Made by tests/faults.py from what really happened: `python tests/faults.py`. Do not edit. -->\n",
-        "# Faults of teachers, tried\n",
+        f"<details>\n<summary>{len(rows)} faults of teachers, tried on real sockets: answers lost {lost}, asked twice {twice}, "
+        f"wrong answers stored {wrong}.</summary>\n",
         "Six prompts are asked of a server on the loopback interface, over the real SDK; one of them meets the fault.",
         "Where that stops the stage, the same command is run again without it. An answer is lost when the server sent",
         "it whole and the cache does not have it, and asked twice when the server had to send it whole again.\n",
-        f"{len(rows)} faults: {lost} answers lost, {twice} asked twice, {wrong} wrong answers stored.\n",
         "| fault | calls | what became of it | lost | twice | wrong |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n".join([*head, *told, "", *ELSEWHERE]) + "\n"
+    return "\n".join([*head, *told, "", *ELSEWHERE, "\n</details>"]) + "\n"
 
 
 ELSEWHERE = [
@@ -293,9 +299,9 @@ def main() -> None:
     """Write the page, or check it."""
     os.environ["DISTILLKIT_API_KEY"] = KEY
     text = page([tried(fault) for fault in FAULTS])
-    stale = not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text
+    stale = PAGE.read_text(encoding="utf-8") != text
     if "--check" in sys.argv:
-        sys.exit("out of date: docs/faults.md. Run `python tests/faults.py`." if stale else 0)
+        sys.exit("out of date: README.md. Run `python tests/faults.py`." if stale else 0)
     PAGE.write_text(text, encoding="utf-8")
 
 

@@ -80,8 +80,6 @@ def test_the_table_of_faults_is_what_happens() -> None:
     """If this fails and the tests above do not: python tests/faults.py"""
     assert PAGE.read_text(encoding="utf-8") == page([row(index) for index in range(len(FAULTS))])
     assert len(FAULTS) >= 25
-    readme = (PAGE.parent.parent / "README.md").read_text(encoding="utf-8")
-    assert f"[What becomes of {len(FAULTS)} faults](docs/faults.md)" in readme
 
 
 def test_half_a_character_and_quirks_of_servers_become_tokens() -> None:
@@ -248,20 +246,20 @@ def test_tokens_are_settled_when_they_are_known() -> None:
 
 @pytest.mark.slow
 def test_the_rate_at_a_learnt_limit_is_just_below_it(cache: Cache) -> None:
-    """600 a minute, where a minute takes a tenth of its time."""
+    """600 a minute, where a minute takes a quarter of its time."""
 
     async def sleep(seconds: float) -> None:
         import asyncio
 
-        await asyncio.sleep(seconds / 10)
+        await asyncio.sleep(seconds / 4)
 
     with serving(0.005) as provider:
-        provider.rule = limited = PerMinute(600, minute=6.0)
-        clock = Clock(now=lambda: time.monotonic() * 10, sleep=sleep)
-        label(teacher(provider.url), requests(1800), cache, terms=Terms(concurrency=32, clock=clock))
+        provider.rule = limited = PerMinute(600, minute=15.0)
+        clock = Clock(now=lambda: time.monotonic() * 4, sleep=sleep)
+        label(teacher(provider.url), requests(1500), cache, terms=Terms(concurrency=32, clock=clock))
         at = [call.at for call in provider.calls if call.status == 200]
     assert limited.refused <= 1
-    assert 0.95 <= (len(at) - 1) / (at[-1] - at[0]) * 6 / 600 <= 1.005
+    assert 0.95 <= (len(at) - 1) / (at[-1] - at[0]) * 15 / 600 <= 1.005
 
 
 def test_limits_of_a_day_stop_the_stage_and_wait_sleeps_instead(provider: Provider, cache: Cache) -> None:
