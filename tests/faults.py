@@ -1,6 +1,7 @@
 """Every fault that a provider may show, tried on the real SDK over a real socket, and what became of it.
 
-`python tests/faults.py` writes the table of the README; with `--check` it writes nothing and fails when that is out of date.
+`python tests/faults.py` writes the table of the README; with `--check` it writes nothing and fails when that
+is out of date.
 Time runs fifty times as fast here as elsewhere, for the host and for nobody else.
 """
 
@@ -52,7 +53,7 @@ def requests(count: int = PROMPTS, **more: Any) -> list[Request]:
 
 
 def teacher(url: str, **options: Any) -> Compatible:
-    return Compatible(Compatible.Options(model="m", base_url=url, **{"timeout": 0.5, **options}))
+    return Compatible(Compatible.Options(model="m", base_url=url, **{"timeout": 2.0, **options}))
 
 
 @dataclass
@@ -173,8 +174,8 @@ FAULTS = [
     Fault("reset before the response", [Act(reset=0)]),
     Fault("reset in the middle of the body", [Act(reset=40)]),
     Fault("a body shorter than its length", [Act(length=10**5)]),
-    Fault("a body that drips", [Act(drip=0.01)]),
-    Fault("no response in time", [Act(delay=1.0, good=False)]),
+    Fault("a body that drips", [Act(drip=0.04)]),
+    Fault("no response in time", [Act(delay=4.0, good=False)]),
     Fault("truncated JSON", [Act(body=b'{"choices": [{"message": {"conte')]),
     Fault("an empty body", [Act(body=b"")]),
     Fault("a page of HTML as an answer", [Act(200, {"Content-Type": "text/html"}, b"<html>Log in</html>")]),
@@ -273,8 +274,8 @@ def table(rows: list[Row]) -> str:
     told = [_told(row) for row in rows]
     lost, twice, wrong = (sum(getattr(row, name) for row in rows) for name in ("lost", "twice", "wrong"))
     head = [
-        f"<details>\n<summary>{len(rows)} faults of teachers, tried on real sockets: answers lost {lost}, asked twice {twice}, "
-        f"wrong answers stored {wrong}.</summary>\n",
+        f"<details>\n<summary>{len(rows)} faults of teachers, tried on real sockets: "
+        f"answers lost {lost}, asked twice {twice}, wrong answers stored {wrong}.</summary>\n",
         "Six prompts are asked of a server on the loopback interface, over the real SDK; one of them meets the fault.",
         "Where that stops the stage, the same command is run again without it. An answer is lost when the server sent",
         "it whole and the cache does not have it, and asked twice when the server had to send it whole again.\n",
