@@ -168,13 +168,7 @@ def test_no_recipe_is_called_what_means_the_newest_run():
     assert refused('name = "x"', "name=latest").startswith("--set: name: found")
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "teacher.store",
-        "train.precision",
-    ],
-)
+@pytest.mark.parametrize("key", ["teacher.store"])
 def test_no_key_of_the_host_is_taken_that_nothing_honours(key):
     table, _, name = key.partition(".")
     assert name not in recipes.Recipe.model_json_schema()["$defs"][f"{table.title()}Table"]["properties"]
