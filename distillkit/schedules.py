@@ -17,7 +17,9 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
     ValidatorFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -43,6 +45,15 @@ class Schedule(BaseModel):
     warm: float = Field(0.1, ge=0, le=1, description="of warm-stable-decay: share of the steps that go to `to`")
     decay: float = Field(0.2, ge=0, le=1, description="of warm-stable-decay: share of the steps that go to `end`")
     steps: int | None = Field(None, gt=0, description="how many steps it takes; those of the run if not set")
+
+    @classmethod
+    def of(cls, number: float) -> Schedule:
+        """A number that never changes."""
+        return cls.model_validate({"schedule": "constant", "from": float(number)})
+
+    @model_serializer(mode="wrap")
+    def _plain(self, table: SerializerFunctionWrapHandler) -> Any:
+        return self.from_ if self.schedule == "constant" else table(self)
 
     @model_validator(mode="after")
     def _says_where_to(self) -> Self:
@@ -107,7 +118,7 @@ def _functions(value: Any) -> tuple[Callable[..., Any], Callable[..., Any], Call
 class Within:
     """Lets a recipe give a number instead of a schedule, and holds all its values within bounds.
 
-    For the options of plugins: `beta: Annotated[Schedule, Within(above=0)] = Field(0.5, validate_default=True)`.
+    For the options of plugins: `beta: Annotated[Schedule, Within(least=0, most=1)] = Field(Schedule.of(0.5))`.
     """
 
     least: float | None = None

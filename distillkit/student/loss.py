@@ -147,7 +147,8 @@ def slope_lengths(
     """
     weight, bias = head
     names = term_names(mixer, weight.shape[0], targets)
-    counts = {name: count for name, count in totals(mixer, targets, names, chunk).items() if count.item() > 0}
+    counts = {name: float(n.item()) for name, n in totals(mixer, targets, names, chunk).items()}  # type: ignore[arg-type]
+    counts = {name: count for name, count in counts.items() if count > 0}
     squares = dict.fromkeys(counts, 0.0)
     for start, stop in _spans(hidden.shape[0], chunk):
         logits = hidden[start:stop] @ weight.T
@@ -155,7 +156,7 @@ def slope_lengths(
         some = targets.rows(start, stop).at_hand([])
         for name, count in counts.items():
             slope = _slope_of(mixer, name, logits.astype(mx.float32), some, step) * (weights.get(name, 1.0) / count)
-            squares[name] += mx.square(slope).sum().item()  # type: ignore[operator]
+            squares[name] += float(mx.square(slope).sum().item())  # type: ignore[arg-type]
     return {name: square**0.5 for name, square in squares.items()}
 
 
@@ -166,4 +167,5 @@ def _slope_of(mixer: Mixer, name: str, logits: mx.array, targets: Targets, step:
         some = targets.rows(0, logits.shape[0])  # which has not seen other logits
         return (mixer.rows(logits, some, step)[name] * counted(mixer, some, [name])[name]).sum()
 
-    return mx.grad(summed)(logits)
+    slope: mx.array = mx.grad(summed)(logits)
+    return slope

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from distillkit import Mixer, Schedule, Within, hookimpl
 
@@ -40,10 +40,8 @@ class Weighed(Mixer):
     class Options(Mixer.Options):
         """Alpha 1 is training without a teacher."""
 
-        model_config = ConfigDict(validate_default=True)
-
         alpha: Annotated[Schedule, Within(least=0, most=1)] = Field(
-            0.5, description="weight of the hard loss; the rest goes to the other one"
+            Schedule.of(0.5), description="weight of the hard loss; the rest goes to the other one"
         )
 
     def now(self, option: str, step: int | mx.array) -> Any:
@@ -105,7 +103,7 @@ class Softened(Soft):
         """Temperature 1 compares both opinions as they are."""
 
         temperature: Annotated[Schedule, Within(above=0, most=100)] = Field(
-            1.0, description="softens both opinions before they are compared"
+            Schedule.of(1.0), description="softens both opinions before they are compared"
         )
 
     def heat(self, step: mx.array) -> Any:
@@ -126,7 +124,7 @@ class AlphaTemperature(Softened):
         """As Hinton has it."""
 
         temperature: Annotated[Schedule, Within(above=0, most=100)] = Field(
-            2.0, description="softens both opinions before they are compared"
+            Schedule.of(2.0), description="softens both opinions before they are compared"
         )
 
     def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
@@ -171,7 +169,8 @@ class JSD(Softened):
         """Beta 0.5 treats teacher and student alike."""
 
         beta: Annotated[Schedule, Within(least=0, most=1)] = Field(
-            0.5, description="how much of the teacher is in the mixture; 0 is the forward KL divergence, 1 the reverse"
+            Schedule.of(0.5),
+            description="how much of the teacher is in the mixture; 0 is the forward KL divergence, 1 the reverse",
         )
 
         @model_validator(mode="after")
@@ -186,7 +185,8 @@ class JSD(Softened):
         if self.options.beta.schedule == "constant" and beta in (0, 1):
             return ours.divergence(theirs) if beta else theirs.divergence(ours)
         middle = theirs.mixed(beta, ours)
-        return beta * theirs.divergence(middle) + (1 - beta) * ours.divergence(middle)
+        far: mx.array = beta * theirs.divergence(middle) + (1 - beta) * ours.divergence(middle)
+        return far
 
 
 class SkewKL(Softened):
@@ -202,7 +202,7 @@ class SkewKL(Softened):
         """Lambda 0 is the plain divergence."""
 
         lambda_: Annotated[Schedule, Within(least=0, below=1)] = Field(
-            0.1, alias="lambda", description="how much of the first distribution is mixed into the second"
+            Schedule.of(0.1), alias="lambda", description="how much of the first distribution is mixed into the second"
         )
         direction: Literal["forward", "reverse"] = Field(
             "forward", description="forward covers all that the teacher would say; reverse says nothing else"
@@ -223,7 +223,8 @@ class TVD(Softened):
     def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
         """The mass that would have to move."""
         theirs, ours = targets.both(logits, heat)
-        return 0.5 * (theirs.plain - ours.plain).abs().sum(axis=-1)
+        apart = (theirs.plain - ours.plain).abs().sum(axis=-1)
+        return apart / 2
 
 
 @hookimpl
