@@ -22,7 +22,7 @@ from .plugins import Plugins
 from .progress import Voice
 from .recipe import JudgeTable, Recipe
 from .records import Price, Request
-from .roles import Judge, Mixer, Source, Student, Teacher, Tracker
+from .roles import Judge, Mixer, Source, Student, Teacher, Tracker, gives
 from .runs import cache_folder
 from .tables import TeacherTable
 from .teachers import prompts
@@ -93,7 +93,9 @@ class Assembly:
     def mixer(self) -> Mixer:
         """What turns logits and targets into a loss."""
         table = self.recipe.mixer
-        return cast(Mixer, self._build("mixers", table.name, table.options, "mixer"))
+        mixer = cast(Mixer, self._build("mixers", table.name, table.options, "mixer"))
+        mixer.steps = self.recipe.train.steps
+        return mixer
 
     def judges(self) -> Iterator[tuple[JudgeTable, Judge]]:
         """Those who grade, in the order of the recipe."""
@@ -243,8 +245,10 @@ class Assembly:
 
     @property
     def teaches_online(self) -> bool:
-        """Whether the teacher's logits are part of every training step."""
-        return self.mixer.signal == "logits"
+        """Whether the teacher's logits are part of every training step: they are wanted, and given."""
+        table = self.recipe.teacher
+        given = (table and table.signal) or (self.teacher.signal if self.teacher else "none")
+        return given == "logits" and gives(self.mixer.signal, "top_logprobs")
 
     def logits_teacher(self) -> Teacher | None:
         """The teacher whose logits join the training step; its tokens must be the student's."""

@@ -28,7 +28,7 @@ from .student.drawing import Sampling
 from .student.generate import write
 from .student.gpt import Shape, count
 from .student.parallel import Lanes, keep_memory
-from .student.train import Job, advance, fresh
+from .student.train import Job, advance, asked, fresh
 from .student.trained import Trained, locate, parameters
 from .training import chunk_of, settings, streams_of
 
@@ -119,7 +119,7 @@ class Subject:
             facts={},
             folder=Path(os.devnull),
             log=Path(os.devnull),
-            teacher=self.teacher.logits if self.teacher else None,
+            teacher=asked(self.teacher) if self.teacher else None,
             lanes=self.lanes,
         )
 

@@ -93,6 +93,21 @@ def signal_faults(
         file = recipe.said_by(("teacher", "top_logprobs")).file
         needs = f"the mixer {mixer.name!r} needs {mixer.signal}"
         yield RecipeError(f"{file}: teacher.top_logprobs: found 0, expected at least 1: {needs}")
+    if recipe.teacher and recipe.teacher.on_policy is not None:
+        yield from _on_policy_faults(recipe, given, mixer)
+
+
+def _on_policy_faults(recipe: Recipe, given: str, mixer: Offer) -> Iterator[RecipeError]:
+    """What the student writes in a step is judged in that step: by logits, for a mixer that looks at them."""
+    file = recipe.said_by(("teacher", "on_policy")).file
+    if given != "logits":
+        has = f"the teacher {recipe.teacher.provider!r} gives {given}" if recipe.teacher else ""
+        hint = 'Leave it out, or take a teacher with logits: provider = "checkpoint".'
+        yield RecipeError(f"{file}: teacher.on_policy: {has}, so it cannot judge what the student writes", hint)
+    elif not gives(mixer.signal, "top_logprobs"):
+        needs = f"the mixer {mixer.name!r} does not look at the teacher's opinion of what the student writes"
+        hint = 'Leave it out, or take a mixer that does: name = "reverse-kl".'
+        yield RecipeError(f"{file}: teacher.on_policy: {needs}", hint)
 
 
 def _instead(given: str, mixers: Sequence[Offer]) -> str:

@@ -115,7 +115,7 @@ def _memory(parts: Assembly, parameters: int) -> int:
     width, layers = int(options.get("width", 0)), int(options.get("layers", 0))
     numbers = 4 * parameters + rows * width * layers * 24 + 3 * 2**21
     if parts.teaches_online and (teacher := parts.logits_teacher()) is not None:
-        numbers += _size(teacher) + 2 * rows * parts.tokenizer.vocab_size  # its weights, its logits
+        numbers += _size(teacher) + rows * width + 2**21  # its weights, its hidden states, some rows of its logits
     return FLOAT * numbers
 
 

@@ -172,6 +172,11 @@ class TeacherTable(PluginTable):
     top_logprobs: Natural = Field(default=0, description="how many log-probabilities a token to ask for")
     repeats: Positive = Field(default=1, description="answers a prompt")
     stop: list[str] = Field(default=[], description="words that end an answer")
+    on_policy: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="share of each batch's rows that the student goes on with itself, after prompt_tokens of each, "
+        "while a teacher with logits judges every word of it; such rows carry no hard loss",
+    )
     learn_prompts: bool = Field(default=False, description="learn the prompts of answers too, not only the answers")
     concurrency: Positive = Field(default=8, description="how many requests at once, for teachers that are waited for")
     system: str | None = Field(

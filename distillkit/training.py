@@ -29,16 +29,17 @@ from .student import blas, precision
 from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
+from .student.onpolicy import OnPolicy
 from .student.optimizer import AdamW, Schedule, flat, grown
 from .student.parallel import Lanes, keep_memory
-from .student.train import Job, Settings, State, fresh, restored, train
+from .student.train import Job, Settings, State, asked, fresh, restored, train
 from .student.trained import Trained, locate
 from .student.world import ALONE, Share, World
 from .tables import TrainTable
 
 HOW_FAST = {"concurrency", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
 HOW_FAST |= {f"{of}_per_{span}" for of in ("requests", "tokens") for span in ("minute", "day")}
-PROMPTS = ("system", "template", "prompts_file")  # left out where they are not set, as in older checkpoints
+PROMPTS = ("system", "template", "prompts_file", "on_policy")  # left out where not set, as in older checkpoints
 MATTER = ("device", "blas", "mlx", "compiler", "processes", "precision")  # to the last bits
 FIXED = ("data", "batches", "student", "tokenizer", "teacher", "seed")
 
@@ -291,7 +292,8 @@ class Training:
             facts=facts,
             folder=self.run.checkpoints,
             log=self.run.metrics,
-            teacher=teacher.logits if teacher else None,
+            teacher=asked(teacher) if teacher else None,
+            on_policy=self._on_policy(),
             voice=self.voice,
             trackers=trackers,
             lanes=Lanes(streams),
@@ -299,6 +301,14 @@ class Training:
             share=share,
             sample=self._sampler() if table.sample_every and self.world.writes else None,
         )
+
+    def _on_policy(self) -> OnPolicy | None:
+        """How the student writes what its teacher judges, if the recipe says so."""
+        table, tokenizer = self.recipe.teacher, self.parts.tokenizer
+        if table is None or table.on_policy is None:
+            return None
+        context, end = self.parts.student.context, tokenizer.end_of_text
+        return OnPolicy(table.on_policy, table.prompt_tokens, context, end, self.recipe.seed)
 
     def _compute_again(self) -> None:
         """Have the network keep nothing of its blocks, if it can do without."""
@@ -381,7 +391,8 @@ class Training:
         table, context = self.recipe.train, self.parts.student.context
         rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
         losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
-        validation = [row["loss"] for row in rows if row["kind"] == "validation"]
+        looks = [row for row in rows if row["kind"] == "validation"]
+        validation = [row["loss"] for row in looks]
         return {
             "steps": state.step,
             "tokens": state.step * table.batch_size * table.accumulate * context,
@@ -390,6 +401,7 @@ class Training:
             "validation_loss": validation[-1] if validation else None,
             "best_step": state.best_step,
             "best_loss": state.best_loss if validation else None,
+            "gradient_norms": looks[-1].get("gradient_norms", {}) if looks else {},
             "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
         }
 

@@ -286,12 +286,20 @@ def _check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens to read, tokens to predict, whether each counts (0 is padding or a prompt), and who wrote it."""
+    """Tokens to read, tokens to predict, whether each counts (0 is padding or a prompt), and who wrote it.
+
+    Where soft targets are stored: the likeliest tokens in the place of each hard one [B, T, k], their log-probabilities
+    and that of all others, and whether there are any. Places that are not used have the token 0 and -1e4.
+    """
 
     inputs: Ints
     hard: Ints
     weight: Floats
     from_teacher: Floats
+    soft_ids: Ints | None = None
+    soft_log_probs: Floats | None = None
+    soft_residual: Floats | None = None
+    has_soft: Floats | None = None
 
 
 class Batches:

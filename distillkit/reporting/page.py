@@ -236,10 +236,13 @@ def _training(training: Mapping[str, Any]) -> Iterator[Fact]:
         best, step = training.get("best_loss"), training.get("best_step")
         note = f"; best {figure(best)} at step {count(step)}" if best is not None else ""
         yield Fact("last validation loss", figure(training["validation_loss"]), f"nats a token{note}")
+    if norms := training.get("gradient_norms"):
+        told = ", ".join(f"{line(name)} {figure(norm)}" for name, norm in norms.items())
+        yield Fact("gradients of the terms", told, "weighted, at the logits of the last evaluation")
     yield from _unknown(
         training,
         *("steps", "tokens", "epochs", "seconds", "loss", "validation_loss", "best_step", "best_loss"),
-        "weights_sha256",
+        *("gradient_norms", "weights_sha256"),
     )
 
 

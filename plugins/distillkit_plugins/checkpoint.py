@@ -93,6 +93,16 @@ class Checkpoint(Teacher):
         """What it thinks of every next token."""
         return self.trained.logits(tokens)
 
+    def hidden(self, tokens: mx.array) -> mx.array:
+        """The same before the head, so that nobody must hold all logits at once."""
+        return self.trained.hidden(tokens)
+
+    @property
+    def head(self) -> tuple[mx.array, mx.array | None]:
+        """The weight and the bias that make logits of hidden states."""
+        head: tuple[mx.array, mx.array | None] = self.trained.model.head
+        return head
+
 
 def _prompt(request: Request) -> str:
     if request.prompt is None:
