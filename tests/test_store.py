@@ -189,7 +189,7 @@ def random_rows(positions: int, seed: int = 0) -> Rows:
     return Rows(counts, drawn.integers(0, 300, total), logs, rest)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=8), st.integers(1, 900), st.data())
 def test_any_range_of_any_shards_reads_the_same(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int, data: st.DataObject

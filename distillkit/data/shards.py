@@ -349,7 +349,7 @@ class Batches:
         self.seed = seed
         self.soft = list(soft) or [None] * len(self.streams)
         self.share = share
-        self.width = max((store.width for store in self.soft if store), default=0)
+        self.width = max((max(1, store.width) for store in self.soft if store), default=0)
         self.tokens = sum(stream.tokens for stream in self.streams)
         self.pools = self._pools()
         self.windows = sum(pool.windows for pool in self.pools)
