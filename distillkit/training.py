@@ -7,9 +7,11 @@ sittings (more steps, another learning rate) and what may not (the text, the net
 from __future__ import annotations
 
 import fcntl
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -32,14 +34,15 @@ from .student.loss import chunk_rows
 from .student.onpolicy import OnPolicy
 from .student.optimizer import AdamW, Schedule, flat, grown
 from .student.parallel import Lanes, keep_memory
-from .student.train import Job, Settings, State, asked, fresh, restored, train
+from .student.train import Job, Settings, State, asked, evaluate, fresh, restored, train
 from .student.trained import Trained, locate
 from .student.world import ALONE, Share, World
-from .tables import TrainTable
+from .tables import TeacherTable, TrainTable
 
 HOW_FAST = {"concurrency", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
 HOW_FAST |= {f"{of}_per_{span}" for of in ("requests", "tokens") for span in ("minute", "day")}
-PROMPTS = ("system", "template", "prompts_file", "on_policy")  # left out where not set, as in older checkpoints
+# What older checkpoints do not know, see `_teacher`.
+LATER = ("system", "template", "prompts_file", "on_policy", "share", "held_out", "store", "store_samples")
 MATTER = ("device", "blas", "mlx", "compiler", "processes", "precision")  # to the last bits
 FIXED = ("data", "batches", "student", "tokenizer", "teacher", "seed")
 
@@ -87,7 +90,23 @@ class Training:
                 if self.world.writes:
                     self.run.record(training={**self.run.info.get("training", {}), **self._spent(begun)})
                 raise
-        return self._came_to(state) | self._spent(begun) if self.world.writes else {}
+        of_teacher = self._on_the_teachers_text(job)
+        return self._came_to(state) | of_teacher | self._spent(begun) if self.world.writes else {}
+
+    def _on_the_teachers_text(self, job: Job) -> dict[str, Any]:
+        """How likely the student finds the answers that were kept from training: nats a token, bits a byte."""
+        stream = self.parts.held_out_stream(self.answers)
+        if stream is None or stream.tokens < 2:
+            return {}
+        held_out = list(sequential(stream, self.parts.student.context, self.recipe.train.batch_size))
+        loss = evaluate(replace(job, validation=lambda: held_out))
+        lengths = self.parts.tokenizer.lengths
+        learnt = [(batch.weight > 0, batch.hard) for batch in held_out]
+        ends = self.parts.tokenizer.end_of_text
+        tokens = sum(int(mask.sum()) for mask, _ in learnt)
+        size = sum(int(lengths[hard[mask & (hard != ends)]].sum()) for mask, hard in learnt)
+        bits = loss * tokens / math.log(2) / size
+        return {"teacher_text": {"loss": loss, "bits_per_byte": bits, "tokens": tokens}}
 
     def _announce(self, done: int) -> None:
         steps, words = self.recipe.train.steps, f"from step {done} " if done else ""
@@ -165,12 +184,16 @@ class Training:
         }
 
     def _teacher(self) -> dict[str, Any] | None:
-        """Who teaches what; how fast, and for how much, changes nothing."""
+        """Who teaches what; how fast, and for how much, changes nothing.
+
+        Keys that older checkpoints do not know are left out where they are not set.
+        """
         table = self.recipe.teacher
         if table is None:
             return None
         told = table.model_dump(mode="json", exclude=HOW_FAST)
-        return {key: value for key, value in told.items() if value is not None or key not in PROMPTS}
+        fields = TeacherTable.model_fields
+        return {key: value for key, value in told.items() if key not in LATER or value != fields[key].default}
 
     def _student(self) -> dict[str, Any]:
         """All that builds the network again."""

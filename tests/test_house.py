@@ -29,7 +29,7 @@ FLOORS = [
     ["roles", "hookspecs", "recipe tables layers overrides"],
     ["plugins installed contracts options", "runs", "distillkit"],
     ["data", "teachers", "student", "judging", "reporting", "testing"],
-    ["assembly", "distillkit_plugins"],
+    ["assembly soft", "distillkit_plugins"],
     ["training pipeline plan bench"],
     ["cli stage_commands cache_commands arguments __main__"],
 ]
