@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from .blame import Loc
 from .errors import did_you_mean
+from .schedules import Shape
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -237,6 +238,9 @@ class TrainTable(Table):
     learning_rate: PositiveReal = Field(default=3e-4, description="at its peak")
     final_learning_rate: Real | None = Field(default=None, description="at the end; a tenth of the peak if not set")
     warmup: Natural = Field(default=50, description="steps until the peak")
+    schedule: Shape = Field(
+        default="cosine", description="how it falls from the peak; of warm-stable-decay in the last fifth alone"
+    )
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
         default=[0.9, 0.95], description="AdamW's memory of gradients and of their squares"
     )

@@ -32,7 +32,7 @@ from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
 from .student.onpolicy import OnPolicy
-from .student.optimizer import AdamW, Schedule, flat, grown
+from .student.optimizer import AdamW, LearningRate, flat, grown
 from .student.parallel import Lanes, keep_memory
 from .student.train import Job, Settings, State, asked, evaluate, fresh, restored, train
 from .student.trained import Trained, locate
@@ -442,7 +442,7 @@ def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings
         sample_every=table.sample_every,
         keep=table.keep,
         seed=recipe.seed,
-        schedule=Schedule(table.learning_rate, floor, table.warmup, table.steps),
+        schedule=LearningRate(table.learning_rate, floor, table.warmup, table.steps, table.schedule),
         optimizer=AdamW((table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip),
         precision=precision,
     )

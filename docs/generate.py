@@ -13,6 +13,7 @@ import click
 from distillkit.cli import cli
 from distillkit.plugins import Plugins
 from distillkit.recipe import Recipe
+from distillkit.schedules import Schedule
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py from the code: `make docs`. Do not edit. -->\n"
@@ -47,6 +48,7 @@ def recipe() -> str:
             about = " ".join((model.__doc__ or "").split())
             parts.append(f"\n### `{title}`\n\n{about}\n\n{_table(model.model_json_schema()['properties'])}")
             parts += _inner(name, model) if name == "teacher" else []  # a judge's teacher has the same
+    parts.append(f"\n## Numbers that change\n\n{SCHEDULES}\n{_table(Schedule.model_json_schema()['properties'])}")
     parts.append("\n## Options of the built-in plugins\n")
     rows = Plugins.load().describe()
     parts += [_plugin(row) for row in rows if row["status"] == "ok" and row["distribution"] == "distillkit"]
@@ -66,6 +68,13 @@ A recipe is a TOML file. `name` (or `extends`) is all that it must have; everyth
 `distillkit recipe show RECIPE` prints a recipe with all of them, `distillkit recipe check RECIPE` says
 what is wrong.
 Tables that name a plugin (`source`, `arch`, `provider`, `name`) take the plugin's options beside these keys.
+"""
+
+
+SCHEDULES = """\
+Where an option is a Schedule, it is a number, or a table that says how the number changes while the student learns:
+`alpha = { schedule = "linear", from = 0.9, to = 0.5 }`. `cosine` goes along half a cosine; `warm-stable-decay` goes to
+`to`, stays there, and goes to `end`. Steps are those of `train.steps`, so a run that is extended stretches it.
 """
 
 
