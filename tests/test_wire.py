@@ -872,7 +872,7 @@ def test_what_a_foreign_teacher_holds_for_likely_is_worth_more_than_its_words(
 ) -> None:
     """The recipe foreign_teacher, smaller: the same answers as hard targets alone, and with soft ones beside them."""
     url, folder = smollm2
-    table = {"base_url": url, "model": str(folder), "prompts": 64, "max_tokens": 24}
+    table = {"base_url": url, "model": str(folder), "prompts": 48, "max_tokens": 24}
     same = [word for key, value in table.items() for word in ("--set", f"teacher.{key}={json.dumps(value)}")]
     reports = []
     for name, mixer in (("soft", ()), ("hard", ("--set", "mixer.name=hard"))):
@@ -883,7 +883,7 @@ def test_what_a_foreign_teacher_holds_for_likely_is_worth_more_than_its_words(
         reports.append(json.loads((tmp_path / "reports" / name / "1" / "report.json").read_text()))
         print(done.stdout)
     soft, hard = reports
-    assert (soft["teacher"]["asked"], hard["teacher"]["asked"]) == (64, 0)
+    assert (soft["teacher"]["asked"], hard["teacher"]["asked"]) == (48, 0)
     there = soft["teacher"]["soft"]
     assert there["with_soft"] > 0.3 * there["positions"]
     assert there["mass"] > 0.5
