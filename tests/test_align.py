@@ -141,7 +141,7 @@ def cut(whole: bytes, random: random.Random) -> list[bytes]:
     return [whole[a:b] for a, b in zip([0, *places], [*places, len(whole)], strict=True)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(cases())
 def test_alignment_is_what_enumeration_says(case: tuple[list[int], str, Answer, Tokenizer]) -> None:
     agree(*case)
