@@ -66,6 +66,7 @@ class Assembly:
         table = self.recipe.teacher
         if self.teacher is not None and table is not None:
             self.teacher.identity()
+            self.soft.check()
             if table.system and not self.teacher.chats:
                 raise UsageError(
                     f"teacher.system: the teacher {table.provider!r} does not chat ({self.recipe.file})",
