@@ -122,6 +122,10 @@ class Teacher(Role):
         """What its tokens cost, or None when that is not known."""
         return None if self.paid else Price(0.0, 0.0)
 
+    def tokens(self, request: Request) -> int | None:
+        """How many tokens the words of a request are, if it knows without asking; None leaves the host to estimate."""
+        return None
+
     def heard(self, allowance: Allowance) -> None:
         """Tell the host what the provider says it allows."""
         if self.listener is not None:

@@ -110,6 +110,17 @@ def judge(judge: Judge, subject: Subject) -> Verdict:
     return Verdict(judge.name, grades, metrics, facts, designs(grades))
 
 
+def would_ask(judge: Judge, subject: Subject) -> list[Request]:
+    """The requests that a judge foresees."""
+    try:
+        return list(judge.requests(subject))
+    except DistillkitError:
+        raise
+    except Exception as error:
+        told = f"the judge {judge.name!r} could not say what it would ask: {type(error).__name__}: {error}"
+        raise DistillkitError(told) from error
+
+
 def protocol(judge: Judge, asker: Ask | None = None) -> Protocol:
     """By what a judge grades: its own facts, whom it asks, and who answered."""
     facts = {"judge": judge.name, **judge.facts()}
@@ -121,7 +132,7 @@ def protocol(judge: Judge, asker: Ask | None = None) -> Protocol:
 def _by_temperature(judge: Judge, grades: Sequence[Grade], samples: Sequence[Sample]) -> dict[str, Metric]:
     """Where samples were written at several temperatures, the metrics at each of them, beside those of all."""
     warm = {sample.id: sample.temperature for sample in samples}
-    metrics = {}
+    metrics: dict[str, Metric] = {}
     for one in (there := sorted({t for t in warm.values() if t is not None})):
         own = [grade for grade in grades if grade.sample is not None and warm.get(grade.sample) == one]
         if own and len(there) > 1:

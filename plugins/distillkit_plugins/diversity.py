@@ -44,8 +44,8 @@ class Diversity(Judge):
             yield Grade("vocabulary", news * len(texts), sample=name)
         for name, text, bleu in zip(ids, texts, _self_bleu(texts), strict=True):
             yield Grade("words", len(text), sample=name)
-            if grams := _grams(text, self.options.repeated):
-                yield Grade("repetition", 1 - len(set(grams)) / len(grams), sample=name)
+            if said := _grams(text, self.options.repeated):
+                yield Grade("repetition", 1 - len(set(said)) / len(said), sample=name)
             if bleu is not None:
                 yield Grade("self_bleu", bleu, sample=name)
 

@@ -31,12 +31,13 @@ class Memorization(Judge):
         unseen = [(document.id, document.text[: length[0]]) for document in subject.held_out] if length else []
         found = matches([text for _, text in [*samples, *unseen]], subject.train_text)
         for i, (name, lengths) in enumerate(zip([name for name, _ in [*samples, *unseen]], found, strict=True)):
-            what, of = ("", {"sample": name}) if i < len(samples) else ("held_out_", {"document": name})
-            yield Grade(f"{what}longest", float(max(lengths, default=0)), **of)
+            own = i < len(samples)
+            what, sample, document = ("", name, None) if own else ("held_out_", None, name)
+            yield Grade(f"{what}longest", float(max(lengths, default=0)), sample, document)
             places = len(lengths) - self.options.words + 1
             if places > 0:
                 share = sum(n >= self.options.words for n in lengths) / places
-                yield Grade(f"{what}overlap", share, weight=places, **of)
+                yield Grade(f"{what}overlap", share, sample, document, weight=places)
 
 
 @hookimpl

@@ -54,7 +54,7 @@ class Rubric(Judge):
         """What is graded, and how often."""
 
         criteria: list[str] | dict[str, str] = Field(
-            [*KNOWN], description="names of criteria, or a table that says of each what it means"
+            [*KNOWN], validate_default=True, description="names of criteria, or a table that says of each what it means"
         )
         scale: int = Field(10, ge=2, le=100, description="the best grade; the worst is 1")
         age_group: bool = Field(True, description="guess how old the writer is, too")
