@@ -42,7 +42,7 @@ def spearman(a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> Correlation:
     n = len(first)
     if n < 2 or min(first.std(), second.std()) == 0:
         return Correlation(None, None, None, n)
-    value = float(np.clip(np.corrcoef(np.stack([first, second]))[0, 1], -1, 1))
+    value = float(np.clip(np.asarray(np.corrcoef(first, second))[0, 1], -1, 1))
     if n < 4:
         return Correlation(value, None, None, n)
     if 1 - abs(value) < 1e-12:

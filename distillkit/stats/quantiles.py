@@ -72,7 +72,7 @@ def _beta_share(a: float, b: float, x: float, rest: float) -> float:
         return float(rest <= 0)
     if x > (a + 1) / (a + b + 2):
         return 1 - _beta_share(b, a, rest, x)
-    constant = _half_step(max(a, b)) - math.log(math.pi) / 2
+    constant = _half_step(b if a == 0.5 else a) - math.log(math.pi) / 2
     logs = [math.log(one) if one < other else math.log1p(-other) for one, other in ((x, rest), (rest, x))]
     return math.exp(a * logs[0] + b * logs[1] + constant) * _fraction(a, b, x) / a
 
