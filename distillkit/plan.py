@@ -25,7 +25,7 @@ from .teachers.label import known, rows_of
 FLOAT = 4
 FREE = {"input": 0.0, "output": 0.0}
 LEAST_WRITTEN = 0.2  # of what an answer may be long
-LEAST_GRADED = 0.1  # the same of a judge's answer
+LEAST_GRADED, GRADED = 0.1, 0.4  # the same of a judge's answer, and how long it usually is
 MISCOUNTED = (0.9, 1.25)  # an estimate of tokens is between these shares of the truth
 OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products alone, at best and at worst
 
@@ -108,7 +108,7 @@ def _asked_by(
     times = 1 + judge.asks_again
     tokens = {
         "input": {"low": round(read[0] * MISCOUNTED[0]), "expected": read[1], "high": round(read[1] * MISCOUNTED[1])},
-        "output": {"low": round(most * LEAST_GRADED), "high": most},
+        "output": {"low": round(most * LEAST_GRADED), "expected": round(most * GRADED), "high": most},
     }
     worst = {way: {**ends, "high": times * ends["high"]} for way, ends in tokens.items()}
     price = terms.price_of(teacher)
@@ -123,7 +123,7 @@ def _asked_by(
         "probes": probes,
         "tokens": tokens,
         "price": None if price is None else {"input": price.input, "output": price.output},
-        "usd": None if price is None else {end: _cost(price, worst, end) for end in ("low", "high")},
+        "usd": None if price is None else {end: _cost(price, worst, end) for end in ("low", "expected", "high")},
         "seconds": _at_limits(terms.given, len(due), tokens),
     }
 
@@ -287,7 +287,10 @@ def _asking(teacher: dict[str, Any]) -> list[tuple[str, str]]:
 def _cost_of(teacher: dict[str, Any]) -> str:
     """What the calls cost, low and high."""
     usd = teacher["usd"]
-    return "unknown: set teacher.price" if usd is None else f"${usd['low']:,.4f} to ${usd['high']:,.4f}"
+    if usd is None:
+        return "unknown: set teacher.price"
+    ends = f"${usd['low']:,.4f} to ${usd['high']:,.4f}"
+    return f"about ${usd['expected']:,.4f} ({ends})" if "expected" in usd else ends
 
 
 def text(foreseen: dict[str, Any]) -> str:
