@@ -106,6 +106,18 @@ class Assembly:
         for i, table in enumerate(self.recipe.judge):
             yield table, cast(Judge, self._build("judges", table.name, table.options, f"judge.{i}"))
 
+    def teacher_of(self, table: JudgeTable, judge: Judge) -> tuple[Teacher, TeacherTable] | None:
+        """Whom a judge asks, and how: what its table says, over what the judge itself would like."""
+        liked = dict(judge.default_teacher or {})
+        said = table.teacher.model_dump(exclude_unset=True) if table.teacher else {}
+        if not said and not liked:
+            return None
+        if said and said["provider"] != liked.get("provider"):
+            liked = {}
+        whole = TeacherTable.model_validate({**liked, **said})
+        teacher = self._build("teachers", whole.provider, whole.options, f"judge.{judge.name}.teacher")
+        return cast(Teacher, teacher), whole
+
     def trackers(self) -> list[Tracker]:
         """Those who are told of every step."""
         tables = enumerate(self.recipe.tracker)

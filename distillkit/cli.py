@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cache_commands, stage_commands
+from . import __version__, cache_commands, judge_commands, stage_commands
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
 
@@ -48,7 +48,7 @@ def cli(ctx: click.Context, plugins: tuple[str, ...], debug: bool) -> None:
     ctx.obj = {"plugins": plugins, "debug": debug}
 
 
-for command in stage_commands.COMMANDS:
+for command in (*stage_commands.COMMANDS, *judge_commands.COMMANDS):
     cli.add_command(command)
 
 

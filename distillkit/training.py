@@ -398,7 +398,7 @@ class Training:
         prompt = self.parts.beginning(text, table.prompt_tokens)
 
         def sample() -> str:
-            (written,) = student.write([prompt], [self.recipe.seed], Sampling(table.temperature), table.max_tokens)
+            (written,) = student.write([prompt], [self.recipe.seed], Sampling(table.temperatures[0]), table.max_tokens)
             return f"{prompt}|{written.text}".replace("\n", " ")
 
         return sample

@@ -29,14 +29,17 @@ FLOORS = [
     ["roles", "hookspecs", "recipe tables layers overrides"],
     ["plugins installed contracts options", "runs", "distillkit"],
     ["data", "teachers", "student", "judging", "reporting", "testing"],
-    ["assembly soft", "distillkit_plugins"],
+    ["assembly soft subjects", "distillkit_plugins"],
     ["training pipeline plan bench"],
-    ["cli stage_commands cache_commands arguments __main__"],
+    ["cli stage_commands judge_commands cache_commands arguments __main__"],
 ]
 # What a room may use of its neighbours all the same.
 NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}
 # What a plugin may import of distillkit: names of the door, and the toolboxes.
-TOOLBOXES = ("distillkit.teachers.chat", "distillkit.student", "distillkit.data", "distillkit.stats")
+TOOLBOXES = (
+    *("distillkit.teachers.chat", "distillkit.student", "distillkit.data", "distillkit.stats"),
+    "distillkit.judging.fence",
+)
 
 HEAVY = {"mlx", "numpy", "pandas", "openai", "groq", "pydantic", "tiktoken", "matplotlib"}
 

@@ -81,6 +81,7 @@ def build(run: Run) -> Report:
         "started": info.get("started"),
         "missing": _missing(info, recipe_text),
         "judges": info.get("judges") or {},
+        "judges_protocol": info.get("judges_protocol") or {},
         "student": info.get("student") or {},
         "data": info.get("data") or {},
         "tokenizer": info.get("tokenizer") or {},

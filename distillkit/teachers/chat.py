@@ -28,7 +28,7 @@ FINISHES = {"stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "sto
 FINISHES |= {"max_tokens": "length", "content_filter": "content_filter", "tool_calls": "stop", "function_call": "stop"}
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0}  # what an endpoint does that takes no such parameter
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
-JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "number", "strict": True, "schema": SCHEMA}}
+SCHEMA_NEED = "json_schema"
 
 
 class RefusedError(TeacherError):
@@ -104,16 +104,18 @@ class ChatTeacher(Teacher):
     # ------------------------------------------------------------------------------------------ what it can
 
     def needs(self, requests: Sequence[Request]) -> Mapping[str, Request]:
-        """For each way of asking among the requests: what the endpoint takes of it."""
-        return {f"parameters {json.dumps(way)}": request for way, request in _ways(requests).items()}
+        """For each way of asking among the requests: what the endpoint takes of it. And whether it takes a schema."""
+        needs = {f"parameters {json.dumps(way)}": request for way, request in _ways(requests).items()}
+        with_schema = [request for request in requests if request.schema is not None]
+        return {**needs, SCHEMA_NEED: with_schema[0]} if with_schema and self.chats else needs
 
     async def probe(self, need: str, request: Request) -> Any:
         """What of a request the endpoint takes, by asking it for a few words; or whether it takes a JSON schema."""
-        small = replace(request, prompt=None, messages=({"role": "user", "content": "Count: one, two,"},))
+        small = replace(request, prompt=None, messages=({"role": "user", "content": "Count: one, two,"},), schema=None)
         if not self.chats:
-            small = replace(request, prompt="one, two,", messages=None)
-        if need == "json_schema":
-            return await self._takes({**self._body(small, {}), "response_format": JSON_SCHEMA})
+            small = replace(request, prompt="one, two,", messages=None, schema=None)
+        if need == SCHEMA_NEED:
+            return await self._takes({**self.body(small), "response_format": _strictly(SCHEMA)})
         facts: dict[str, Any] = {"refused": [], "max_tokens": self.max_tokens_name, "top_logprobs": 0}
         asked = request.top_logprobs
         while True:
@@ -191,6 +193,8 @@ class ChatTeacher(Teacher):
         body[facts.get("max_tokens", self.max_tokens_name)] = request.max_tokens
         if options.reasoning_effort is not None:
             body["reasoning_effort"] = options.reasoning_effort
+        if request.schema is not None and self.found.get(SCHEMA_NEED):
+            body["response_format"] = _strictly(request.schema)
         return {key: value for key, value in {**body, **options.extra}.items() if key not in refused}
 
     def _words(self, request: Request) -> dict[str, Any]:
@@ -315,6 +319,11 @@ class ChatTeacher(Teacher):
         client, self._client, self._secret = self._client, None, None
         if client is not None:
             await client.close()
+
+
+def _strictly(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """How one asks for an answer that keeps to a schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
 
 
 def _way(request: Request) -> tuple[float, float, bool, bool, int]:
