@@ -110,8 +110,8 @@ def repeats_itself(case: Case) -> None:
 def copes_with_nothing_to_judge(case: Case) -> None:
     """No samples, or no held-out documents: it has nothing to say, or refuses in words."""
     subject = subject_of(case)
-    for what, less in (("samples", {"samples": []}), ("documents", {"held_out": []})):
-        _says_so(case, replace(subject, **less), f"without {what}")
+    _says_so(case, replace(subject, samples=[]), "without samples")
+    _says_so(case, replace(subject, held_out=[]), "without documents")
     _says_so(case, replace(subject, samples=[], held_out=[], read_train=tuple), "with nothing at all")
 
 

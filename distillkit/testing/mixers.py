@@ -5,7 +5,7 @@ Knows targets and the engine that cuts batches into chunks. Does not know what a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -156,7 +156,7 @@ def does_not_depend_on_chunks(case: Case) -> None:
             expect(apart < NEAR, f"in chunks of {chunk} rows, loss or gradients change by {apart:.3g}", remedy)
 
 
-def _in_chunks(mixer: Mixer, targets: Targets, chunk: int) -> Iterator[mx.array]:
+def _in_chunks(mixer: Mixer, targets: Targets, chunk: int) -> list[mx.array]:
     """The loss of the engine, its gradients by the hidden states and by the head, and its terms."""
     random = np.random.default_rng(5)
     hidden = mx.array(random.normal(size=(ROWS, WIDTH)).astype(np.float32))
@@ -170,7 +170,7 @@ def _in_chunks(mixer: Mixer, targets: Targets, chunk: int) -> Iterator[mx.array]
         return total, mx.stack(list(terms.values()))
 
     (total, terms), slopes = mx.value_and_grad(loss, argnums=(0, 1))(hidden, head)
-    yield from (total, terms, *slopes)
+    return [total, terms, *slopes]
 
 
 def repeats_itself(case: Case) -> None:
@@ -191,7 +191,11 @@ def stays_finite_at_extremes(case: Case) -> None:
             slope = _slope(mixer, name, logits, targets)
             bad = sorted({*np.argwhere(~np.isfinite(f64(row)))[:, 0], *np.argwhere(~np.isfinite(slope))[:, 0]})
             remedy = "Stay with log-probabilities: log(softmax(x)) overflows, logsumexp and log_prob do not."
-            expect(not bad, f"{name!r} or its gradient is not finite where logits are {scale:g} times larger", remedy)
+            expect(
+                not bad,
+                f"{name!r} or its gradient is not finite where logits are {scale:g} times ordinary ones",
+                remedy,
+            )
 
 
 def has_the_gradients_of_its_losses(case: Case) -> None:

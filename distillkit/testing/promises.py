@@ -124,6 +124,11 @@ def expect(kept: object, found: str, remedy: str = "") -> None:
         raise BrokenError(found, remedy)
 
 
+def farthest(one: Any, other: Any) -> float:
+    """How far two arrays are apart at the worst place."""
+    return float((one - other).abs().max().item())
+
+
 @contextmanager
 def silent() -> Iterator[None]:
     """What is printed inside breaks a promise: standard output belongs to the command, which may be `--json`."""
