@@ -30,7 +30,7 @@ FLOORS = [
     ["plugins installed contracts options scaffold", "runs"],
     ["data", "teachers", "student", "judging", "reporting"],
     ["testing"],
-    ["assembly soft", "distillkit_plugins"],
+    ["assembly soft", "tracking", "distillkit_plugins"],
     ["training pipeline plan bench"],
     ["cli stage_commands cache_commands arguments __main__"],
 ]

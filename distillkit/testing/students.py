@@ -156,7 +156,7 @@ def _loss(model: nn.Module, read: mx.array) -> tuple[float, Any]:
     value, slopes = mx.value_and_grad(loss)(parameters)
     mx.eval(value, slopes)
     model.update(parameters)
-    return float(value.item()), slopes
+    return float(value.item()), slopes  # type: ignore[arg-type]
 
 
 def _stepped(parameters: Any, slopes: Any) -> Any:
