@@ -117,7 +117,7 @@ def entries(group: str, broken: list[Broken]) -> Iterator[tuple[Origin, metadata
 def imported(entry: metadata.EntryPoint) -> Any:
     """The plugin that an entry point means."""
     _check_host(entry)
-    with blamed("it cannot be imported"), within(IMPORT_SECONDS):
+    with blamed("it cannot be imported"), within(IMPORT_SECONDS, "not loaded"):
         try:
             return entry.load()
         except ModuleNotFoundError as error:
@@ -145,7 +145,7 @@ def _check_host(entry: metadata.EntryPoint) -> None:
 
 def named(spec: str) -> tuple[Origin, Any]:
     """The plugin that `-p` names: a file, or a module."""
-    with blamed("it cannot be imported"), within(IMPORT_SECONDS):
+    with blamed("it cannot be imported"), within(IMPORT_SECONDS, "not loaded"):
         if spec.endswith(".py") or "/" in spec:
             path = Path(spec)
             return Origin(spec, version=_version_of(path)), _import_file(path)

@@ -20,14 +20,14 @@ GRACE = 60.0  # seconds that compiled code gets beside
 
 
 @contextmanager
-def within(seconds: float | None, grace: float = GRACE) -> Iterator[None]:
+def within(seconds: float | None, what: str = "no answer", grace: float = GRACE) -> Iterator[None]:
     """Break off what takes longer. Only the main thread can; within another nothing is done."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ring(*_: Any) -> None:
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise TimeoutError(f"{what} within {seconds:g} s")
 
     former = signal.signal(signal.SIGALRM, ring)
     if screen := sys.__stderr__:

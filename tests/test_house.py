@@ -32,7 +32,7 @@ FLOORS = [
     ["testing"],
     ["assembly soft", "tracking", "distillkit_plugins"],
     ["training pipeline plan bench"],
-    ["cli stage_commands cache_commands arguments __main__"],
+    ["cli stage_commands cache_commands plugin_commands arguments __main__"],
 ]
 # What a room may use of its neighbours all the same.
 NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}
