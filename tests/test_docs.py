@@ -139,7 +139,11 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "PIP_NO_BUILD_ISOLATION": "0",  # pip reads it so: no isolation, setuptools is there
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
+    ran(["pip", "uninstall", "--quiet", "--yes", "setuptools"], folder, **variables)  # Python 3.11 brings an old one
     ran(["pip", "install", "--quiet", str(wheel)], folder, **variables)
+    borrowed = env / "bin" / "pytest"  # pip sees that pytest is there, and so makes no script for it
+    borrowed.write_text(f'#!/bin/sh\nexec {env}/bin/python -m pytest "$@"\n')
+    borrowed.chmod(0o755)
     shutil.rmtree(source)
     return variables
 
