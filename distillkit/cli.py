@@ -255,7 +255,7 @@ def _blamed(error: BaseException) -> str | None:
 
     origin = current().culprit(error)
     told = f"{type(error).__name__}: {error}"
-    return origin and f"the plugin {origin} failed: {told}\n  Tell its author; --debug shows where it was."
+    return f"the plugin {origin} failed: {told}\n  Tell its author; --debug shows where it was." if origin else None
 
 
 def _add_plugin_commands() -> list[Any]:

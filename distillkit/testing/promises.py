@@ -164,7 +164,7 @@ def reads_its_options(case: Case) -> None:
         raise BrokenError(f"they cannot be read from {dict(case.values)}: {told}", remedy) from error
     expect(_refuses(case), "unknown options are not refused", 'Leave extra="forbid", which they inherit, as it is.')
     expect(valid.model_config.get("frozen"), "they can be changed", "Leave frozen=True, which they inherit, as it is.")
-    plain = plain_json(valid.model_dump(mode="json"), "the options")
+    plain = plain_json(valid.model_dump(mode="json", by_alias=True), "the options")
     again = type(valid).model_validate_json(json.dumps(plain), strict=True)
     expect(again == valid, f"{valid!r} comes back from JSON as {again!r}", "Use types that JSON can hold.")
 
