@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .data.corpus import Corpus, held_out, pack_texts, prepare
 from .data.shards import Batches, Stream
-from .errors import UsageError
+from .errors import DistillkitError, UsageError
 from .plugins import Plugins
 from .progress import Voice
 from .recipe import JudgeTable, Recipe
@@ -139,7 +139,7 @@ class Assembly:
         """The student's network, its weights not yet set."""
         from .student import Trained  # noqa: F401 - loads the fast BLAS first
 
-        return self.student.build(self.tokenizer.vocab_size)
+        return _network(self.student.name, self.student.build(self.tokenizer.vocab_size))
 
     def requests(self) -> list[Request]:
         """What the teacher is asked: documents to go on from, draws from a template, or the lines of a file."""
@@ -327,6 +327,16 @@ def _learnt(request: Request, text: str) -> tuple[str, str]:
     begun = request.messages[-1]["content"]
     apart = begun[-1:].isspace() or text[:1].isspace() or text[:1] in ".,;:!?'\")"
     return begun, text if apart else f" {text}"
+
+
+def _network(name: str, built: Any) -> nn.Module:
+    """What a student built, if it is a network."""
+    import mlx.nn as nn
+
+    if isinstance(built, nn.Module):
+        return built
+    told = f"the student {name!r} built a {type(built).__name__} where a module of mlx.nn was due"
+    raise DistillkitError(told, "Return it from Student.build.")
 
 
 def _seed(seed: int, index: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cache_commands, judge_commands, stage_commands
+from . import __version__, cache_commands, judge_commands, plugin_commands, stage_commands
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
 
@@ -160,21 +160,7 @@ def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json
 # --------------------------------------------------------------------------------------------- looking around
 
 
-@cli.command()
-@json_option
-@click.pass_context
-def plugins(ctx: click.Context, as_json: bool) -> None:
-    """List what plugins offer, and which are broken."""
-    found = plugins_of(ctx)
-    if as_json:
-        click.echo(json.dumps(found.describe(), indent=2))
-        return
-    for row in found.describe():
-        if row["status"] == "broken":
-            click.echo(f"broken    {row['plugin']}: {row['reason']}")
-            continue
-        clash = "  (offered twice: unusable)" if row["status"] == "clash" else ""
-        click.echo(f"{row['role']:<9} {row['name']:<18} {row['about']}{clash}")
+cli.add_command(plugin_commands.plugins)
 
 
 @cli.group()
@@ -255,11 +241,22 @@ def main() -> None:
         _fail(f"error: {where}{error.strerror or error}", 1, debug)
     except MemoryError:
         _fail("error: not enough memory\n  A smaller train.batch_size or student would fit.", 1, debug)
+    except SystemExit as error:  # a command of a plugin's may leave the program, its other parts may not
+        _fail(f"error: {told}", 1, debug) if (told := _blamed(error)) else sys.exit(error.code)
     except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours is told in a line, too
-        told = f"{type(error).__name__}: {error}"
-        _fail(f"error: {told}\n  This is a fault in distillkit or a plugin; --debug shows where.", 1, debug)
+        ours = f"{type(error).__name__}: {error}\n  This is a fault in distillkit or a plugin; --debug shows where."
+        _fail(f"error: {_blamed(error) or ours}", 1, debug)
     for fault in broken:
         click.echo(f"warning: the plugin {fault}", err=True)
+
+
+def _blamed(error: BaseException) -> str | None:
+    """A fault that nobody foresaw, if it was in a plugin."""
+    from .plugins import current
+
+    origin = current().culprit(error)
+    told = f"{type(error).__name__}: {error}"
+    return f"the plugin {origin} failed: {told}\n  Tell its author; --debug shows where it was." if origin else None
 
 
 def _add_plugin_commands() -> list[Any]:

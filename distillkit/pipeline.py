@@ -16,7 +16,7 @@ from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
 from .files import write_json, write_lines, write_text
 from .judging import protocol
 from .records import Request
-from .roles import Judge, Teacher, Tracker
+from .roles import Judge, Teacher
 from .runs import Run
 from .soft import STORE
 from .student.world import ALONE, World
@@ -24,6 +24,7 @@ from .subjects import Jury, Subjects
 from .tables import JudgeTable
 from .teachers.asking import Terms
 from .teachers.label import Labelled
+from .tracking import Guarded
 
 if TYPE_CHECKING:
     from .training import Training
@@ -43,7 +44,7 @@ class Pipeline:
     def __init__(self, assembly: Assembly, run: Run, world: World = ALONE, others: Sequence[Run] = ()) -> None:
         self.parts, self.run, self.world, self.others = assembly, run, world, others
         self.recipe, self.voice = assembly.recipe, assembly.voice
-        self.trackers: list[Tracker] = []
+        self.trackers: list[Guarded] = []
 
     def go(self, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
         """Run some stages in order, and record how it ended."""
@@ -56,7 +57,7 @@ class Pipeline:
             write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded():
             for stage in stages:
-                with self._timed(stage):
+                with self._timed(stage), self.parts.plugins.named(f"in the stage {stage}"):
                     getattr(self, stage)()
         return self.run.info
 
@@ -140,7 +141,7 @@ class Pipeline:
         training = self._training()
         with self.world.together():
             self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
-            self.trackers = self.parts.trackers()
+            self.trackers = [Guarded(tracker, self._warn) for tracker in self.parts.trackers()]
             for tracker in self.trackers:
                 tracker.start(self.run)
         self.run.record(training=training.go(self.trackers))

@@ -200,6 +200,9 @@ class TeacherTable(PluginTable):
     prompts_file: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="take the prompts from a file: one a line, or .jsonl with prompt or messages"
     )
+    timeout: PositiveReal | None = Field(
+        default=None, description="seconds one answer may take: 120 if it is waited for, 3600 if it is made here"
+    )
     attempts: Positive = Field(default=5, description="how often a request that fails is made, or answered by nothing")
     requests_per_minute: Positive | None = Field(default=None, description="learnt from the provider if not set")
     tokens_per_minute: Positive | None = Field(default=None, description="learnt from the provider if not set")

@@ -39,7 +39,7 @@ from .student.trained import Trained, locate
 from .student.world import ALONE, Share, World
 from .tables import TeacherTable, TrainTable
 
-HOW_FAST = {"concurrency", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
+HOW_FAST = {"concurrency", "timeout", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
 HOW_FAST |= {f"{of}_per_{span}" for of in ("requests", "tokens") for span in ("minute", "day")}
 # What older checkpoints do not know, see `_teacher`.
 LATER = ("system", "template", "prompts_file", "on_policy", "share", "held_out", "store", "store_samples")

@@ -88,7 +88,7 @@ def test_half_a_character_and_quirks_of_servers_become_tokens() -> None:
     index = next(i for i, fault in enumerate(FAULTS) if fault.name.startswith("log-probabilities unsorted"))
     tokens = row(index).answers[FAULTY].tokens
     assert [token.bytes for token in tokens] == [b"to", b" prompt", b" 3"]
-    assert tokens[1].top == ((b" prompt", -0.1), (b" promptx", -1.1))
+    assert tokens[1].top == ((b" prompt", -0.1), (b" promptx", -3.1))
 
 
 def test_retry_after_is_waited_for(provider: Provider, cache: Cache) -> None:

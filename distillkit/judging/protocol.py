@@ -102,7 +102,7 @@ def judge(judge: Judge, subject: Subject) -> Verdict:
         facts = protocol(judge, getattr(subject, "asker", None))
     except DistillkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DistillkitError(f"{who} failed: {type(error).__name__}: {error}") from error
     for name, metric in metrics.items():
         if not isinstance(metric, Metric) or not _is_number(metric.value):

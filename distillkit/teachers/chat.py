@@ -26,6 +26,8 @@ from . import keys, logprobs, replies
 
 FINISHES = {"stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop", "length": "length"}
 FINISHES |= {"max_tokens": "length", "content_filter": "content_filter", "tool_calls": "stop", "function_call": "stop"}
+SDK_SECONDS = 120.0  # for batches
+GIVEN_UP = 86400.0  # later than the host gives a call up, which is the only one to decide
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0}  # what an endpoint does that takes no such parameter
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 SCHEMA_NEED = "json_schema"
@@ -60,7 +62,6 @@ class ChatTeacher(Teacher):
             "chat", description="chat, or plain completions for models that only go on"
         )
         reasoning_effort: str | None = Field(None, description="for reasoning models: low, medium, high")
-        timeout: float = Field(120.0, gt=0, description="seconds after which a call is given up and made again")
         extra: dict[str, Any] = Field({}, description="further keys of the request's body, as the endpoint wants them")
 
         @field_validator("base_url")
@@ -82,8 +83,8 @@ class ChatTeacher(Teacher):
     # ------------------------------------------------------------------------------------------ who it is
 
     def identity(self) -> Any:
-        """Everything that decides the answers: how long one waits for them does not."""
-        return self.options.model_dump(mode="json", exclude={"timeout"}, exclude_defaults=False)
+        """Everything that decides the answers."""
+        return self.options.model_dump(mode="json", exclude_defaults=False)
 
     @property
     def chats(self) -> bool:
@@ -227,13 +228,10 @@ class ChatTeacher(Teacher):
         # Everything is in extra_body, which is sent as it is: the SDK takes a while to look over what it knows.
         known: dict[str, Any] = {"messages": []} if self.chats else {"prompt": ""}
         try:
-            async with asyncio.timeout(self.options.timeout):
-                raw = await ask.with_raw_response.create(model=body["model"], **known, extra_body=body)
-                response = raw.http_response
+            raw = await ask.with_raw_response.create(model=body["model"], **known, extra_body=body, timeout=GIVEN_UP)
+            response = raw.http_response
         except sdk.APIStatusError as error:
             fault = self._fault(error)
-        except (TimeoutError, sdk.APITimeoutError):
-            fault = TryAgain(f"no answer within {self.options.timeout:g} s")
         except sdk.APIError as error:
             there = f"Is there a server at {self.options.base_url}?"
             fault = TryAgain(f"the connection failed: {_cause(error)}", there)
@@ -307,7 +305,7 @@ class ChatTeacher(Teacher):
             api_key=self._key() or keys.NO_KEY,
             base_url=self._address(),
             max_retries=0,
-            timeout=self.options.timeout,
+            timeout=SDK_SECONDS,
         )
 
     def _address(self) -> str:
