@@ -249,6 +249,11 @@ class Training:
                 self.voice.say(f"Changed since the last sitting: {told}.")
 
     def _must_be_the_same(self, saved: checkpoints.Checkpoint, facts: dict[str, Any], keys: Sequence[str]) -> None:
+        if "student" not in saved.state:
+            raise UsageError(
+                f"{self.run.name} was brought in from elsewhere, so there is no training to go on with",
+                f'Begin a run with its weights: student.from = "{self.run.name}".',
+            )
         before = {**saved.state, "student": filled(saved.state["student"])}
         changed = [key for key in keys if before.get(key) != facts[key]]
         if changed:

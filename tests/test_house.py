@@ -25,13 +25,13 @@ PACKAGE, PLUGINS, TESTS = ROOT / "distillkit", ROOT / "plugins" / "distillkit_pl
 # Each line is a floor, lowest first; a file imports only from the floors below it. Each text is a room: those
 # that stand side by side do not know each other; files that are named together may, but in no circle.
 FLOORS = [
-    ["errors records packing stats files progress blame"],
+    ["errors records packing stats files progress blame upload"],
     ["roles", "hookspecs", "recipe tables layers overrides"],
     ["plugins installed contracts options", "runs", "distillkit"],
     ["data", "teachers", "student", "judging", "reporting", "testing"],
     ["assembly", "distillkit_plugins"],
     ["training pipeline plan bench"],
-    ["cli stage_commands cache_commands arguments __main__"],
+    ["cli stage_commands cache_commands away_commands arguments __main__"],
 ]
 # What a room may use of its neighbours all the same.
 NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}
