@@ -1,7 +1,8 @@
 // The real llama.cpp, by node-llama-cpp: the chance of each token of some rows after those before it, and a text's tokens.
-import {getLlama, LlamaLogLevel} from "node-llama-cpp";
+import {pathToFileURL} from "node:url";
 
-const [file, rows, text, size] = process.argv.slice(2);
+const [folder, file, rows, text, size] = process.argv.slice(2);
+const {getLlama, LlamaLogLevel} = await import(pathToFileURL(`${folder}/node_modules/node-llama-cpp/dist/index.js`));
 const llama = await getLlama({gpu: false, build: "never", logLevel: LlamaLogLevel.error});
 const model = await llama.loadModel({modelPath: file});
 const context = await model.createContext({contextSize: Number(size), sequences: 1});

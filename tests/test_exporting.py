@@ -419,10 +419,10 @@ llama_cpp = pytest.mark.skipif(
 
 def by_llama_cpp(file: Path, rows: list[list[int]], text: str, context: int) -> dict[str, Any]:
     """Chances of the next tokens by the real llama.cpp, and how it cuts a text."""
-    script = Path(__file__).with_name("llama.mjs").read_text()
+    script = str(Path(__file__).with_name("llama.mjs"))
     run = subprocess.run(
-        ["node", "--input-type=module", "-", str(file), json.dumps(rows), text, str(context)],
-        input=script, capture_output=True, text=True, cwd=NODE, timeout=300, check=False,
+        ["node", script, str(NODE), str(file), json.dumps(rows), text, str(context)],
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
