@@ -226,7 +226,9 @@ def _multiply_adds(network: nn.Module) -> int:
 
 def multiply_adds(shape: Shape) -> int:
     """Multiply-adds a token of a GPT: the weights of all matrices, and attention, half of which nobody sees."""
-    block = 4 * shape.width**2 + 2 * shape.width * shape.hidden + shape.context * shape.width
+    attention = (1 + shape.attention_out + 2 * shape.pairs / shape.heads) * shape.width**2
+    hidden = (3 if shape.activation == "swiglu" else 2) * shape.width * shape.hidden
+    block = int(attention) + hidden + shape.context * shape.width
     return shape.layers * block + shape.width * shape.vocab_size
 
 

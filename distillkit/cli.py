@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from . import __version__, cache_commands, judge_commands, plugin_commands, stage_commands
+from . import __version__, away_commands, cache_commands, judge_commands, plugin_commands, stage_commands
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
 
@@ -155,6 +155,10 @@ def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json
     from . import bench as measuring  # now that the fast BLAS is there
 
     show(measuring.measure(parts, run, steps), as_json, measuring.text)
+
+
+for command in away_commands.COMMANDS:
+    cli.add_command(command)
 
 
 # --------------------------------------------------------------------------------------------- looking around

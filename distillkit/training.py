@@ -24,6 +24,7 @@ from .assembly import Assembly
 from .data.shards import Ahead, Batch, Batches, sequential
 from .errors import UsageError
 from .files import read_lines
+from .plugins import current
 from .recipe import Recipe
 from .roles import Tracker
 from .runs import Run
@@ -272,7 +273,12 @@ class Training:
                 self.voice.say(f"Changed since the last sitting: {told}.")
 
     def _must_be_the_same(self, saved: checkpoints.Checkpoint, facts: dict[str, Any], keys: Sequence[str]) -> None:
-        before = saved.state
+        if "student" not in saved.state:
+            raise UsageError(
+                f"{self.run.name} was brought in from elsewhere, so there is no training to go on with",
+                f'Begin a run with its weights: student.from = "{self.run.name}".',
+            )
+        before = {**saved.state, "student": filled(saved.state["student"])}
         changed = [key for key in keys if before.get(key) != facts[key]]
         if changed:
             raise UsageError(
@@ -371,7 +377,7 @@ class Training:
         """Take the weights of another student of the same shape that reads the same tokens."""
         origin, tokenizer = locate(self.recipe.student.from_ or "")
         origin.verify()
-        theirs, ours = origin.student, dict(job.student)
+        theirs, ours = filled(origin.student), dict(job.student)
         if theirs["arch"] != ours["arch"] or _shape(theirs) != _shape(ours):
             sides = ({"student": {"arch": one["arch"], "options": _shape(one)}} for one in (theirs, ours))
             changes = _changes(["student"], *sides)
@@ -458,6 +464,14 @@ def streams_of(train: TrainTable, sharing: int = 1, processes: int = 1) -> int:
 def chunk_of(train: TrainTable, vocab_size: int) -> int:
     """How many rows of logits are held at once."""
     return chunk_rows(vocab_size) if train.chunk == "auto" else train.chunk
+
+
+def filled(student: dict[str, Any]) -> dict[str, Any]:
+    """A student as a checkpoint has it, with the options that are newer than the checkpoint at their defaults."""
+    options = current().options(
+        "students", student["arch"], student["options"], file="", table="student", folder=Path()
+    )
+    return {**student, "options": options.model_dump(mode="json")}
 
 
 def _shape(student: dict[str, Any]) -> dict[str, Any]:

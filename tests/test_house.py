@@ -25,14 +25,14 @@ PACKAGE, PLUGINS, TESTS = ROOT / "distillkit", ROOT / "plugins" / "distillkit_pl
 # Each line is a floor, lowest first; a file imports only from the floors below it. Each text is a room: those
 # that stand side by side do not know each other; files that are named together may, but in no circle.
 FLOORS = [
-    ["errors records packing stats files progress blame schedules timeout"],
+    ["errors records packing stats files progress blame schedules timeout upload"],
     ["roles", "hookspecs", "recipe tables layers overrides", "distillkit"],
     ["plugins installed contracts options scaffold", "runs"],
     ["data", "teachers", "student", "judging", "reporting"],
     ["testing"],
     ["assembly soft subjects", "tracking", "distillkit_plugins"],
     ["training pipeline plan bench"],
-    ["cli stage_commands judge_commands cache_commands plugin_commands arguments __main__"],
+    ["cli stage_commands judge_commands cache_commands plugin_commands away_commands arguments __main__"],
 ]
 # What a room may use of its neighbours all the same.
 NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}

@@ -20,10 +20,15 @@ HIDDEN = -1e9
 
 
 def causal_attention(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-    """What each position [B, H, T, D] gathers from itself and those before it."""
+    """What each position [B, H, T, D] gathers from itself and those before it.
+
+    Keys and values may have fewer heads: each then serves several heads of queries that stand side by side.
+    """
     if not ours(queries):
         scale = _scale(queries)
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask="causal")
+    if (times := queries.shape[1] // keys.shape[1]) > 1:
+        keys, values = mx.repeat(keys, times, axis=1), mx.repeat(values, times, axis=1)
     outputs: Any = _attention(queries, keys, values)
     return cast(mx.array, outputs[0])
 

@@ -1,4 +1,4 @@
-"""A pre-norm GPT, as GPT-2 was: learned positions, GELU, biases, dropout.
+"""A pre-norm GPT: by default as GPT-2 was, with learned positions, GELU, biases and dropout; or as Llama is.
 
 The network returns hidden states and offers its head, so that whoever computes a loss decides how many logits
 exist at once. Knows nothing of losses, optimizers or text.
@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .attention import causal_attention
 from .cache import Cache
-from .elementary import gelu
+from .elementary import gelu, silu
 from .optimizer import Tree, flat
-from .parts import LayerNorm, Linear
+from .parts import LayerNorm, Linear, RMSNorm
+from .positions import Turn, angles, sinusoids, turned
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,39 @@ class Shape:
     dropout: float = 0.0
     bias: bool = True
     tied: bool = True
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"
+    positions: Literal["learned", "sinusoidal", "rope"] = "learned"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    attention_out: bool = True
+    final_norm: bool = True
+    head_bias: bool = False
+    qk_norm: bool = False
+    kv_heads: int | None = None
+
+    @property
+    def head_width(self) -> int:
+        """The size of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def pairs(self) -> int:
+        """How many heads have keys and values of their own; the others share them."""
+        return self.kv_heads or self.heads
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": nn.gelu_approx, "relu": nn.relu}
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": nn.gelu_approx, "relu": nn.relu, "swiglu": silu}
+
+
+class Around(NamedTuple):
+    """What a block must know beside its stream: who may see whom, how heads are turned, what was read before."""
+
+    mask: mx.array | str | None
+    turn: Turn | None = None
+    past: Cache | None = None
+
+
+def _norm(shape: Shape) -> nn.Module:
+    return RMSNorm(shape.width) if shape.norm == "rmsnorm" else LayerNorm(shape.width, bias=shape.bias)
 
 
 class Attention(nn.Module):
@@ -45,24 +75,50 @@ class Attention(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.heads = shape.heads
-        self.qkv = Linear(shape.width, 3 * shape.width, bias=shape.bias)
-        self.out = Linear(shape.width, shape.width, bias=shape.bias)
+        self.heads, self.pairs = shape.heads, shape.pairs
+        self.qkv = Linear(shape.width, (shape.heads + 2 * shape.pairs) * shape.head_width, bias=shape.bias)
+        if shape.qk_norm:
+            self.query_norm, self.key_norm = RMSNorm(shape.head_width), RMSNorm(shape.head_width)
+        if shape.attention_out:
+            self.out = Linear(shape.width, shape.width, bias=shape.bias)
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, past: Cache | None, layer: int) -> mx.array:
+    def __call__(self, x: mx.array, around: Around, layer: int) -> mx.array:
         """What each position gathers from those before it, in a cache or beside it."""
         batch, length, width = x.shape
-        parts = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
-        queries, pair = mx.split(parts, [1])  # parts[0] would be a copy
-        if past is not None:
-            pair = past.add(layer, pair)
+        queries, pair = self._placed(*self._apart(self.qkv(x)), around.turn)
+        if around.past is not None:
+            pair = around.past.add(layer, pair)
         queries, keys, values = (each.squeeze(0) for each in (queries, *mx.split(pair, 2)))
-        if mask == "causal":
+        if around.mask == "causal":
             seen = causal_attention(queries, keys, values)
         else:
             scale = 1 / math.sqrt(width // self.heads)
-            seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-        return self.out(seen.transpose(0, 2, 1, 3).reshape(batch, length, width))
+            seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=around.mask)
+        seen = seen.transpose(0, 2, 1, 3).reshape(batch, length, width)
+        return self.out(seen) if "out" in self else seen
+
+    def _apart(self, joined: mx.array) -> tuple[mx.array, mx.array]:
+        """Queries [1, B, H, T, D], and keys with values [2, B, G, T, D]."""
+        batch, length, _ = joined.shape
+        if self.pairs == self.heads:
+            parts = joined.reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+            queries, pair = mx.split(parts, [1])  # parts[0] would be a copy
+            return queries, pair
+        each = joined.shape[-1] // (self.heads + 2 * self.pairs)
+        queries, pair = mx.split(joined, [self.heads * each], axis=-1)
+        queries = queries.reshape(batch, length, 1, self.heads, each).transpose(2, 0, 3, 1, 4)
+        return queries, pair.reshape(batch, length, 2, self.pairs, each).transpose(2, 0, 3, 1, 4)
+
+    def _placed(self, queries: mx.array, pair: mx.array, turn: Turn | None) -> tuple[mx.array, mx.array]:
+        """Queries and keys at one length and turned by their places, where the network has that."""
+        if turn is None and "query_norm" not in self:
+            return queries, pair
+        keys, values = mx.split(pair, 2)
+        if "query_norm" in self:
+            queries, keys = self.query_norm(queries), self.key_norm(keys)
+        if turn is not None:
+            queries, keys = turned(queries, turn), turned(keys, turn)
+        return queries, mx.concatenate([keys, values])
 
 
 class Block(nn.Module):
@@ -70,18 +126,25 @@ class Block(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.attention_norm = LayerNorm(shape.width, bias=shape.bias)
+        self.attention_norm = _norm(shape)
         self.attention = Attention(shape)
-        self.hidden_norm = LayerNorm(shape.width, bias=shape.bias)
+        self.hidden_norm = _norm(shape)
+        if shape.activation == "swiglu":
+            self.gate = Linear(shape.width, shape.hidden, bias=shape.bias)
         self.up = Linear(shape.width, shape.hidden, bias=shape.bias)
         self.down = Linear(shape.hidden, shape.width, bias=shape.bias)
         self.dropout = nn.Dropout(shape.dropout)
         self.activation = ACTIVATIONS[shape.activation]
 
-    def __call__(self, x: mx.array, mask: mx.array | str | None, past: Cache | None, layer: int) -> mx.array:
+    def __call__(self, x: mx.array, around: Around, layer: int) -> mx.array:
         """The stream after the block."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, past, layer))
-        return x + self.dropout(self.down(self.activation(self.up(self.hidden_norm(x)))))
+        x = x + self.dropout(self.attention(self.attention_norm(x), around, layer))
+        return x + self.dropout(self.down(self._inner(self.hidden_norm(x))))
+
+    def _inner(self, x: mx.array) -> mx.array:
+        if "gate" in self:
+            return self.activation(self.gate(x)) * self.up(x)
+        return self.activation(self.up(x))
 
 
 class GPT(nn.Module):
@@ -92,12 +155,20 @@ class GPT(nn.Module):
         self.shape = shape
         self.recompute = False  # train.checkpointing: spend time on a smaller memory
         self.tokens = nn.Embedding(shape.vocab_size, shape.width)
-        self.positions = nn.Embedding(shape.context, shape.width)
+        if shape.positions == "learned":
+            self.positions = nn.Embedding(shape.context, shape.width)
+        elif shape.positions == "sinusoidal":
+            self._sinusoids = sinusoids(shape.context, shape.width)
+        else:
+            self._angles = angles(shape.context, shape.head_width)
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = [Block(shape) for _ in range(shape.layers)]
-        self.norm = LayerNorm(shape.width, bias=shape.bias)
+        if shape.final_norm:
+            self.norm = _norm(shape)
         if not shape.tied:
-            self.out = Linear(shape.width, shape.vocab_size, bias=False)
+            self.out = Linear(shape.width, shape.vocab_size, bias=shape.head_bias)
+        elif shape.head_bias:
+            self.head_bias = mx.zeros(shape.vocab_size)
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """Hidden states of tokens."""
@@ -124,12 +195,28 @@ class GPT(nn.Module):
         return hidden
 
     def _read(self, tokens: mx.array, places: mx.array, mask: mx.array | str | None, past: Cache | None) -> mx.array:
-        x = self.dropout(self.tokens(tokens) + self.positions(places)).astype(self.norm.weight.dtype)
+        dtype = self.blocks[0].attention_norm.weight.dtype
+        x = self.dropout(self._embedded(tokens, places)).astype(dtype)
+        around = Around(mask, self._turn(places, dtype), past)
         again = self.recompute and self.training and past is None
         for layer, block in enumerate(self.blocks):
-            x = _computed_again(block, x, mask) if again else block(x, mask, past, layer)
-        hidden: mx.array = self.norm(x)
+            x = _computed_again(block, x, around) if again else block(x, around, layer)
+        hidden: mx.array = self.norm(x) if self.shape.final_norm else x
         return hidden
+
+    def _embedded(self, tokens: mx.array, places: mx.array) -> mx.array:
+        """Tokens, with their places added where that is how the network learns of them."""
+        words: mx.array = self.tokens(tokens)
+        if self.shape.positions == "rope":
+            return words
+        return words + (self._sinusoids[places] if self.shape.positions == "sinusoidal" else self.positions(places))
+
+    def _turn(self, places: mx.array, dtype: mx.Dtype) -> Turn | None:
+        """Cosines and sines of places [T] or [B, T], for heads [.., B, H, T, D]."""
+        if self.shape.positions != "rope":
+            return None
+        cos, sin = (table[places].astype(dtype) for table in self._angles)
+        return (cos, sin) if places.ndim == 1 else (cos[:, None], sin[:, None])
 
     @property
     def shared(self) -> int:
@@ -139,10 +226,12 @@ class GPT(nn.Module):
     @property
     def head(self) -> tuple[mx.array, mx.array | None]:
         """The weight [V, D] and the bias [V] that turn hidden states into logits."""
-        return (self.tokens.weight if self.shape.tied else self.out.weight), None
+        if self.shape.tied:
+            return self.tokens.weight, self.head_bias if self.shape.head_bias else None
+        return self.out.weight, self.out.bias if self.shape.head_bias else None
 
 
-def _computed_again(block: nn.Module, x: mx.array, mask: mx.array | str | None) -> mx.array:
+def _computed_again(block: nn.Module, x: mx.array, around: Around) -> mx.array:
     """What a block makes of x, keeping none of it: the gradient computes it once more, with the same random numbers."""
 
     state: Any = mx.random.state
@@ -151,7 +240,7 @@ def _computed_again(block: nn.Module, x: mx.array, mask: mx.array | str | None) 
     def run(parameters: Tree, x: mx.array) -> mx.array:
         block.update(parameters)
         mx.random.seed(high << 32 | low)  # which is where it stands the first time
-        return cast(mx.array, block(x, mask, None, 0))
+        return cast(mx.array, block(x, around, 0))
 
     return mx.checkpoint(run)(block.trainable_parameters(), x)
 
@@ -166,14 +255,20 @@ def _visible(places: mx.array, total: int, starts: mx.array) -> mx.array:
 
 
 def initialise(model: GPT, seed: int) -> None:
-    """GPT-2's initialisation: normal 0.02, residual projections scaled by depth, biases zero, norms one."""
+    """GPT-2's initialisation: normal 0.02, residual projections scaled by depth, biases zero, norms one.
+
+    Fixed positions are as large as 1, so tokens beside them must be, too, or nobody would hear them; unless they are
+    the head as well, which that would drown.
+    """
     key = mx.random.key(seed)
     scaled = 0.02 / math.sqrt(2 * model.shape.layers)
+    loud = model.shape.positions == "sinusoidal" and not model.shape.tied
     weights = []
     for name, value in _named(model).items():
         if value.ndim == 2:
             key, sub = mx.random.split(key)
             spread = scaled if name.endswith(("attention.out.weight", "down.weight")) else 0.02
+            spread = 1.0 if loud and name == "tokens.weight" else spread
             value = spread * mx.random.normal(value.shape, key=sub)
         elif name.endswith("bias"):
             value = mx.zeros_like(value)

@@ -1,0 +1,36 @@
+"""Uploads to the Hugging Face Hub, with the user's own token, by `huggingface_hub`. Knows nothing of students."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .errors import DistillkitError, UsageError
+
+
+def endpoint() -> str:
+    """Where uploads go: HF_ENDPOINT, or the Hub."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def push(folder: Path, name: str, private: bool) -> str:
+    """Upload a folder as a model, and say where it is."""
+    try:
+        from huggingface_hub import HfApi, get_token
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        hint = 'Install it: pip install "distillkit[push]"'
+        raise UsageError("--push needs the package huggingface_hub, which is not installed", hint) from error
+    token = get_token()
+    if not token:
+        raise UsageError("there is no token for the Hub", "Log in (hf auth login), or set HF_TOKEN.")
+    api = HfApi(endpoint=endpoint(), token=token)
+    try:
+        known = api.create_repo(name, private=private, exist_ok=True, repo_type="model")
+        api.upload_folder(repo_id=known.repo_id, folder_path=folder, commit_message="Upload from distillkit")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DistillkitError(
+            f"{endpoint()} did not take it: {first}", f"The export still stands in {folder}."
+        ) from error
+    return f"{endpoint()}/{known.repo_id}"

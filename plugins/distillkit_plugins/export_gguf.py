@@ -1,0 +1,241 @@
+"""The exporter `gguf`: one file that llama.cpp runs, as gpt2 or as llama."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from distillkit import Exporter, UsageError, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import mlx.core as mx
+
+    from distillkit.data.tokenizer import Tokenizer
+    from distillkit.student.exporting import Arrays, Member, Reader
+    from distillkit.student.gpt import Shape
+
+FILE = "model.gguf"
+NAMES = {
+    "wte": "token_embd",
+    "wpe": "position_embd",
+    "ln_f": "output_norm",
+    "lm_head": "output",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+}
+IN_BLOCK = {
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+class Gguf(Exporter):
+    """For llama.cpp: one file with weights and tokenizer, in float32."""
+
+    name = "gguf"
+
+    def export(self, run: Any, folder: Path) -> list[str]:
+        """Write, load again, compare."""
+        from distillkit.student import exporting, spelling
+
+        student = exporting.student_of(run)
+        member = exporting.of_family(student.model)
+        notes = [f"as {member.family}", *member.notes, *fitting(member)]
+        if fault := spelling.why_not(student.tokenizer):
+            raise UsageError(f"a GGUF file holds its tokenizer, and {fault}", "transformers takes it: --format hf")
+        exporting.needed("gguf", "gguf", "export-gguf")
+        save(folder / FILE, member, student.tokenizer, run.path.resolve().parent.name)
+
+        def reader() -> Reader:
+            return loaded(folder / FILE, member)
+
+        facts = {"format": self.name, "notes": notes}
+        bounds = exporting.Bounds(exact=False, perplexity=0.01, why="Nothing was kept.")
+        return exporting.finish(run, folder, student, reader, bounds, facts)
+
+
+def fitting(member: Member) -> list[str]:
+    """What llama.cpp's graph makes of a student; what it cannot express is refused."""
+    shape = member.shape
+    if member.family == "gpt2" and shape.activation == "relu":
+        raise UsageError(
+            "llama.cpp's gpt2 has tanh GELU and no other activation, and this student has relu",
+            "transformers takes it: --format hf",
+        )
+    if member.family == "gpt2" and shape.activation == "gelu":
+        return ["llama.cpp computes exact GELU by its tanh formula, which differs by up to 0.0005"]
+    return []
+
+
+def save(file: Path, member: Member, tokenizer: Tokenizer, name: str) -> None:
+    """Write figures, tokenizer and weights."""
+    import gguf
+    import mlx.core as mx
+    import numpy as np
+
+    writer = gguf.GGUFWriter(str(file), member.family)
+    writer.add_name(name)
+    _figures(writer, member)
+    _tokens(writer, tokenizer)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for theirs, value in named(member).items():
+        writer.add_tensor(theirs, np.array(value.astype(mx.float32)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _figures(writer: Any, member: Member) -> None:
+    from distillkit.student.families import EPSILON, TURNS
+
+    shape, pairs = member.shape, member.shape.heads if member.family == "gpt2" else member.shape.pairs
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.hidden)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(pairs)
+    writer.add_vocab_size(shape.vocab_size)
+    if member.family == "gpt2":
+        writer.add_layer_norm_eps(EPSILON)
+    else:
+        writer.add_layer_norm_rms_eps(EPSILON)
+        writer.add_rope_dimension_count(shape.head_width)
+        writer.add_rope_freq_base(TURNS)
+
+
+def _tokens(writer: Any, tokenizer: Tokenizer) -> None:
+    """The vocabulary in GPT-2's letters; ids that no token has are named and never used."""
+    import gguf
+
+    from distillkit.student import spelling
+
+    words = [f"<|unused_{token}|>" for token in range(tokenizer.vocab_size)]
+    kinds = [gguf.TokenType.UNUSED] * tokenizer.vocab_size
+    for piece, token in tokenizer.ranks.items():
+        words[token], kinds[token] = spelling.spelt(piece), gguf.TokenType.NORMAL
+    for special, token in tokenizer.special.items():
+        words[token], kinds[token] = special, gguf.TokenType.CONTROL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(words)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([f"{left} {right}" for left, right in spelling.merges(tokenizer)])
+    writer.add_bos_token_id(tokenizer.end_of_text)
+    writer.add_eos_token_id(tokenizer.end_of_text)
+    writer.add_add_bos_token(True)  # every text of the student begins after the end of another
+
+
+def named(member: Member) -> Arrays:
+    """The weights under GGUF's names."""
+    found = {}
+    for name, value in member.weights.items():
+        module, _, what = name.rpartition(".")
+        if module.endswith(("q_proj", "k_proj")):
+            value = side_by_side(value, member.shape)
+        found[f"{_module(module)}.{what}"] = value
+    return found
+
+
+def _module(module: str) -> str:
+    if module in NAMES:
+        return NAMES[module]
+    number, _, inner = module.removeprefix("model.layers.").removeprefix("h.").partition(".")
+    return f"blk.{number}.{IN_BLOCK[inner]}"
+
+
+def side_by_side(value: mx.array, shape: Shape) -> mx.array:
+    """Rows of queries or keys with the two coordinates that rope turns beside each other, as llama.cpp wants them."""
+    halves = value.reshape(-1, 2, shape.head_width // 2, *value.shape[1:])
+    return halves.swapaxes(1, 2).reshape(value.shape)
+
+
+def apart(value: mx.array, shape: Shape) -> mx.array:
+    """The inverse of `side_by_side`."""
+    pairs = value.reshape(-1, shape.head_width // 2, 2, *value.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(value.shape)
+
+
+def loaded(file: Path, member: Member) -> Reader:
+    """The file as llama.cpp loads it; where it is not installed, as we read it back."""
+    from importlib.util import find_spec
+
+    if find_spec("llama_cpp"):
+        return LlamaCpp(file, member.shape.context)
+    from distillkit.student.exporting import read_back, versions_of
+
+    by = f"reading the file back with {versions_of('gguf')} (llama_cpp is not installed)"
+    return read_back(member.family, _written_out(member), weights_of(file, member), by)
+
+
+def _written_out(member: Member) -> Shape:
+    """The shape that the file has: what was only implied is there now; GELU is llama.cpp's."""
+    from dataclasses import replace
+
+    if member.family == "llama":
+        return replace(member.shape, attention_out=True)
+    return replace(
+        member.shape, bias=True, positions="learned", attention_out=True, kv_heads=None, activation="gelu_tanh"
+    )
+
+
+def weights_of(file: Path, member: Member) -> Arrays:
+    """The weights of a file under the family's names."""
+    import gguf
+    import mlx.core as mx
+
+    tensors = {tensor.name: mx.array(tensor.data) for tensor in gguf.GGUFReader(str(file)).tensors}
+    found = {}
+    for name in member.weights:
+        module, _, what = name.rpartition(".")
+        value = tensors[f"{_module(module)}.{what}"]
+        found[name] = apart(value, member.shape) if module.endswith(("q_proj", "k_proj")) else value
+    return found
+
+
+class LlamaCpp:
+    """A file loaded by llama.cpp, through llama-cpp-python."""
+
+    def __init__(self, file: Path, context: int) -> None:
+        import llama_cpp
+
+        self.model = llama_cpp.Llama(str(file), n_ctx=context, n_batch=context, logits_all=True, verbose=False)
+        self.by = f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
+
+    def logits(self, tokens: Sequence[int]) -> Any:
+        """Logits [T, V] of tokens."""
+        self.model.reset()
+        self.model.eval(list(tokens))
+        return self.model.scores[: len(tokens)].copy()
+
+    def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
+        """The likeliest tokens after tokens, one by one over llama.cpp's cache."""
+        self.model.reset()
+        found, new = [], list(tokens)
+        for _ in range(count):
+            self.model.eval(new)
+            new = [int(self.model.scores[self.model.n_tokens - 1].argmax())]
+            found += new
+        return found
+
+
+@hookimpl
+def register_exporters() -> list[type[Exporter]]:
+    """Offer it."""
+    return [Gguf]

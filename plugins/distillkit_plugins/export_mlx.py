@@ -1,0 +1,149 @@
+"""The exporter `mlx`: a folder that mlx-lm loads, as gpt2, gpt_bigcode or llama, also quantized."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from distillkit import Exporter, UsageError, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from distillkit.student.exporting import Arrays, Member, Reader
+
+GROUP = 64  # weights that share a scale
+
+
+class Mlx(Exporter):
+    """For mlx-lm: safetensors and a configuration, with 8 or 4 bits a weight if asked."""
+
+    name = "mlx"
+
+    class Options(Exporter.Options):
+        """How small it is made."""
+
+        quantize: Literal[4, 8] | None = Field(None, description="bits a weight; as they are if not set")
+
+    def export(self, run: Any, folder: Path) -> list[str]:
+        """Write, load again, compare."""
+        from distillkit.student import exporting, spelling
+
+        student, bits = exporting.student_of(run), self.options.quantize
+        member = exporting.of_family(student.model)
+        kind = kind_of(member)
+        notes = [f"as {kind}", *member.notes, *([f"{bits} bits a weight"] if bits else [])]
+        exporting.needed("mlx_lm", "mlx-lm", "export-mlx")
+        save(folder, member, kind, student.tokenizer.end_of_text, bits)
+        if fault := spelling.why_not(student.tokenizer):
+            notes.append(f"without tokenizer.json, which mlx-lm wants for text: {fault}")
+        else:
+            spelling.write(student.tokenizer, folder, student.context)
+
+        def reader() -> Reader:
+            return MlxLm(folder)
+
+        facts = {"format": self.name, "quantize": bits, "notes": notes}
+        return exporting.finish(run, folder, student, reader, bounds(bits), facts)
+
+
+def bounds(bits: int | None) -> Any:
+    """Rounded weights cannot say the same: their perplexity must be near."""
+    from distillkit.student.exporting import Bounds
+
+    if bits is None:
+        return Bounds()
+    share = {8: 0.02, 4: 0.5}[bits]
+    return Bounds(exact=False, perplexity=share, why=f"{bits} bits are too few for it: take more, or none.")
+
+
+def kind_of(member: Member) -> str:
+    """Which of mlx-lm's architectures says the same."""
+    shape = member.shape
+    if member.family == "llama":
+        return "llama"
+    if shape.activation == "gelu":
+        return "gpt_bigcode"
+    if shape.activation == "gelu_tanh" and shape.tied and shape.hidden == 4 * shape.width:
+        return "gpt2"
+    if shape.activation == "gelu_tanh":
+        raise UsageError(
+            "mlx-lm has tanh GELU only in its gpt2, whose head is tied and whose hidden size is four times the width",
+            "A student with exact GELU goes there untied, too. transformers takes this one: --format hf",
+        )
+    raise UsageError(
+        f"mlx-lm has no GPT-2 with {shape.activation}",
+        "transformers takes this student: --format hf. A student for mlx-lm has gelu, gelu_tanh or swiglu.",
+    )
+
+
+def save(folder: Path, member: Member, kind: str, end_of_text: int, bits: int | None) -> None:
+    """Weights under the names of mlx-lm's modules, and the configuration."""
+    import json
+
+    import mlx.core as mx
+
+    from distillkit.student.families import configuration
+
+    config = {**configuration(member, end_of_text), "model_type": kind}
+    if kind == "gpt_bigcode":
+        config |= {"architectures": ["GPTBigCodeForCausalLM"], "multi_query": False, "activation_function": "gelu"}
+    prefix = {"gpt2": "model.", "gpt_bigcode": "transformer.", "llama": ""}[kind]
+    weights = {n if n.startswith("lm_head") else prefix + n: v for n, v in member.weights.items()}
+    if bits:
+        config["quantization"] = {"group_size": GROUP, "bits": bits}
+        weights = quantized(weights, bits)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def quantized(weights: Arrays, bits: int) -> Arrays:
+    """All matrices whose rows can be cut into groups, in few bits; the others as they are."""
+    import mlx.core as mx
+
+    if not any(value.ndim == 2 and value.shape[1] % GROUP == 0 for value in weights.values()):
+        raise UsageError(f"mlx-lm's groups have {GROUP} weights, which divides no width of this student", "Leave it.")
+    small: Arrays = {}
+    for name, value in weights.items():
+        if value.ndim == 2 and value.shape[1] % GROUP == 0:
+            module = name.removesuffix(".weight")
+            packed, scales, biases = mx.quantize(value, group_size=GROUP, bits=bits)
+            small |= {name: packed, f"{module}.scales": scales, f"{module}.biases": biases}
+        else:
+            small[name] = value
+    return small
+
+
+class MlxLm:
+    """A folder loaded by mlx-lm."""
+
+    def __init__(self, folder: Path) -> None:
+        from mlx_lm.utils import load_model
+
+        from distillkit.student.exporting import versions_of
+
+        self.model, _ = load_model(folder)
+        self.by = versions_of("mlx-lm")
+
+    def logits(self, tokens: Sequence[int]) -> Any:
+        """Logits [T, V] of tokens."""
+        import mlx.core as mx
+        import numpy as np
+
+        return np.array(self.model(mx.array([list(tokens)]))[0].astype(mx.float32))
+
+    def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
+        """What mlx-lm's own generator writes, over its cache."""
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step
+
+        steps = generate_step(mx.array(list(tokens)), self.model, max_tokens=count)
+        return [int(token) for token, _ in steps]
+
+
+@hookimpl
+def register_exporters() -> list[type[Exporter]]:
+    """Offer it."""
+    return [Mlx]
