@@ -16,6 +16,7 @@ from .assembly import Assembly
 from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
 from .files import write_json, write_lines, write_text
 from .judging import protocol, sampling
+from .plan import MANY_EPOCHS, better
 from .records import Request, Sample
 from .roles import Teacher, Tracker
 from .runs import Run
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .training import Training
 
 STAGES = ("label", "train", "judge", "report")
-MANY_EPOCHS = 4
 LAST_WORDS = 1.0  # seconds
 
 
@@ -209,8 +209,8 @@ class Pipeline:
     def _warn_of_epochs(self, epochs: float) -> None:
         if epochs >= MANY_EPOCHS:
             self._warn(
-                f"each token is seen {epochs:.1f} times, and from about {MANY_EPOCHS} on a student learns by heart. "
-                "More documents or fewer train.steps would be better."
+                f"each token is seen {epochs:.1f} times, and from about {MANY_EPOCHS} on a student learns by heart: "
+                f"{better(self.parts, epochs)}"
             )
 
     def _warn(self, text: str) -> None:

@@ -472,7 +472,7 @@ def read(**options: Any) -> list[Document]:
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     file = tmp_path / "one.txt"
     file.write_bytes(b"\xef\xbb\xbfline one\r\nline two\n")
-    assert [(d.id, d.text) for d in read(files=str(file))] == [("one.txt:0", "line one\r\nline two\n")]
+    assert [(d.id, d.text) for d in read(path=str(file))] == [("one.txt:0", "line one\r\nline two\n")]
 
 
 @pytest.mark.parametrize("packing", ["", ".gz", ".xz"])
@@ -480,7 +480,7 @@ def test_a_separator_parts_documents(tmp_path: Path, packing: str) -> None:
     file = tmp_path / f"many.txt{packing}"
     raw = f"\n{END_OF_TEXT}\n".join(STORIES).encode() + f"\n{END_OF_TEXT}\n".encode()
     {"": Path.write_bytes, ".gz": _gzip, ".xz": _xz}[packing](file, raw)
-    assert [d.text for d in read(files=[str(file)], separator=END_OF_TEXT)] == STORIES
+    assert [d.text for d in read(path=[str(file)], separator=END_OF_TEXT)] == STORIES
 
 
 def _gzip(file: Path, raw: bytes) -> None:
@@ -502,7 +502,7 @@ def test_a_separator_is_found_across_the_pieces_a_file_is_read_in(
     expected = text.split("<|>")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distillkit_plugins.text.CHUNK", chunk)
-        found = [d.text for d in read(files=str(file), separator="<|>")]
+        found = [d.text for d in read(path=str(file), separator="<|>")]
     assert found == (expected if expected[-1] else expected[:-1])
 
 
@@ -511,7 +511,7 @@ def test_json_lines_are_read_by_their_key(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"rows{suffix}"
     raw = "\n\n".join(json.dumps({"story": story}) for story in STORIES).encode()
     {"": Path.write_bytes, ".gz": _gzip, ".xz": _xz}[suffix.removeprefix(".jsonl")](file, raw)
-    assert [d.text for d in read(files=str(file), field="story")] == STORIES
+    assert [d.text for d in read(path=str(file), field="story")] == STORIES
 
 
 def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
@@ -520,21 +520,21 @@ def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
 
     file = tmp_path / "rows.parquet"
     parquet.write_table(arrow.table({"story": [*STORIES, None], "n": [*range(400), 0]}), file)
-    assert [d.text for d in read(files=str(file), field="story")] == [*STORIES, ""]
+    assert [d.text for d in read(path=str(file), field="story")] == [*STORIES, ""]
     with pytest.raises(UsageError, match="no column 'text'"):
-        read(files=str(file))
+        read(path=str(file))
     with pytest.raises(UsageError, match="no text under 'n'"):
-        read(files=str(file), field="n")
+        read(path=str(file), field="n")
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UsageError, match="cannot be read as parquet"):
-        read(files=str(file))
+        read(path=str(file))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"distillkit\[parquet\]"):
-        read(files=str(tmp_path / "rows.parquet"))
+        read(path=str(tmp_path / "rows.parquet"))
 
 
 def test_globs_find_files_in_order_each_once(tmp_path: Path) -> None:
@@ -542,7 +542,7 @@ def test_globs_find_files_in_order_each_once(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.txt").write_text(name)
     (tmp_path / "c" / "a.txt").write_text("other a")
-    found = read(files=[f"{tmp_path}/b/*.txt", f"{tmp_path}/**/*.txt"])
+    found = read(path=[f"{tmp_path}/b/*.txt", f"{tmp_path}/**/*.txt"])
     assert [d.text for d in found] == ["b", "a", "other a", "c"]
     assert len({d.id for d in found}) == 4
 
@@ -565,25 +565,25 @@ def test_a_file_that_cannot_be_read_is_named_with_the_place(
 ) -> None:
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(UsageError, match=message) as caught:
-        read(files=str(tmp_path / name), separator="<|>")
+        read(path=str(tmp_path / name), separator="<|>")
     assert caught.value.hint
 
 
 def test_a_missing_file_is_known_before_anything_is_read(tmp_path: Path) -> None:
     for files in (str(tmp_path / "no.txt"), [f"{tmp_path}/*.none"], []):
-        with pytest.raises(UsageError, match=r"data\.files"):
-            Text(Text.Options(files=files))
+        with pytest.raises(UsageError, match=r"data\.path"):
+            Text(Text.Options(path=files))
 
 
 def test_the_fingerprint_of_files_follows_their_content(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("one")
-    first = Text(Text.Options(files=str(file))).fingerprint()
+    first = Text(Text.Options(path=str(file))).fingerprint()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "a.txt").write_text("one")
-    assert Text(Text.Options(files=str(tmp_path / "b" / "a.txt"))).fingerprint() == first
+    assert Text(Text.Options(path=str(tmp_path / "b" / "a.txt"))).fingerprint() == first
     file.write_text("two")
-    assert Text(Text.Options(files=str(file))).fingerprint() != first
+    assert Text(Text.Options(path=str(file))).fingerprint() != first
 
 
 def test_tales_are_the_same_every_time_and_others_for_another_seed() -> None:
@@ -602,7 +602,7 @@ def test_the_fingerprint_of_tales_names_the_generator() -> None:
 
 @pytest.mark.skipif(not AUSTEN.exists(), reason="../shared/data/austen_four_novels.txt.xz is not there")
 def test_four_novels_make_a_corpus(tmp_path: Path) -> None:
-    source = Text(Text.Options(files=str(AUSTEN), separator=END_OF_TEXT))
+    source = Text(Text.Options(path=str(AUSTEN), separator=END_OF_TEXT))
     options = {"block_chars": 2000}
     corpus = prepare(source, tokenizer={"kind": "bpe", "vocab_size": 2048}, options=options, folder=tmp_path)
     assert corpus.train.bytes + corpus.held_out.bytes > 2_600_000

@@ -30,7 +30,7 @@ FLOORS = [
     ["plugins installed contracts options", "runs", "distillkit"],
     ["data", "teachers", "student", "judging", "reporting", "testing"],
     ["assembly", "distillkit_plugins"],
-    ["training pipeline plan bench"],
+    ["training pipeline plan bench first"],
     ["cli stage_commands cache_commands away_commands arguments __main__"],
 ]
 # What a room may use of its neighbours all the same.

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distillkit.data import published
 from distillkit.data import tokenizer as room
 from distillkit.data.tokenizer import (
     CL100K_PATTERN,
@@ -257,7 +258,7 @@ def test_no_network_fails_quickly_and_says_the_way_out(
 def test_a_network_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("tiktoken.load.read_file", lambda url: time.sleep(3))
-    monkeypatch.setattr(room, "DOWNLOAD_SECONDS", 0.1)
+    monkeypatch.setattr(published, "DOWNLOAD_SECONDS", 0.1)
     with pytest.raises(DataError, match="no answer within"):
         build("gpt2")
 
