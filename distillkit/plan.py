@@ -132,7 +132,7 @@ def better(parts: Assembly, epochs: float) -> str:
     tokens = train.steps * train.batch_size * train.accumulate * context // MANY_EPOCHS
     budget = parts.recipe.data.tokens
     more = f"data.tokens = {tokens:_}" if budget else f"a corpus of {tokens:,} tokens"
-    return f"train.steps = {steps:_} or {more} would be better"
+    return f"{more} or train.steps = {steps:_} would be better"
 
 
 def _memory(parts: Assembly, parameters: int) -> int:
