@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from . import __version__, away_commands, cache_commands, stage_commands
+from . import __version__, away_commands, cache_commands, data_commands, stage_commands
 from .arguments import assembled, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
 
@@ -210,6 +210,7 @@ def schema(ctx: click.Context) -> None:
 
 
 cli.add_command(cache_commands.cache)
+cli.add_command(data_commands.data)
 
 
 @cli.command()

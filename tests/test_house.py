@@ -31,7 +31,7 @@ FLOORS = [
     ["data", "teachers", "student", "judging", "reporting", "testing"],
     ["assembly", "distillkit_plugins"],
     ["training pipeline plan bench first"],
-    ["cli stage_commands cache_commands away_commands arguments __main__"],
+    ["cli stage_commands cache_commands away_commands data_commands arguments __main__"],
 ]
 # What a room may use of its neighbours all the same.
 NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}
