@@ -207,7 +207,7 @@ class Pipeline:
             self._warn(f"there are prompts for {got} of the {wanted} requests of the recipe")
 
     def _warn_of_epochs(self, epochs: float) -> None:
-        if epochs >= MANY_EPOCHS:
+        if epochs > MANY_EPOCHS:
             self._warn(
                 f"each token is seen {epochs:.1f} times, and from about {MANY_EPOCHS} on a student learns by heart: "
                 f"{better(self.parts, epochs)}"

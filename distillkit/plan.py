@@ -122,14 +122,14 @@ def _training(parts: Assembly) -> dict[str, Any]:
 
 def _advice(parts: Assembly, epochs: float | None) -> str | None:
     """What would be better than to read the same text so often; None when all is well."""
-    return better(parts, epochs) if epochs is not None and epochs >= MANY_EPOCHS else None
+    return better(parts, epochs) if epochs is not None and epochs > MANY_EPOCHS else None
 
 
 def better(parts: Assembly, epochs: float) -> str:
     """The settings with which each token is seen as often as it is still worth it."""
     train, context = parts.recipe.train, parts.student.context
     steps = max(1, int(train.steps * MANY_EPOCHS / epochs))
-    tokens = train.steps * train.batch_size * train.accumulate * context // MANY_EPOCHS
+    tokens = -(-train.steps * train.batch_size * train.accumulate * context // MANY_EPOCHS)
     budget = parts.recipe.data.tokens
     more = f"data.tokens = {tokens:_}" if budget else f"a corpus of {tokens:,} tokens"
     return f"{more} or train.steps = {steps:_} would be better"
