@@ -1,6 +1,6 @@
 """Writing by a tied student of the 53M shape, against mlx-lm's gpt2 with the same weights and the memory's limit.
 
-    python benchmarks/generate.py [--json FILE] [--repeats 5] [--tokens 128]
+    python benchmarks/generate.py [--json FILE] [--repeats 5] [--tokens 128] [--device cpu|gpu]
 
 Both write greedily in this process, over the same BLAS, by turns; figures are medians. mlx-lm is a peer and may be
 missing: then only ours is measured. Ends with 1 if the two write different tokens.
@@ -159,7 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--device", choices=["cpu", "gpu"], help="not what MLX chooses")
     asked = parser.parse_args(arguments)
+    if asked.device:
+        blas.use(asked.device)
     model = student()
     writers: dict[str, Callable[[Rows, int], Rows]] = {"ours": lambda given, tokens: ours(model, given, tokens)}
     if theirs := mlx_lm_writer(model):

@@ -20,9 +20,9 @@ class Failed(SystemExit):
     """An engine ended with an error, which this tells the end of."""
 
 
-def subject(engine: str, problem: str, steps: int) -> dict[str, Any]:
+def subject(engine: str, problem: str, steps: int, device: str | None = None) -> dict[str, Any]:
     """What one engine took for some steps of a problem, in a process of its own."""
-    command = [sys.executable, str(HERE / "subject.py"), engine, problem, str(steps)]
+    command = [sys.executable, str(HERE / "subject.py"), engine, problem, str(steps), *([device] if device else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failed(f"{engine} failed:\n{done.stderr.strip()[-2000:]}")

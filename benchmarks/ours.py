@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -11,9 +10,10 @@ import numpy as np
 from distillkit_plugins.mixers import AlphaTemperature, Hard
 from problems import Problem, Teacher, rate
 
+from distillkit.data.shards import Batch
 from distillkit.student import blas
 from distillkit.student.gpt import GPT, Shape
-from distillkit.student.loss import chunk_rows
+from distillkit.student.loss import Opinion, chunk_rows
 from distillkit.student.optimizer import AdamW
 from distillkit.student.parallel import Lanes, keep_memory
 from distillkit.student.train import Job, Settings, advance, fresh
@@ -36,11 +36,11 @@ def stepper(problem: Problem) -> Callable[[int], float]:
     if problem.teacher:
         mixer = AlphaTemperature(AlphaTemperature.Options(alpha=problem.alpha, temperature=1.0))
         taught = network(problem.teacher).eval()
-        teacher = lambda tokens: taught(tokens) @ taught.head[0].T  # noqa: E731
+        teacher = lambda tokens: Opinion(taught(tokens), taught.head)  # noqa: E731
 
     def batch(step: int) -> Any:
         inputs, hard, weight = problem.batch(step)
-        return SimpleNamespace(inputs=inputs, hard=hard, weight=weight, from_teacher=np.zeros_like(weight))
+        return Batch(inputs, hard, weight, np.zeros_like(weight))
 
     model, vocabulary = network(problem), problem.shape["vocab_size"]
     schedule: Any = lambda step: rate(problem, step)  # noqa: E731

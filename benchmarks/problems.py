@@ -102,7 +102,7 @@ def quickstart() -> Problem:
         batch,
         train.batch_size,
         Teacher({**teaching.shape.__dict__}, teaching.shape.activation, _arrays(teaching)),
-        parts.mixer.options.alpha,
+        parts.mixer.weights(0)["hard"],
         train.learning_rate,
         train.warmup,
         train.steps,

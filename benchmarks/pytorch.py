@@ -11,8 +11,6 @@ from problems import Problem, Teacher, rate
 from torch import Tensor, nn
 from torch.nn import functional
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
 
 class Block(nn.Module):
     def __init__(self, width: int, hidden: int, heads: int, activation: str) -> None:
@@ -51,7 +49,7 @@ class Net(nn.Module):
         return self.out(self.norm(x))
 
 
-def network(which: Problem | Teacher) -> Net:
+def network(which: Problem | Teacher, device: str) -> Net:
     """A network with the weights it begins with."""
     model = Net(which.shape, which.activation)
     weights = {name: torch.tensor(value) for name, value in which.weights.items()}
@@ -59,14 +57,15 @@ def network(which: Problem | Teacher) -> Net:
         weights["out.weight"] = weights["tokens.weight"]
     model.load_state_dict(weights)
     which.weights.clear()
-    return model.to(DEVICE)
+    return model.to(device)
 
 
-def stepper(problem: Problem, compiled: bool = False) -> Callable[[int], float]:
+def stepper(problem: Problem, compiled: bool = False, device: str | None = None) -> Callable[[int], float]:
     """What takes a step and says the loss before it."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    model = network(problem)
-    teacher = network(problem.teacher).eval() if problem.teacher else None
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = network(problem, device)
+    teacher = network(problem.teacher, device).eval() if problem.teacher else None
     named = dict(model.named_parameters())
     decayed = [value for name, value in named.items() if value.ndim >= 2 and "positions" not in name]
     others = [value for name, value in named.items() if value.ndim < 2 or "positions" in name]
@@ -87,7 +86,7 @@ def stepper(problem: Problem, compiled: bool = False) -> Callable[[int], float]:
     measured = torch.compile(loss_of) if compiled else loss_of
 
     def step(number: int) -> float:
-        inputs, hard, weight = (torch.tensor(part).to(DEVICE) for part in problem.batch(number))
+        inputs, hard, weight = (torch.tensor(part).to(device) for part in problem.batch(number))
         for group in optimizer.param_groups:
             group["lr"] = rate(problem, number)
         loss = measured(inputs.long(), hard.long(), weight)

@@ -1,6 +1,6 @@
 """One engine, one problem, some steps, in a process of its own: prints what it took, as JSON.
 
-python benchmarks/subject.py ENGINE PROBLEM STEPS
+python benchmarks/subject.py ENGINE PROBLEM STEPS [cpu|gpu]
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from collections.abc import Callable
 ENGINES = ("distillkit", "plain", "plain, as installed", "torch", "torch, compiled")
 
 
-def stepper(engine: str, problem: str) -> Callable[[int], float]:
+def stepper(engine: str, problem: str, device: str | None) -> Callable[[int], float]:
     """The engine's step. What is imported first decides the BLAS that MLX uses."""
     if engine == "plain, as installed":
         import mlx.core  # noqa: F401 - before distillkit, so it keeps the BLAS of its wheel
     import problems
 
+    if device and not engine.startswith("torch"):
+        from distillkit.student import blas
+
+        blas.use(device)
     what = problems.problem(problem)
     if engine == "distillkit":
         import ours
@@ -31,12 +35,13 @@ def stepper(engine: str, problem: str) -> Callable[[int], float]:
         return plain.stepper(what)
     import pytorch
 
-    return pytorch.stepper(what, compiled=engine.endswith("compiled"))
+    kind = {"cpu": "cpu", "gpu": "cuda", None: None}[device]
+    return pytorch.stepper(what, compiled=engine.endswith("compiled"), device=kind)
 
 
-def main(engine: str, problem: str, steps: int) -> None:
+def main(engine: str, problem: str, steps: int, device: str | None = None) -> None:
     """Take the steps, the first of which is told apart: engines compile then."""
-    step = stepper(engine, problem)
+    step = stepper(engine, problem, device)
     seconds, processor, losses = [], [], []
     for number in range(steps):
         began, used = time.perf_counter(), time.process_time()
@@ -55,4 +60,4 @@ def _mlx() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

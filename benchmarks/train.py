@@ -1,6 +1,7 @@
 """Training speed and memory: distillkit beside plain MLX and PyTorch, the same weights, batches and losses.
 
     python benchmarks/train.py [53m | quickstart] [--rounds 3] [--steps 3] [--json FILE] [--installed]
+                               [--device cpu|gpu]
 
 Every engine runs in a process of its own, in turn, round after round; the first step of each is not counted, for
 engines compile then. `--installed` adds plain MLX with the BLAS of its own wheel, one step of some hundred seconds.
@@ -27,12 +28,15 @@ from distillkit.bench import FORWARD, TRAINING, matmul_rate, multiply_adds  # no
 from distillkit.student.gpt import Shape  # noqa: E402
 
 INSTALLED = "plain, as installed"
+TOLD = 15  # steps
 
 
 def main() -> None:
     """Measure, and tell."""
     options = _options()
-    runs = _runs(options.problem, options.rounds, options.steps + 1)
+    if options.device:
+        blas.use(options.device)
+    runs = _runs(options.problem, options.rounds, options.steps + 1, options.device)
     if options.installed:
         runs[INSTALLED] = [subject(INSTALLED, options.problem, 1)]
     results = {engine: _summary(some) for engine, some in runs.items()}
@@ -46,14 +50,14 @@ def main() -> None:
     _must_agree(results)
 
 
-def _runs(problem: str, rounds: int, steps: int) -> dict[str, list[dict[str, Any]]]:
+def _runs(problem: str, rounds: int, steps: int, device: str | None) -> dict[str, list[dict[str, Any]]]:
     """What each engine took, round after round. A peer that cannot run, say for want of a compiler, is left out."""
     engines = ["distillkit", "plain", *(["torch", "torch, compiled"] if find_spec("torch") else [])]
     runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     for engine in engines * rounds:
         try:
             if engine in runs:
-                runs[engine].append(subject(engine, problem, steps))
+                runs[engine].append(subject(engine, problem, steps, device))
         except Failed as failure:
             if not engine.startswith("torch"):
                 raise
@@ -69,6 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--installed", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "gpu"], help="not what MLX and PyTorch choose")
     return parser.parse_args()
 
 
@@ -107,14 +112,18 @@ def figures(problem: str) -> tuple[float, int]:
 
 
 def _must_agree(results: dict[str, Any]) -> None:
-    """The engines do the same work, or comparing them means nothing."""
-    ours = results["distillkit"]["losses"]
+    """The engines do the same work, or comparing them means nothing.
+
+    Only the first steps tell: what rounding does grows with each, and after twenty of the quickstart's PyTorch in
+    float32 is itself 2e-4 from PyTorch in float64.
+    """
+    ours = results["distillkit"]["losses"][:TOLD]
     for engine, other in results.items():
         pairs = zip(ours, other["losses"], strict=False)
         apart = max(abs(one - two) / abs(two) for one, two in pairs)
         if apart > 1e-4:
             raise SystemExit(f"the losses of distillkit and {engine} differ by {apart:.1e}, relative")
-    print("All engines have the same losses to 1e-4, relative.")
+    print(f"All engines have the same losses over {len(ours)} steps, to 1e-4, relative.")
 
 
 if __name__ == "__main__":

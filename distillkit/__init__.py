@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl
     from .records import Allowance, Answer, Document, Grade, Metric, Price, Request, Sample, Token, Usage
     from .roles import Exporter, Judge, Mixer, Source, Student, Subject, Teacher, Tracker
+    from .schedules import Schedule, Within
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ _HOME = {
         *("Request", "Sample", "Token", "Usage"),
     ),
     "roles": ("Exporter", "Judge", "Mixer", "Source", "Student", "Subject", "Teacher", "Tracker"),
+    "schedules": ("Schedule", "Within"),
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Price",
     "Request",
     "Sample",
+    "Schedule",
     "SlowDown",
     "Source",
     "Student",
@@ -51,6 +54,7 @@ __all__ = [
     "TryAgain",
     "Usage",
     "UsageError",
+    "Within",
     "hookimpl",
 ]
 

@@ -24,6 +24,20 @@ recipe_option = click.option(
     help="Change a key of the recipe: train.steps=10.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+def _on(ctx: click.Context, parameter: click.Parameter, device: str | None) -> None:
+    """Set the device, once the fast BLAS is there and before anything is computed."""
+    if device:
+        from .student import blas
+
+        blas.insist_on_mlx()
+        blas.use(device)
+
+
+device_option = click.option(
+    "--device", type=click.Choice(["cpu", "gpu"]), expose_value=False, callback=_on, help="Not what MLX chooses."
+)
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 

@@ -7,7 +7,9 @@ about the order of a run (`pipeline`) and counts nothing (`plan`).
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cached_property
@@ -15,15 +17,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .data.corpus import Corpus, pack_texts, prepare, prepared
+from .data.corpus import Corpus, held_out, pack_texts, prepare, prepared
 from .data.shards import Batches, Stream
 from .errors import UsageError
 from .plugins import Plugins
 from .progress import Voice
 from .recipe import JudgeTable, Recipe, load
-from .records import Price, Request
+from .records import Answer, Price, Request
 from .roles import Judge, Mixer, Source, Student, Teacher, Tracker
 from .runs import cache_folder
+from .soft import ANSWERS, STEP, Softness
 from .tables import TeacherTable
 from .teachers import prompts
 from .teachers.asking import Terms
@@ -95,7 +98,9 @@ class Assembly:
     def mixer(self) -> Mixer:
         """What turns logits and targets into a loss."""
         table = self.recipe.mixer
-        return cast(Mixer, self._build("mixers", table.name, table.options, "mixer"))
+        mixer = cast(Mixer, self._build("mixers", table.name, table.options, "mixer"))
+        mixer.steps = self.recipe.train.steps
+        return mixer
 
     def judges(self) -> Iterator[tuple[JudgeTable, Judge]]:
         """Those who grade, in the order of the recipe."""
@@ -241,42 +246,83 @@ class Assembly:
         """Where it stands what was sent off in batches."""
         return cache_folder() / "batches"
 
-    def pack(self, labelled: Labelled, folder: Path) -> Stream | None:
-        """Answers as rows to train on; None when there is nothing to learn from them."""
-        pairs = [
-            (*_learnt(request, answer.text), answer.finish == "stop")
-            for request, _, answer in labelled.answered
-            if answer.text
-        ]
+    def pack(self, labelled: Labelled, answers: Path) -> dict[str, Any]:
+        """Answers as rows to train on, with their soft targets if a mixer wants some; and those that are held out.
+
+        Returns what there is to record of it.
+        """
         table = self.recipe.teacher
-        if not pairs or table is None:
+        if table is None:
+            return {}
+        kept_out = self.held_out_answers(labelled)
+        told = [(request, answer) for request, _, answer in labelled.answered if answer.text]
+        learnt = [pair for pair in told if pair[0].id not in kept_out]
+        apart = [pair for pair in told if pair[0].id in kept_out]
+        facts: dict[str, Any] = {"held_out": len(apart)} if apart else {}
+        stream = self._packed(learnt, answers / PACKED)
+        if stream and self.soft.source == ANSWERS:
+            store = self.soft.align(stream, [answer for _, answer in learnt])
+            facts["soft"] = self.soft.facts([store])
+        self._packed(apart, answers / HELD_OUT)
+        return facts
+
+    def _packed(self, told: list[tuple[Request, Answer]], folder: Path) -> Stream | None:
+        """Answers as rows; None, and no folder, when there is nothing to learn from them."""
+        table = cast(TeacherTable, self.recipe.teacher)
+        if not told:
+            shutil.rmtree(folder, ignore_errors=True)
             return None
+        pairs = [(*_learnt(request, answer.text), answer.finish == "stop") for request, answer in told]
         return pack_texts(pairs, self.tokenizer, folder, table.learn_prompts)
 
+    def held_out_answers(self, labelled: Labelled) -> set[str]:
+        """The requests whose answers are kept from training, by the hash of what was asked: never by its place."""
+        share = self.recipe.teacher.held_out if self.recipe.teacher else 0.0
+        return {request.id for request, _, _ in labelled.answered if held_out(_asked(request), share)}
+
+    def streams(self, answers: Path) -> list[Stream]:
+        """The corpus, and the teacher's answers if there are any and they are read."""
+        table = self.recipe.teacher
+        read = (answers / PACKED).is_dir() and (table is None or table.share != 0)
+        return [self.corpus.train, *([Stream(answers / PACKED)] if read else [])]
+
+    def held_out_stream(self, answers: Path) -> Stream | None:
+        """The answers that are kept from training, if there are any."""
+        return Stream(answers / HELD_OUT) if (answers / HELD_OUT).is_dir() else None
+
     def batches(self, answers: Path) -> Batches:
-        """What the student reads: the corpus, and the teacher's answers if there are any."""
-        streams = [self.corpus.train]
-        if answers.is_dir():
-            streams.append(Stream(answers))
-        train = self.recipe.train
-        return Batches(streams, self.student.context, train.batch_size * train.accumulate, self.recipe.seed)
+        """What the student reads: the corpus and the teacher's answers, and soft targets where they are stored."""
+        train, streams, table = self.recipe.train, self.streams(answers), self.recipe.teacher
+        return Batches(
+            streams,
+            self.student.context,
+            train.batch_size * train.accumulate,
+            self.recipe.seed,
+            soft=self.soft.open(streams),
+            share=table.share if table else None,
+        )
+
+    @cached_property
+    def soft(self) -> Softness:
+        """Where soft targets come from."""
+        return Softness(self)
 
     @property
     def teaches_online(self) -> bool:
         """Whether the teacher's logits are part of every training step."""
-        return self.mixer.signal == "logits"
+        return self.soft.source == STEP
 
     def logits_teacher(self) -> Teacher | None:
         """The teacher whose logits join the training step; its tokens must be the student's."""
-        if not self.teaches_online or self.teacher is None:
-            return None
-        if self.teacher.tokenizer.fingerprint != self.tokenizer.fingerprint:
-            named = getattr(self.teacher.options, "model", self.teacher.name)
-            raise UsageError(
-                f"the teacher's tokenizer is not the student's, so its logits mean other tokens ({self.recipe.file})",
-                f'Give the student the teacher\'s own: tokenizer.kind = "{named}".',
-            )
-        return self.teacher
+        return self.soft.teacher if self.teaches_online else None
+
+
+PACKED, HELD_OUT = "packed", "held_out"
+
+
+def _asked(request: Request) -> str:
+    """What was asked, whatever its repeat: answers to one prompt stay together."""
+    return request.prompt if request.prompt is not None else json.dumps(request.messages, ensure_ascii=False)
 
 
 def _learnt(request: Request, text: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,13 @@ from . import __version__
 from .assembly import Assembly
 from .data.shards import Batch
 from .runs import Run
+from .soft import ANSWERS, STORE
 from .student import blas
 from .student.drawing import Sampling
 from .student.generate import write
 from .student.gpt import Shape, count
 from .student.parallel import Lanes, keep_memory
-from .student.train import Job, advance, fresh
+from .student.train import Job, advance, asked, fresh
 from .student.trained import Trained, locate, parameters
 from .training import chunk_of, settings, streams_of
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from .reporting.page import Fact
 
 SCHEMA = 1
+KEPT = (STORE, ANSWERS)
 WARM = 2  # batches that are not counted: MLX compiles in the first, and finds its memory
 PROMPT, WRITTEN, TEXTS, ROUNDS = 16, 128, (1, 16), 3
 FORWARD, TRAINING = 2, 6  # operations a multiply-add: in the forward pass, and with the two of the backward pass
@@ -104,7 +107,21 @@ class Subject:
         size = (2, self.step_tokens // self.context, self.context)
         drawn = np.random.default_rng(number).integers(0, self.vocab_size, size)
         tokens, ones = drawn.astype(np.int32), np.ones(drawn.shape[1:], np.float32)
-        return Batch(inputs=tokens[0], hard=tokens[1], weight=ones, from_teacher=0 * ones)
+        batch = Batch(inputs=tokens[0], hard=tokens[1], weight=ones, from_teacher=0 * ones)
+        return self._softened(batch, number) if self.names else batch
+
+    @property
+    def names(self) -> int:
+        """How many tokens a stored soft target names; 0 where none is stored."""
+        return self.parts.soft.binding(self.parts.corpus.train).most if self.parts.soft.source in KEPT else 0
+
+    def _softened(self, batch: Batch, number: int) -> Batch:
+        """A batch with soft targets as a store gives them, of random tokens."""
+        size = (*batch.hard.shape, self.names)
+        ids = np.random.default_rng(number).integers(0, self.vocab_size, size).astype(np.int32)
+        even = np.full(size, np.log(0.9 / self.names), np.float32)
+        rest = np.full(batch.hard.shape, np.log(0.1), np.float32)
+        return replace(batch, soft_ids=ids, soft_log_probs=even, soft_residual=rest, has_soft=batch.weight)
 
     def job(self) -> Job:
         """What the train stage would do, but for the text and for files: there are none."""
@@ -119,7 +136,7 @@ class Subject:
             facts={},
             folder=Path(os.devnull),
             log=Path(os.devnull),
-            teacher=self.teacher.logits if self.teacher else None,
+            teacher=asked(self.teacher) if self.teacher else None,
             lanes=self.lanes,
         )
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from . import __version__, away_commands, cache_commands, data_commands, stage_commands
-from .arguments import assembled, json_option, plugins_of, recipe_of, recipe_option, show
+from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
 
 
@@ -102,6 +102,7 @@ def runs(as_json: bool) -> None:
     help="Above 1, what was written is less likely to come again.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@device_option
 @click.pass_context
 def generate(
     ctx: click.Context,
@@ -141,6 +142,7 @@ def _asked() -> str:
 @click.argument("where", metavar="[RUN]", default="latest")
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Batches of each kind.")
 @click.option("--batch", type=click.IntRange(min=1), help="Rows of a batch, if not as many as the recipe says.")
+@device_option
 @json_option
 @click.pass_context
 def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json: bool) -> None:

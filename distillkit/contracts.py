@@ -13,7 +13,7 @@ from .errors import RecipeError
 from .installed import FaultError, Origin
 from .recipe import Recipe
 from .roles import ROLES, SIGNALS, Role, gives
-from .tables import NO_TEACHER, host_keys, keys_of
+from .tables import NO_TEACHER, TeacherTable, host_keys, keys_of
 
 
 @dataclass(frozen=True)
@@ -74,25 +74,66 @@ def signal_faults(
     recipe: Recipe, teacher: Offer | None, mixer: Offer, mixers: Sequence[Offer]
 ) -> Iterator[RecipeError]:
     """A mixer that needs more than the teacher gives is refused; `mixers` are those it could be instead."""
-    given = most = teacher.signal if teacher else "none"
-    narrowed = recipe.teacher and recipe.teacher.signal
-    if teacher and narrowed:
-        if not gives(most, narrowed):
-            wrong = f"teacher.signal: found {narrowed!r}; the teacher {teacher.name!r} gives {most}"
-            yield RecipeError(f"{recipe.said_by(('teacher', 'signal')).file}: {wrong}")
-            return
-        given = narrowed
+    if faults := list(_narrowing_faults(recipe, teacher)):
+        yield from faults
+        return
+    most = teacher.signal if teacher else "none"
+    given, narrowed = _given(recipe, most)
     if not gives(given, mixer.signal):
         has = f"the teacher {teacher.name!r} gives {given}" if teacher else "there is no teacher"
         if given != most:
-            has += f", narrowed from {most} by teacher.signal"
+            has += f", narrowed from {most} by {narrowed}"
         file = recipe.said_by(("mixer", "name")).file
         wrong = f"{file}: the mixer {mixer.name!r} needs {mixer.signal}; {has}"
         yield RecipeError(wrong, _instead(given, mixers))
-    elif given == mixer.signal == "top_logprobs" and recipe.teacher and not recipe.teacher.top_logprobs:
-        file = recipe.said_by(("teacher", "top_logprobs")).file
-        needs = f"the mixer {mixer.name!r} needs {mixer.signal}"
-        yield RecipeError(f"{file}: teacher.top_logprobs: found 0, expected at least 1: {needs}")
+    elif given == mixer.signal == "top_logprobs" and recipe.teacher and not recipe.teacher.store:
+        yield from _answers_faults(recipe, recipe.teacher, f"the mixer {mixer.name!r} needs {mixer.signal}")
+    if recipe.teacher and recipe.teacher.on_policy is not None:
+        yield from _on_policy_faults(recipe, given, mixer)
+
+
+def _on_policy_faults(recipe: Recipe, given: str, mixer: Offer) -> Iterator[RecipeError]:
+    """What the student writes in a step is judged in that step: by logits, for a mixer that looks at them."""
+    file = recipe.said_by(("teacher", "on_policy")).file
+    if given != "logits":
+        has = f"the teacher {recipe.teacher.provider!r} gives {given}" if recipe.teacher else ""
+        hint = 'Leave it out, or take a teacher with logits: provider = "checkpoint".'
+        yield RecipeError(f"{file}: teacher.on_policy: {has}, so it cannot judge what the student writes", hint)
+    elif not gives(mixer.signal, "top_logprobs"):
+        needs = f"the mixer {mixer.name!r} does not look at the teacher's opinion of what the student writes"
+        hint = 'Leave it out, or take a mixer that does: name = "reverse-kl".'
+        yield RecipeError(f"{file}: teacher.on_policy: {needs}", hint)
+
+
+def _narrowing_faults(recipe: Recipe, teacher: Offer | None) -> Iterator[RecipeError]:
+    """More asked of a teacher than it gives: a signal, or a store of logits."""
+    table = recipe.teacher
+    if teacher is None or table is None:
+        return
+    if table.signal and not gives(teacher.signal, table.signal):
+        wrong = f"teacher.signal: found {table.signal!r}; the teacher {teacher.name!r} gives {teacher.signal}"
+        yield RecipeError(f"{recipe.said_by(('teacher', 'signal')).file}: {wrong}")
+    elif table.store and (given := table.signal or teacher.signal) != "logits":
+        wrong = f"teacher.store: found true, but only logits are stored, and the teacher gives {given}"
+        file = recipe.said_by(("teacher", "store")).file
+        yield RecipeError(f"{file}: {wrong}", "Leave it out: answers are kept in the cache anyway.")
+
+
+def _given(recipe: Recipe, most: str) -> tuple[str, str]:
+    """What is used of a teacher, and the key of the recipe that makes it less than all."""
+    table = recipe.teacher
+    if table and table.store:
+        return "top_logprobs", "teacher.store"
+    return (table.signal, "teacher.signal") if table and table.signal else (most, "")
+
+
+def _answers_faults(recipe: Recipe, table: TeacherTable, needs: str) -> Iterator[RecipeError]:
+    """Soft targets that come with answers need answers, with log-probabilities."""
+    asked = {"top_logprobs": table.top_logprobs, "prompts": table.prompts or bool(table.prompts_file)}
+    for key, found in asked.items():
+        if not found:
+            file = recipe.said_by(("teacher", key)).file
+            yield RecipeError(f"{file}: teacher.{key}: found 0, expected at least 1: {needs}")
 
 
 def _instead(given: str, mixers: Sequence[Offer]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from .blame import Tree
 from .contracts import Offer
@@ -74,7 +75,7 @@ def _default_of(field: FieldInfo) -> Any:
     """A default as plain JSON; None where there is none, or where it depends on the recipe."""
     try:
         value = None if field.is_required() else field.get_default(call_default_factory=True)
-        return json.loads(json.dumps(value, default=str))
+        return to_jsonable_python(value, fallback=str)
     except Exception:  # noqa: BLE001 - a factory is the plugin's code
         return None
 

@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 Row = tuple[bytes, float, Sequence[tuple[bytes, float]]]
+Columns = tuple[list[bytes], "array[int]", "array[int]", "array[float]"]
 
 FIELDS = {"pieces", "lengths", "ids", "alternatives", "logprobs"}
 WHOLE = (("B", 1 << 8), ("H", 1 << 16), ("I", 1 << 32))  # how an array's letter says what its numbers hold
@@ -48,7 +49,7 @@ def unpack(packed: dict[str, str]) -> Iterator[Row]:
         at = end
 
 
-def checked(packed: dict[str, str]) -> tuple[list[bytes], array[int], array[int], array[float]]:
+def checked(packed: dict[str, str]) -> Columns:
     """The pieces, which of them stand where, how many alternatives each token has, and the log-probabilities."""
     whole = a2b_base64(packed["pieces"], strict_mode=True)
     ends = [0, *accumulate(_numbers(packed["lengths"], "BHI"))]

@@ -20,6 +20,7 @@ from .plan import MANY_EPOCHS, better
 from .records import Request, Sample
 from .roles import Teacher, Tracker
 from .runs import Run
+from .soft import STORE
 from .student.world import ALONE, World
 from .teachers.asking import Terms
 from .teachers.label import Labelled
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 STAGES = ("label", "train", "judge", "report")
 LAST_WORDS = 1.0  # seconds
+FEW = 0.1
+WHY_FEW = (
+    "the teacher's tokens and the student's begin at different bytes, or its log-probabilities are not of its text."
+)
 
 
 class Pipeline:
@@ -79,7 +84,11 @@ class Pipeline:
         table, teacher = self.recipe.teacher, self.parts.teacher
         if table is None or teacher is None:
             return
-        facts = {"provider": table.provider, "model": table.options.get("model"), "signal": self._signal()}
+        facts: dict[str, Any] = {
+            "provider": table.provider,
+            "model": table.options.get("model"),
+            "signal": self._signal(),
+        }
         if requests:
             self._fewer_prompts(len(requests), table.prompts * table.repeats)
             terms = self.parts.terms(table, spent=self.run.info.get("spent", {}))
@@ -88,9 +97,24 @@ class Pipeline:
                 return
             rows = labelled.answered
             write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
-            self.parts.pack(labelled, self._packed)
-            facts |= self._asked(labelled.counts)
+            facts |= self.parts.pack(labelled, self.run.answers) | self._asked(labelled.counts)
+        if self.parts.soft.source == STORE:
+            stores = self.parts.soft.keep(self.parts.streams(self.run.answers))
+            facts["soft"] = self.parts.soft.facts(stores)
+        self._tell_of_soft(facts.get("soft"))
         self.run.record(teacher=facts)
+
+    def _tell_of_soft(self, soft: dict[str, Any] | None) -> None:
+        """Say how much of the text has a soft target; nobody should train on a handful of them unawares."""
+        if soft is None:
+            return
+        share = soft["with_soft"] / max(1, soft["positions"])
+        self.voice.say(
+            f"Soft targets: {soft['with_soft']:,} of {soft['positions']:,} positions ({share:.1%}), "
+            f"which name {soft['mass']:.1%} of the teacher's mass; {soft['bytes_a_position']:g} bytes a position."
+        )
+        if share < FEW:
+            self._warn(f"only {share:.1%} of the positions that are learnt have a soft target; {WHY_FEW}")
 
     def _labelled(self, teacher: Teacher, requests: list[Request], terms: Terms) -> Labelled:
         """The answers to requests; what they cost is recorded even when it ends badly."""
@@ -161,11 +185,7 @@ class Pipeline:
     def _training(self) -> Training:
         from .training import Training
 
-        return Training(self.parts, self.run, self._packed, self.world)
-
-    @property
-    def _packed(self) -> Path:
-        return self.run.answers / "packed"
+        return Training(self.parts, self.run, self.run.answers, self.world)
 
     def _signal(self) -> str:
         """What is used of the teacher: what the recipe narrows it to, or what it can give."""

@@ -13,6 +13,7 @@ from .assembly import Assembly
 from .progress import clock
 from .recipe import names_recipe
 from .records import Price, Request, Usage
+from .soft import STORE
 from .tables import TeacherTable
 from .teachers.asking import TEMPLATE_TOKENS, upper
 from .teachers.label import known, rows_of
@@ -79,6 +80,7 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
         "seconds": _at_limits(terms.given, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
         "online": parts.teaches_online,
+        "soft": parts.soft.foreseen(written=len(requests) * table.max_tokens),
     }
 
 
@@ -142,16 +144,18 @@ def _memory(parts: Assembly, parameters: int) -> int:
     options = parts.student.options.model_dump()
     width, layers = int(options.get("width", 0)), int(options.get("layers", 0))
     numbers = 4 * parameters + rows * width * layers * 24 + 3 * 2**21
-    if parts.teaches_online and (teacher := parts.logits_teacher()) is not None:
-        numbers += _size(teacher) + 2 * rows * parts.tokenizer.vocab_size  # its weights, its logits
+    if parts.teaches_online:
+        numbers += _size(parts.soft.teacher) + rows * width + 2**21  # its weights, hidden states, some rows of logits
     return FLOAT * numbers
 
 
 def _seconds(parts: Assembly, sizes: dict[str, int], tokens: int) -> dict[str, float]:
     """Low and high, from the arithmetic of training and the rate of a matrix product here and now."""
     flops = 6.0 * sizes["unique"] * tokens
-    if parts.teaches_online and (teacher := parts.logits_teacher()) is not None:
-        flops += 2.0 * _size(teacher) * tokens
+    if parts.teaches_online:
+        flops += 2.0 * _size(parts.soft.teacher) * tokens
+    elif parts.soft.source == STORE:
+        flops += 2.0 * _size(parts.soft.teacher) * parts.corpus.train.tokens
     ideal = flops / _matmul_rate()
     return {"low": round(ideal * OVERHEAD[0], 1), "high": round(ideal * OVERHEAD[1], 1)}
 
@@ -228,6 +232,16 @@ def _asking(teacher: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _stored(soft: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What the soft targets that are kept would take."""
+    if soft is None:
+        return []
+    kept = (
+        f"at most {soft['bytes'] / 2**20:,.1f} MiB: {soft['positions']:,} positions, {soft['bytes_a_position']} bytes"
+    )
+    return [("soft targets", kept)]
+
+
 def _cost_of(teacher: dict[str, Any]) -> str:
     """What the calls cost, low and high."""
     usd = teacher["usd"]
@@ -253,6 +267,7 @@ def text(foreseen: dict[str, Any]) -> str:
                 f"{teacher['calls']} ({teacher['cached']} of {teacher['prompts']} answers are known already)",
             ),
             *_asking(teacher),
+            *_stored(teacher["soft"]),
         ]
     rows += [
         *_reading(foreseen["training"]),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from .errors import CorruptError
-from .packing import is_packed, pack, unpack
+from .packing import Columns, checked, is_packed, pack, unpack
 
 Bytes = bytes  # a token has a field of that name
 
@@ -165,6 +165,13 @@ class Answer:
             del answer.__dict__["tokens"]
             answer.__dict__["_packed"] = tokens
         return answer
+
+    def columns(self) -> Columns:
+        """The tokens as arrays, for those who count millions of them: no object is made for any."""
+        try:
+            return checked(self._packed_tokens() or pack(()))
+        except ValueError as error:
+            raise CorruptError(f"the tokens of an answer are damaged: {error}") from error
 
     def _packed_tokens(self) -> Any:
         """The tokens as text, not unpacked first when they still are."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .data.tokenizer import Tokenizer
     from .runs import Run
-    from .student.loss import Targets
+    from .student.targets import Targets
 
 SIGNALS = ("none", "text", "top_logprobs", "logits")
 
@@ -86,6 +86,8 @@ class Teacher(Role):
     """Answers requests. `signal` is the most it can give: text, top_logprobs or logits.
 
     One with `signal = "logits"` also has `tokenizer` and `logits(tokens)`; one that scores given text has `score`.
+    If it has a head too, it may offer `hidden(tokens)` [B, T, D] and `head` (its weight [V, D], and its bias [V] or
+    None): then its logits are made a few rows at a time while a student learns, and never all at once.
     An asynchronous one raises `TryAgain` or `SlowDown` when asking again would help, and the host does so;
     whatever else it raises stops the stage. Whatever a provider says of its limits is handed to `heard`.
     """
@@ -160,10 +162,14 @@ class Mixer(Role):
     """Turns logits and targets into loss terms, and terms into one loss. `signal` is the least it needs."""
 
     signal: ClassVar[str] = "none"
+    steps: int | None = None  # of the run, for schedules; set by the host before the first
 
     @abstractmethod
     def rows(self, logits: mx.array, targets: Targets, step: mx.array) -> dict[str, mx.array]:
-        """The loss [N] of each row of logits [N, V], under the name of each term. Rows are independent."""
+        """The loss [N] of each row of logits [N, V], under the name of each term. Rows are independent.
+
+        A mixer that needs top_logprobs must take the whole distribution, too: `targets.both` shows either alike.
+        """
 
     def weights(self, step: int) -> Mapping[str, float]:
         """The weight of each term at a step; a term that is not named weighs 1."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .arguments import assembled, json_option, recipe_of, recipe_option, show, yes_option
+from .arguments import assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
 from .errors import UsageError
 from .runs import Run
 
@@ -30,6 +30,7 @@ STAGES = ("label", "train", "judge", "report")
 @recipe_option
 @click.option("--until", type=click.Choice(STAGES), default="report", help="The last stage to run.")
 @click.option("--resume", is_flag=True, help="Go on with the newest run of the recipe.")
+@device_option
 @yes_option
 @click.pass_context
 def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str, resume: bool, yes: bool) -> None:
@@ -65,6 +66,7 @@ def plan(ctx: click.Context, recipe: str, overrides: tuple[str, ...], batch: boo
 @click.option("--shard", metavar="K/N", help="Ask only the K-th of N shares, on each of N machines.")
 @click.option("--wait", is_flag=True, help="Wait for batches or the end of a daily limit, instead of stopping.")
 @click.option("--retry-refused", is_flag=True, help="Ask again what the teacher refused.")
+@device_option
 @yes_option
 @click.pass_context
 def label(
@@ -79,6 +81,7 @@ def label(
 @click.command()
 @click.argument("where", metavar="[RECIPE|RUN]", default="latest")
 @recipe_option
+@device_option
 @yes_option
 @click.pass_context
 def train(ctx: click.Context, where: str, overrides: tuple[str, ...], yes: bool) -> None:
@@ -105,6 +108,7 @@ def _was_stopped(where: str, overrides: tuple[str, ...]) -> bool:
 @click.argument("where", metavar="[RECIPE|RUN]", default="latest")
 @recipe_option
 @click.option("--samples", type=click.IntRange(min=0), help="How many samples the student writes.")
+@device_option
 @yes_option
 @click.pass_context
 def judge(ctx: click.Context, where: str, overrides: tuple[str, ...], samples: int | None, yes: bool) -> None:

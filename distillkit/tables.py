@@ -178,7 +178,24 @@ class TeacherTable(PluginTable):
     top_logprobs: Natural = Field(default=0, description="how many log-probabilities a token to ask for")
     repeats: Positive = Field(default=1, description="answers a prompt")
     stop: list[str] = Field(default=[], description="words that end an answer")
+    on_policy: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="share of each batch's rows that the student goes on with itself, after prompt_tokens of each, "
+        "while a teacher with logits judges every word of it; such rows carry no hard loss",
+    )
     learn_prompts: bool = Field(default=False, description="learn the prompts of answers too, not only the answers")
+    share: Share | None = Field(
+        default=None, description="share of the rows of each step that are answers; as many as there are if not set"
+    )
+    held_out: BelowOne = Field(
+        default=0.0, description="share of prompts whose answers are kept from training and validated on, by their hash"
+    )
+    store: bool = Field(
+        default=False, description="ask a teacher with logits once, before training, and keep its top_logprobs (or 20)"
+    )
+    store_samples: Annotated[int, Field(gt=0, le=255)] | None = Field(
+        default=None, description="keep so many draws a position in the store instead of the likeliest tokens"
+    )
     concurrency: Positive = Field(default=8, description="how many requests at once, for teachers that are waited for")
     system: str | None = Field(
         default=None,
@@ -204,6 +221,8 @@ class TeacherTable(PluginTable):
             raise ValueError("has both a template and a prompts_file, expected one of them")
         if self.template and not self.prompts:
             raise ValueError("has a template but prompts = 0, expected how many prompts to draw from it")
+        if self.store_samples and not self.store:
+            raise ValueError("has store_samples without store = true, expected both or neither")
         if self.max_usd is not None and self.price is not None and self.price.input == self.price.output == 0:
             raise ValueError("has max_usd, but a price of 0, which never reaches it")
         return self

@@ -7,9 +7,11 @@ sittings (more steps, another learning rate) and what may not (the text, the net
 from __future__ import annotations
 
 import fcntl
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -30,16 +32,18 @@ from .student import blas, precision
 from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
+from .student.onpolicy import OnPolicy
 from .student.optimizer import AdamW, Schedule, flat, grown
 from .student.parallel import Lanes, keep_memory
-from .student.train import Job, Settings, State, fresh, restored, train
+from .student.train import Job, Settings, State, asked, evaluate, fresh, restored, train
 from .student.trained import Trained, locate
 from .student.world import ALONE, Share, World
-from .tables import TrainTable
+from .tables import TeacherTable, TrainTable
 
 HOW_FAST = {"concurrency", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
 HOW_FAST |= {f"{of}_per_{span}" for of in ("requests", "tokens") for span in ("minute", "day")}
-PROMPTS = ("system", "template", "prompts_file")  # left out where they are not set, as in older checkpoints
+# What older checkpoints do not know, see `_teacher`.
+LATER = ("system", "template", "prompts_file", "on_policy", "share", "held_out", "store", "store_samples")
 MATTER = ("device", "blas", "mlx", "compiler", "processes", "precision")  # to the last bits
 FIXED = ("data", "batches", "student", "tokenizer", "teacher", "seed")
 
@@ -87,7 +91,23 @@ class Training:
                 if self.world.writes:
                     self.run.record(training={**self.run.info.get("training", {}), **self._spent(begun)})
                 raise
-        return self._came_to(state) | self._spent(begun) if self.world.writes else {}
+        of_teacher = self._on_the_teachers_text(job)
+        return self._came_to(state) | of_teacher | self._spent(begun) if self.world.writes else {}
+
+    def _on_the_teachers_text(self, job: Job) -> dict[str, Any]:
+        """How likely the student finds the answers that were kept from training: nats a token, bits a byte."""
+        stream = self.parts.held_out_stream(self.answers)
+        if stream is None or stream.tokens < 2:
+            return {}
+        held_out = list(sequential(stream, self.parts.student.context, self.recipe.train.batch_size))
+        loss = evaluate(replace(job, validation=lambda: held_out))
+        lengths = self.parts.tokenizer.lengths
+        learnt = [(batch.weight > 0, batch.hard) for batch in held_out]
+        ends = self.parts.tokenizer.end_of_text
+        tokens = sum(int(mask.sum()) for mask, _ in learnt)
+        size = sum(int(lengths[hard[mask & (hard != ends)]].sum()) for mask, hard in learnt)
+        bits = loss * tokens / math.log(2) / size
+        return {"teacher_text": {"loss": loss, "bits_per_byte": bits, "tokens": tokens}}
 
     def _announce(self, done: int) -> None:
         steps, words = self.recipe.train.steps, f"from step {done} " if done else ""
@@ -165,12 +185,16 @@ class Training:
         }
 
     def _teacher(self) -> dict[str, Any] | None:
-        """Who teaches what; how fast, and for how much, changes nothing."""
+        """Who teaches what; how fast, and for how much, changes nothing.
+
+        Keys that older checkpoints do not know are left out where they are not set.
+        """
         table = self.recipe.teacher
         if table is None:
             return None
         told = table.model_dump(mode="json", exclude=HOW_FAST)
-        return {key: value for key, value in told.items() if value is not None or key not in PROMPTS}
+        fields = TeacherTable.model_fields
+        return {key: value for key, value in told.items() if key not in LATER or value != fields[key].default}
 
     def _student(self) -> dict[str, Any]:
         """All that builds the network again."""
@@ -297,7 +321,8 @@ class Training:
             facts=facts,
             folder=self.run.checkpoints,
             log=self.run.metrics,
-            teacher=teacher.logits if teacher else None,
+            teacher=asked(teacher) if teacher else None,
+            on_policy=self._on_policy(),
             voice=self.voice,
             trackers=trackers,
             lanes=Lanes(streams),
@@ -305,6 +330,14 @@ class Training:
             share=share,
             sample=self._sampler() if table.sample_every and self.world.writes else None,
         )
+
+    def _on_policy(self) -> OnPolicy | None:
+        """How the student writes what its teacher judges, if the recipe says so."""
+        table, tokenizer = self.recipe.teacher, self.parts.tokenizer
+        if table is None or table.on_policy is None:
+            return None
+        context, end = self.parts.student.context, tokenizer.end_of_text
+        return OnPolicy(table.on_policy, table.prompt_tokens, context, end, self.recipe.seed)
 
     def _compute_again(self) -> None:
         """Have the network keep nothing of its blocks, if it can do without."""
@@ -387,7 +420,8 @@ class Training:
         table, context = self.recipe.train, self.parts.student.context
         rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
         losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
-        validation = [row["loss"] for row in rows if row["kind"] == "validation"]
+        looks = [row for row in rows if row["kind"] == "validation"]
+        validation = [row["loss"] for row in looks]
         return {
             "steps": state.step,
             "tokens": state.step * table.batch_size * table.accumulate * context,
@@ -396,6 +430,7 @@ class Training:
             "validation_loss": validation[-1] if validation else None,
             "best_step": state.best_step,
             "best_loss": state.best_loss if validation else None,
+            "gradient_norms": looks[-1].get("gradient_norms", {}) if looks else {},
             "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
         }
 

@@ -92,6 +92,18 @@ def test_a_batch_can_be_of_another_size_and_the_table_says_what_is_what(home: Pa
     assert max(map(len, done.stdout.splitlines())) <= 88
 
 
+def test_the_device_can_be_said_and_must_be_there(home: Path) -> None:
+    assert bench(home, "tiny", "--device", "cpu")["machine"]["device"] == "CPU"
+    import mlx.core as mx
+
+    if mx.is_available(mx.gpu):
+        assert bench(home, "tiny", "--device", "gpu")["machine"]["device"] == "GPU"
+        return
+    done = distillkit(home, "bench", "tiny", "--device", "gpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "MLX has no GPU here" in done.stderr
+
+
 def test_a_run_that_is_not_there_or_was_never_trained_is_told(home: Path, tmp_path: Path) -> None:
     unknown = distillkit(home, "bench", "tniy")
     assert unknown.returncode == 2
@@ -130,7 +142,7 @@ def test_ours_and_the_plain_step_have_the_same_losses(engine: Callable[[str], Mo
 def test_pytorch_has_the_same_losses(
     engine: Callable[[str], ModuleType], peer: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peer("torch")
+    torch = peer("torch")
     pytorch, problems = engine("pytorch"), engine("problems")
-    monkeypatch.setattr(pytorch, "DEVICE", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # like to like
     assert losses(pytorch, problems) == pytest.approx(losses(engine("ours"), problems), rel=1e-4)

@@ -60,7 +60,8 @@ def test_softmax_and_logsumexp_are_those_of_float64(shape: tuple[int, int, int],
     top = wide.max(-1, keepdims=True)
     total = np.log(np.exp(wide - top).sum(-1)) + top[:, 0]
     np.testing.assert_allclose(f64(elementary.logsumexp(x)), total, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(f64(elementary.softmax(x)), np.exp(wide - total[:, None]), atol=3e-7)
+    _, powers, scale_of_row = elementary.normalised(x)
+    np.testing.assert_allclose(f64(powers * scale_of_row), np.exp(wide - total[:, None]), atol=3e-7)
     np.testing.assert_array_equal(f64(elementary.row_max(x)), top)
     np.testing.assert_allclose(f64(elementary.row_sum(x))[:, 0], wide.sum(-1), atol=1e-4 * scale)
 
@@ -80,7 +81,7 @@ def test_gelu_and_its_slope_are_those_of_float64() -> None:
     np.testing.assert_allclose(f64(mx.grad(lambda x: elementary.gelu(x).sum())(x)), slope, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["softmax", "logsumexp", "gelu"])
+@pytest.mark.parametrize("name", ["logsumexp", "gelu"])
 def test_other_precisions_are_left_to_mlx(name: str) -> None:
     x = normal(3, 3, 40).astype(mx.float16)
     function = getattr(elementary, name)

@@ -25,11 +25,11 @@ PACKAGE, PLUGINS, TESTS = ROOT / "distillkit", ROOT / "plugins" / "distillkit_pl
 # Each line is a floor, lowest first; a file imports only from the floors below it. Each text is a room: those
 # that stand side by side do not know each other; files that are named together may, but in no circle.
 FLOORS = [
-    ["errors records packing stats files progress blame upload"],
+    ["errors records packing stats files progress blame upload schedules"],
     ["roles", "hookspecs", "recipe tables layers overrides"],
     ["plugins installed contracts options", "runs", "distillkit"],
     ["data", "teachers", "student", "judging", "reporting", "testing"],
-    ["assembly", "distillkit_plugins"],
+    ["assembly soft", "distillkit_plugins"],
     ["training pipeline plan bench first"],
     ["cli stage_commands cache_commands away_commands data_commands arguments __main__"],
 ]
@@ -41,8 +41,8 @@ TOOLBOXES = ("distillkit.teachers.chat", "distillkit.student", "distillkit.data"
 HEAVY = {"mlx", "numpy", "pandas", "openai", "groq", "pydantic", "tiktoken", "matplotlib"}
 
 DOOR = """
-    Allowance Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Price Request Sample
-    SlowDown Source Student Subject Teacher TeacherError Token Tracker TryAgain Usage UsageError hookimpl
+    Allowance Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Price Request Sample Schedule
+    SlowDown Source Student Subject Teacher TeacherError Token Tracker TryAgain Usage UsageError Within hookimpl
 """
 
 PROMISED = """

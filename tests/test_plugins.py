@@ -415,7 +415,8 @@ def test_faults_of_several_tables_are_told_at_once(plugins):
     [
         "",
         "mixer = {name = 'full'}\nteacher = {provider = 'local'}",
-        "mixer = {name = 'soft'}\nteacher = {provider = 'some', top_logprobs = 5}",
+        "mixer = {name = 'soft'}\nteacher = {provider = 'some', top_logprobs = 5, prompts = 1}",
+        "mixer = {name = 'soft'}\nteacher = {provider = 'local', store = true}",
         "mixer = {name = 'hard'}\nteacher = {provider = 'local', signal = 'text'}",
         "teacher = {provider = 'none'}",
     ],

@@ -168,12 +168,6 @@ def test_no_recipe_is_called_what_means_the_newest_run():
     assert refused('name = "x"', "name=latest").startswith("--set: name: found")
 
 
-@pytest.mark.parametrize("key", ["teacher.store"])
-def test_no_key_of_the_host_is_taken_that_nothing_honours(key):
-    table, _, name = key.partition(".")
-    assert name not in recipes.Recipe.model_json_schema()["$defs"][f"{table.title()}Table"]["properties"]
-
-
 def test_all_faults_are_told_at_once_but_no_more_than_ten():
     lines = refused('name = "x"\n[train]\n' + "\n".join(f"wrong{i} = 1" for i in range(14))).splitlines()
     assert len(lines) == 11

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -23,7 +22,8 @@ from hypothesis import strategies as st
 from mlx.utils import tree_map
 from students import TEXTS, f64, lively, log_softmax, random_array, small_model, softmax, tokenizer, writer
 
-from distillkit.roles import Mixer
+from distillkit.data.shards import Batch
+from distillkit.roles import Mixer, gives
 from distillkit.student import blas
 from distillkit.student.gpt import GPT, Shape, count, initialise
 from distillkit.student.loss import Targets, counted, mixed_loss
@@ -341,7 +341,7 @@ def uneven_batch(seed: int = 0, rows: int = 4) -> Any:
     weight = (random.random(shape) < np.linspace(0.1, 1, rows)[:, None]).astype(np.float32)
     teacher = np.repeat((np.arange(rows) % 2).astype(np.float32)[:, None], TINY.context, axis=1)
     tokens = random.integers(0, TINY.vocab_size, (2, *shape)).astype(np.int32)
-    return SimpleNamespace(inputs=tokens[0], hard=tokens[1], weight=weight, from_teacher=teacher)
+    return Batch(inputs=tokens[0], hard=tokens[1], weight=weight, from_teacher=teacher)
 
 
 def job_of(model: GPT, mixer: Mixer, batch: Any, accumulate: int = 1, chunk: int = 5, teacher: Any = None) -> Job:
@@ -385,7 +385,7 @@ MIXERS = pytest.mark.parametrize("mixer", [Hard(), Focal(), Half(), Sure(), mixi
 @MIXERS
 @pytest.mark.parametrize("lanes", [2, 4])
 def test_computing_parts_side_by_side_changes_neither_loss_nor_gradients(mixer: Mixer, lanes: int) -> None:
-    teacher = waves if mixer.signal == "logits" else None
+    teacher = waves if gives(mixer.signal, "top_logprobs") else None
     whole, slopes = one_step(mixer, 1, chunk=24, teacher=teacher)
     for _ in range(2):
         parts, of_parts = one_step(mixer, 1, teacher=teacher, lanes=lanes)
@@ -413,7 +413,7 @@ def test_a_failure_in_a_lane_is_told() -> None:
 @MIXERS
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulating_changes_neither_loss_nor_gradients(mixer: Mixer, accumulate: int) -> None:
-    teacher = waves if mixer.signal == "logits" else None
+    teacher = waves if gives(mixer.signal, "top_logprobs") else None
     whole, slopes = one_step(mixer, 1, chunk=24, teacher=teacher)
     parts, of_parts = one_step(mixer, accumulate, teacher=teacher)
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)

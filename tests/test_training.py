@@ -217,12 +217,12 @@ def weights(run: Run) -> str:
     return str(run.info["training"]["weights_sha256"])
 
 
-def stopped_at(step: int, *overrides: str, times: int = 1) -> Run:
+def stopped_at(step: int, *overrides: str, times: int = 1, recipe: str = "tiny") -> Run:
     """A run that was sent Ctrl-C after a step."""
     diary = ("tracker.0.name=diary", "tracker.0.file=diary", f"tracker.0.signal_at={step}")
     with pytest.raises((Interrupted, KeyboardInterrupt)):
-        sit(*overrides, *diary, f"tracker.0.times={times}")
-    return newest("tiny")
+        sit(*overrides, *diary, f"tracker.0.times={times}", recipe=recipe)
+    return newest(recipe)
 
 
 def step_names(run: Run) -> list[str]:

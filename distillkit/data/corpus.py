@@ -9,11 +9,9 @@ Knows nothing of models, nor of how a source reads.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -23,7 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import CorruptError, DataError
-from ..files import digest, file_digest, read_json, read_lines, replacing_folder, write_json
+from ..files import alone, digest, file_digest, read_json, read_lines, replacing_folder, write_json
 from ..progress import Voice
 from ..records import Document
 from ..roles import Source
@@ -130,7 +128,7 @@ def prepare(
     fixed = None if is_trained(tokenizer) else build(**_spec(tokenizer))
     key = _key(source, chosen, tokenizer, fixed)
     place = _place(key, folder)
-    with _alone(place, voice):
+    with alone(place, lambda: voice.say("Waiting for another process that prepares the same corpus.")):
         if corpus := _kept(place, voice):
             return corpus
         with replacing_folder(place) as part:
@@ -174,19 +172,6 @@ def _kept(place: Path, voice: Voice) -> Corpus | None:
     except (CorruptError, DataError) as error:
         voice.warn(f"{error.message}; it is prepared again")
         return None
-
-
-@contextmanager
-def _alone(place: Path, voice: Voice) -> Iterator[None]:
-    """Hold a place against other processes; the lock goes with the process, so a crash leaves none behind."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with (place.parent / f".{place.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            voice.say("Waiting for another process that prepares the same corpus.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 _NO_TEXT = "Every document is empty or held out, or there is none."
@@ -326,6 +311,11 @@ class Sieve:
             for split, manifest in packed.items()
         }
         return {**sizes, "duplicates": self.duplicates, "empty": self.empty}
+
+
+def held_out(text: str, share: float) -> bool:
+    """Whether a text is held out at a share, by the rule for documents."""
+    return _fraction(_mark(Document("", text))) < share
 
 
 def _mark(document: Document) -> bytes:

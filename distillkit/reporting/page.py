@@ -205,13 +205,27 @@ def _teacher(teacher: Mapping[str, Any] | None, missing: bool) -> Iterator[Fact]
     if "prompt_tokens" in teacher or "completion_tokens" in teacher:
         read, wrote = teacher.get("prompt_tokens", 0), teacher.get("completion_tokens", 0)
         yield Fact("tokens", f"{count(read)} in prompts, {count(wrote)} in answers")
+    if teacher.get("held_out"):
+        yield Fact("held out", count(teacher["held_out"], "answer"), "kept from training, to look at its own words")
+    yield from _soft(teacher.get("soft") or {})
     if teacher.get("usd"):
         yield Fact("spent", f"${teacher['usd']:,.4f}", "by the prices that are known")
     yield from _unknown(
         teacher,
         *("provider", "model", "signal", "prompts", "asked", "cached", "failed", "refused", "truncated"),
-        *("prompt_tokens", "completion_tokens", "fingerprint", "usd"),
+        *("prompt_tokens", "completion_tokens", "fingerprint", "usd", "held_out", "soft"),
     )
+
+
+def _soft(soft: Mapping[str, Any]) -> Iterator[Fact]:
+    """How much of the text has a soft target, how much of the teacher's mass those name, and what they take."""
+    positions, there = soft.get("positions"), soft.get("with_soft")
+    if not positions or there is None:
+        return
+    yield Fact("soft targets", f"{count(there)} of {count(positions)} positions", f"{there / positions:.1%}")
+    yield Fact("mass carried", f"{soft.get('mass', 0):.1%}", "of the teacher's distribution; the rest is one residual")
+    note = f"{soft['bytes_a_position']:g} bytes a position" if "bytes_a_position" in soft else ""
+    yield Fact("stored", size(soft.get("bytes", 0)), note)
 
 
 def _through(teacher: Mapping[str, Any]) -> str:
@@ -236,10 +250,16 @@ def _training(training: Mapping[str, Any]) -> Iterator[Fact]:
         best, step = training.get("best_loss"), training.get("best_step")
         note = f"; best {figure(best)} at step {count(step)}" if best is not None else ""
         yield Fact("last validation loss", figure(training["validation_loss"]), f"nats a token{note}")
+    if norms := training.get("gradient_norms"):
+        told = ", ".join(f"{line(name)} {figure(norm)}" for name, norm in norms.items())
+        yield Fact("gradients of the terms", told, "weighted, at the logits of the last evaluation")
+    if spoken := training.get("teacher_text"):
+        note = f"nats a token; {figure(spoken['bits_per_byte'])} bits per byte of the answers that were held out"
+        yield Fact("on the teacher's text", figure(spoken["loss"]), note)
     yield from _unknown(
         training,
         *("steps", "tokens", "epochs", "seconds", "loss", "validation_loss", "best_step", "best_loss"),
-        "weights_sha256",
+        *("gradient_norms", "weights_sha256", "teacher_text"),
     )
 
 

@@ -34,6 +34,9 @@ class Blas:
         return f"{self.name}, {self.threads} thread{'s' if self.threads != 1 else ''}"
 
 
+WIDE = ("MLX_BFS_MAX_WIDTH", "1000")
+
+
 def on_gpu() -> bool:
     """Whether MLX will compute on a GPU, as far as can be told without importing it."""
     if sys.platform == "darwin":
@@ -48,7 +51,19 @@ def feed_streams() -> None:
     unless told to take more results abreast. It reads this once, at the process's first evaluation.
     """
     if not on_gpu():
-        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
+        os.environ.setdefault(*WIDE)
+
+
+def use(device: str) -> None:
+    """Compute on the CPU or the GPU from now on, whatever MLX would choose. Before the first evaluation."""
+    import mlx.core as mx
+
+    chosen = mx.Device({"cpu": mx.cpu, "gpu": mx.gpu}[device])
+    if not mx.is_available(chosen):
+        raise UsageError(f"MLX has no {device.upper()} here", "Leave --device out: MLX chooses what there is.")
+    mx.set_default_device(chosen)
+    if device == "cpu":
+        os.environ.setdefault(*WIDE)
 
 
 def cores() -> int:

@@ -56,8 +56,8 @@ def row_max(x: mx.array) -> mx.array:
 
 
 def row_sum(x: mx.array) -> mx.array:
-    """The sum of each row [..., 1], left to the BLAS."""
-    return x @ mx.ones((x.shape[-1], 1), dtype=x.dtype)
+    """The sum of each row [..., 1], left to the BLAS on a CPU."""
+    return x @ mx.ones((x.shape[-1], 1), dtype=x.dtype) if ours(x) else x.sum(axis=-1, keepdims=True)
 
 
 def powers_of(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -65,14 +65,6 @@ def powers_of(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     top = row_max(x)
     parts = exp(x - top)
     return parts, row_sum(parts), top
-
-
-def softmax(x: mx.array) -> mx.array:
-    """Softmax over the last axis, without a gradient."""
-    if not ours(x):
-        return mx.softmax(x, axis=-1)
-    parts, total, _ = powers_of(x)
-    return parts * (1 / total)
 
 
 @mx.custom_function
@@ -97,10 +89,21 @@ def _logsumexp_of_mlx_gradient(x: mx.array, cotangents: Any, outputs: Any) -> An
     return outputs[1] * cotangents[0][..., None]
 
 
+def normalised(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """The logsumexp [...] of each row; its softmax as a product of powers and a number [..., 1] for each row of them.
+
+    One pass of exp, which is dear, serves all, and the gradient of the first; the others have none.
+    """
+    if not ours(x):
+        log_total, chances = cast(Any, _logsumexp_of_mlx(x))
+        return log_total, mx.stop_gradient(chances), mx.ones((*x.shape[:-1], 1), dtype=x.dtype)
+    log_total, powers, total = cast(Any, _logsumexp(x))
+    return log_total, mx.stop_gradient(powers), 1 / mx.stop_gradient(total)
+
+
 def logsumexp(x: mx.array) -> mx.array:
-    """log(sum(exp(x))) over the last axis. One pass of exp, which is dear, serves value and gradient."""
-    outputs: Any = _logsumexp(x) if ours(x) else _logsumexp_of_mlx(x)
-    return cast(mx.array, outputs[0])
+    """log(sum(exp(x))) over the last axis."""
+    return normalised(x)[0]
 
 
 @mx.custom_function

@@ -49,12 +49,13 @@ class Journal:
         for tracker in self.trackers:
             tracker.log(at, _numbers(values))
 
-    def evaluation(self, step: int, loss: float) -> None:
-        """Log one evaluation."""
+    def evaluation(self, step: int, loss: float, lengths: Mapping[str, float]) -> None:
+        """Log one evaluation, and how long the gradient of each weighted term is at the logits."""
         self.validation = loss
-        self._write({"kind": "validation", "step": step, "loss": loss})
+        self._write({"kind": "validation", "step": step, "loss": loss, "gradient_norms": dict(lengths)})
         for tracker in self.trackers:
-            tracker.log(step, {"validation_loss": loss})
+            of_terms = {f"gradient_norm/{name}": length for name, length in lengths.items()}
+            tracker.log(step, {"validation_loss": loss, **of_terms})
         self.voice.say(f"  step {step}  validation {loss:.4f}")
         self.clock = time.perf_counter()
 
@@ -103,4 +104,27 @@ class Overfitting:
             f"step {step}: validation loss {loss:.2f} rises and training loss is {mean:.2f}: "
             "the student learns its text by heart. More documents, fewer train.steps, a smaller student or "
             "student.dropout = 0.1 would help."
+        )
+
+
+class Balance:
+    """Points out, once, a term whose gradient is lost beside another's: then its weight means nothing."""
+
+    LOST = 0.01
+
+    def __init__(self, voice: Voice) -> None:
+        self.voice, self.told = voice, False
+
+    def evaluated(self, step: int, lengths: Mapping[str, float]) -> None:
+        """Compare the lengths of the weighted terms' gradients; a weight of 0 is nobody's mistake."""
+        weighing = {name: length for name, length in lengths.items() if length > 0}
+        if self.told or not weighing:
+            return
+        least, most = (choose(weighing, key=weighing.__getitem__) for choose in (min, max))
+        if weighing[least] >= self.LOST * weighing[most]:
+            return
+        self.told = True
+        self.voice.warn(
+            f"step {step}: the gradient of the term {least!r} is {weighing[least] / weighing[most]:.1%} of that of "
+            f"{most!r}, so it hardly counts. Give it more weight in [mixer], or leave it out."
         )

@@ -2,86 +2,27 @@
 
 A mixer says what one row of logits costs. Rows are independent, so they are handed over in chunks, and each
 chunk's gradient with respect to its hidden states and to the head is computed while its logits are at hand:
-the logits of a whole batch never exist at once. In half precision logits are rounded, and what is made of them is
-float32. Knows nothing of networks, files or schedules of learning.
+the logits of a whole batch never exist at once, nor do its teacher's. In half precision logits are rounded, and what is
+made of them is float32. Knows nothing of networks, files or schedules of learning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from ..roles import Mixer
-from .elementary import logsumexp, ours, row_sum, softmax
+from .elementary import ours
+from .targets import Head, Opinion, Targets, TopK
 
-Head = tuple[mx.array, mx.array | None]
+__all__ = ["Head", "Opinion", "Targets", "TopK", "chunk_rows", "mixed_loss", "slope_lengths", "term_names", "totals"]
 
+PIECE = 2**19  # numbers
 
-@dataclass(frozen=True)
-class TopK:
-    """Sparse soft targets: the k likeliest tokens of each row, and the mass of all others."""
-
-    ids: mx.array
-    log_probs: mx.array
-    residual: mx.array
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the student should predict in each row. A teacher's logits stay as they came until asked for."""
-
-    hard: mx.array
-    weight: mx.array
-    from_teacher: mx.array
-    has_soft: mx.array
-    sparse: TopK | None = None
-    teacher_logits: mx.array | None = None
-
-    @property
-    def soft(self) -> mx.array | TopK | None:
-        """None, dense log-probabilities [N, V], or the sparse ones."""
-        if self.teacher_logits is None:
-            return self.sparse
-        return self.teacher_logits - logsumexp(self.teacher_logits)[..., None]
-
-    def log_prob(self, logits: mx.array, log_total: mx.array | None = None) -> mx.array:
-        """The log-probability of each row's hard token; `log_total` is the logits' logsumexp, if it is at hand."""
-        chosen = mx.take_along_axis(logits, self.hard[:, None], axis=-1)[:, 0]
-        return chosen - (logsumexp(logits) if log_total is None else log_total)
-
-    def soft_divergence(self, logits: mx.array, temperature: float, log_total: mx.array | None = None) -> mx.array:
-        """KL(teacher || student), both at a temperature, from the teacher's logits.
-
-        `log_total` is the logsumexp of the softened logits, if it is at hand.
-        """
-        if self.teacher_logits is None:
-            raise ValueError("these targets hold no teacher's logits")
-        theirs, here = self.teacher_logits / temperature, logits / temperature
-        log_total = logsumexp(here) if log_total is None else log_total
-        return log_total - logsumexp(theirs) - row_sum(softmax(theirs) * (here - theirs))[:, 0]
-
-    def rows(self, start: int, stop: int) -> Targets:
-        """The same for some rows only."""
-        cut = slice(start, stop)
-        sparse = self.sparse and TopK(self.sparse.ids[cut], self.sparse.log_probs[cut], self.sparse.residual[cut])
-        return replace(
-            self,
-            hard=self.hard[cut],
-            weight=self.weight[cut],
-            from_teacher=self.from_teacher[cut],
-            has_soft=self.has_soft[cut],
-            sparse=sparse,
-            teacher_logits=None if self.teacher_logits is None else self.teacher_logits[cut],
-        )
-
-
-def counted(mixer: Mixer, targets: Targets, terms: list[str]) -> dict[str, mx.array]:
-    """How much each row counts in each term: its weight, where the mixer looks at it."""
-    where = mixer.where(targets)
-    return {term: targets.weight * where[term] if term in where else targets.weight for term in terms}
+RowsLoss = Callable[[mx.array, Targets], tuple[mx.array, mx.array]]
+Measured = tuple[mx.array, dict[str, mx.array]]
 
 
 def term_names(mixer: Mixer, vocab_size: int, targets: Targets) -> list[str]:
@@ -90,13 +31,27 @@ def term_names(mixer: Mixer, vocab_size: int, targets: Targets) -> list[str]:
 
 
 def chunk_rows(vocab_size: int) -> int:
-    """How many rows of logits to hold at once: about half a million numbers, which caches like."""
-    return max(64, 2**19 // vocab_size)
+    """How many rows of logits to hold at once: about half a million numbers, which caches like.
+
+    Of a large vocabulary more: a BLAS puts the whole head into its own order for every chunk.
+    """
+    return max(128, 2**19 // vocab_size)
 
 
-PIECE = 2**19  # numbers
+def counted(mixer: Mixer, targets: Targets, names: Sequence[str]) -> dict[str, mx.array]:
+    """How much each row counts in each term: its weight, where the mixer looks at it."""
+    where = mixer.where(targets)
+    return {name: targets.weight * where[name] if name in where else targets.weight for name in names}
 
-Measured = tuple[mx.array, dict[str, mx.array]]
+
+def totals(mixer: Mixer, targets: Targets, names: Sequence[str], chunk: int) -> dict[str, mx.array]:
+    """How much all rows count in each term. No logit is computed unless a mixer's `where` looks at its teacher's."""
+    size = targets.weight.shape[0]
+    sums = {name: mx.array(0.0) for name in names}
+    for start, stop in _spans(size, chunk if targets.opinion else size):
+        some = targets.rows(start, stop).at_hand(list(sums.values()))
+        sums = {name: sums[name] + count.sum() for name, count in counted(mixer, some, names).items()}
+    return sums
 
 
 def mixed_loss(
@@ -115,20 +70,20 @@ def mixed_loss(
     (chunks, streams, machines) add up to the mean over the batch, however it was cut.
     """
     names = list(totals)
-    count = counted(mixer, targets, names)
 
-    def rows_loss(logits: mx.array, start: int) -> tuple[mx.array, mx.array]:
-        stop = start + logits.shape[0]
-        rows = mixer.rows(logits, targets.rows(start, stop), step)
-        shares = [(rows[n] * count[n][start:stop]).sum() / totals[n] for n in names]
+    def rows_loss(logits: mx.array, some: Targets) -> tuple[mx.array, mx.array]:
+        rows, count = mixer.rows(logits, some, step), counted(mixer, some, names)
+        shares = [(rows[name] * count[name]).sum() / totals[name] for name in names]
         loss = sum((weights.get(n, 1.0) * share for n, share in zip(names, shares, strict=True)), mx.array(0.0))
         return loss, mx.stack(shares)
 
-    loss, shares = _over_chunks(rows_loss, hidden, head, chunk)
+    loss, shares = _over_chunks(rows_loss, hidden, head, targets, chunk)
     return loss, {name: shares[i] for i, name in enumerate(names)}
 
 
-def _over_chunks(rows_loss: Callable[..., Any], hidden: mx.array, head: Head, chunk: int) -> tuple[mx.array, mx.array]:
+def _over_chunks(
+    rows_loss: RowsLoss, hidden: mx.array, head: Head, targets: Targets, chunk: int
+) -> tuple[mx.array, mx.array]:
     """Sum over chunks of rows, with the gradients computed together with the values."""
     weight, bias = head
 
@@ -138,11 +93,12 @@ def _over_chunks(rows_loss: Callable[..., Any], hidden: mx.array, head: Head, ch
         b = biases[0] if biases else None
         loss, shares, of_rows = mx.array(0.0), mx.array(0.0), list[mx.array]()
         of_head = [mx.zeros(each.shape) for each in inputs[1:]]
-        for start in range(0, h.shape[0], chunk):
+        for start, stop in _spans(h.shape[0], chunk):
             # One chunk after another, or the logits of all would exist at once.
-            (rows,) = mx.depends([h[start : start + chunk]], [*of_head, *of_rows[-1:]])
+            (rows,) = mx.depends([h[start:stop]], [*of_head, *of_rows[-1:]])
             logits = rows @ w.T if b is None else rows @ w.T + b
-            part, terms, slope = _over_pieces(rows_loss, logits.astype(mx.float32), start)
+            some = targets.rows(start, stop).at_hand([rows])
+            part, terms, slope = _over_pieces(rows_loss, logits.astype(mx.float32), some)
             loss, shares, slope = loss + part, shares + terms, slope.astype(h.dtype)
             of_rows.append(slope @ w)
             of_head[0] = _plus_product(of_head[0], slope.T, rows)
@@ -163,13 +119,56 @@ def _plus_product(total: mx.array, a: mx.array, b: mx.array) -> mx.array:
     return mx.addmm(total, a, b) if a.dtype == total.dtype else total + a @ b
 
 
-def _over_pieces(rows_loss: Callable[..., Any], logits: mx.array, start: int) -> tuple[mx.array, mx.array, mx.array]:
+def _over_pieces(rows_loss: RowsLoss, logits: mx.array, targets: Targets) -> tuple[mx.array, mx.array, mx.array]:
     """The loss of a chunk, its terms, and its slope, a few rows at a time on a CPU: what caches hold is soon done."""
-    valued = mx.value_and_grad(rows_loss)
+    valued: Callable[..., Any] = mx.value_and_grad(rows_loss)
     some = max(1, PIECE // logits.shape[1]) if ours(logits) else logits.shape[0]
     loss, shares, slopes = mx.array(0.0), mx.array(0.0), []
-    for first in range(0, logits.shape[0], some):
-        (part, terms), slope = valued(logits[first : first + some], start + first)
+    for start, stop in _spans(logits.shape[0], some):
+        (part, terms), slope = valued(logits[start:stop], targets.rows(start, stop))
         loss, shares = loss + part, shares + terms
         slopes += mx.depends([slope], [part, terms])  # what only they need of the logits is then free, too
     return loss, shares, mx.concatenate(slopes)
+
+
+def _spans(size: int, chunk: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + chunk, size)) for start in range(0, size, chunk))
+
+
+def slope_lengths(
+    mixer: Mixer,
+    hidden: mx.array,
+    head: Head,
+    targets: Targets,
+    step: mx.array,
+    weights: Mapping[str, float],
+    chunk: int,
+) -> dict[str, float]:
+    """How long the gradient of each weighted term is at the logits of rows [N, D], each term being its mean over them.
+
+    Terms that count none of the rows are left out.
+    """
+    weight, bias = head
+    names = term_names(mixer, weight.shape[0], targets)
+    counts = {name: float(n.item()) for name, n in totals(mixer, targets, names, chunk).items()}  # type: ignore[arg-type]
+    counts = {name: count for name, count in counts.items() if count > 0}
+    squares = dict.fromkeys(counts, 0.0)
+    for start, stop in _spans(hidden.shape[0], chunk):
+        logits = hidden[start:stop] @ weight.T
+        logits = logits if bias is None else logits + bias
+        some = targets.rows(start, stop).at_hand([])
+        for name, count in counts.items():
+            slope = _slope_of(mixer, name, logits.astype(mx.float32), some, step) * (weights.get(name, 1.0) / count)
+            squares[name] += float(mx.square(slope).sum().item())  # type: ignore[arg-type]
+    return {name: square**0.5 for name, square in squares.items()}
+
+
+def _slope_of(mixer: Mixer, name: str, logits: mx.array, targets: Targets, step: mx.array) -> mx.array:
+    """The gradient of the sum of one term's rows."""
+
+    def summed(logits: mx.array) -> mx.array:
+        some = targets.rows(0, logits.shape[0])  # which has not seen other logits
+        return (mixer.rows(logits, some, step)[name] * counted(mixer, some, [name])[name]).sum()
+
+    slope: mx.array = mx.grad(summed)(logits)
+    return slope

@@ -22,10 +22,11 @@ import numpy as np
 
 from ..errors import Interrupted, TrainingError
 from ..progress import Voice
-from ..roles import Mixer, Tracker
+from ..roles import Mixer, Teacher, Tracker
 from . import checkpoint as checkpoints
-from .journal import Journal, Overfitting
-from .loss import Targets, chunk_rows, counted, mixed_loss, term_names
+from .journal import Balance, Journal, Overfitting
+from .loss import Opinion, Targets, TopK, mixed_loss, slope_lengths, term_names, totals
+from .onpolicy import OnPolicy
 from .optimizer import AdamW, Schedule, Tree, flat, global_norm, grown, recalled
 from .parallel import Lanes
 from .precision import FACTOR, OVERFLOWS, lowered
@@ -34,7 +35,7 @@ from .world import ALONE, Share, World
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, mx.array]
-TeacherLogits = Callable[[mx.array], mx.array]
+Asked = Callable[[mx.array], mx.array | Opinion]
 
 
 class Rows(Protocol):
@@ -55,6 +56,22 @@ class Rows(Protocol):
     @property
     def from_teacher(self) -> Array:
         """Whether a teacher wrote it."""
+
+    @property
+    def soft_ids(self) -> Array | None:
+        """Of stored soft targets the tokens that are named [B, T, k]."""
+
+    @property
+    def soft_log_probs(self) -> Array | None:
+        """Their log-probabilities."""
+
+    @property
+    def soft_residual(self) -> Array | None:
+        """The logarithm of what is left for all others."""
+
+    @property
+    def has_soft(self) -> Array | None:
+        """Whether there is a soft target."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,7 @@ class State:
     best_step: int | None = None
     best_loss: float = math.inf
     overflows: int = 0  # in a row, in this sitting
+    last: Arrays = field(default_factory=dict)  # the first part of the last batch of this process
 
 
 @dataclass
@@ -100,7 +118,8 @@ class Job:
     facts: Mapping[str, Any]
     folder: Path
     log: Path
-    teacher: TeacherLogits | None = None
+    teacher: Asked | None = None  # tokens [B, T] to logits [B, T, V], or to hidden states with a head
+    on_policy: OnPolicy | None = None
     voice: Voice = field(default_factory=Voice)
     trackers: Sequence[Tracker] = ()
     sample: Callable[[], str] | None = None
@@ -113,7 +132,7 @@ def train(job: Job, state: State) -> State:
     """Take the state to the last step. Interrupted, it saves and says so."""
     settings, world = job.settings, job.world
     journal = Journal(job.log if world.writes else None, settings.steps, state.step, job.voice, job.trackers)
-    watch = Overfitting(job.voice)
+    watch, balance = Overfitting(job.voice), Balance(job.voice)
     with world.together():
         _save(job, state)  # also when it is the very first: there is always something to go back to
     with asked_to_stop() as stop, journal:
@@ -126,7 +145,7 @@ def train(job: Job, state: State) -> State:
             looked = _due(state.step, settings.evaluate_every, settings.steps)
             loss = evaluate(job) if looked else math.inf
             with world.together() as vote:
-                better = looked and _look(job, state, loss, journal, watch)
+                better = looked and _look(job, state, loss, journal, watch, balance)
                 if better or _due(state.step, settings.checkpoint_every, settings.steps):
                     _save(job, state)
                 if job.sample and settings.sample_every and state.step % settings.sample_every == 0:
@@ -139,12 +158,14 @@ def train(job: Job, state: State) -> State:
     return state
 
 
-def _look(job: Job, state: State, loss: float, journal: Journal, watch: Overfitting) -> bool:
-    """Take note of a validation loss: whether it is the best so far."""
+def _look(job: Job, state: State, loss: float, journal: Journal, watch: Overfitting, balance: Balance) -> bool:
+    """Take note of a validation loss: whether it is the best so far. And of how much each term weighs in truth."""
     if not math.isfinite(loss):
         raise _diverged(job, state.step, f"validation loss {loss}")
-    journal.evaluation(state.step, loss)
+    lengths = gradient_norms(job, state) if job.world.writes else {}
+    journal.evaluation(state.step, loss, lengths)
     watch.evaluated(state.step, loss, state.best_loss)
+    balance.evaluated(state.step, lengths)
     better = loss < state.best_loss
     if better:
         state.best_step, state.best_loss = state.step, loss
@@ -158,10 +179,13 @@ def _due(step: int, every: int, steps: int) -> bool:
 def advance(job: Job, state: State) -> dict[str, Any]:
     """One step: gradients of every part of the batch, summed in a fixed order, then AdamW."""
     settings, step = job.settings, state.step
+    batch = arrays_of(job.batch(step))
+    share = job.share or Share.of(ALONE, len(batch["inputs"]), settings.accumulate * job.lanes.count)
+    if job.on_policy:
+        batch = job.on_policy.continued(job.model, batch, share, step)
     job.model.train()
-    batch = job.batch(step)
-    share = job.share or Share.of(ALONE, len(batch.inputs), settings.accumulate * job.lanes.count)
-    loss, terms, gradients = _gradients(job, batch, share, step)
+    parts = list(_parts(batch, share))
+    loss, terms, gradients = _gradients(job, parts, share, step)
     rate = settings.schedule(step)
     norm = None if _overflowed(job, state, gradients) else _update(job, state, gradients, rate, step)
     values = {
@@ -169,9 +193,9 @@ def advance(job: Job, state: State) -> dict[str, Any]:
         "terms": {name: term.item() for name, term in terms.items()},
         "learning_rate": rate,
         "gradient_norm": None if norm is None else norm.item(),
-        "tokens": batch.inputs.size // len(batch.inputs) * share.whole,
+        "tokens": batch["inputs"].shape[1] * share.whole,
     }
-    state.step = step + 1
+    state.step, state.last = step + 1, parts[0]
     return values
 
 
@@ -198,19 +222,18 @@ def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float,
     return norm
 
 
-def _gradients(job: Job, batch: Rows, share: Share, step: int) -> tuple[mx.array, Arrays, Arrays]:
+def _gradients(job: Job, parts: Sequence[Arrays], share: Share, step: int) -> tuple[mx.array, Arrays, Arrays]:
     """The loss of a batch, its terms and its gradient: as many parts at once as there are lanes, then all machines'."""
     number, weights = mx.array(step), job.mixer.weights(step)
-    parts = list(_parts(batch, share))
-    totals = _totals(job, parts)
+    whole = _totals(job, parts)
     value = _valued(job)
-    loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in totals}, Arrays()
+    loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in whole}, Arrays()
     for start in range(0, len(parts), job.lanes.count):
 
         def compute(lane: int, start: int = start) -> Any:
             place = share.first + start + lane
             mx.random.seed((job.settings.seed * 1_000_003 + step * 1009 + place) % 2**63)
-            return value(parts[start + lane], number, weights, totals)
+            return value(parts[start + lane], number, weights, whole)
 
         done = job.lanes.each(compute, len(parts) - start)
         while done:
@@ -264,50 +287,73 @@ def _streams(job: Job, arrays: Mapping[str, mx.array]) -> dict[str, mx.Stream]:
     return job.lanes.shared({name: value.size for name, value in arrays.items()})
 
 
-def _parts(batch: Rows, share: Share) -> Iterator[dict[str, mx.array]]:
+def arrays_of(batch: Rows) -> dict[str, Array]:
+    """The arrays of a batch by their names, those of soft targets where there are any."""
+    names = ("inputs", "hard", "weight", "from_teacher", "soft_ids", "soft_log_probs", "soft_residual", "has_soft")
+    return {name: value for name in names if (value := getattr(batch, name)) is not None}
+
+
+def _parts(batch: Mapping[str, Array], share: Share) -> Iterator[Arrays]:
     """This process's rows of a batch cut into their parts, as arrays of the accelerator."""
-    names = ("inputs", "hard", "weight", "from_teacher")
     for start, stop in pairwise((0, *share.parts)):
-        yield {name: mx.array(getattr(batch, name)[start:stop]) for name in names}
+        yield {name: mx.array(value[start:stop]) for name, value in batch.items()}
 
 
-def _targets(job: Job, part: Mapping[str, mx.array]) -> Targets:
-    """The targets of a part of a batch, with the teacher's logits where there is a teacher."""
-    hard, soft = part["hard"].reshape(-1), None
+def _targets(job: Job, part: Arrays) -> Targets:
+    """The targets of a part of a batch, with what the teacher thinks of them, or thought when it was stored."""
+    rows = {name: value.reshape(-1) for name, value in part.items() if value.ndim == 2 and name in KNOWN}
+    soft: dict[str, Any] = {}
     if job.teacher is not None:
-        soft = mx.stop_gradient(job.teacher(part["inputs"])).reshape(hard.size, -1)
-    return Targets(
-        hard=hard,
-        weight=part["weight"].reshape(-1),
-        from_teacher=part["from_teacher"].reshape(-1),
-        has_soft=mx.zeros(hard.shape) if soft is None else mx.ones(hard.shape),
-        teacher_logits=soft,
-    )
+        soft = {"has_soft": mx.ones(rows["hard"].shape), **_opinion(job.teacher(part["inputs"]))}
+    elif "soft_ids" in part:
+        ids, logs = (part[name].reshape(rows["hard"].size, -1) for name in ("soft_ids", "soft_log_probs"))
+        soft = {"sparse": TopK(ids, logs, part["soft_residual"].reshape(-1))}
+    return Targets(**{"has_soft": mx.zeros(rows["hard"].shape), **rows, **soft})
 
 
-def _totals(job: Job, parts: Sequence[Mapping[str, mx.array]]) -> dict[str, mx.array]:
-    """How much all rows of the batch count in each term. No logit is computed unless a mixer's `where` looks."""
+KNOWN = ("hard", "weight", "from_teacher", "from_student", "has_soft")  # of a batch, by the names they have in targets
+
+
+def _opinion(asked: mx.array | Opinion) -> dict[str, Any]:
+    """A teacher's opinion of a part, row by row, without a gradient."""
+    if isinstance(asked, Opinion):
+        hidden = mx.stop_gradient(asked.hidden)
+        return {"opinion": Opinion(hidden.reshape(-1, hidden.shape[-1]), asked.head)}
+    return {"teacher_logits": mx.stop_gradient(asked).reshape(-1, asked.shape[-1])}
+
+
+def _totals(job: Job, parts: Sequence[Arrays]) -> Arrays:
+    """How much all rows of the batch, those of other machines too, count in each term."""
     targets = [_targets(job, part) for part in parts]
     names = term_names(job.mixer, job.vocab_size, targets[0])
-    counts = [counted(job.mixer, some, names) for some in targets]
-    totals = job.world.sum({n: mx.stack([count[n].sum() for count in counts]).sum() for n in names})
+    counts = [totals(job.mixer, some, names, job.settings.chunk) for some in targets]
+    whole = job.world.sum({name: mx.stack([count[name] for count in counts]).sum() for name in names})
     factor = FACTOR[job.settings.precision]
-    return {name: mx.maximum(total, 1e-9) / factor for name, total in totals.items()}
+    return {name: mx.maximum(total, 1e-9) / factor for name, total in whole.items()}
 
 
 def _part_loss(
     model: nn.Module,
     job: Job,
-    part: Mapping[str, mx.array],
+    part: Arrays,
     step: mx.array,
     weights: Mapping[str, float],
-    totals: Mapping[str, mx.array],
-) -> tuple[mx.array, dict[str, mx.array]]:
+    whole: Arrays,
+) -> tuple[mx.array, Arrays]:
     """A part's share of the batch's loss, and of each of its terms."""
     hidden = model(part["inputs"])
     hidden = hidden.reshape(-1, hidden.shape[-1])
     targets = _targets(job, part)
-    return mixed_loss(job.mixer, hidden, model.head, targets, step, weights, totals, job.settings.chunk)
+    return mixed_loss(job.mixer, hidden, model.head, targets, step, weights, whole, job.settings.chunk)
+
+
+def gradient_norms(job: Job, state: State) -> dict[str, float]:
+    """How long each weighted term's gradient at the logits is, over the first part of the last batch."""
+    step = state.step - 1
+    hidden = job.model(state.last["inputs"])
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), _targets(job, state.last)
+    weights = job.mixer.weights(step)
+    return slope_lengths(job.mixer, hidden, job.model.head, targets, mx.array(step), weights, job.settings.chunk)
 
 
 def evaluate(job: Job) -> float:
@@ -418,6 +464,9 @@ def asked_to_stop() -> Iterator[Stop]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def automatic_chunk(vocab_size: int) -> int:
-    """Rows of logits held at once when the recipe does not say."""
-    return chunk_rows(vocab_size)
+def asked(teacher: Teacher) -> Asked:
+    """How a teacher is asked in every step: for hidden states, if it offers them with its head, or else for logits."""
+    local: Any = teacher
+    if not (hasattr(local, "hidden") and hasattr(local, "head")):
+        return teacher.logits
+    return lambda tokens: Opinion(local.hidden(tokens), local.head)

@@ -60,8 +60,13 @@ class Trained:
 
     def logits(self, tokens: mx.array) -> mx.array:
         """Logits [B, T, V] of tokens [B, T]."""
+        return logits_of(self.model, self.hidden(tokens))
+
+    def hidden(self, tokens: mx.array) -> mx.array:
+        """Hidden states [B, T, D] of tokens [B, T], which the head makes logits of."""
         self.model.eval()
-        return logits_of(self.model, self.model(tokens))
+        hidden: mx.array = self.model(tokens)
+        return hidden
 
     def write(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, max_tokens: int

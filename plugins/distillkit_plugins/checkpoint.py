@@ -1,4 +1,4 @@
-"""A teacher made here: any distillkit student, asked for text or for full logits."""
+"""A teacher made here: any distillkit student, asked for text, for likely tokens beside it, or for full logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from distillkit import Answer, Request, Teacher, Usage, UsageError, hookimpl
+from distillkit import Answer, Request, Teacher, Token, Usage, UsageError, hookimpl
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -84,14 +84,46 @@ class Checkpoint(Teacher):
         for request, prompt, one in zip(requests, prompts, written, strict=True):
             usage = Usage(len(self.tokenizer.encode(prompt)), one.tokens)
             text, stopped = _until(one.text, request.stop)
-            yield (
-                request,
-                Answer(text, finish="stop" if stopped else one.finish, usage=usage, model=self.options.model),
-            )
+            finish = "stop" if stopped else one.finish
+            ended = not stopped and one.finish == "stop"
+            tokens = self._opinions(prompt, text, ended, request.top_logprobs) if request.top_logprobs else ()
+            yield request, Answer(text, tokens, finish, usage, self.options.model)
+
+    def _opinions(self, prompt: str, text: str, ended: bool, most: int) -> tuple[Token, ...]:
+        """What it held for likely at each token of a text of its own, by reading the text once more."""
+        import mlx.core as mx
+        import numpy as np
+
+        from distillkit.student.score import windows
+
+        end = self.tokenizer.end_of_text
+        read, said = [end, *self.tokenizer.encode(prompt)], [*self.tokenizer.encode(text), *([end] if ended else [])]
+        found = []
+        for window in windows(0, [*read, *said], self.trained.context):
+            logits = np.array(self.trained.logits(mx.array([window.inputs])))[0, -window.count :].astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            found.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+        rows = np.concatenate(found)[len(read) - 1 :]
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :most]
+        name = self.tokenizer.bytes_of
+        return tuple(
+            Token(name(token), float(row[token]), tuple((name(i), float(row[i])) for i in top.tolist()))
+            for token, row, top in zip(said, rows, order, strict=True)
+        )
 
     def logits(self, tokens: mx.array) -> mx.array:
         """What it thinks of every next token."""
         return self.trained.logits(tokens)
+
+    def hidden(self, tokens: mx.array) -> mx.array:
+        """The same before the head, so that nobody must hold all logits at once."""
+        return self.trained.hidden(tokens)
+
+    @property
+    def head(self) -> tuple[mx.array, mx.array | None]:
+        """The weight and the bias that make logits of hidden states."""
+        head: tuple[mx.array, mx.array | None] = self.trained.model.head
+        return head
 
 
 def _prompt(request: Request) -> str:

@@ -1,0 +1,224 @@
+"""What each signal of a teacher is worth at equal student compute: hard labels beside five ways to distil.
+
+    python benchmarks/study.py [--seeds 3] [--corpus tales] [--home reports/../study] [--markdown docs/study.md]
+
+Runs the recipes of `recipes/study/`, each with every seed, through the command line; what was done before is not done
+again. Then pairs each way with hard labels, document by document, and writes the table. Seconds are those of this
+machine, the bytes are those kept on disk. `novels` is left out where its text is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import table, tell
+
+from distillkit.stats import Difference, holm, mean_interval, paired_difference, verdict
+
+HERE = Path(__file__).parent
+RECIPES = HERE.parent / "recipes" / "study"
+NOVELS = HERE.parent.parent / "shared" / "data" / "austen_four_novels.txt.xz"
+TEACHERS = {"tales": None, "novels": "novels_teacher"}
+ARMS = {
+    "": "hard labels only",
+    "_text": "the teacher's text (sequence-level)",
+    "_topk": "its 20 likeliest words, kept (top-k offline)",
+    "_logits": "all its logits, in the step (forward KL)",
+    "_reverse": "the same, reverse KL",
+    "_onpolicy": "on the student's own text (on-policy, JSD)",
+}
+STAGES = ("label", "train", "report")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run came to."""
+
+    bits: dict[str, float]  # per byte, of each held-out document
+    bytes: dict[str, float]
+    labelling: float
+    training: float
+    processor: float
+    stored: int
+
+
+def main() -> None:
+    """Run what has not been run, then tell."""
+    options = _options()
+    home = options.home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    text, found = [], {}
+    for corpus in options.corpus or _corpora():
+        if TEACHERS[corpus]:
+            _run(home, TEACHERS[corpus], 1)
+        results = {arm: [_run(home, corpus + arm, seed) for seed in range(1, options.seeds + 1)] for arm in ARMS}
+        rows, figures = _compared(results)
+        found[corpus] = figures
+        tell(f"{corpus}: {options.seeds} seeds, beside hard labels", rows, figures, None)
+        text.append((corpus, rows, figures))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(_filled(options.markdown.read_text(encoding="utf-8"), text), encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--corpus", action="append", choices=list(TEACHERS), help="one of them; may be said twice")
+    parser.add_argument("--home", type=Path, default=HERE.parent / "reports" / "study", help="where runs are kept")
+    parser.add_argument("--markdown", type=Path, help="a page whose tables are written anew")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def _corpora() -> list[str]:
+    if NOVELS.is_file():
+        return list(TEACHERS)
+    print(f"novels are left out: there is no {NOVELS.name}", file=sys.stderr)
+    return ["tales"]
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+def _run(home: Path, recipe: str, seed: int) -> Result:
+    """One recipe with one seed, stage by stage, unless that was done before."""
+    name = f"study_{recipe}" if seed == 1 else f"study_{recipe}_{seed}"
+    folder = home / "reports" / name / "1"
+    for stage in STAGES:
+        if not _done(folder, stage):
+            print(f"{name}: {stage}", file=sys.stderr, flush=True)
+            _timed(home, folder, stage, _command(folder, recipe, name, seed, stage))
+    return _result(folder)
+
+
+def _command(folder: Path, recipe: str, name: str, seed: int, stage: str) -> list[str]:
+    until = ["--until", stage, "--yes"]
+    if (folder / "run.json").is_file():
+        return ["run", str(folder), "--resume", *until]
+    return ["run", str(RECIPES / f"{recipe}.toml"), "--set", f"seed={seed}", "--set", f'name="{name}"', *until]
+
+
+def _done(folder: Path, stage: str) -> bool:
+    return stage in _times(folder)
+
+
+def _times(folder: Path) -> dict[str, Any]:
+    file = folder / "study.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _timed(home: Path, folder: Path, stage: str, words: list[str]) -> None:
+    """One command; what it took is kept beside the run."""
+    began, used = time.perf_counter(), _processor()
+    command = [sys.executable, "-m", "distillkit", *words]
+    done = subprocess.run(
+        command, env={**os.environ, "DISTILLKIT_HOME": str(home)}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr.strip()[-2000:]}")
+    taken = {"seconds": time.perf_counter() - began, "processor": _processor() - used}
+    (folder / "study.json").write_text(json.dumps({**_times(folder), stage: taken}), encoding="utf-8")
+
+
+def _processor() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _result(folder: Path) -> Result:
+    """What a run's folder says."""
+    grades = [json.loads(line) for line in (folder / "grades.jsonl").read_text(encoding="utf-8").splitlines()]
+    bits = [grade for grade in grades if grade["criterion"] == "bits_per_byte"]
+    info, times = json.loads((folder / "run.json").read_text(encoding="utf-8")), _times(folder)
+    soft = ((info.get("teacher") or {}).get("soft") or {}).get("bytes", 0)
+    packed = sum(file.stat().st_size for file in (folder / "answers").rglob("*") if file.is_file())
+    return Result(
+        bits={grade["document"]: grade["score"] for grade in bits},
+        bytes={grade["document"]: grade["weight"] for grade in bits},
+        labelling=times["label"]["seconds"],
+        training=times["train"]["seconds"],
+        processor=times["train"]["processor"],
+        stored=max(soft, packed),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- comparing
+
+
+def _compared(results: dict[str, list[Result]]) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """A row for each way, paired with hard labels; and the figures behind it."""
+    differences = {arm: _difference(runs, results[""]) for arm, runs in results.items() if arm}
+    corrected = dict(zip(differences, holm([one.p or 0.0 for one in differences.values()]), strict=True))
+    rows, figures = [], {}
+    for arm, runs in results.items():
+        mean = mean_interval(*_averaged(runs))
+        each = [_mean(run) - _mean(hard) for run, hard in zip(runs, results[""], strict=True)]
+        row = {
+            "what the student learns from": ARMS[arm],
+            "bits a byte": f"{mean.value:.4f}",
+            "beside hard labels": "",
+            "each seed": "",
+            "that is": "",
+            "teacher, s": f"{max(run.labelling for run in runs):.0f}",
+            "training, s": f"{statistics.median(run.training for run in runs):.0f}",
+            "kept": f"{statistics.median(run.stored for run in runs) / 1e6:.1f} MB",
+        }
+        if arm:
+            one = differences[arm]
+            row["beside hard labels"] = f"{one.value:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
+            row["each seed"] = " ".join(f"{value:+.4f}" for value in each)
+            row["that is"] = verdict(one, "lower") if corrected[arm] < 0.05 else "not distinguishable"
+        rows.append(row)
+        figures[ARMS[arm]] = {
+            "bits_per_byte": mean.value,
+            "difference": vars(differences[arm]) | {"holm": corrected[arm]} if arm else None,
+            "seeds": [_mean(run) for run in runs],
+            "seconds": {"label": [r.labelling for r in runs], "train": [r.training for r in runs]},
+            "processor": [run.processor for run in runs],
+            "bytes": [run.stored for run in runs],
+        }
+    return rows, figures
+
+
+def _difference(runs: list[Result], hard: list[Result]) -> Difference:
+    """Document by document, each the mean over the seeds; documents are what is resampled."""
+    ours, theirs = _by_document(runs), _by_document(hard)
+    return paired_difference(ours, theirs, weights=runs[0].bytes)
+
+
+def _by_document(runs: list[Result]) -> dict[str, float]:
+    return {name: statistics.mean(run.bits[name] for run in runs) for name in runs[0].bits}
+
+
+def _averaged(runs: list[Result]) -> tuple[list[float], list[float], list[str]]:
+    means = _by_document(runs)
+    return list(means.values()), [runs[0].bytes[name] for name in means], list(means)
+
+
+def _mean(run: Result) -> float:
+    return sum(run.bits[name] * run.bytes[name] for name in run.bits) / sum(run.bytes.values())
+
+
+def _filled(page: str, tables: list[tuple[str, list[dict[str, str]], dict[str, Any]]]) -> str:
+    """The page with the tables between their marks written anew."""
+    for corpus, rows, _ in tables:
+        begin, end = f"<!-- {corpus}: made by benchmarks/study.py -->\n", f"<!-- end of {corpus} -->"
+        before, rest = page.split(begin)
+        page = f"{before}{begin}{table(rows)}\n{end}{rest.split(end, 1)[1]}"
+    return page
+
+
+if __name__ == "__main__":
+    main()

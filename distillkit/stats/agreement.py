@@ -1,0 +1,93 @@
+"""Two graders of the same things: whether they rank them alike, and whether they give the same grades."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .means import LEVEL
+from .quantiles import normal_quantile
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation, with its interval; None where one of both never varies."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """Agreement beyond chance, with its interval; near misses count by the square of the distance."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def spearman(a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> Correlation:
+    """The correlation of ranks; the interval is Fisher's, with the spread that Bonett and Wright found for ranks."""
+    ranks = [_ranks(np.asarray(values, np.float64)) for values in (a, b)]
+    n = len(ranks[0])
+    spreads = [float(r.std()) for r in ranks] if n else [0.0]
+    if n < 2 or min(spreads) == 0:
+        return Correlation(None, None, None, n)
+    value = float(np.clip(np.corrcoef(*ranks)[0, 1], -1, 1))
+    if n < 4:
+        return Correlation(value, None, None, n)
+    if 1 - abs(value) < 1e-12:
+        return Correlation(round(value), *_perfect(value, n, level), n)
+    reach = normal_quantile((1 + level) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))
+    middle = math.atanh(value)
+    return Correlation(value, math.tanh(middle - reach), math.tanh(middle + reach), n)
+
+
+def _perfect(value: float, n: int, level: float) -> tuple[float, float]:
+    """The interval of a perfect order: as if one neighbouring pair of n had changed places."""
+    almost = 1 - 6 * 2 / (n * (n * n - 1))
+    reach = normal_quantile((1 + level) / 2) * math.sqrt((1 + almost**2 / 2) / (n - 3))
+    bound = math.tanh(math.atanh(almost) - reach)
+    return (bound, 1.0) if value > 0 else (-1.0, -bound)
+
+
+def _ranks(values: Array) -> Array:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[index.reshape(-1)], np.float64)
+
+
+def weighted_kappa(
+    a: Sequence[Any], b: Sequence[Any], categories: Sequence[Any] | None = None, level: float = LEVEL
+) -> Kappa:
+    """Cohen's kappa with quadratic weights, and its asymptotic interval (Fleiss, Cohen and Everitt)."""
+    names = sorted({*a, *b}) if categories is None else list(categories)
+    if len(names) < 2 or not len(a):
+        return Kappa(None, None, None, len(a))
+    place = {name: i for i, name in enumerate(names)}
+    table = np.zeros((len(names), len(names)))
+    for x, y in zip(a, b, strict=True):
+        table[place[x], place[y]] += 1
+    table /= table.sum()
+    where = np.array(names, np.float64)
+    agree = 1 - ((where[:, None] - where[None, :]) / (where[-1] - where[0])) ** 2
+    rows, columns = table.sum(axis=1), table.sum(axis=0)
+    observed, chance = float((agree * table).sum()), float(rows @ agree @ columns)
+    if chance == 1:
+        return Kappa(None, None, None, len(a))
+    kappa = (observed - chance) / (1 - chance)
+    around = (agree @ columns)[:, None] + (agree.T @ rows)[None, :]  # how much each row and column agrees by chance
+    variance = (table * (agree - around * (1 - kappa)) ** 2).sum() - (kappa - chance * (1 - kappa)) ** 2
+    reach = normal_quantile((1 + level) / 2) * math.sqrt(max(0.0, variance) / len(a)) / (1 - chance)
+    return Kappa(kappa, max(-1.0, kappa - reach), min(1.0, kappa + reach), len(a))

@@ -1,0 +1,114 @@
+"""Weighted means and their intervals over clusters. Knows nothing of what is graded.
+
+The interval is Student's t with a variance that is right for few clusters of unequal size, too: each cluster's squared
+deviation is divided by the share of its variance that is left once the common mean is taken away, and the degrees of
+freedom are those of Satterthwaite. With clusters of equal size it is the textbook's interval of the clusters' means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..records import Metric
+from .quantiles import t_quantile
+
+Array = NDArray[np.float64]
+RESAMPLES = 2000
+BLOCK = 1 << 17  # picks at once
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A weighted mean over clusters: its standard error, the degrees of freedom of that, and how many clusters."""
+
+    value: float
+    error: float
+    df: float
+    n: int
+
+    def interval(self, level: float = LEVEL) -> tuple[float | None, float | None]:
+        """Low and high; of a single cluster nobody can tell."""
+        if self.n < 2:
+            return None, None
+        reach = self.error * t_quantile((1 + level) / 2, self.df)
+        return self.value - reach, self.value + reach
+
+
+def weighted_mean(scores: ArrayLike, weights: ArrayLike) -> float:
+    """Sum of score times weight, over the sum of weights."""
+    s, w = np.asarray(scores, np.float64), np.asarray(weights, np.float64)
+    return float((s * w).sum() / w.sum())
+
+
+def cluster_sums(values: Array, clusters: Sequence[str]) -> tuple[list[str], Array]:
+    """The sum of the values in each cluster, in order of first appearance."""
+    order = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    index = np.fromiter((order[name] for name in clusters), np.int64, len(clusters))
+    return list(order), np.bincount(index, weights=values, minlength=len(order)).astype(np.float64)
+
+
+def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Mean:
+    """sum(numerators) / sum(denominators) over clusters, and how sure that is. What weighs nothing does not count."""
+    top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    top, bottom = top[bottom > 0], bottom[bottom > 0]
+    value = float(top.sum() / bottom.sum())
+    if len(top) < 2:
+        return Mean(value, 0.0, 0.0, len(top))
+    shares = bottom / bottom.sum()
+    left = 1 - 2 * shares + (shares**2).sum()  # of a cluster's variance, once the mean is taken away
+    worth = shares**2 / left
+    error = float(np.sqrt((worth * (top / bottom - value) ** 2).sum()))
+    return Mean(value, error, _freedom(shares, worth), len(top))
+
+
+def _freedom(shares: Array, worth: Array) -> float:
+    """Satterthwaite's degrees of freedom of sum(worth * (x - mean)^2): trace(A)^2 / trace(A^2) of its matrix A.
+
+    A = D - a s' - s a' + (sum a) s s', with a the worths, D their diagonal and s the shares.
+    """
+    whole, aa, ss, both = worth.sum(), worth @ worth, shares @ shares, worth @ shares
+    trace = whole - 2 * both + whole * ss
+    inner = np.array([[-both, -ss], [whole * both - aa, whole * ss - both]])  # K G of the low-rank part
+    crossed = 2 * (worth * (whole * shares**2 - 2 * worth * shares)).sum()
+    squared = aa + crossed + np.trace(inner @ inner)
+    return float(max(1.0, trace**2 / squared))
+
+
+def mean_interval(scores: ArrayLike, weights: ArrayLike, clusters: Sequence[str]) -> Metric:
+    """The weighted mean of scores, with its 95% interval over clusters; `n` counts clusters."""
+    s, w = np.asarray(scores, np.float64), np.asarray(weights, np.float64)
+    _, top = cluster_sums(s * w, clusters)
+    _, bottom = cluster_sums(w, clusters)
+    mean = ratio(top, bottom)
+    low, high = mean.interval()
+    return Metric(weighted_mean(s, w), low, high, mean.n)
+
+
+def bootstrap_ratio(
+    numerators: ArrayLike, denominators: ArrayLike, seed: int = 0, level: float = LEVEL
+) -> tuple[float | None, float | None]:
+    """A percentile bootstrap interval of sum(numerators) / sum(denominators), for figures that have no formula."""
+    ratios = resampled(numerators, denominators, seed)
+    if not len(ratios):
+        return None, None
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def resampled(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> Array:
+    """The ratio of as many clusters drawn again, many times; none of a single cluster."""
+    top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    if len(top) < 2:
+        return np.zeros(0)
+    rng = np.random.default_rng(seed)
+    ratios = []
+    block = max(1, BLOCK // len(top))
+    for start in range(0, RESAMPLES, block):
+        picks = rng.integers(0, len(top), (min(block, RESAMPLES - start), len(top)))
+        ratios.append(top[picks].sum(axis=1) / bottom[picks].sum(axis=1))
+    return np.concatenate(ratios)
