@@ -118,9 +118,13 @@ class Assembly:
         tables = self.recipe.values()
         return prepare(self.source, tokenizer=tables["tokenizer"], options=tables["data"], voice=self.voice)
 
-    @cached_property
+    @property
     def at_hand(self) -> bool:
         """Whether the corpus can be had without fetching anything."""
+        return "corpus" in vars(self) or self._at_hand
+
+    @cached_property
+    def _at_hand(self) -> bool:
         tables = self.recipe.values()
         return self.source.here or prepared(self.source, tokenizer=tables["tokenizer"], options=tables["data"])
 
@@ -133,8 +137,11 @@ class Assembly:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """What the student reads and writes with."""
-        return self.corpus.tokenizer
+        """What the student reads and writes with; no text is fetched for one that needs none."""
+        from .data.tokenizer import build, is_trained
+
+        table = self.recipe.values()["tokenizer"]
+        return self.corpus.tokenizer if self.at_hand or is_trained(table) else build(**table)
 
     @cached_property
     def network(self) -> nn.Module:

@@ -80,7 +80,7 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
         "seconds": _at_limits(terms.given, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
         "online": parts.teaches_online,
-        "soft": parts.soft.foreseen(written=len(requests) * table.max_tokens),
+        "soft": parts.soft.foreseen(written=len(requests) * table.max_tokens) if parts.at_hand else None,
     }
 
 
@@ -117,9 +117,14 @@ def _training(parts: Assembly) -> dict[str, Any]:
     """Steps and tokens; epochs count the corpus, not yet what the teacher will write."""
     train, context = parts.recipe.train, parts.student.context
     tokens = train.steps * train.batch_size * train.accumulate * context
-    there = parts.corpus.counts["train"]["tokens"] if parts.at_hand else parts.recipe.data.tokens
+    there = _to_read(parts)
     epochs = None if there is None else round(tokens / max(1, there), 2)
     return {"steps": train.steps, "tokens": tokens, "epochs": epochs, "advice": _advice(parts, epochs)}
+
+
+def _to_read(parts: Assembly) -> int | None:
+    """How many tokens there are to train on; of a corpus that is not here, how many are wanted."""
+    return parts.corpus.train.tokens if parts.at_hand else parts.recipe.data.tokens
 
 
 def _advice(parts: Assembly, epochs: float | None) -> str | None:
@@ -155,7 +160,7 @@ def _seconds(parts: Assembly, sizes: dict[str, int], tokens: int) -> dict[str, f
     if parts.teaches_online:
         flops += 2.0 * _size(parts.soft.teacher) * tokens
     elif parts.soft.source == STORE:
-        flops += 2.0 * _size(parts.soft.teacher) * parts.corpus.train.tokens
+        flops += 2.0 * _size(parts.soft.teacher) * (_to_read(parts) or 0)
     ideal = flops / _matmul_rate()
     return {"low": round(ideal * OVERHEAD[0], 1), "high": round(ideal * OVERHEAD[1], 1)}
 
