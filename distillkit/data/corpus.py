@@ -228,8 +228,9 @@ class _Preparation:
                 break
             if count % 1000 == 0:
                 of = "" if wanted is None else f" of {wanted:,}"
-                tokens = packers["train"].tokens
-                self.voice.progress(f"Packing: {count:,} documents, {tokens:,}{of} tokens so far.")
+                self.voice.progress(
+                    f"Packing: {count:,} documents, about {packers['train'].about:,}{of} tokens so far."
+                )
         return sieve
 
 

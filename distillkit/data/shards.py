@@ -69,6 +69,11 @@ class Packer:
         """How many tokens have been written; the last texts wait to be encoded."""
         return self._tokens.count
 
+    @property
+    def about(self) -> int:
+        """The same, with an estimate of what waits."""
+        return self.tokens + self._waiting_chars // 4
+
     def reaches(self, tokens: int) -> bool:
         """Whether there are so many tokens. What waits is encoded when it may be enough."""
         if self.tokens + self._waiting_bytes >= tokens:  # a token has at least one byte
