@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SPACE = "\u2581"  # what SentencePiece writes for a space
 LEAST = 258  # the unknown, the end of text and 256 bytes come first
 LINE_BYTES = 4000  # SentencePiece leaves out longer lines
+COVERAGES = (0.9995, 0.99, 0.9)  # of a text by letters with a token of their own; others are bytes, if there is no room
 TRAINING_THREADS = 4  # a fixed number, for sums of floats depend on it
 PROBES = ("  two  spaces ", "\tTab\r\n\n", "naïve ﬁ e\u0301 漢字 \u2581", "\0\x7f<s></s>")
 
@@ -39,31 +40,43 @@ def library() -> Any:
     return sentencepiece
 
 
-def train(texts: Iterable[str], vocab_size: int) -> bytes:
+def train(texts: Callable[[], Iterable[str]], vocab_size: int) -> bytes:
     """A unigram model with every byte in it, as the library writes it; nothing is normalised."""
     if vocab_size <= LEAST:
         raise DataError(f"tokenizer.vocab_size = {vocab_size} is too small: {LEAST} tokens are fixed", "Ask for 512.")
-    written = io.BytesIO()
+    *generous, last = COVERAGES
+    for coverage in generous:
+        try:
+            return _learn(texts(), vocab_size, coverage)
+        except RuntimeError as error:
+            if "required_chars" not in str(error):
+                raise _too_much(vocab_size, str(error)) from error
     try:
-        library().SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
-            model_writer=written,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            unk_id=0,
-            eos_id=1,
-            eos_piece=END_OF_TEXT,
-            bos_id=-1,
-            pad_id=-1,
-            num_threads=TRAINING_THREADS,
-            minloglevel=2,
-        )
+        return _learn(texts(), vocab_size, last)
     except RuntimeError as error:
         raise _too_much(vocab_size, str(error)) from error
+
+
+def _learn(texts: Iterable[str], vocab_size: int, coverage: float) -> bytes:
+    written = io.BytesIO()
+    library().SentencePieceTrainer.train(
+        sentence_iterator=_lines(texts),
+        model_writer=written,
+        model_type="unigram",
+        vocab_size=vocab_size,
+        character_coverage=coverage,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        unk_id=0,
+        eos_id=1,
+        eos_piece=END_OF_TEXT,
+        bos_id=-1,
+        pad_id=-1,
+        num_threads=TRAINING_THREADS,
+        minloglevel=2,
+    )
     return written.getvalue()
 
 

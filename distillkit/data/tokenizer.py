@@ -340,7 +340,7 @@ def _trained(
         raise DataError(f'tokenizer.kind = "{kind}" needs a size', "Set tokenizer.vocab_size, for example to 2048.")
     if texts is None:
         raise DataError(f'tokenizer.kind = "{kind}" is trained on a corpus, and none was given')
-    return train_bpe(texts(), vocab_size) if kind == "bpe" else SentencePiece(pieces.train(texts(), vocab_size))
+    return train_bpe(texts(), vocab_size) if kind == "bpe" else SentencePiece(pieces.train(texts, vocab_size))
 
 
 def _modelled(kind: str, file: Path) -> Tokenizer:
