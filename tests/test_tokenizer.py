@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from distillkit.data import published
 from distillkit.data import tokenizer as room
+from distillkit.data.tales import story
 from distillkit.data.tokenizer import (
     CL100K_PATTERN,
     END_OF_TEXT,
@@ -308,11 +310,15 @@ def test_real_english_comes_back_and_agrees_with_the_library(gpt2: Tokenizer) ->
 # SentencePiece.
 
 
+def stories() -> Iterator[str]:
+    return (story(0, index) for index in range(250))
+
+
 @pytest.fixture(scope="module")
 def pieces() -> Tokenizer:
     if os.environ.get("DISTILLKIT_PEERS") != "required":
         pytest.importorskip("sentencepiece", reason="the peer sentencepiece is not installed")
-    return build("sentencepiece", vocab_size=400, texts=lambda: iter(TEXTS))
+    return build("sentencepiece", vocab_size=600, texts=stories)
 
 
 @pytest.mark.peer
@@ -327,11 +333,11 @@ def test_every_text_comes_back_from_sentencepiece(pieces: Tokenizer, text: str) 
 
 @pytest.mark.peer
 def test_sentencepiece_has_the_size_asked_for_and_every_byte(pieces: Tokenizer) -> None:
-    assert (pieces.kind, pieces.vocab_size, pieces.end_of_text) == ("sentencepiece", 400, 1)
+    assert (pieces.kind, pieces.vocab_size, pieces.end_of_text) == ("sentencepiece", 600, 1)
     assert {bytes([byte]) for byte in range(256)} <= set(pieces.vocabulary)
     assert pieces.bytes_of(pieces.end_of_text) == END_OF_TEXT.encode()
     assert any(len(piece) > 3 for piece in pieces.vocabulary[258:])
-    assert len(pieces.encode(TEXTS[3])) < len(TEXTS[3].encode()) / 1.5
+    assert len(pieces.encode(story(1, 0))) < len(story(1, 0)) / 2
 
 
 @pytest.mark.peer
@@ -359,7 +365,7 @@ def test_sentencepiece_agrees_with_the_library_itself(pieces: Tokenizer, tmp_pat
 def test_training_sentencepiece_is_deterministic_and_a_saved_one_loads_the_same(
     pieces: Tokenizer, tmp_path: Path
 ) -> None:
-    again = build("sentencepiece", vocab_size=400, texts=lambda: iter(TEXTS))
+    again = build("sentencepiece", vocab_size=600, texts=stories)
     assert again.fingerprint == pieces.fingerprint
     pieces.save(tmp_path / "t")
     for loaded in (Tokenizer.load(tmp_path / "t"), build(str(tmp_path / "t"))):
@@ -380,10 +386,10 @@ def test_a_model_of_others_that_changes_text_is_refused(pieces: Tokenizer, tmp_p
     import sentencepiece
 
     def trained(name: str, **how: Any) -> Path:
-        lines = iter([line for text in TEXTS for line in text.splitlines()])
+        lines = iter([line for text in stories() for line in text.splitlines()])
         prefix = str(tmp_path / name)
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_prefix=prefix, vocab_size=400, minloglevel=2, **how
+            sentence_iterator=lines, model_prefix=prefix, vocab_size=600, minloglevel=2, **how
         )
         return Path(f"{prefix}.model")
 
@@ -401,17 +407,17 @@ def test_a_model_of_others_that_changes_text_is_refused(pieces: Tokenizer, tmp_p
 @pytest.mark.peer
 def test_text_too_small_for_sentencepiece_says_what_is_possible(pieces: Tokenizer) -> None:
     with pytest.raises(DataError, match=r"gives (\d+)") as caught:
-        build("sentencepiece", vocab_size=9000, texts=lambda: iter(TEXTS))
+        build("sentencepiece", vocab_size=9000, texts=stories)
     possible = int(caught.value.message.split()[-1])
-    assert build("sentencepiece", vocab_size=possible, texts=lambda: iter(TEXTS)).vocab_size == possible
+    assert build("sentencepiece", vocab_size=possible, texts=stories).vocab_size == possible
     with pytest.raises(DataError, match="too small"):
-        build("sentencepiece", vocab_size=100, texts=lambda: iter(TEXTS))
+        build("sentencepiece", vocab_size=100, texts=stories)
 
 
 def test_without_sentencepiece_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(DataError, match="needs a package") as caught:
-        build("sentencepiece", vocab_size=400, texts=lambda: iter(TEXTS))
+        build("sentencepiece", vocab_size=600, texts=stories)
     assert "distillkit[sentencepiece]" in caught.value.hint
 
 
