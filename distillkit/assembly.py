@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .data.corpus import Corpus, held_out, pack_texts, prepare
+from .data.corpus import Corpus, held_out, pack_texts, prepare, prepared
 from .data.shards import Batches, Stream
 from .errors import DistillkitError, UsageError
 from .plugins import Plugins
 from .progress import Voice
-from .recipe import JudgeTable, Recipe
+from .recipe import JudgeTable, Recipe, load
 from .records import Answer, Price, Request
 from .roles import Judge, Mixer, Source, Student, Teacher, Tracker
 from .runs import cache_folder
@@ -59,7 +59,9 @@ class Assembly:
 
     def check(self) -> None:
         """Refuse what the recipe names and is not there, before anything is made: students to begin from or to ask."""
-        if self.recipe.student.from_:
+        if self.recipe.begins_with_recipe:
+            load(cast(str, self.recipe.student.from_))
+        elif self.recipe.student.from_:
             from .student.trained import locate
 
             locate(self.recipe.student.from_)
@@ -130,22 +132,47 @@ class Assembly:
         return prepare(self.source, tokenizer=tables["tokenizer"], options=tables["data"], voice=self.voice)
 
     @property
+    def at_hand(self) -> bool:
+        """Whether the corpus can be had without fetching anything."""
+        return "corpus" in vars(self) or self._at_hand
+
+    @cached_property
+    def _at_hand(self) -> bool:
+        tables = self.recipe.values()
+        return self.source.here or prepared(self.source, tokenizer=tables["tokenizer"], options=tables["data"])
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the student knows, corpus or no corpus."""
+        from .data.tokenizer import size_of
+
+        return size_of(self.recipe.values()["tokenizer"])
+
+    @property
     def tokenizer(self) -> Tokenizer:
-        """What the student reads and writes with."""
-        return self.corpus.tokenizer
+        """What the student reads and writes with; no text is fetched for one that needs none."""
+        from .data.tokenizer import build, is_trained
+
+        table = self.recipe.values()["tokenizer"]
+        return self.corpus.tokenizer if self.at_hand or is_trained(table) else build(**table)
 
     @cached_property
     def network(self) -> nn.Module:
         """The student's network, its weights not yet set."""
         from .student import Trained  # noqa: F401 - loads the fast BLAS first
 
-        return _network(self.student.name, self.student.build(self.tokenizer.vocab_size))
+        return _network(self.student.name, self.student.build(self.vocab_size))
 
-    def requests(self) -> list[Request]:
-        """What the teacher is asked: documents to go on from, draws from a template, or the lines of a file."""
+    def requests(self, unread: bool = False) -> list[Request]:
+        """What the teacher is asked: documents to go on from, draws from a template, or the lines of a file.
+
+        With `unread`, stand-ins of the same length take the place of documents: for a plan that fetches nothing.
+        """
         table = self.recipe.teacher
         if table is None:
             return []
+        stand_ins = (("train", "word " * table.prompt_tokens) for _ in range(table.prompts))
+        found = stand_ins if unread and not (table.template or table.prompts_file) else self._prompts(table)
         return [
             Request(
                 id=f"{kind}:{i}#{repeat}",
@@ -158,7 +185,7 @@ class Assembly:
                 top_logprobs=table.top_logprobs,
                 repeat=repeat,
             )
-            for i, (kind, prompt) in enumerate(self._prompts(table))
+            for i, (kind, prompt) in enumerate(found)
             for repeat in range(table.repeats)
         ]
 

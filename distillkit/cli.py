@@ -13,7 +13,15 @@ from typing import Any
 
 import click
 
-from . import __version__, away_commands, cache_commands, judge_commands, plugin_commands, stage_commands
+from . import (
+    __version__,
+    away_commands,
+    cache_commands,
+    data_commands,
+    judge_commands,
+    plugin_commands,
+    stage_commands,
+)
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
 
@@ -199,6 +207,7 @@ def schema(ctx: click.Context) -> None:
 
 
 cli.add_command(cache_commands.cache)
+cli.add_command(data_commands.data)
 
 
 @cli.command()

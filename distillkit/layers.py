@@ -110,6 +110,11 @@ def bundled() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
+def names_recipe(word: str) -> bool:
+    """Whether a word means a recipe: the name of a bundled one, or a path that ends in .toml."""
+    return word.endswith(".toml") or word in bundled()
+
+
 def _find(spec: str, folder: Path, asked_by: str) -> tuple[Path, str]:
     """The file that a path or a name means, and what messages call it."""
     path = folder / spec
@@ -148,10 +153,15 @@ def settle(tree: Tree, folder: Path) -> None:
     """Make the host's own paths absolute, while it is known which file they came from."""
 
     def is_folder(value: str) -> bool:
-        return value != "bpe" and Path(locate(value, folder)).is_absolute() and (folder / value).is_dir()
+        return (
+            value not in ("bpe", "sentencepiece")
+            and Path(locate(value, folder)).is_absolute()
+            and (folder / value).is_dir()
+        )
 
     meant: dict[tuple[str, str], Callable[[str], bool]] = {
         ("tokenizer", "ranks"): lambda value: True,
+        ("tokenizer", "model"): lambda value: True,
         ("tokenizer", "kind"): is_folder,
         ("sampling", "prompts"): lambda value: value not in OWN_PROMPTS,
         ("student", "from"): lambda value: "/" in value or value.endswith(".toml"),

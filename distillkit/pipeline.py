@@ -15,6 +15,7 @@ from .assembly import Assembly
 from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
 from .files import write_json, write_lines, write_text
 from .judging import protocol
+from .plan import MANY_EPOCHS, better
 from .records import Request
 from .roles import Judge, Teacher
 from .runs import Run
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from .training import Training
 
 STAGES = ("label", "train", "judge", "report")
-MANY_EPOCHS = 4
 LAST_WORDS = 1.0  # seconds
 FEW = 0.1
 WHY_FEW = (
@@ -211,10 +211,10 @@ class Pipeline:
             self._warn(f"there are prompts for {got} of the {wanted} requests of the recipe")
 
     def _warn_of_epochs(self, epochs: float) -> None:
-        if epochs >= MANY_EPOCHS:
+        if epochs > MANY_EPOCHS:
             self._warn(
-                f"each token is seen {epochs:.1f} times, and from about {MANY_EPOCHS} on a student learns by heart. "
-                "More documents or fewer train.steps would be better."
+                f"each token is seen {epochs:.1f} times, and from about {MANY_EPOCHS} on a student learns by heart: "
+                f"{better(self.parts, epochs)}"
             )
 
     def _warn(self, text: str) -> None:

@@ -1,5 +1,6 @@
-"""The same run, counted instead of done: calls, memory, time. Spends nothing, asks nobody.
+"""The same run, counted instead of done: calls, memory, time. Spends nothing, fetches nothing, asks nobody.
 
+Of a corpus that is not here yet only the budget is known.
 Time is an estimate from the rate of one matrix product, measured now; it says so.
 """
 
@@ -12,6 +13,7 @@ from typing import Any, cast
 from .assembly import Assembly
 from .judging.protocol import Judged, would_ask
 from .progress import clock
+from .recipe import names_recipe
 from .records import Price, Request, Usage
 from .roles import Judge, Teacher
 from .runs import Run
@@ -28,6 +30,7 @@ FREE = {"input": 0.0, "output": 0.0}
 LEAST_WRITTEN = 0.2  # of what an answer may be long
 LEAST_GRADED, GRADED = 0.1, 0.4  # the same of a judge's answer, and how long it usually is
 MISCOUNTED = (0.9, 1.25)  # an estimate of tokens is between these shares of the truth
+MANY_EPOCHS = 4
 OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products alone, at best and at worst
 
 
@@ -40,7 +43,8 @@ def foresee(parts: Assembly, run: Run | None = None) -> dict[str, Any]:
         "schema": 1,
         "recipe": parts.recipe.name,
         "student": {"arch": parts.recipe.student.arch, "parameters": sizes},
-        "data": parts.corpus.counts,
+        "begins_with": parts.recipe.student.from_,
+        "data": parts.corpus.counts | {"here": True} if parts.at_hand else _awaited(parts),
         "teacher": teaching(parts),
         "judging": judging(parts, run),
         "training": (training := _training(parts)),
@@ -49,13 +53,19 @@ def foresee(parts: Assembly, run: Run | None = None) -> dict[str, Any]:
     }
 
 
+def _awaited(parts: Assembly) -> dict[str, Any]:
+    """What is known of a corpus that is to be fetched: how much of it is wanted."""
+    table = parts.recipe.data
+    return {"here": False, "source": table.source, "train": {"documents": table.documents, "tokens": table.tokens}}
+
+
 def teaching(parts: Assembly) -> dict[str, Any] | None:
     """How many answers are wanted, how many of them are known already, and what the others would take."""
     table, teacher = parts.recipe.teacher, parts.teacher
     if table is None or teacher is None:
         return None
     terms = parts.terms(table)
-    requests = [request for request, _, _ in rows_of(teacher, parts.requests(), terms.shard)]
+    requests = [request for request, _, _ in rows_of(teacher, asked_of(parts), terms.shard)]
     with parts.cache() as cache:
         cached = known(teacher, requests, cache, terms)
     sent_off = parts.sent_off(teacher, requests) if terms.batch else 0
@@ -80,8 +90,13 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
         "seconds": _at_limits(terms.given, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
         "online": parts.teaches_online,
-        "soft": parts.soft.foreseen(written=len(requests) * table.max_tokens),
+        "soft": parts.soft.foreseen(written=len(requests) * table.max_tokens) if parts.at_hand else None,
     }
+
+
+def asked_of(parts: Assembly) -> list[Request]:
+    """The requests of a recipe, or as many stand-ins while the corpus is not here."""
+    return parts.requests(unread=not parts.at_hand)
 
 
 def judging(parts: Assembly, run: Run | None = None, others: Sequence[Run] = ()) -> dict[str, Any]:
@@ -151,7 +166,7 @@ def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
     if teacher is None or not teaching or not teaching["calls"]:
         return None
     parts.terms(cast(TeacherTable, parts.recipe.teacher)).budget(teacher)
-    teacher.check(parts.requests())
+    teacher.check(asked_of(parts))
     asking = f"{teaching['calls']} calls to {teaching['provider']} may cost"
     if teaching["usd"] is None:
         return f"{asking} money; how much is unknown without teacher.price" if teacher.paid else None
@@ -181,11 +196,29 @@ def _training(parts: Assembly) -> dict[str, Any]:
     """Steps and tokens; epochs count the corpus, not yet what the teacher will write."""
     train, context = parts.recipe.train, parts.student.context
     tokens = train.steps * train.batch_size * train.accumulate * context
-    return {
-        "steps": train.steps,
-        "tokens": tokens,
-        "epochs": round(tokens / max(1, parts.corpus.counts["train"]["tokens"]), 2),
-    }
+    there = _to_read(parts)
+    epochs = None if there is None else round(tokens / max(1, there), 2)
+    return {"steps": train.steps, "tokens": tokens, "epochs": epochs, "advice": _advice(parts, epochs)}
+
+
+def _to_read(parts: Assembly) -> int | None:
+    """How many tokens there are to train on; of a corpus that is not here, how many are wanted."""
+    return parts.corpus.train.tokens if parts.at_hand else parts.recipe.data.tokens
+
+
+def _advice(parts: Assembly, epochs: float | None) -> str | None:
+    """What would be better than to read the same text so often; None when all is well."""
+    return better(parts, epochs) if epochs is not None and epochs > MANY_EPOCHS else None
+
+
+def better(parts: Assembly, epochs: float) -> str:
+    """The settings with which each token is seen as often as it is still worth it."""
+    train, context = parts.recipe.train, parts.student.context
+    steps = max(1, int(train.steps * MANY_EPOCHS / epochs))
+    tokens = -(-train.steps * train.batch_size * train.accumulate * context // MANY_EPOCHS)
+    budget = parts.recipe.data.tokens
+    more = f"data.tokens = {tokens:_}" if budget else f"a corpus of {tokens:,} tokens"
+    return f"{more} or train.steps = {steps:_} would be better"
 
 
 def _memory(parts: Assembly, parameters: int) -> int:
@@ -206,7 +239,7 @@ def _seconds(parts: Assembly, sizes: dict[str, int], tokens: int) -> dict[str, f
     if parts.teaches_online:
         flops += 2.0 * _size(parts.soft.teacher) * tokens
     elif parts.soft.source == STORE:
-        flops += 2.0 * _size(parts.soft.teacher) * parts.corpus.train.tokens
+        flops += 2.0 * _size(parts.soft.teacher) * (_to_read(parts) or 0)
     ideal = flops / _matmul_rate()
     return {"low": round(ideal * OVERHEAD[0], 1), "high": round(ideal * OVERHEAD[1], 1)}
 
@@ -249,7 +282,7 @@ def brief(foreseen: dict[str, Any]) -> str:
     low, high = (clock(foreseen["seconds"][end]) for end in ("low", "high"))
     return (
         f"{asked}  {foreseen['student']['parameters']['unique']:,} parameters, {training['steps']:,} steps, "
-        f"{training['tokens']:,} tokens ({training['epochs']} epochs), about {low} to {high} of training"
+        f"{training['tokens']:,} tokens ({_epochs_of(training)}), about {low} to {high} of training"
     )
 
 
@@ -271,9 +304,27 @@ def _judge_rows(judging: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _epochs(training: dict[str, Any]) -> str:
-    often = " (too often: from about 4 on a student learns by heart)" if training["epochs"] >= 4 else ""
-    return f"{training['epochs']} epochs{often}"
+def _epochs_of(training: dict[str, Any]) -> str:
+    return "epochs unknown" if training["epochs"] is None else f"{training['epochs']} epochs"
+
+
+def _reading(training: dict[str, Any]) -> list[tuple[str, str]]:
+    """How much is read, and what to do where that is too often."""
+    rows = [("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {_epochs_of(training)}")]
+    if training["advice"]:
+        rows.append(("warning", f"too often: from about {MANY_EPOCHS} on a student learns by heart;"))
+        rows.append(("", f"{training['advice']} (or student.dropout, and look at the validation loss)"))
+    return rows
+
+
+def _text_of(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """The corpus, or what is wanted of one that is still to be fetched."""
+    train = data["train"]
+    if not data["here"]:
+        counts = [f"{train[key]:,} {key}" for key in ("documents", "tokens") if train[key]]
+        wanted = " or ".join(counts) or "all that there is"
+        return [("text", f"{wanted} to train on, still to be fetched by the source {data['source']!r}")]
+    return [(key, f"{train[key]:,} to train on, {data['held_out'][key]:,} held out") for key in ("documents", "tokens")]
 
 
 def _asking(teacher: dict[str, Any]) -> list[tuple[str, str]]:
@@ -309,15 +360,12 @@ def _cost_of(teacher: dict[str, Any]) -> str:
 
 def text(foreseen: dict[str, Any]) -> str:
     """The plan for a reader."""
-    sizes, data, teacher = foreseen["student"]["parameters"], foreseen["data"], foreseen["teacher"]
-    rows = [
-        ("parameters", f"{sizes['total']:,} total, {sizes['unique']:,} unique"),
-        (
-            "documents",
-            f"{data['train']['documents']:,} to train on, {data['held_out']['documents']:,} held out",
-        ),
-        ("tokens", f"{data['train']['tokens']:,} to train on, {data['held_out']['tokens']:,} held out"),
-    ]
+    sizes, teacher, seconds = foreseen["student"]["parameters"], foreseen["teacher"], foreseen["seconds"]
+    rows = [("parameters", f"{sizes['total']:,} total, {sizes['unique']:,} unique")]
+    if begins := foreseen["begins_with"]:
+        first = f", run first (distillkit plan {begins})" if names_recipe(begins) else ""
+        rows.append(("begins with", f"the student of {begins}{first}"))
+    rows += _text_of(foreseen["data"])
     if teacher:
         rows += [
             (
@@ -331,10 +379,10 @@ def text(foreseen: dict[str, Any]) -> str:
             *_asking(teacher),
             *_stored(teacher["soft"]),
         ]
-    training, seconds = foreseen["training"], foreseen["seconds"]
     rows += _judge_rows(foreseen["judging"])
+    seconds = foreseen["seconds"]
     rows += [
-        ("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {_epochs(training)}"),
+        *_reading(foreseen["training"]),
         ("memory", f"about {foreseen['memory_bytes'] / 2**20:,.0f} MiB"),
         (
             "time",

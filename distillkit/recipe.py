@@ -17,7 +17,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from .blame import Loc, Tree, dotted, explain
 from .errors import RecipeError
 from .files import digest
-from .layers import Layer, Origin, bundled, chain, check_shape, dig, locate, merged
+from .layers import Layer, Origin, bundled, chain, check_shape, dig, locate, merged, names_recipe
 from .overrides import apply
 from .tables import (
     NAME,
@@ -49,6 +49,7 @@ __all__ = [
     "host_keys",
     "load",
     "locate",
+    "names_recipe",
     "starter",
 ]
 
@@ -94,6 +95,11 @@ class Recipe(Table):
         """Which file (or `--set`) a value comes from; what nobody said is the recipe's own."""
         return self._origin.of(loc)
 
+    @property
+    def begins_with_recipe(self) -> bool:
+        """Whether its student begins as that of another recipe, which is run first."""
+        return names_recipe(self.student.from_ or "")
+
     def parts(self) -> Iterator[Part]:
         """Every place where a plugin is named."""
         yield Part(("data",), "sources", self.data.source, self.data.options)
@@ -111,7 +117,7 @@ class Recipe(Table):
 
     def missing_files(self) -> Iterator[RecipeError]:
         """The host's own files that are not there."""
-        files: dict[Loc, str | None] = {("tokenizer", "ranks"): self.tokenizer.ranks}
+        files: dict[Loc, str | None] = {("tokenizer", key): getattr(self.tokenizer, key) for key in ("ranks", "model")}
         if self.sampling.prompts not in OWN_PROMPTS:
             files["sampling", "prompts"] = self.sampling.prompts
         for at, teacher in self._teachers():
@@ -196,7 +202,7 @@ name = "{name}"
 # Texts of your own instead of the bundled tales: .txt, .jsonl or .parquet.
 # [data]
 # source = "text"
-# files = ["stories/*.txt"]
+# path = "stories/*.txt"
 # separator = "<|endoftext|>"  # what stands between the texts of one file; without it each file is one text
 
 [student]

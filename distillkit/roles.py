@@ -56,6 +56,11 @@ class Source(Role):
     def documents(self, split: str) -> Iterator[Document]:
         """Every document of a split, in an order that never changes; may be called again."""
 
+    @property
+    def here(self) -> bool:
+        """Whether its documents can be read without fetching them. A plan fetches nothing."""
+        return True
+
     def fingerprint(self) -> Any:
         """What decides the documents, as plain JSON values: when it is equal, nothing is read again."""
         return self.options.model_dump(mode="json")

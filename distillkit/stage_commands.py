@@ -16,10 +16,11 @@ import click
 from . import __version__
 from .arguments import assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
 from .errors import UsageError
+from .runs import Run
 
 if TYPE_CHECKING:
     from .assembly import Assembly
-    from .runs import Run
+    from .recipe import Recipe
     from .student.world import World
 
 STAGES = ("label", "train", "judge", "report")
@@ -130,12 +131,65 @@ def begin(
     as_json: bool = False,
     **manner: Any,
 ) -> None:
-    """A new run, from its first stage."""
+    """A new run, from its first stage; before it, where it must be, a run of the recipe that it begins with."""
     world = _world()
     with world.together():
-        assembly = assembled(ctx, recipe_of(recipe, overrides), silent=not world.writes, **manner)
+        chosen = recipe_of(recipe, overrides)
+    if "train" in stages and chosen.begins_with_recipe:
+        world.first(lambda: _agreed_beforehand(assembled(ctx, chosen, **manner), stages, yes))
+        chosen = _started(ctx, chosen, overrides, yes, world)
+        yes = True  # to what it asks, which came first
+    with world.together():
+        assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
     run = world.first(lambda: str(_new_run(assembly, stages, yes).path))
     _finish(assembly, run, stages, world, as_json=as_json)
+
+
+def _agreed_beforehand(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> None:
+    """What a run asks and costs is settled before another one is made for it, which may take hours."""
+    from . import plan as planning
+
+    assembly.check()
+    judges = planning.judging(assembly)["judges"] if "judge" in stages else []
+    agreed(assembly, planning.teaching(assembly), judges, yes)
+
+
+def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes: bool, world: World) -> Recipe:
+    """The recipe, beginning with a run in place of a recipe: one that fits, or else one that is made now."""
+    from . import first
+
+    if not recipe.begins_with_recipe:
+        return recipe
+    down = first.passed_down(overrides)
+    with world.together():
+        other = first.recipe_for(recipe, down)
+    other = _started(ctx, other, down, yes, world)
+    with world.together():
+        assembly = assembled(ctx, other, silent=not world.writes)
+    trained, begun = world.first(lambda: first.runs_that_fit(assembly.recipe))
+    if trained is None:
+        trained = begun or world.first(lambda: _first_run(recipe.name, assembly, yes))
+        _finish(assembly, trained, STAGES, world)
+    return recipe.replacing({first.FROM: Run(Path(trained)).name})
+
+
+def _first_run(wanted_by: str, assembly: Assembly, yes: bool) -> str:
+    """The folder of a new run that another one begins with, if the user agrees to make it."""
+    from . import first
+    from . import plan as planning
+
+    other = assembly.recipe
+    foreseen = planning.foresee(assembly)
+    asking = f"{wanted_by} begins with the student of {other.name}, which is trained first:\n{planning.brief(foreseen)}"
+    there = first.others(other)
+    instead = (
+        f" There is {there[-1]}, trained otherwise; to begin with it: --set student.from={there[-1]}" if there else ""
+    )
+    if not yes and not sys.stdin.isatty():
+        raise UsageError(asking, f"Say --yes, or make it now: distillkit run {other.file}.{instead}")
+    if not yes and not click.confirm(f"{asking}\n{instead.strip()}\nGo on?", err=True):
+        raise UsageError("nothing was begun", "Begin with another student: --set student.from=RUN")
+    return str(_new_run(assembly, STAGES, yes).path)
 
 
 def _new_run(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> Run:
@@ -163,13 +217,20 @@ def go_on(
     **manner: Any,
 ) -> None:
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
+    from . import first
     from . import plan as planning
     from .runs import Run
 
     world = _world()
     run, recipe = world.first(lambda: _former_run(where, overrides))
     with world.together():
-        assembly = assembled(ctx, recipe_of(recipe, overrides), silent=not world.writes, **manner)
+        chosen = recipe_of(recipe, overrides)
+    if "train" in stages and chosen.begins_with_recipe:
+        begun = world.first(lambda: first.recorded(Run(Path(run))))
+        again = chosen.replacing({first.FROM: begun}) if begun else None
+        chosen = again or _started(ctx, chosen, overrides, yes, world)
+    with world.together():
+        assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
         if world.writes:
             teaching = planning.teaching(assembly) if "label" in stages else None
             judges = planning.judging(assembly, Run(Path(run)), others)["judges"] if "judge" in stages else []
@@ -218,7 +279,6 @@ def _finish(
     as_json: bool = False,
 ) -> None:
     from .pipeline import Pipeline
-    from .runs import Run
 
     run = Run(Path(folder))
     assembly.voice.say(f"Run {run.name} in {run.path}")
@@ -238,7 +298,7 @@ def _finish(
 def is_run(where: str) -> bool:
     """Whether a word means a run: `latest`, a folder of one, recipe/number, or a name that no recipe has."""
     from .recipe import bundled
-    from .runs import Run, reports_folder, runs_of
+    from .runs import reports_folder, runs_of
 
     if where == "latest" or (Path(where) / "run.json").is_file():
         return True

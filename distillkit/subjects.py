@@ -18,7 +18,7 @@ from .assembly import Assembly
 from .errors import UsageError
 from .files import digest, read_lines, write_lines
 from .judging import protocol, sampling
-from .records import Answer, Request, Sample
+from .records import Answer, Document, Request, Sample
 from .roles import Judge, Scorer, Subject, Teacher
 from .runs import Run
 from .tables import JudgeTable
@@ -47,10 +47,16 @@ class Subjects:
             return sampling.story_prompts(count)
         if table.prompts != "held_out":
             return sampling.file_prompts(Path(table.prompts), count)
-        return sampling.held_out_prompts(self.parts.corpus.held_out_documents, count, self._beginning)
+        if not self.parts.at_hand:  # it is only being planned: stand-ins of the same length fetch nothing
+            return [(str(i), "word " * table.prompt_tokens) for i in range(count)]
+        return sampling.held_out_prompts(self._held_out, count, self._beginning)
 
     def _beginning(self, text: str) -> str:
         return self.parts.beginning(text, self.table.prompt_tokens)
+
+    @cached_property
+    def _held_out(self) -> Sequence[Document]:
+        return self.parts.corpus.held_out_documents if self.parts.at_hand else ()
 
     @cached_property
     def made_of(self) -> str | None:
@@ -106,10 +112,10 @@ class Subjects:
 
     def _lengthy(self) -> list[str]:
         """Continuations of a student that had learnt everything: held-out text, no longer than allowed."""
-        tokenizer, most = self.parts.tokenizer, self.table.max_tokens
+        most, texts = self.table.max_tokens, [document.text for document in islice(self._held_out, 200)]
         begun = self.table.prompt_tokens if self.table.prompts == "held_out" else 0
-        texts = (document.text for document in islice(self.parts.corpus.held_out_documents, 200))
-        cut = [tokenizer.decode(tokenizer.encode(text)[begun : begun + most]) for text in texts]
+        encoded = [self.parts.tokenizer.encode(text)[begun : begun + most] for text in texts]
+        cut = [self.parts.tokenizer.decode(tokens) for tokens in encoded]
         return [text for text in cut if text] or ["and they all went home. " * (most // 6)]
 
     # ------------------------------------------------------------------------------------------ subjects
@@ -131,10 +137,13 @@ class Subjects:
 
     def without_student(self, samples: Sequence[Sample], why: str, others: Sequence[Run] = ()) -> protocol.Judged:
         """Samples that no student is at hand for: foreseen ones, or anchors."""
-        corpus = self.parts.corpus
         name = self.run.name if self.run else self.parts.recipe.name
         around = [other(run) for run in others]
-        return protocol.Judged(samples, corpus.held_out_documents, Nobody(why), corpus.train_text, around, None, name)
+
+        def train_text() -> Iterator[str]:
+            return self.parts.corpus.train_text()
+
+        return protocol.Judged(samples, self._held_out, Nobody(why), train_text, around, None, name)
 
 
 def other(run: Run) -> Subject:

@@ -63,6 +63,9 @@ class DataTable(PluginTable):
 
     source: str = Field(default="tales", description="a source plugin")
     documents: Positive | None = Field(default=None, description="how many to take; all if not set")
+    tokens: Positive | None = Field(
+        default=None, description="stop with the document in which there are so many tokens to train on"
+    )
     held_out: Fraction = Field(default=0.05, description="share of documents kept from training, by the hash of each")
     block_chars: Positive | None = Field(
         default=None, description="cut longer documents into blocks of at most this many characters"
@@ -74,19 +77,20 @@ class TokenizerTable(Table):
 
     kind: str = Field(
         default="bpe",
-        description="bpe (trained on the corpus), gpt2, a tiktoken name, a folder, a run or a bundled student",
+        description="bpe or sentencepiece (trained on the corpus), gpt2, a tiktoken name, a folder, a run "
+        "or a bundled student",
     )
-    vocab_size: Positive | None = Field(default=None, description="for bpe: how many tokens")
+    vocab_size: Positive | None = Field(default=None, description="for bpe and sentencepiece: how many tokens")
     ranks: str | None = Field(
         default=None, description="for a tiktoken name: its ranks, from a file instead of the network"
     )
+    model: str | None = Field(default=None, description="for sentencepiece: a model that is trained already")
 
     @model_validator(mode="before")
     @classmethod
-    def _size_of_bpe(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("kind", "bpe") == "bpe":
-            return {"vocab_size": 2048, **values}
-        return values
+    def _size_of_what_is_trained(cls, values: Any) -> Any:
+        trained = isinstance(values, dict) and values.get("kind", "bpe") in ("bpe", "sentencepiece")
+        return {"vocab_size": 2048, **values} if trained and "model" not in values else values
 
 
 class StudentTable(PluginTable):
@@ -94,7 +98,9 @@ class StudentTable(PluginTable):
 
     arch: str = Field(default="gpt", description="a student plugin")
     from_: str | None = Field(
-        default=None, alias="from", description="begin with the weights of this run or checkpoint"
+        default=None,
+        alias="from",
+        description="begin with the weights of this run, checkpoint, or recipe, which is run first",
     )
 
 

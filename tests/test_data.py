@@ -6,22 +6,26 @@ import gzip
 import json
 import lzma
 import multiprocessing
+import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from distillkit_plugins.hub import Hub
 from distillkit_plugins.tales import Tales
 from distillkit_plugins.text import Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillkit.data.corpus import Corpus, cut, pack_texts, prepare
+from distillkit.data.downloads import Download
 from distillkit.data.shards import Ahead, Batches, Packer, Stream, sequential
 from distillkit.data.tokenizer import END_OF_TEXT, PUBLISHED, Tokenizer, train_bpe
 from distillkit.errors import CorruptError, DataError, UsageError
@@ -472,7 +476,7 @@ def read(**options: Any) -> list[Document]:
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     file = tmp_path / "one.txt"
     file.write_bytes(b"\xef\xbb\xbfline one\r\nline two\n")
-    assert [(d.id, d.text) for d in read(files=str(file))] == [("one.txt:0", "line one\r\nline two\n")]
+    assert [(d.id, d.text) for d in read(path=str(file))] == [("one.txt:0", "line one\r\nline two\n")]
 
 
 @pytest.mark.parametrize("packing", ["", ".gz", ".xz"])
@@ -480,7 +484,7 @@ def test_a_separator_parts_documents(tmp_path: Path, packing: str) -> None:
     file = tmp_path / f"many.txt{packing}"
     raw = f"\n{END_OF_TEXT}\n".join(STORIES).encode() + f"\n{END_OF_TEXT}\n".encode()
     {"": Path.write_bytes, ".gz": _gzip, ".xz": _xz}[packing](file, raw)
-    assert [d.text for d in read(files=[str(file)], separator=END_OF_TEXT)] == STORIES
+    assert [d.text for d in read(path=[str(file)], separator=END_OF_TEXT)] == STORIES
 
 
 def _gzip(file: Path, raw: bytes) -> None:
@@ -502,7 +506,7 @@ def test_a_separator_is_found_across_the_pieces_a_file_is_read_in(
     expected = text.split("<|>")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distillkit_plugins.text.CHUNK", chunk)
-        found = [d.text for d in read(files=str(file), separator="<|>")]
+        found = [d.text for d in read(path=str(file), separator="<|>")]
     assert found == (expected if expected[-1] else expected[:-1])
 
 
@@ -511,7 +515,7 @@ def test_json_lines_are_read_by_their_key(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"rows{suffix}"
     raw = "\n\n".join(json.dumps({"story": story}) for story in STORIES).encode()
     {"": Path.write_bytes, ".gz": _gzip, ".xz": _xz}[suffix.removeprefix(".jsonl")](file, raw)
-    assert [d.text for d in read(files=str(file), field="story")] == STORIES
+    assert [d.text for d in read(path=str(file), field="story")] == STORIES
 
 
 def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
@@ -520,21 +524,21 @@ def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
 
     file = tmp_path / "rows.parquet"
     parquet.write_table(arrow.table({"story": [*STORIES, None], "n": [*range(400), 0]}), file)
-    assert [d.text for d in read(files=str(file), field="story")] == [*STORIES, ""]
+    assert [d.text for d in read(path=str(file), field="story")] == [*STORIES, ""]
     with pytest.raises(UsageError, match="no column 'text'"):
-        read(files=str(file))
+        read(path=str(file))
     with pytest.raises(UsageError, match="no text under 'n'"):
-        read(files=str(file), field="n")
+        read(path=str(file), field="n")
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UsageError, match="cannot be read as parquet"):
-        read(files=str(file))
+        read(path=str(file))
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"distillkit\[parquet\]"):
-        read(files=str(tmp_path / "rows.parquet"))
+        read(path=str(tmp_path / "rows.parquet"))
 
 
 def test_globs_find_files_in_order_each_once(tmp_path: Path) -> None:
@@ -542,7 +546,7 @@ def test_globs_find_files_in_order_each_once(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.txt").write_text(name)
     (tmp_path / "c" / "a.txt").write_text("other a")
-    found = read(files=[f"{tmp_path}/b/*.txt", f"{tmp_path}/**/*.txt"])
+    found = read(path=[f"{tmp_path}/b/*.txt", f"{tmp_path}/**/*.txt"])
     assert [d.text for d in found] == ["b", "a", "other a", "c"]
     assert len({d.id for d in found}) == 4
 
@@ -565,25 +569,25 @@ def test_a_file_that_cannot_be_read_is_named_with_the_place(
 ) -> None:
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(UsageError, match=message) as caught:
-        read(files=str(tmp_path / name), separator="<|>")
+        read(path=str(tmp_path / name), separator="<|>")
     assert caught.value.hint
 
 
 def test_a_missing_file_is_known_before_anything_is_read(tmp_path: Path) -> None:
     for files in (str(tmp_path / "no.txt"), [f"{tmp_path}/*.none"], []):
-        with pytest.raises(UsageError, match=r"data\.files"):
-            Text(Text.Options(files=files))
+        with pytest.raises(UsageError, match=r"data\.path"):
+            Text(Text.Options(path=files))
 
 
 def test_the_fingerprint_of_files_follows_their_content(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("one")
-    first = Text(Text.Options(files=str(file))).fingerprint()
+    first = Text(Text.Options(path=str(file))).fingerprint()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "a.txt").write_text("one")
-    assert Text(Text.Options(files=str(tmp_path / "b" / "a.txt"))).fingerprint() == first
+    assert Text(Text.Options(path=str(tmp_path / "b" / "a.txt"))).fingerprint() == first
     file.write_text("two")
-    assert Text(Text.Options(files=str(file))).fingerprint() != first
+    assert Text(Text.Options(path=str(file))).fingerprint() != first
 
 
 def test_tales_are_the_same_every_time_and_others_for_another_seed() -> None:
@@ -602,7 +606,7 @@ def test_the_fingerprint_of_tales_names_the_generator() -> None:
 
 @pytest.mark.skipif(not AUSTEN.exists(), reason="../shared/data/austen_four_novels.txt.xz is not there")
 def test_four_novels_make_a_corpus(tmp_path: Path) -> None:
-    source = Text(Text.Options(files=str(AUSTEN), separator=END_OF_TEXT))
+    source = Text(Text.Options(path=str(AUSTEN), separator=END_OF_TEXT))
     options = {"block_chars": 2000}
     corpus = prepare(source, tokenizer={"kind": "bpe", "vocab_size": 2048}, options=options, folder=tmp_path)
     assert corpus.train.bytes + corpus.held_out.bytes > 2_600_000
@@ -618,3 +622,297 @@ def test_importing_the_room_loads_nothing_heavy() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+# Budgets.
+
+
+@settings(deadline=None, max_examples=25)
+@given(budget=st.integers(1, 9000), odd=st.booleans())
+def test_a_budget_of_tokens_is_met_by_the_document_that_reaches_it(
+    tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory, budget: int, odd: bool
+) -> None:
+    texts = [f"漢字 {i} 漢" * 9 for i in range(40)] if odd else STORIES
+    packer = Packer(tmp_path_factory.mktemp("p"), tokenizer)
+    taken = 0
+    for text in texts:
+        packer.add(text)
+        taken += 1
+        if packer.reaches(budget):
+            break
+    sizes = [len(tokenizer.encode(text)) + 1 for text in texts]
+    needed = next((i + 1 for i in range(len(sizes)) if sum(sizes[: i + 1]) >= budget), len(texts))
+    assert taken == needed
+    assert packer.close()["tokens"] == sum(sizes[:needed])
+
+
+def test_a_corpus_stops_at_its_budget_and_reads_no_further(tmp_path: Path) -> None:
+    given: list[int] = []
+
+    class Endless(Source):
+        name = "endless"
+
+        def documents(self, split: str) -> Iterator[Document]:
+            for i in range(10**9):
+                given.append(i)
+                yield Document(str(i), f"{i}: {STORIES[i % 400]}")
+
+    table = {"kind": "gpt2", "ranks": str(SHARED / "gpt2.tiktoken")}
+    if not Path(table["ranks"]).exists():
+        pytest.skip("../shared/data/gpt2.tiktoken is not there")
+    corpus = prepare(Endless(), tokenizer=table, options={"tokens": 5000, "held_out": 0.2}, folder=tmp_path)
+    assert 5000 <= corpus.train.tokens < 5100
+    assert len(given) == corpus.train.documents + corpus.held_out.documents
+    assert prepare(Endless(), tokenizer=table, options={"tokens": 5000, "held_out": 0.2}, folder=tmp_path)
+    assert len(given) == corpus.train.documents + corpus.held_out.documents
+
+
+def test_a_corpus_without_a_budget_is_the_one_that_it_was_before_there_were_budgets() -> None:
+    from distillkit.data.corpus import Options
+
+    assert Options.of({}).key() == {"documents": None, "held_out": 0.05, "block_chars": None}
+    assert Options.of({"tokens": 7}).key()["tokens"] == 7
+
+
+# What is fetched.
+
+
+class Stream9:
+    """Nine texts, from some place on; it breaks before a text, once."""
+
+    def __init__(self, state: Any, breaks: list[int]) -> None:
+        self.at, self.breaks = state or 0, breaks
+
+    def __iter__(self) -> Iterator[str]:
+        while self.at < 9:
+            if self.at in self.breaks:
+                self.breaks.remove(self.at)
+                raise DataError("the line went dead")
+            self.at += 1
+            yield f"text {self.at - 1} ünï\n"
+
+    def state(self) -> Any:
+        return self.at
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "cache"
+
+
+ALL9 = [f"text {i} ünï\n" for i in range(9)]
+
+
+def download(breaks: list[int], opened: list[Any], asked: list[int]) -> Download:
+    def open_at(origin: Any, state: Any) -> Stream9:
+        opened.append(state)
+        assert origin == "commit"
+        return Stream9(state, breaks)
+
+    def ask() -> str:
+        asked.append(1)
+        return "commit"
+
+    return Download("nine", "identity", open_at, ask, shard_chars=30)
+
+
+@pytest.mark.usefixtures("cache")
+@settings(deadline=None, max_examples=40)
+@given(breaks=st.lists(st.integers(0, 8), max_size=4), stops=st.lists(st.integers(1, 9), max_size=4))
+def test_whatever_stops_a_download_nothing_is_lost_or_fetched_twice(
+    tmp_path_factory: pytest.TempPathFactory, breaks: list[int], stops: list[int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTILLKIT_HOME", str(tmp_path_factory.mktemp("home")))
+        opened: list[Any] = []
+        asked: list[int] = []
+        left = sorted(breaks)
+        for stop in stops:  # a budget, or a line that goes dead
+            try:
+                found = list(islice(download(left, opened, asked), stop))
+                assert found == ALL9[:stop]
+            except DataError:
+                pass
+        for _ in range(len(left)):
+            try:
+                list(download(left, opened, asked))
+            except DataError:
+                continue
+        whole = download(left, opened, asked)
+        assert list(whole) == ALL9
+        assert whole.done
+        times = len(opened)
+        assert list(download([0], opened, asked)) == ALL9  # from the disk alone
+        assert len(opened) == times
+        assert len(asked) <= 1 + sum(state is None for state in opened[1:])
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_shard_that_was_altered_is_noticed_and_named() -> None:
+    one = download([], [], [])
+    list(one)
+    shard = next(one.folder.glob("texts-00001*"))
+    shard.write_bytes(gzip.compress(b'"other"\n'))
+    with pytest.raises(CorruptError, match=shard.name) as caught:
+        list(download([], [], []))
+    assert str(one.folder) in caught.value.hint
+    (one.folder / "index.json").write_text("{")
+    with pytest.raises(CorruptError, match=r"index\.json"):
+        list(download([], [], []))
+
+
+@pytest.mark.usefixtures("cache")
+def test_two_that_fetch_the_same_do_not_fetch_at_once() -> None:
+    first = iter(download([], [], []))
+    next(first)
+    with pytest.raises(DataError, match="another process"):
+        next(iter(download([], [], [])))
+    first.close()  # type: ignore[attr-defined]
+    assert list(download([], [], [])) == ALL9
+
+
+# The datasets library.
+
+
+def library() -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets.Dataset.from_dict({"text": STORIES, "other": list(range(len(STORIES)))})
+
+
+def copies(folder: Path) -> dict[str, Path]:
+    """One dataset in the library's own formats."""
+    whole = library()
+    (folder / "parquet").mkdir()
+    whole.select(range(150)).to_parquet(folder / "parquet" / "train-0.parquet")
+    whole.select(range(150, 400)).to_parquet(folder / "parquet" / "train-1.parquet")
+    (folder / "json").mkdir()
+    whole.to_json(folder / "json" / "rows.jsonl")
+    whole.save_to_disk(folder / "disk")
+    return {
+        "a folder of parquet": folder / "parquet",
+        "a folder of JSON lines": folder / "json",
+        "a file of JSON lines": folder / "json" / "rows.jsonl",
+        "what save_to_disk wrote": folder / "disk",
+    }
+
+
+def hub(**options: Any) -> Hub:
+    return Hub(Hub.Options(**options))
+
+
+@pytest.mark.peer
+@pytest.mark.usefixtures("cache")
+def test_a_local_copy_is_read_in_each_format_of_the_library(peer: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    peer("datasets")
+    for name, path in copies(tmp_path).items():
+        source = hub(path=str(path))
+        assert source.here, name
+        assert [document.text for document in source.documents("train")] == STORIES, name
+        first = next(iter(source.documents("train")))
+        assert first.id == "train:0"
+    assert len({json.dumps(hub(path=str(path)).fingerprint()) for path in copies_of(tmp_path)}) == 3
+
+
+def copies_of(folder: Path) -> list[Path]:
+    return [folder / "parquet", folder / "json", folder / "disk"]
+
+
+@pytest.mark.peer
+def test_a_stream_of_the_library_goes_on_where_it_was_left(
+    peer: Callable[[str], ModuleType], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer("datasets")
+    monkeypatch.setattr(Download.__init__, "__defaults__", (Download.__init__.__defaults__[0], 2000))  # small shards
+    for path in copies_of_made(tmp_path):
+        source = hub(path=str(path))
+        assert [d.text for d in islice(source.documents("train"), 70)] == STORIES[:70]
+        (folder,) = [one for one in (cache / "downloads").iterdir() if one.name.startswith(path.name)]
+        index = json.loads((folder / "index.json").read_text())
+        assert sum(shard["documents"] for shard in index["shards"]) == 70
+        assert len(index["shards"]) > 2
+        assert index["state"] is not None
+        assert [d.text for d in source.documents("train")] == STORIES
+        assert json.loads((folder / "index.json").read_text())["done"]
+
+
+def copies_of_made(folder: Path) -> list[Path]:
+    copies(folder)
+    return copies_of(folder)
+
+
+@pytest.mark.peer
+@pytest.mark.usefixtures("cache")
+def test_a_split_of_its_own_is_held_out(peer: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    datasets = peer("datasets")
+    whole = library()
+    both = datasets.DatasetDict({"train": whole.select(range(300)), "validation": whole.select(range(300, 400))})
+    both.save_to_disk(tmp_path / "both")
+    source = hub(path=str(tmp_path / "both"), held_out_split="validation")
+    corpus = prepare(source, tokenizer=BPE, folder=tmp_path / "corpora")
+    assert (corpus.train.documents, corpus.held_out.documents) == (300, 100)
+    assert [document.text for document in corpus.held_out_documents] == STORIES[300:]
+
+
+@pytest.mark.peer
+@pytest.mark.usefixtures("cache")
+def test_what_a_dataset_has_not_is_said(peer: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    peer("datasets")
+    (tmp_path / "x.bin").write_bytes(b"x")
+    parquet = copies(tmp_path)["a folder of parquet"]
+    wrong = {
+        "no column 'story'": {"path": str(parquet), "column": "story"},
+        "holds no text": {"path": str(parquet), "column": "other"},
+        "nope": {"path": str(parquet), "split": "nope"},
+        "in no format": {"path": str(tmp_path / "x.bin")},
+    }
+    for message, options in wrong.items():
+        with pytest.raises(DataError, match=message):
+            list(hub(**options).documents("train"))
+    with pytest.raises(DataError, match="nothing in"):
+        hub(path=str(tmp_path / "gone")).fingerprint()
+    with pytest.raises(ValueError, match="expected dataset"):
+        hub()
+
+
+@pytest.mark.peer
+@pytest.mark.usefixtures("cache")
+def test_a_hub_that_cannot_be_reached_says_how_to_do_without(
+    peer: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer("datasets")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        source = hub(dataset="tinystories")
+        assert not source.here
+        with pytest.raises(DataError, match=r"'roneneldan/TinyStories' cannot be fetched") as caught:
+            next(source.documents("train"))
+    assert "data.source=text" in caught.value.hint
+
+
+def test_ready_made_datasets_go_by_short_names() -> None:
+    found = hub(dataset="fineweb-edu")
+    assert (found.repository, found.config, found.column) == ("HuggingFaceFW/fineweb-edu", "sample-10BT", "text")
+    assert hub(dataset="fineweb-edu", config="sample-100BT").config == "sample-100BT"
+    assert hub(dataset="me/mine", column="story").fingerprint()["column"] == "story"
+
+
+def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="datasets") as caught:
+        next(hub(dataset="tinystories").documents("train"))
+    assert "distillkit[hub]" in caught.value.hint
+
+
+# One word for files.
+
+
+def test_path_is_the_word_and_files_its_former_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    assert [d.text for d in read(files=str(tmp_path / "a.txt"))] == ["one"]
+    for wrong in ({}, {"path": "a", "files": "b"}):
+        with pytest.raises(ValueError, match="expected path"):
+            Text.Options(**wrong)

@@ -31,8 +31,11 @@ FLOORS = [
     ["data", "teachers", "student", "judging", "reporting"],
     ["testing"],
     ["assembly soft subjects", "tracking", "distillkit_plugins"],
-    ["training pipeline plan bench"],
-    ["cli stage_commands judge_commands cache_commands plugin_commands away_commands arguments __main__"],
+    ["training pipeline plan bench first"],
+    [
+        "cli stage_commands judge_commands cache_commands plugin_commands away_commands data_commands arguments",
+        "__main__",
+    ],
 ]
 # What a room may use of its neighbours all the same.
 NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}

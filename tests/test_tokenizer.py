@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distillkit.data import published
 from distillkit.data import tokenizer as room
+from distillkit.data.tales import story
 from distillkit.data.tokenizer import (
     CL100K_PATTERN,
     END_OF_TEXT,
@@ -257,7 +262,7 @@ def test_no_network_fails_quickly_and_says_the_way_out(
 def test_a_network_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("tiktoken.load.read_file", lambda url: time.sleep(3))
-    monkeypatch.setattr(room, "DOWNLOAD_SECONDS", 0.1)
+    monkeypatch.setattr(published, "DOWNLOAD_SECONDS", 0.1)
     with pytest.raises(DataError, match="no answer within"):
         build("gpt2")
 
@@ -300,3 +305,148 @@ def test_real_english_comes_back_and_agrees_with_the_library(gpt2: Tokenizer) ->
     for tokenizer in (gpt2, trained):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert _as_learnt([text], trained, [text]) == [trained.encode(text)]
+
+
+# SentencePiece.
+
+
+def stories() -> Iterator[str]:
+    return (story(0, index) for index in range(250))
+
+
+@pytest.fixture(scope="module")
+def pieces() -> Tokenizer:
+    if os.environ.get("DISTILLKIT_PEERS") != "required":
+        pytest.importorskip("sentencepiece", reason="the peer sentencepiece is not installed")
+    return build("sentencepiece", vocab_size=600, texts=stories)
+
+
+@pytest.mark.peer
+@settings(deadline=None)
+@given(text=st.text() | st.text(alphabet=st.sampled_from("the \u2581\u2582<s>0xE\n\t\r\0é漢 ﬁ\u0301")))
+def test_every_text_comes_back_from_sentencepiece(pieces: Tokenizer, text: str) -> None:
+    tokens = pieces.encode(text)
+    assert pieces.decode(tokens) == text
+    assert pieces.end_of_text not in tokens
+    assert int(pieces.lengths[tokens].sum()) == len(text.encode())
+
+
+@pytest.mark.peer
+def test_sentencepiece_has_the_size_asked_for_and_every_byte(pieces: Tokenizer) -> None:
+    assert (pieces.kind, pieces.vocab_size, pieces.end_of_text) == ("sentencepiece", 600, 1)
+    assert {bytes([byte]) for byte in range(256)} <= set(pieces.vocabulary)
+    assert pieces.bytes_of(pieces.end_of_text) == END_OF_TEXT.encode()
+    assert any(len(piece) > 3 for piece in pieces.vocabulary[258:])
+    assert len(pieces.encode(story(1, 0))) < len(story(1, 0)) / 2
+
+
+@pytest.mark.peer
+def test_sentencepiece_one_by_one_in_a_batch_or_as_arrays(pieces: Tokenizer) -> None:
+    texts = [*VARIED, "\u2581", f"a{END_OF_TEXT}b"]
+    one = [pieces.encode(text) for text in texts]
+    assert pieces.encode_batch(texts) == one
+    assert [tokens.tolist() for tokens in pieces.encode_arrays(texts)] == one
+    assert pieces.encode_batch(VARIED) == one[: len(VARIED)]
+    long = "".join(TEXTS) * 20
+    assert list(pieces.pieces(long, 1000)) == [long]
+
+
+@pytest.mark.peer
+def test_sentencepiece_agrees_with_the_library_itself(pieces: Tokenizer, tmp_path: Path) -> None:
+    import sentencepiece
+
+    pieces.save(tmp_path)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "pieces.model"))
+    assert [theirs.encode(text) for text in VARIED] == [pieces.encode(text) for text in VARIED]
+    assert theirs.decode(pieces.encode(VARIED[0])) == VARIED[0]
+
+
+@pytest.mark.peer
+def test_training_sentencepiece_is_deterministic_and_a_saved_one_loads_the_same(
+    pieces: Tokenizer, tmp_path: Path
+) -> None:
+    again = build("sentencepiece", vocab_size=600, texts=stories)
+    assert again.fingerprint == pieces.fingerprint
+    pieces.save(tmp_path / "t")
+    for loaded in (Tokenizer.load(tmp_path / "t"), build(str(tmp_path / "t"))):
+        assert (loaded.fingerprint, loaded.kind) == (pieces.fingerprint, "sentencepiece")
+        assert loaded.encode_batch(VARIED) == pieces.encode_batch(VARIED)
+    model = tmp_path / "t" / "pieces.model"
+    assert build("sentencepiece", model=model).fingerprint == pieces.fingerprint
+    model.write_bytes(model.read_bytes()[:-9])
+    with pytest.raises(CorruptError):
+        Tokenizer.load(tmp_path / "t")
+    model.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        Tokenizer.load(tmp_path / "t")
+
+
+@pytest.mark.peer
+def test_a_model_of_others_that_changes_text_is_refused(pieces: Tokenizer, tmp_path: Path) -> None:
+    import sentencepiece
+
+    def trained(name: str, **how: Any) -> Path:
+        lines = iter([line for text in stories() for line in text.splitlines()])
+        prefix = str(tmp_path / name)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_prefix=prefix, vocab_size=600, minloglevel=2, **how
+        )
+        return Path(f"{prefix}.model")
+
+    with pytest.raises(DataError, match="does not give texts back"):
+        build("sentencepiece", model=trained("usual", byte_fallback=True))
+    with pytest.raises(DataError, match="no end of text"):
+        build("sentencepiece", model=trained("endless", byte_fallback=True, eos_id=-1))
+    (tmp_path / "no.model").write_bytes(b"no model")
+    with pytest.raises(DataError, match="cannot be used"):
+        build("sentencepiece", model=tmp_path / "no.model")
+    with pytest.raises(DataError, match="is a SentencePiece model"):
+        build("gpt2", model=tmp_path / "no.model")
+
+
+@pytest.mark.peer
+def test_text_too_small_for_sentencepiece_says_what_is_possible(pieces: Tokenizer) -> None:
+    with pytest.raises(DataError, match=r"gives (\d+)") as caught:
+        build("sentencepiece", vocab_size=9000, texts=stories)
+    possible = int(caught.value.message.split()[-1])
+    assert build("sentencepiece", vocab_size=possible, texts=stories).vocab_size == possible
+    with pytest.raises(DataError, match="too small"):
+        build("sentencepiece", vocab_size=100, texts=stories)
+
+
+def test_without_sentencepiece_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(DataError, match="needs a package") as caught:
+        build("sentencepiece", vocab_size=600, texts=stories)
+    assert "distillkit[sentencepiece]" in caught.value.hint
+
+
+# What is known beforehand.
+
+
+@needs_ranks
+def test_sizes_are_known_without_ranks_and_ranks_are_found_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path))
+    monkeypatch.setattr("tiktoken.load.read_file", lambda url: pytest.fail(f"asked for {url}"))
+    table = {"kind": "gpt2"}
+    assert room.size_of(table) == 50_257
+    assert not room.at_hand(table)
+    kept = tmp_path / "cache" / "tokenizers" / "r50k_base.tiktoken"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(GPT2_RANKS.read_bytes())
+    assert room.at_hand(table)
+    assert build("gpt2").vocab_size == room.size_of(table)
+    kept.write_bytes(b"IQ== 0\n")
+    with pytest.raises(DataError, match="does not hold the ranks"):
+        build("gpt2")
+
+
+@needs_ranks
+def test_ranks_that_were_downloaded_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "theirs"))
+    monkeypatch.setattr("tiktoken.load.read_file", lambda url: GPT2_RANKS.read_bytes())
+    build("gpt2")
+    assert published.place_of("gpt2").read_bytes() == GPT2_RANKS.read_bytes()

@@ -27,11 +27,14 @@ from ..records import Document
 from ..roles import Source
 from ..runs import cache_folder
 from .shards import Packer, Stream, utf8_size
-from .tokenizer import Tokenizer, build
+from .tokenizer import Tokenizer, at_hand, build, is_trained
 
 SCHEMA = 1
 SALT = b"distillkit held-out documents, rule 1\n"
-TRAINING_RULE = "byte-level BPE of the first 20 MB of train text, rule 1"
+TRAINING_RULES = {
+    "bpe": "byte-level BPE of the first 20 MB of train text, rule 1",
+    "sentencepiece": "SentencePiece unigrams of the first 20 MB of train text, rule 1",
+}
 TRAINING_BYTES = 20_000_000
 HASH_CHARS = 1 << 20
 ANSWERS_AT_ONCE = 1024
@@ -42,6 +45,7 @@ class Options:
     """The host's keys of the `[data]` table; the others are the source plugin's."""
 
     documents: int | None = None  # how many to take, after empty ones and duplicates are dropped
+    tokens: int | None = None  # with which document to stop: the one that brings the train split to so many
     held_out: float = 0.05  # the share that is held out
     block_chars: int | None = None  # the longest a document may be before it is cut
 
@@ -49,6 +53,10 @@ class Options:
     def of(cls, table: Mapping[str, Any]) -> Options:
         """From the table of a recipe, whatever else stands in it."""
         return cls(**{key: table[key] for key in cls.__dataclass_fields__ if key in table})
+
+    def key(self) -> dict[str, Any]:
+        """What decides a corpus. A budget that is not set is left out, as in corpora from before there was one."""
+        return {key: value for key, value in asdict(self).items() if key != "tokens" or value is not None}
 
 
 class Corpus:
@@ -117,9 +125,9 @@ def prepare(
     """
     voice = voice or Voice()
     chosen = Options.of(options or {})
-    fixed = None if tokenizer["kind"] == "bpe" else build(**_spec(tokenizer))
+    fixed = None if is_trained(tokenizer) else build(**_spec(tokenizer))
     key = _key(source, chosen, tokenizer, fixed)
-    place = (folder or cache_folder() / "data") / digest(key)[:32]
+    place = _place(key, folder)
     with alone(place, lambda: voice.say("Waiting for another process that prepares the same corpus.")):
         if corpus := _kept(place, voice):
             return corpus
@@ -128,18 +136,30 @@ def prepare(
         return Corpus(place)
 
 
+def prepared(source: Source, *, tokenizer: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether such a corpus lies in the cache. Reads no document, and asks no network for a tokenizer."""
+    if not at_hand(tokenizer):
+        return False
+    fixed = None if is_trained(tokenizer) else build(**_spec(tokenizer))
+    return _place(_key(source, Options.of(options), tokenizer, fixed)).is_dir()
+
+
+def _place(key: Mapping[str, Any], folder: Path | None = None) -> Path:
+    return (folder or cache_folder() / "data") / digest(key)[:32]
+
+
 def _spec(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: table[key] for key in ("kind", "vocab_size", "ranks") if key in table}
+    return {key: table[key] for key in ("kind", "vocab_size", "ranks", "model") if key in table}
 
 
 def _key(source: Source, options: Options, tokenizer: Mapping[str, Any], fixed: Tokenizer | None) -> dict[str, Any]:
     """All that decides a corpus, as plain values: equal keys, equal corpora."""
-    trained = {"rule": TRAINING_RULE, "vocab_size": tokenizer.get("vocab_size")}
+    trained = {"rule": TRAINING_RULES.get(tokenizer["kind"]), "vocab_size": tokenizer.get("vocab_size")}
     return {
         "schema": SCHEMA,
         "source": source.name,
         "documents": source.fingerprint(),
-        "options": asdict(options),
+        "options": options.key(),
         "tokenizer": fixed.fingerprint if fixed else trained,
     }
 
@@ -193,23 +213,38 @@ class _Preparation:
         return build(**_spec(spec), texts=self._training_texts)
 
     def _training_texts(self) -> Iterator[str]:
-        room = TRAINING_BYTES
-        for split, document in Sieve(self.source, self.options):
-            if split == "train":
-                yield document.text
-                room -= utf8_size(document.text)
-            if room <= 0:
-                return
+        for size, text in training_texts(self.source, self.options):
+            self.voice.progress(f"Reading text for the tokenizer: {size / 1e6:,.1f} MB so far.")
+            yield text
 
     def _pack(self, packers: Mapping[str, Packer], held_out: TextIO) -> Sieve:
         sieve = Sieve(self.source, self.options)
+        wanted = self.options.tokens
         for count, (split, document) in enumerate(sieve, start=1):
             packers[split].add(document.text)
             if split == "held_out":
                 held_out.write(json.dumps(asdict(document), ensure_ascii=False, default=str) + "\n")
+            if wanted is not None and packers["train"].reaches(wanted):
+                break
             if count % 1000 == 0:
-                self.voice.progress(f"Packing: {count:,} documents so far.")
+                of = "" if wanted is None else f" of {wanted:,}"
+                self.voice.progress(
+                    f"Packing: {count:,} documents, about {packers['train'].about:,}{of} tokens so far."
+                )
         return sieve
+
+
+def training_texts(
+    source: Source, options: Options, split: str = "train", most: int = TRAINING_BYTES
+) -> Iterator[tuple[int, str]]:
+    """The first texts of a split, with how many bytes have come by then: enough to train a tokenizer on."""
+    read = 0
+    for which, document in Sieve(source, options):
+        if which == split:
+            read += utf8_size(document.text)
+            yield read, document.text
+        if read >= most:
+            return
 
 
 def _insist(source: Source, options: Options, packed: Mapping[str, Mapping[str, Any]]) -> None:

@@ -50,7 +50,7 @@ class Packer:
         self._weights = _Writer(folder, "weights", "u1", limit) if weighted else None
         self._rows = _Writer(folder, "documents", "<u8", limit)
         self._waiting: list[str] = []
-        self._waiting_chars = 0
+        self._waiting_chars = self._waiting_bytes = 0
         self._sizes: dict[int, int] = {}  # which of the waiting pieces end a document, and of how many bytes
         self._end_of_text = np.array([tokenizer.end_of_text], dtype=np.uint32)
 
@@ -61,7 +61,24 @@ class Packer:
                 self._flush()
             self._waiting.append(piece)
             self._waiting_chars += len(piece)
-        self._sizes[len(self._waiting) - 1] = utf8_size(text)
+        self._sizes[len(self._waiting) - 1] = size = utf8_size(text)
+        self._waiting_bytes += size + 1  # the end of text is a token, too
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have been written; the last texts wait to be encoded."""
+        return self._tokens.count
+
+    @property
+    def about(self) -> int:
+        """The same, with an estimate of what waits."""
+        return self.tokens + self._waiting_chars // 4
+
+    def reaches(self, tokens: int) -> bool:
+        """Whether there are so many tokens. What waits is encoded when it may be enough."""
+        if self.tokens + self._waiting_bytes >= tokens:  # a token has at least one byte
+            self._flush()
+        return self.tokens >= tokens
 
     def add_tokens(self, tokens: NDArray[Any], weights: NDArray[Any]) -> None:
         """Take a document as tokens, each with its weight as a target; nothing is put after it."""
@@ -102,7 +119,7 @@ class Packer:
                 end += 1
                 self._document(end, self._sizes[i])
         self._tokens.write(np.concatenate([self._end_of_text[:0], *parts]))
-        self._waiting, self._waiting_chars, self._sizes = [], 0, {}
+        self._waiting, self._waiting_chars, self._waiting_bytes, self._sizes = [], 0, 0, {}
 
     def _document(self, end: int, size: int) -> None:
         self._rows.write(np.array([end, size]))

@@ -1,4 +1,4 @@
-"""Text to tokens and back: byte-level BPE, trained with `tokenizers`, encoded with `tiktoken`.
+"""Text to tokens and back: byte-level BPE, trained with `tokenizers`, encoded with `tiktoken`; or SentencePiece.
 
 Every text round-trips, because every byte is a token. The special token `<|endoftext|>` stands between
 documents; where it is written in a text it is ordinary text. Knows nothing of corpora or models.
@@ -6,16 +6,13 @@ documents; where it is written in a text it is ordinary text. Knows nothing of c
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import os
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,82 +20,21 @@ from numpy.typing import NDArray
 from ..errors import CorruptError, DataError, UsageError, did_you_mean
 from ..files import read_json, replacing, write_json
 from ..runs import bundled_checkpoint, find
+from . import pieces, published
+from .published import CL100K_PATTERN, END_OF_TEXT, GPT2_PATTERN, O200K_PATTERN, PUBLISHED, parse_ranks, rank_lines
 
 if TYPE_CHECKING:
     import tiktoken
     from tokenizers import Tokenizer as Learner
 
-T = TypeVar("T")
-
 SCHEMA = 1
-END_OF_TEXT = "<|endoftext|>"
 BYTES = 256
-DOWNLOAD_SECONDS = 30.0
+TRAINED = ("bpe", "sentencepiece")
+MODEL = "pieces.model"
 PIECE_CHARS = 1 << 18
-
-# The patterns that cut text into words before anything is merged, as tiktoken 0.14 writes them. They are kept
-# here so that a fingerprint does not change when tiktoken finds a faster way to write the same pattern.
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-CL100K_PATTERN = (
-    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
-    r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
-)
-O200K_PATTERN = "|".join(
-    [
-        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
-        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
-        r"""\p{N}{1,3}""",
-        r""" ?[^\s\p{L}\p{N}]+[\r\n/]*""",
-        r"""\s*[\r\n]+""",
-        r"""\s+(?!\S)""",
-        r"""\s+""",
-    ]
-)
 
 # Where all three patterns end a word, whatever came before: the pieces of a text cut here have its tokens.
 SAFE_CUT = re.compile(r"(?<=[A-Za-z0-9,.;:!?]) (?=[A-Za-z])")
-
-
-class Published(NamedTuple):
-    """An encoding whose ranks are published as one file."""
-
-    file: str
-    sha256: str
-    pattern: str
-    special: Mapping[str, int]
-
-
-R50K = Published(
-    "r50k_base",
-    "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
-    GPT2_PATTERN,
-    {END_OF_TEXT: 50256},
-)
-P50K = Published(
-    "p50k_base",
-    "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
-    GPT2_PATTERN,
-    {END_OF_TEXT: 50256},
-)
-CL100K = Published(
-    "cl100k_base",
-    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
-    CL100K_PATTERN,
-    {
-        END_OF_TEXT: 100257,
-        "<|fim_prefix|>": 100258,
-        "<|fim_middle|>": 100259,
-        "<|fim_suffix|>": 100260,
-        "<|endofprompt|>": 100276,
-    },
-)
-O200K = Published(
-    "o200k_base",
-    "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
-    O200K_PATTERN,
-    {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
-)
-PUBLISHED = {"gpt2": R50K, "r50k_base": R50K, "p50k_base": P50K, "cl100k_base": CL100K, "o200k_base": O200K}
 
 
 class Tokenizer:
@@ -194,23 +130,24 @@ class Tokenizer:
         """Write the files that `load` reads: the ranks in tiktoken's own format, and the rest as JSON."""
         with replacing(folder / "ranks.tiktoken") as part:
             part.write_bytes(self._rank_lines)
-        spec = {
+        write_json(folder / "spec.json", self._spec | {"pattern": self.pattern, "special_tokens": self.special})
+
+    @property
+    def _spec(self) -> dict[str, Any]:
+        """What every kind says of itself."""
+        return {
             "schema": SCHEMA,
             "kind": self.kind,
             "vocab_size": self.vocab_size,
-            "pattern": self.pattern,
-            "special_tokens": self.special,
             "fingerprint": self.fingerprint,
         }
-        write_json(folder / "spec.json", spec)
 
-    @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
         """Read what `save` wrote, and check that it is the same tokenizer."""
         try:
             spec = read_json(folder / "spec.json")
-            ranks = _parse_ranks((folder / "ranks.tiktoken").read_bytes())
-            tokenizer = cls(spec["kind"], spec["pattern"], ranks, spec["special_tokens"])
+            tokenizer = (SentencePiece if spec["kind"] == SentencePiece.name else Tokenizer)._read(folder, spec)
             intact = tokenizer.fingerprint == spec["fingerprint"]
         except FileNotFoundError as error:
             raise DataError(f"{folder} holds no tokenizer: {Path(error.filename).name} is missing") from error
@@ -220,10 +157,15 @@ class Tokenizer:
             raise CorruptError(f"the tokenizer in {folder} is not the one that was saved there", _AGAIN)
         return tokenizer
 
+    @classmethod
+    def _read(cls, folder: Path, spec: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer of a folder, not yet held against its fingerprint."""
+        ranks = parse_ranks((folder / "ranks.tiktoken").read_bytes())
+        return Tokenizer(spec["kind"], spec["pattern"], ranks, spec["special_tokens"])
+
     @cached_property
     def _rank_lines(self) -> bytes:
-        ordered = sorted(self.ranks.items(), key=lambda item: item[1])
-        return b"".join(base64.b64encode(piece) + b" %d\n" % token for piece, token in ordered)
+        return rank_lines(self.ranks)
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
@@ -234,20 +176,56 @@ class Tokenizer:
         )
 
 
+class SentencePiece(Tokenizer):
+    """A SentencePiece model. It has no ranks and no pattern: what cuts a text is the model itself."""
+
+    name = "sentencepiece"
+
+    def __init__(self, model: bytes) -> None:
+        self._coder = coder = pieces.Coder(model)
+        self.kind, self.pattern, self.ranks = self.name, "", {}
+        self.special = {END_OF_TEXT: coder.end_of_text}
+        self.vocab_size, self.end_of_text = coder.vocab_size, coder.end_of_text
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text; special tokens written in it are ordinary text."""
+        return self._coder.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of many texts, on all cores."""
+        return self._coder.encode_many(texts, threads())
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """The same as arrays."""
+        return self._coder.encode_arrays(texts, threads())
+
+    @cached_property
+    def vocabulary(self) -> tuple[bytes, ...]:
+        """The bytes of every token, by id."""
+        return self._coder.vocabulary
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the model."""
+        return hashlib.sha256(self._coder.model).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `load` reads: the model as SentencePiece writes it, and the rest as JSON."""
+        with replacing(folder / MODEL) as part:
+            part.write_bytes(self._coder.model)
+        write_json(folder / "spec.json", self._spec)
+
+    @classmethod
+    def _read(cls, folder: Path, spec: Mapping[str, Any]) -> Tokenizer:
+        return cls((folder / MODEL).read_bytes())
+
+
 _AGAIN = "Delete that folder, and copy it or make it again."
 
 
 def threads() -> int:
     """How many texts are encoded at once: one a core that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _parse_ranks(content: bytes) -> dict[bytes, int]:
-    pairs = (line.split() for line in content.splitlines() if line)
-    try:
-        return {base64.b64decode(piece, validate=True): int(token) for piece, token in pairs}
-    except (ValueError, binascii.Error) as error:
-        raise ValueError(f"a line of the ranks is not a token and its number ({error})") from error
 
 
 # Training.
@@ -310,22 +288,41 @@ def _byte_letters() -> dict[str, int]:
 # Choosing.
 
 
+def is_trained(table: Mapping[str, Any]) -> bool:
+    """Whether a `[tokenizer]` table asks for one that the corpus trains."""
+    return table["kind"] in TRAINED and not table.get("model")
+
+
+def at_hand(table: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer of a table can be had without the network."""
+    kind = table["kind"]
+    return kind not in PUBLISHED or "ranks" in table or published.place_of(kind).is_file()
+
+
+def size_of(table: Mapping[str, Any]) -> int:
+    """How many tokens the tokenizer of a table has; neither training nor a network is needed to know that."""
+    if is_trained(table):
+        return int(table["vocab_size"])
+    return published.size_of(table["kind"]) or build(**table).vocab_size
+
+
 def build(
     kind: str,
     *,
     vocab_size: int | None = None,
     ranks: str | Path | None = None,
+    model: str | Path | None = None,
     texts: Callable[[], Iterator[str]] | None = None,
 ) -> Tokenizer:
-    """The tokenizer a recipe names: `bpe`, a tiktoken encoding, or one of a folder, run or checkpoint."""
-    if kind == "bpe":
-        return _trained(vocab_size, ranks, texts)
+    """The tokenizer a recipe names: one to train, a tiktoken encoding, or one of a folder, run or checkpoint."""
+    if kind in TRAINED and model is None:
+        return _trained(kind, vocab_size, ranks, texts)
     if ranks is not None and kind not in PUBLISHED:
         raise DataError(
             f"tokenizer.ranks goes with a published encoding, not with tokenizer.kind = {kind!r}",
             f"Published: {', '.join(PUBLISHED)}.",
         )
-    tokenizer = _named(kind, ranks)
+    tokenizer = _named(kind, ranks) if model is None else _modelled(kind, Path(model))
     if vocab_size not in (None, tokenizer.vocab_size):
         raise DataError(
             f"tokenizer.vocab_size = {vocab_size}, but {kind!r} has {tokenizer.vocab_size} tokens",
@@ -334,26 +331,42 @@ def build(
     return tokenizer
 
 
-def _trained(vocab_size: int | None, ranks: str | Path | None, texts: Callable[[], Iterator[str]] | None) -> Tokenizer:
+def _trained(
+    kind: str, vocab_size: int | None, ranks: str | Path | None, texts: Callable[[], Iterator[str]] | None
+) -> Tokenizer:
     if ranks is not None:
-        raise DataError('tokenizer.ranks does not go with tokenizer.kind = "bpe"', "Leave one of them out.")
+        raise DataError(f'tokenizer.ranks does not go with tokenizer.kind = "{kind}"', "Leave one of them out.")
     if vocab_size is None:
-        raise DataError('tokenizer.kind = "bpe" needs a size', "Set tokenizer.vocab_size, for example to 2048.")
+        raise DataError(f'tokenizer.kind = "{kind}" needs a size', "Set tokenizer.vocab_size, for example to 2048.")
     if texts is None:
-        raise DataError('tokenizer.kind = "bpe" is trained on a corpus, and none was given')
-    return train_bpe(texts(), vocab_size)
+        raise DataError(f'tokenizer.kind = "{kind}" is trained on a corpus, and none was given')
+    return train_bpe(texts(), vocab_size) if kind == "bpe" else SentencePiece(pieces.train(texts, vocab_size))
+
+
+def _modelled(kind: str, file: Path) -> Tokenizer:
+    """The SentencePiece model of a file, if it gives every text back."""
+    if kind != SentencePiece.name:
+        raise DataError(
+            f"tokenizer.model is a SentencePiece model, and tokenizer.kind = {kind!r}",
+            'Set tokenizer.kind = "sentencepiece".',
+        )
+    try:
+        tokenizer = SentencePiece(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"tokenizer.model = {str(file)!r} cannot be used: {error}", "Check the path.") from error
+    tokenizer._coder.check()
+    return tokenizer
 
 
 def _named(kind: str, ranks: str | Path | None) -> Tokenizer:
     import tiktoken
 
-    if kind in PUBLISHED:
-        return _published(kind, ranks)
-    if kind in tiktoken.list_encoding_names():
-        return _from_tiktoken(kind)
+    if kind in PUBLISHED or kind in tiktoken.list_encoding_names():
+        found = published.fetch(kind, ranks)
+        return Tokenizer(kind, found.pattern, found.ranks, found.special)
     if folder := locate(kind):
         return Tokenizer.load(folder)
-    names = {"bpe", "gpt2", *tiktoken.list_encoding_names()}
+    names = {*TRAINED, "gpt2", *tiktoken.list_encoding_names()}
     raise DataError(
         f"there is no tokenizer {kind!r}: no encoding, folder, run or bundled checkpoint has that name",
         did_you_mean(kind, names),
@@ -377,73 +390,3 @@ def _places(name: str) -> Iterator[Path]:
         yield find(name).path
     except UsageError:
         return
-
-
-def _published(kind: str, ranks: str | Path | None) -> Tokenizer:
-    known = PUBLISHED[kind]
-    pairs = _download(kind, known) if ranks is None else _from_file(kind, known, Path(ranks))
-    return Tokenizer(kind, known.pattern, pairs, known.special)
-
-
-def _from_file(kind: str, known: Published, file: Path) -> dict[bytes, int]:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"tokenizer.ranks = {str(file)!r} cannot be read: {error.strerror}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != known.sha256:
-        raise DataError(
-            f"{file} does not hold the ranks of {kind}: SHA-256 {found[:12]}…, not {known.sha256[:12]}…",
-            f"The file is published as {known.file}.tiktoken.",
-        )
-    return _parse_ranks(content)
-
-
-def _download(kind: str, known: Published) -> dict[bytes, int]:
-    from tiktoken.load import load_tiktoken_bpe
-
-    url = f"https://openaipublic.blob.core.windows.net/encodings/{known.file}.tiktoken"
-    return _within(kind, lambda: load_tiktoken_bpe(url, expected_hash=known.sha256))
-
-
-def _from_tiktoken(kind: str) -> Tokenizer:
-    from tiktoken.registry import ENCODING_CONSTRUCTORS
-
-    constructor = (ENCODING_CONSTRUCTORS or {})[kind]
-    spec = _within(kind, constructor)
-    return Tokenizer(kind, spec["pat_str"], spec["mergeable_ranks"], spec["special_tokens"])
-
-
-def _within(kind: str, fetch: Callable[[], T]) -> T:
-    """What tiktoken fetches, from its own cache or the network.
-
-    It sets no time limit, so it works on a thread that is left behind when the network never answers.
-    """
-    result: list[T] = []
-    failure: list[Exception] = []
-
-    def work() -> None:
-        try:
-            result.append(fetch())
-        except Exception as error:  # noqa: BLE001 - told below, on the caller's thread
-            failure.append(error)
-
-    thread = threading.Thread(target=work, name=f"fetch {kind}", daemon=True)
-    thread.start()
-    thread.join(DOWNLOAD_SECONDS)
-    if result:
-        return result[0]
-    reason = _in_a_line(failure[0]) if failure else f"no answer within {DOWNLOAD_SECONDS:.0f} seconds"
-    raise DataError(f"tiktoken could not download the ranks of {kind!r} ({reason})", _way_out(kind))
-
-
-def _in_a_line(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:120]
-
-
-def _way_out(kind: str) -> str:
-    if kind not in PUBLISHED:
-        return 'Run it once where there is a network, or train one: tokenizer.kind = "bpe".'
-    file = f"{PUBLISHED[kind].file}.tiktoken"
-    return f'Without a network, bring {file} and set tokenizer.ranks = "FILE", or train one: kind = "bpe".'

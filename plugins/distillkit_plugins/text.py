@@ -9,11 +9,14 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distillkit import DataError, Document, Source, hookimpl
+
+if TYPE_CHECKING:
+    from typing import Self
 
 CHUNK = 1 << 20
 BOM = "\ufeff"
@@ -27,11 +30,21 @@ class Text(Source):
     class Options(Source.Options):
         """Which files, and how documents stand in them."""
 
-        paths: ClassVar[tuple[str, ...]] = ("files",)
+        paths: ClassVar[tuple[str, ...]] = ("path", "files")
 
-        files: str | list[str] = Field(description="paths and globs, from the recipe's folder")
+        path: str | list[str] | None = Field(
+            None, description="a file, a glob or a list of both; from the recipe's folder"
+        )
+        files: str | list[str] | None = Field(None, description="the former word for path")
         field: str = Field("text", description="the key or column of .jsonl and .parquet")
         separator: str | None = Field(None, description="stands between the documents of a text file")
+
+        @model_validator(mode="after")
+        def _one_word_for_it(self) -> Self:
+            if (self.path is None) == (self.files is None):
+                both = "" if self.path is None else " and not files as well, which is its former name"
+                raise ValueError(f'expected path = "stories/*.txt", or a list of such{both}')
+            return self
 
     options: Options
 
@@ -39,8 +52,8 @@ class Text(Source):
         super().__init__(options)
         if self.options.separator == "":
             raise DataError("data.separator is empty", 'Leave it out, or say e.g. "<|endoftext|>".')
-        wanted = self.options.files
-        self.paths = _find([wanted] if isinstance(wanted, str) else wanted)
+        wanted = self.options.files if self.options.path is None else self.options.path
+        self.paths = _find([wanted] if isinstance(wanted, str) else wanted or [])
 
     def documents(self, split: str) -> Iterator[Document]:
         """The documents of all files, one file after another."""
@@ -73,10 +86,10 @@ def _find(patterns: list[str]) -> list[Path]:
         names = exact or sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
         files = [Path(name) for name in names if Path(name).is_file()]
         if not files:
-            raise DataError(f"data.files: there is no file {pattern!r}", "Check the path.")
+            raise DataError(f"data.path: there is no file {pattern!r}", "Check the path.")
         found.update(dict.fromkeys(files))
     if not found:
-        raise DataError("data.files names no file", 'Say for example files = "stories/*.txt".')
+        raise DataError("data.path names no file", 'Say for example path = "stories/*.txt".')
     return list(found)
 
 

@@ -1,0 +1,76 @@
+"""A recipe that begins with the student of another: which run of that other fits, and what it would be like.
+
+Knows when two recipes teach a student the same. Does not run anything: that is the command's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .blame import Loc
+from .errors import RecipeError
+from .recipe import Recipe, load
+from .runs import Run, runs_of
+from .student.checkpoint import newest_good
+
+FROM: Loc = ("student", "from")
+# What `--set` says of these holds for the first recipe, too: both must read alike, and a small trial is small in both.
+TABLES = ("data", "tokenizer", "student")
+KEYS = ("train.steps", "train.batch_size", "train.accumulate", "train.streams", "train.precision")
+# What may differ between a run and the recipe that is asked for: how training is watched, not what is learnt.
+WATCHING = {"evaluate_every", "evaluate_batches", "sample_every", "checkpoint_every", "keep", "streams", "chunk"}
+WATCHING |= {"checkpointing"}
+LEARNT = ("seed", "data", "tokenizer", "student", "teacher", "mixer", "train")
+
+
+def passed_down(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Those of the values from the command line that the first recipe takes over."""
+    return tuple(override for override in overrides if _goes_down(override.partition("=")[0].strip()))
+
+
+def _goes_down(key: str) -> bool:
+    table = key.partition(".")[0]
+    return key in KEYS or (table in TABLES and key != "student.from")
+
+
+def recipe_for(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe whose student this one begins with, with what the command line says of both."""
+    return load(recipe.student.from_ or "", overrides)
+
+
+def runs_that_fit(recipe: Recipe) -> tuple[str | None, str | None]:
+    """Of the runs that teach just what a recipe would: the newest that is trained, and the newest that is not."""
+    fitting = [run for run in runs_of(recipe.name) if _fits(run, recipe)]
+    trained = [str(run.path) for run in fitting if _steps(run) >= recipe.train.steps]
+    begun = [str(run.path) for run in fitting if _steps(run) < recipe.train.steps]
+    return trained[-1] if trained else None, begun[-1] if begun else None
+
+
+def others(recipe: Recipe) -> list[str]:
+    """Trained runs of a recipe's name that teach something else."""
+    return [run.name for run in runs_of(recipe.name) if run.info and not _fits(run, recipe) and _steps(run)]
+
+
+def recorded(run: Run) -> str | None:
+    """What a run began with, once it has been trained for a while; it does not begin again."""
+    return load(str(run.recipe)).student.from_ if _steps(run) else None
+
+
+def _fits(run: Run, recipe: Recipe) -> bool:
+    try:
+        return run.info != {} and run.recipe.is_file() and learnt(load(str(run.recipe))) == learnt(recipe)
+    except RecipeError:  # of another version of distillkit
+        return False
+
+
+def learnt(recipe: Recipe) -> dict[str, Any]:
+    """All of a recipe that decides what its student becomes."""
+    values = {key: value for key, value in recipe.values().items() if key in LEARNT}
+    values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING}
+    return values
+
+
+def _steps(run: Run) -> int:
+    saved, _ = newest_good(run.checkpoints)
+    return 0 if saved is None else saved.step

@@ -1,0 +1,331 @@
+"""The five seeds as recipes: each plans offline, has the parameters that it says, and runs; and recipes that begin with
+the student of another."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from distillkit import first, plan
+from distillkit.assembly import Assembly
+from distillkit.cli import cli
+from distillkit.data.tokenizer import Tokenizer
+from distillkit.errors import DataError, DistillkitError, Interrupted, UsageError
+from distillkit.pipeline import Pipeline
+from distillkit.plugins import Plugins
+from distillkit.recipe import bundled, load
+from distillkit.runs import Run, runs_of
+
+# What each document gives, counted by hand: tables, blocks of attention and MLP with their norms, the end.
+GPT2_53M = 2 * 50257 * 384 + 512 * 384 + 8 * (384 * 1152 + 1152 + 384 * 384 + 384) + 2 * 384
+GPT2_53M += 8 * (384 * 1536 + 1536 + 1536 * 384 + 384 + 4 * 384)
+NANO_44M = 2 * 9157 * 512 + 9157 + 12 * (3 * (512 * 512 + 512) + 512 * 2048 + 2048 + 2048 * 512 + 512 + 4 * 512)
+SIZES = {
+    "tinystories_53m_base": 52_990_464,
+    "tinystories_53m": 52_990_464,
+    "finewebedu_53m": 52_990_464,
+    "gpt2_nano_44m": 44_062_661,
+    "slm_nano_1m": 1_032_672,
+    "slm_tiny_10m": 10_080_320,
+    "slm_small_28m": 29_499_904,
+    "slm_medium_70m": 68_212_000,
+}
+EPOCHS = {"tinystories_53m_base": 92.16, "tinystories_53m": 30.72, "finewebedu_53m": 21.5, "gpt2_nano_44m": 3.31}
+
+TEACHER = '''
+from distillkit import Answer, Teacher, hookimpl
+
+class Told(Teacher):
+    """Ends every story alike."""
+    name = "told"
+    def answer(self, request):
+        return Answer(text=" and they all went home.")
+
+@hookimpl
+def register_teachers():
+    return [Told]
+'''
+
+BASE = """
+name = "base"
+[data]
+source = "tales"
+stories = 60
+held_out = 0.2
+[tokenizer]
+vocab_size = 300
+[student]
+layers = 1
+heads = 2
+width = 16
+context = 16
+[train]
+steps = 4
+batch_size = 2
+evaluate_every = 2
+checkpoint_every = 2
+[sampling]
+count = 1
+max_tokens = 4
+"""
+OUTER = """
+extends = "base.toml"
+name = "outer"
+[student]
+from = "base.toml"
+[train]
+learning_rate = 1e-4
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with two small recipes, the second of which begins with the first."""
+    monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path))
+    monkeypatch.setattr("distillkit.plugins._current", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "outer.toml").write_text(OUTER)
+    (tmp_path / "told.py").write_text(TEACHER)
+    return tmp_path
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket connects anywhere."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def distillkit(*words: str, answer: str | None = None) -> str:
+    """The program in this process: what it says, or the error that it ends with."""
+    done = CliRunner().invoke(cli, ["-p", "told.py", *words], input=answer)
+    if isinstance(done.exception, DistillkitError):
+        raise done.exception
+    assert done.exception is None, done.exception
+    return done.output
+
+
+def numbers(recipe: str) -> list[str]:
+    return [run.path.name for run in runs_of(recipe)]
+
+
+# Plans.
+
+
+@pytest.mark.usefixtures("home", "offline")
+@pytest.mark.parametrize("name", SIZES)
+def test_every_seed_checks_and_plans_offline_with_the_parameters_that_it_says(name: str) -> None:
+    recipe = Plugins.load().check(load(name))
+    parts = Assembly(recipe, Plugins.load())
+    parts.check()
+    foreseen = plan.foresee(parts)
+    assert foreseen["student"]["parameters"]["unique"] == SIZES[name]
+    assert foreseen["data"]["here"] is False
+    assert foreseen["data"]["train"]["tokens"] == recipe.data.tokens
+    assert foreseen["training"]["epochs"] == pytest.approx(EPOCHS.get(name, foreseen["training"]["epochs"]), abs=0.01)
+    if recipe.teacher:
+        assert foreseen["teacher"]["calls"] == recipe.teacher.prompts == 1100
+    text = plan.text(foreseen)
+    assert f"{SIZES[name]:,}" in text
+    assert ("learns by heart" in text) == (EPOCHS.get(name, 0) >= 4)
+    assert ("distillkit plan tinystories_53m_base" in text) == (name in ("tinystories_53m", "finewebedu_53m"))
+
+
+def test_the_parameters_are_those_of_the_documents() -> None:
+    assert SIZES["tinystories_53m_base"] == GPT2_53M
+    assert SIZES["gpt2_nano_44m"] == NANO_44M
+    for name, size in SIZES.items():
+        said = re.search(r"_(\d+)m", name)
+        assert said is not None
+        assert abs(size / (1e6 * int(said[1])) - 1) <= 0.1
+
+
+def test_every_seed_says_why() -> None:
+    for name in SIZES:
+        text = bundled()[name].read_text()
+        assert text.startswith("#")
+        assert str(load(name).name) == name
+        assert f"{SIZES[name]:,}" in text or "extends" in text
+        assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.usefixtures("home", "offline")
+def test_what_is_better_than_the_warning_is_no_longer_warned_of() -> None:
+    def advice(*overrides: str) -> str | None:
+        parts = Assembly(Plugins.load().check(load("tinystories_53m_base", overrides)), Plugins.load())
+        told: str | None = plan.foresee(parts)["training"]["advice"]
+        return told
+
+    told = advice()
+    assert told is not None
+    better = re.findall(r"[\w.]+ = [\d_]+", told)
+    assert [one.partition(" ")[0] for one in better] == ["data.tokens", "train.steps"]
+    for one in better:
+        key, _, value = one.partition(" = ")
+        assert advice(f"{key}={value}") is None
+
+
+@pytest.mark.usefixtures("home", "offline")
+def test_a_run_without_a_network_says_how_to_bring_a_copy(peer: Callable[[str], ModuleType]) -> None:
+    peer("datasets")
+    with pytest.raises(DataError, match="cannot be fetched") as caught:
+        distillkit("run", "slm_nano_1m")
+    assert "--set data.source=text --set data.path=" in caught.value.hint
+    assert numbers("slm_nano_1m") == []
+
+
+# Beginning with the student of a recipe.
+
+
+def test_a_recipe_that_begins_with_another_runs_that_one_first(home: Path) -> None:
+    with pytest.raises(UsageError, match=r"outer begins with the student of base, which is trained first") as caught:
+        distillkit("run", "outer.toml")
+    assert "Say --yes" in caught.value.hint
+    assert numbers("base") == numbers("outer") == []
+    distillkit("run", "outer.toml", "--yes")
+    assert numbers("base") == numbers("outer") == ["1"]
+    base, outer = (json.loads((home / f"reports/{name}/1/report.json").read_text()) for name in ("base", "outer"))
+    assert (base["status"], outer["status"]) == ("done", "done")
+    assert load(str(Run(home / "reports/outer/1").recipe)).student.from_ == "base/1"
+    assert base["training"]["weights_sha256"] != outer["training"]["weights_sha256"]
+
+
+def test_a_run_that_fits_is_taken_and_one_that_does_not_is_named(home: Path) -> None:
+    distillkit("run", "base.toml", "--set", "train.evaluate_every=4")  # which changes nothing that is learnt
+    distillkit("run", "outer.toml", "--until", "train")
+    assert (numbers("base"), numbers("outer")) == (["1"], ["1"])
+    with pytest.raises(UsageError) as caught:
+        distillkit("run", "outer.toml", "--set", "train.steps=2")
+    assert "--set student.from=base/1" in caught.value.hint
+    distillkit("run", "outer.toml", "--set", "train.steps=2", "--set", "student.from=base/1", "--until", "train")
+    assert (numbers("base"), numbers("outer")) == (["1"], ["1", "2"])
+
+
+def test_what_is_set_of_text_shape_and_length_holds_for_the_first_recipe_too(home: Path) -> None:
+    (home / "mine.txt").write_text("".join(f"Fox number {i} went home.\n|\n" for i in range(80)))
+    text = ["data.source=text", "data.path=mine.txt", "data.separator=|", "train.steps=2", "student.width=8"]
+    own = ["train.learning_rate=0.01", "seed=7", "teacher.provider=told", "teacher.prompts=3", "sampling.count=2"]
+    words = [word for override in (*text, *own) for word in ("--set", override)]
+    distillkit("run", "outer.toml", "--yes", *words)
+    base, outer = (load(f"reports/{name}/1/recipe.toml") for name in ("base", "outer"))
+    assert base.data == outer.data
+    assert (base.student.options["width"], outer.student.options["width"]) == (8, 8)
+    assert (base.train.steps, outer.train.steps) == (2, 2)
+    assert (base.train.learning_rate, outer.train.learning_rate) == (3e-4, 0.01)
+    assert (base.seed, outer.seed, base.teacher) == (42, 7, None)
+
+
+def test_an_interrupted_chain_goes_on_where_it_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Pipeline.train
+    stopped = ["base", "outer"]
+
+    def once(self: Pipeline) -> None:
+        if self.recipe.name in stopped:
+            stopped.remove(self.recipe.name)
+            raise KeyboardInterrupt
+        train(self)
+
+    monkeypatch.setattr(Pipeline, "train", once)
+    with pytest.raises(Interrupted, match="interrupted") as caught:
+        distillkit("run", "outer.toml", "--yes")
+    assert "reports/base/1 --resume" in caught.value.hint
+    with pytest.raises(Interrupted) as caught:
+        distillkit("run", "outer.toml", "--yes")
+    assert "reports/outer/1 --resume" in caught.value.hint
+    distillkit("run", "reports/outer/1", "--resume")
+    assert (numbers("base"), numbers("outer")) == (["1"], ["1"])
+    undisturbed = (Run(home / "reports/outer/1").info)["training"]["weights_sha256"]
+    distillkit("run", "outer.toml")
+    assert (Run(home / "reports/outer/2").info)["training"]["weights_sha256"] == undisturbed
+
+
+def test_to_go_on_with_a_run_does_not_touch_the_one_that_it_began_with(home: Path) -> None:
+    distillkit("run", "outer.toml", "--yes", "--until", "train")
+    distillkit("run", "outer.toml", "--resume", "--set", "train.steps=6", "--until", "train")
+    assert (numbers("base"), numbers("outer")) == (["1"], ["1"])
+    assert Run(home / "reports/outer/1").info["training"]["steps"] == 6
+    assert load("reports/outer/1/recipe.toml").student.from_ == "base/1"
+
+
+def test_labelling_needs_no_student_to_begin_with(home: Path) -> None:
+    teacher = ["--set", "teacher.provider=told", "--set", "teacher.prompts=3"]
+    distillkit("label", "outer.toml", *teacher)
+    assert (numbers("base"), numbers("outer")) == ([], ["1"])
+    distillkit("train", "outer/1", "--yes")
+    assert (numbers("base"), numbers("outer")) == (["1"], ["1"])
+    assert load("reports/outer/1/recipe.toml").student.from_ == "base/1"
+
+
+@pytest.mark.usefixtures("home")
+def test_a_recipe_to_begin_with_must_be_there() -> None:
+    with pytest.raises(UsageError, match=r"there is no recipe .*gone\.toml"):
+        distillkit("recipe", "check", "outer.toml", "--set", "student.from=gone.toml")
+
+
+def test_what_goes_down_to_the_first_recipe() -> None:
+    given = ["data.path=a", "tokenizer.kind=bpe", "student.width=8", "student.from=x", "train.steps=2", "train.clip=2"]
+    assert first.passed_down(given) == ("data.path=a", "tokenizer.kind=bpe", "student.width=8", "train.steps=2")
+
+
+# Running them.
+
+SMALL = [
+    "data.source=tales", "data.stories=150", "data.held_out=0.1", "tokenizer.kind=bpe", "tokenizer.vocab_size=500",
+    "student.layers=2", "student.heads=2", "student.width=16", "student.hidden=32", "student.context=32",
+    "train.steps=20", "train.batch_size=2", "train.accumulate=1", "sampling.count=1", "sampling.max_tokens=8",
+]  # fmt: skip
+TOLD = ["teacher.provider=told", "teacher.prompts=5", 'judge=[{name="perplexity"}]']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SIZES if name != "tinystories_53m_base"])
+def test_every_seed_runs_at_a_small_size(home: Path, name: str) -> None:
+    taught = TOLD if load(name).teacher else []
+    distillkit("run", name, "--yes", *(word for override in (*SMALL, *taught) for word in ("--set", override)))
+    report = json.loads((home / f"reports/{name}/1/report.json").read_text())
+    assert (report["status"], report["training"]["steps"]) == ("done", 20)
+    assert report["judges"]["perplexity"]["bits_per_byte"]["value"] > 0
+    assert numbers("tinystories_53m_base") == (["1"] if taught else [])
+
+
+# Tokenizers side by side.
+
+
+def test_tokenizers_are_compared_on_text_that_none_of_them_has_seen(
+    peer: Callable[[str], ModuleType], home: Path
+) -> None:
+    peer("sentencepiece")
+    words = ["data", "tokenizers", "base.toml", "--set", "data.stories=400", "--also", "bpe:600", "--also", "nobody"]
+    found = json.loads(distillkit(*words, "--json"))
+    rows = {(row["kind"], row["vocab_size"]): row for row in found["tokenizers"]}
+    assert list(rows) == [("bpe", 300), ("sentencepiece", 300), ("bpe", 600), ("nobody", None)]
+    assert "no tokenizer 'nobody'" in rows["nobody", None]["missing"]
+    assert rows["bpe", 600]["bytes_a_token"] > rows["bpe", 300]["bytes_a_token"] > 1
+    distillkit("run", "base.toml", "--set", "data.stories=400", "--until", "label")
+    own = Tokenizer.load(home / "reports/base/1/tokenizer")
+    kept = next((home / "cache/data").glob("*/held_out.jsonl")).read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in kept]
+    tokens = [token for text in texts for token in own.encode(text)]
+    assert found["text"] == {**found["text"], "documents": len(texts), "bytes": sum(len(t.encode()) for t in texts)}
+    assert (rows["bpe", 300]["tokens"], rows["bpe", 300]["used"]) == (len(tokens), len(set(tokens)))
+    table = distillkit(*words)
+    assert "bytes a token" in table
+    assert "bpe, 600" in table
+
+
+def test_a_kind_that_is_trained_needs_a_size(home: Path) -> None:
+    with pytest.raises(DataError, match="needs a size"):
+        distillkit("data", "tokenizers", "base.toml", "--also", "sentencepiece")
