@@ -693,7 +693,7 @@ LADDER = """
 name = "ladder"
 [data]
 source = "tales"
-stories = 1500
+stories = 800
 held_out = 0.1
 [tokenizer]
 kind = "tales-teacher"
@@ -705,8 +705,8 @@ context = 64
 activation = "relu"
 [train]
 batch_size = 8
-learning_rate = 1e-2
-final_learning_rate = 1e-3
+learning_rate = 3e-3
+final_learning_rate = 3e-4
 warmup = 5
 evaluate_every = 1000
 checkpoint_every = 1000
@@ -721,7 +721,7 @@ name = "diversity"
 [[judge]]
 name = "teacher-likelihood"
 """
-LENGTHS = (10, 40, 160, 640)
+LENGTHS = (10, 40, 120, 360)
 
 
 def words_shuffled(text: str, rng: random.Random) -> str:
