@@ -106,7 +106,10 @@ def signal_faults(
 def _on_policy_faults(recipe: Recipe, given: str, mixer: Offer) -> Iterator[RecipeError]:
     """What the student writes in a step is judged in that step: by logits, for a mixer that looks at them."""
     file = recipe.said_by(("teacher", "on_policy")).file
-    if given != "logits":
+    if recipe.teacher and recipe.teacher.store:
+        wrong = "found it beside store = true, which asks the teacher before the student has written anything"
+        yield RecipeError(f"{file}: teacher.on_policy: {wrong}", "Leave one of them out.")
+    elif given != "logits":
         has = f"the teacher {recipe.teacher.provider!r} gives {given}" if recipe.teacher else ""
         hint = 'Leave it out, or take a teacher with logits: provider = "checkpoint".'
         yield RecipeError(f"{file}: teacher.on_policy: {has}, so it cannot judge what the student writes", hint)

@@ -137,6 +137,20 @@ def test_tables_for_spreadsheets(tmp_path):
     assert read["tables/judges.csv"][1]["metric"] == "bits_per_byte"
 
 
+def test_how_long_the_gradients_of_terms_are_is_shown_and_tabled(tmp_path):
+    run, norms = make(tmp_path), {"hard": 0.04, "soft": 0.0005}
+    look = {"kind": "validation", "step": 400, "loss": 2.0, "gradient_norms": norms}
+    write_lines(run.metrics, [*history(), look])
+    run.record(training={**(run.info.get("training") or {}), "gradient_norms": norms})
+    report = tables.write(run)
+    assert report["training"]["gradient_norms"] == norms
+    for shown in (tables.text(report), (run.path / "report.html").read_text(), (run.path / "report.md").read_text()):
+        assert "hard 0.04" in shown
+        assert "soft 0.0005" in shown
+    with (run.path / "tables/training.csv").open(newline="", encoding="utf-8") as stream:
+        assert list(csv.DictReader(stream))[-1]["gradient_norm_soft"] == "0.0005"
+
+
 # Words
 
 
