@@ -168,10 +168,9 @@ class Likeliest(Hard):
     signal = "top_logprobs"
 
     def rows(self, logits: Any, targets: Any, step: Any) -> Any:
-        """Of the tokens that are named."""
-        log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        theirs = mx.take_along_axis(log_probs, targets.soft.ids, axis=-1)
-        return {"hard": -targets.log_prob(logits), "theirs": -(mx.exp(targets.soft.log_probs) * theirs).sum(axis=-1)}
+        """Of the tokens that are named, or of all."""
+        taught, ours = targets.both(logits)
+        return {"hard": -targets.log_prob(logits), "theirs": taught.divergence(ours)}
 
 
 class Reverse(Hard):
@@ -489,6 +488,15 @@ TEACHERS = [
         "another last token changes logits before it",
     ),
     Bad(teachers.gives_logits, Local, {"logits": lambda self, tokens: Local.logits(self, tokens)[0]}, "expected (2, 9"),
+    Bad(
+        teachers.gives_logits,
+        Local,
+        {
+            "hidden": lambda self, tokens: 2 * self.trained.model(tokens),
+            "head": property(lambda self: self.trained.model.head),
+        },
+        "its head makes other logits",
+    ),
 ]
 
 

@@ -5,7 +5,8 @@ Knows targets and the engine that cuts batches into chunks. Does not know what a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..roles import Mixer, gives
-from ..student.loss import Targets, TopK, counted, mixed_loss
+from ..student.loss import counted, mixed_loss
+from ..student.targets import NOTHING, TRACE, Targets, TopK
 from .promises import Case, check, expect
 
 ROWS, VOCAB, WIDTH, TOP = 12, 17, 6, 5
-STEPS = (0, 1, 100, 1_000_000)
+STEPS = (0, 1, 100, 1_000)
+RUN = 1_000  # steps
 STRIDES = (0.04, 0.02)  # along a direction, for slopes by finite differences
 NEAR = 2e-3  # how far a gradient may be from a slope, and chunks from the whole, for losses of about one
 EXTREME = 30.0  # times ordinary logits: the likeliest token has all the mass
@@ -68,11 +71,14 @@ def targets_for(signal: str, scale: float = 1.0) -> Targets:
 
 
 def _likeliest(logits: mx.array) -> TopK:
-    """The likeliest tokens of each row, and what is left for all others."""
+    """The likeliest tokens of each row, of some one less, and what is left for all others."""
     log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     ids = mx.argsort(-log_probs, axis=-1)[:, :TOP]
     chosen = mx.take_along_axis(log_probs, ids, axis=-1)
-    return TopK(ids, chosen, mx.maximum(1 - mx.exp(chosen).sum(axis=-1), 0))
+    unused = (mx.arange(ROWS)[:, None] % 3 == 1) & (mx.arange(TOP) == TOP - 1)
+    chosen = mx.where(unused, NOTHING, chosen)
+    left = 1 - mx.exp(chosen).sum(axis=-1)
+    return TopK(ids, chosen, mx.where(left > TRACE, mx.log(mx.maximum(left, TRACE)), NOTHING))
 
 
 def f64(value: mx.array) -> Rows:
@@ -92,9 +98,22 @@ def losses(mixer: Mixer, logits: mx.array, targets: Targets, step: int = 3) -> d
     return rows
 
 
-def _cases(case: Case) -> tuple[Mixer, Targets, mx.array]:
-    mixer = case.new()
-    return mixer, targets_for(mixer.signal), logits_like(1)
+def fresh(case: Case) -> Mixer:
+    """A mixer that knows how long the run is."""
+    mixer: Mixer = case.new()
+    mixer.steps = RUN
+    return mixer
+
+
+def given(mixer: Mixer) -> tuple[str, ...]:
+    """What it may be given: one that needs the likeliest tokens must take the whole distribution, too."""
+    return ("top_logprobs", "logits") if mixer.signal == "top_logprobs" else (mixer.signal,)
+
+
+def _cases(case: Case) -> Iterator[tuple[Mixer, Targets, mx.array]]:
+    mixer = fresh(case)
+    for signal in given(mixer):
+        yield mixer, targets_for(signal), logits_like(1)
 
 
 # --------------------------------------------------------------------------------------------- promises
@@ -102,58 +121,60 @@ def _cases(case: Case) -> tuple[Mixer, Targets, mx.array]:
 
 def names_its_terms(case: Case) -> None:
     """One loss a row in every term, and the same terms at every step."""
-    mixer, targets, logits = _cases(case)
-    names = list(losses(mixer, logits, targets))
-    expect(all(isinstance(name, str) and name for name in names), f"its terms are {names}", "Name each by a word.")
-    for step in STEPS:
-        again = list(losses(mixer, logits, targets, step))
-        remedy = "Always return every term, and let `weights` say 0."
-        expect(again == names, f"its terms are {names}, and at step {step} {again}", remedy)
+    for mixer, targets, logits in _cases(case):
+        names = list(losses(mixer, logits, targets))
+        expect(all(isinstance(name, str) and name for name in names), f"its terms are {names}", "Name each by a word.")
+        for step in STEPS:
+            again = list(losses(mixer, logits, targets, step))
+            remedy = "Always return every term, and let `weights` say 0."
+            expect(again == names, f"its terms are {names}, and at step {step} {again}", remedy)
 
 
 def weighs_its_terms(case: Case) -> None:
     """A finite weight for known terms, at any step."""
-    mixer, targets, logits = _cases(case)
-    names = set(losses(mixer, logits, targets))
-    for step in STEPS:
-        weights = dict(mixer.weights(step))
-        known = f"Its terms are {', '.join(sorted(names))}."
-        expect(weights.keys() <= names, f"at step {step} it weighs {sorted(weights.keys() - names)}", known)
-        finite = all(isinstance(w, (int, float)) and np.isfinite(w) for w in weights.values())
-        expect(finite, f"its weights at step {step} are {weights}", "Weights are finite numbers of Python.")
+    for mixer, targets, logits in _cases(case):
+        names = set(losses(mixer, logits, targets))
+        for step in STEPS:
+            weights = dict(mixer.weights(step))
+            known = f"Its terms are {', '.join(sorted(names))}."
+            expect(weights.keys() <= names, f"at step {step} it weighs {sorted(weights.keys() - names)}", known)
+            finite = all(isinstance(w, (int, float)) and np.isfinite(w) for w in weights.values())
+            expect(finite, f"its weights at step {step} are {weights}", "Weights are finite numbers of Python.")
 
 
 def counts_rows_or_not(case: Case) -> None:
     """`where` says 0 or 1 for each row, of known terms."""
-    mixer, targets, logits = _cases(case)
-    names = set(losses(mixer, logits, targets))
-    for name, rows in mixer.where(targets).items():
-        expect(name in names, f"`where` names the term {name!r}", f"Its terms are {', '.join(sorted(names))}.")
-        values = f64(rows)
-        good = values.shape == (ROWS,) and set(values.tolist()) <= {0.0, 1.0}
-        expect(good, f"`where` says {values.tolist()} of {name!r}", "Say 0 or 1 for each row.")
+    for mixer, targets, logits in _cases(case):
+        names = set(losses(mixer, logits, targets))
+        for name, rows in mixer.where(targets).items():
+            expect(name in names, f"`where` names the term {name!r}", f"Its terms are {', '.join(sorted(names))}.")
+            values = f64(rows)
+            good = values.shape == (ROWS,) and set(values.tolist()) <= {0.0, 1.0}
+            expect(good, f"`where` says {values.tolist()} of {name!r}", "Say 0 or 1 for each row.")
 
 
 def takes_rows_one_by_one(case: Case) -> None:
     """The loss of a row does not depend on the rows beside it."""
-    mixer, targets, logits = _cases(case)
-    for name, together in losses(mixer, logits, targets).items():
-        alone = [losses(mixer, logits[i : i + 1], targets.rows(i, i + 1))[name] for i in range(ROWS)]
-        apart = np.abs(f64(together) - f64(mx.concatenate(alone)))
-        worst = int(apart.argmax())
-        remedy = "Sum and normalise over the last axis only; means over rows are the engine's work."
-        expect(apart[worst] < NEAR, f"{name!r} of row {worst} changes by {apart[worst]:.3g} when it is alone", remedy)
+    for mixer, targets, logits in _cases(case):
+        for name, together in losses(mixer, logits, targets).items():
+            alone = [losses(mixer, logits[i : i + 1], targets.rows(i, i + 1))[name] for i in range(ROWS)]
+            apart = np.abs(f64(together) - f64(mx.concatenate(alone)))
+            worst = int(apart.argmax())
+            remedy = "Sum and normalise over the last axis only; means over rows are the engine's work."
+            expect(
+                apart[worst] < NEAR, f"{name!r} of row {worst} changes by {apart[worst]:.3g} when it is alone", remedy
+            )
 
 
 def does_not_depend_on_chunks(case: Case) -> None:
     """The engine may hand over any number of rows at once: loss and gradients are the same."""
-    mixer, targets, _ = _cases(case)
-    whole = _in_chunks(mixer, targets, ROWS)
-    for chunk in (1, 5):
-        for one, other in zip(whole, _in_chunks(mixer, targets, chunk), strict=True):
-            apart = float(np.abs(f64(one) - f64(other)).max())
-            remedy = "Keep nothing from one call of `rows` to the next, and look at one row at a time."
-            expect(apart < NEAR, f"in chunks of {chunk} rows, loss or gradients change by {apart:.3g}", remedy)
+    for mixer, targets, _ in _cases(case):
+        whole = _in_chunks(mixer, targets, ROWS)
+        for chunk in (1, 5):
+            for one, other in zip(whole, _in_chunks(mixer, targets, chunk), strict=True):
+                apart = float(np.abs(f64(one) - f64(other)).max())
+                remedy = "Keep nothing from one call of `rows` to the next, and look at one row at a time."
+                expect(apart < NEAR, f"in chunks of {chunk} rows, loss or gradients change by {apart:.3g}", remedy)
 
 
 def _in_chunks(mixer: Mixer, targets: Targets, chunk: int) -> list[mx.array]:
@@ -175,18 +196,18 @@ def _in_chunks(mixer: Mixer, targets: Targets, chunk: int) -> list[mx.array]:
 
 def repeats_itself(case: Case) -> None:
     """The same rows at the same step, the same losses: training must be repeatable."""
-    mixer, targets, logits = _cases(case)
-    one, two = (losses(each, logits, targets) for each in (mixer, case.new()))
-    for name in one:
-        remedy = "Draw nothing at random: the seed of a run is not known here."
-        expect((f64(one[name]) == f64(two[name])).all(), f"{name!r} is another the second time", remedy)
+    for mixer, targets, logits in _cases(case):
+        one, two = (losses(each, logits, targets) for each in (mixer, fresh(case)))
+        for name in one:
+            remedy = "Draw nothing at random: the seed of a run is not known here."
+            expect((f64(one[name]) == f64(two[name])).all(), f"{name!r} is another the second time", remedy)
 
 
 def stays_finite_at_extremes(case: Case) -> None:
     """Also when student and teacher are certain of different tokens: a single inf ends a run."""
-    mixer = case.new()
-    for scale in (0.0, EXTREME):
-        targets, logits = targets_for(mixer.signal, scale), scale * logits_like(1)
+    mixer = fresh(case)
+    for signal, scale in product(given(mixer), (0.0, EXTREME)):
+        targets, logits = targets_for(signal, scale), scale * logits_like(1)
         for name, row in losses(mixer, logits, targets).items():
             slope = _slope(mixer, name, logits, targets)
             bad = sorted({*np.argwhere(~np.isfinite(f64(row)))[:, 0], *np.argwhere(~np.isfinite(slope))[:, 0]})
@@ -200,19 +221,21 @@ def stays_finite_at_extremes(case: Case) -> None:
 
 def has_the_gradients_of_its_losses(case: Case) -> None:
     """What it hands back as a gradient is the slope that its loss has, by finite differences."""
-    mixer, targets, logits = _cases(case)
-    for seed in range(3):
-        way = logits_like(10 + seed, 1.0)
-        wide, narrow = (_measured(mixer, logits, targets, way, stride) for stride in STRIDES)
-        for name, measured in narrow.items():
-            told = (_slope(mixer, name, logits, targets) * f64(way)).sum(axis=-1)
-            smooth = np.abs(wide[name] - measured) < NEAR * (1 + np.abs(measured)) / 2  # a kink is nobody's fault
-            expect(smooth.mean() >= 1 / 4, f"{name!r} jumps, so it has no slope", "Make it of smooth functions.")
-            apart = smooth * np.abs(told - measured) / (1 + np.abs(measured))
-            worst = int(apart.argmax())
-            remedy = "If it stops a gradient on purpose, say check_mixer(..., gradients=False)."
-            found = f"{name!r} of row {worst} has the slope {measured[worst]:.4f}, its gradient says {told[worst]:.4f}"
-            expect(apart[worst] < NEAR, found, remedy)
+    for mixer, targets, logits in _cases(case):
+        for seed in range(3):
+            way = logits_like(10 + seed, 1.0)
+            wide, narrow = (_measured(mixer, logits, targets, way, stride) for stride in STRIDES)
+            for name, measured in narrow.items():
+                told = (_slope(mixer, name, logits, targets) * f64(way)).sum(axis=-1)
+                smooth = np.abs(wide[name] - measured) < NEAR * (1 + np.abs(measured)) / 2  # a kink is nobody's fault
+                expect(smooth.mean() >= 1 / 4, f"{name!r} jumps, so it has no slope", "Make it of smooth functions.")
+                apart = smooth * np.abs(told - measured) / (1 + np.abs(measured))
+                worst = int(apart.argmax())
+                remedy = "If it stops a gradient on purpose, say check_mixer(..., gradients=False)."
+                found = (
+                    f"{name!r} of row {worst} has the slope {measured[worst]:.4f}, its gradient says {told[worst]:.4f}"
+                )
+                expect(apart[worst] < NEAR, found, remedy)
 
 
 def _slope(mixer: Mixer, name: str, logits: mx.array, targets: Targets) -> Rows:

@@ -220,3 +220,10 @@ def gives_logits(case: Case) -> None:
     expect(seen < LITTLE, f"another last token changes logits before it by {seen:.3g}", remedy)
     apart = farthest(teacher.logits(tokens[1:]), logits[1:])
     expect(apart < LITTLE, f"another row of the batch changes logits by {apart:.3g}", "Rows are independent.")
+    if hasattr(teacher, "hidden"):
+        weight, bias = teacher.head
+        made = teacher.hidden(tokens) @ weight.T + (0 if bias is None else bias)
+        apart = farthest(made, logits)
+        expect(
+            apart < LITTLE, f"its head makes other logits of its hidden states, by {apart:.3g}", "Leave `hidden` out."
+        )
