@@ -9,13 +9,15 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RECIPE ?= recipes/quickstart.toml
 RESULTS ?= benchmarks/results
 
-.PHONY: help run test test-slow check docs lock clean bench bench-53m bench-quickstart bench-writing bench-tokens
+.PHONY: help run test test-slow check docs lock clean study
+.PHONY: bench bench-53m bench-quickstart bench-writing bench-tokens bench-soft
 
 help:
 	@echo "make run          install, then distil the quickstart's student (RECIPE=... for another)"
 	@echo "make test         install what tests need, then run them"
 	@echo "make test-slow    the tests that take long"
 	@echo "make bench        measure every claim of benchmarks/README.md (RESULTS=... for another folder)"
+	@echo "make study        what each way to distil is worth: about an hour, written to docs/study.md"
 	@echo "make check        format, lint, types, generated docs, secrets"
 	@echo "make docs         write the generated docs again"
 	@echo "make lock         pin the newest versions (needs uv)"
@@ -38,7 +40,7 @@ check: $(VENV)/.dev
 
 # Every claim, also when one does not hold. Peers (torch, mlx-lm) are measured where they are installed.
 bench:
-	@$(MAKE) --keep-going --no-print-directory bench-tokens bench-quickstart bench-writing bench-53m
+	@$(MAKE) --keep-going --no-print-directory bench-tokens bench-quickstart bench-writing bench-soft bench-53m
 
 bench-53m: $(VENV)/.run
 	@mkdir -p $(RESULTS)
@@ -52,9 +54,17 @@ bench-writing: $(VENV)/.run
 	@mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/generate.py --json $(RESULTS)/generate.json
 
+bench-soft: $(VENV)/.run
+	@mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/soft.py quickstart --steps 30 --json $(RESULTS)/soft-quickstart.json
+	$(BIN)/python benchmarks/soft.py 53m --json $(RESULTS)/soft-53m.json
+
 bench-tokens: $(VENV)/.run
 	@mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/tokens.py --json $(RESULTS)/tokens.json
+
+study: $(VENV)/.run
+	$(BIN)/python benchmarks/study.py --markdown docs/study.md
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py

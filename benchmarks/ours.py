@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ from distillkit_plugins.mixers import AlphaTemperature, Hard
 from problems import Problem, Teacher, rate
 
 from distillkit.data.shards import Batch
+from distillkit.roles import Mixer
 from distillkit.student import blas
 from distillkit.student.gpt import GPT, Shape
 from distillkit.student.loss import Opinion, chunk_rows
@@ -31,14 +33,26 @@ def network(which: Problem | Teacher) -> GPT:
 def stepper(problem: Problem) -> Callable[[int], float]:
     """What takes a step and says the loss before it."""
     keep_memory()
-    nowhere: Any = None
     mixer, teacher = Hard(), None
     if problem.teacher:
         mixer = AlphaTemperature(AlphaTemperature.Options(alpha=problem.alpha, temperature=1.0))
         taught = network(problem.teacher).eval()
         teacher = lambda tokens: Opinion(taught(tokens), taught.head)  # noqa: E731
+    job = replace(job_of(problem, mixer), teacher=teacher)
+    state = fresh(job.model, job.settings.optimizer)
 
-    def batch(step: int) -> Any:
+    def step(number: int) -> float:
+        state.step = number
+        return float(advance(job, state)["loss"])
+
+    return step
+
+
+def job_of(problem: Problem, mixer: Mixer) -> Job:
+    """What the train stage would do with a problem's network and batches, but for files: there are none."""
+    nowhere: Any = None
+
+    def batch(step: int) -> Batch:
         inputs, hard, weight = problem.batch(step)
         return Batch(inputs, hard, weight, np.zeros_like(weight))
 
@@ -46,11 +60,4 @@ def stepper(problem: Problem) -> Callable[[int], float]:
     schedule: Any = lambda step: rate(problem, step)  # noqa: E731
     settings = Settings(problem.steps, 1, chunk_rows(vocabulary), 100, 100, None, 2, 1, schedule, AdamW())
     lanes = Lanes(min(problem.rows, blas.cores()) if mx.default_device() == mx.cpu else 1)
-    job = Job(model, vocabulary, mixer, batch, list, settings, {}, {}, nowhere, nowhere, teacher, lanes=lanes)
-    state = fresh(model, settings.optimizer)
-
-    def step(number: int) -> float:
-        state.step = number
-        return float(advance(job, state)["loss"])
-
-    return step
+    return Job(model, vocabulary, mixer, batch, list, settings, {}, {}, nowhere, nowhere, lanes=lanes)

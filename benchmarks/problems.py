@@ -111,9 +111,9 @@ def quickstart() -> Problem:
 
 def rate(problem: Problem, step: int) -> float:
     """The learning rate: warm-up, then half a cosine to a twentieth."""
-    from distillkit.student.optimizer import Schedule
+    from distillkit.student.optimizer import LearningRate
 
-    return Schedule(problem.rate, problem.rate / 20, problem.warmup, problem.steps)(step)
+    return LearningRate(problem.rate, problem.rate / 20, problem.warmup, problem.steps)(step)
 
 
 def _initial(shape: dict[str, Any], activation: str, seed: int = 1) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import DataError, DistillkitError, SlowDown, TeacherError, TryAgain, UsageError
-    from .hookspecs import hookimpl
+    from .hookspecs import API_VERSION, hookimpl
     from .records import Allowance, Answer, Document, Grade, Metric, Price, Request, Sample, Token, Usage
     from .roles import Exporter, Judge, Mixer, Source, Student, Subject, Teacher, Tracker
     from .schedules import Schedule, Within
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "errors": ("DataError", "DistillkitError", "SlowDown", "TeacherError", "TryAgain", "UsageError"),
-    "hookspecs": ("hookimpl",),
+    "hookspecs": ("API_VERSION", "hookimpl"),
     "records": (
         *("Allowance", "Answer", "Document", "Grade", "Metric", "Price"),
         *("Request", "Sample", "Token", "Usage"),
@@ -29,6 +29,7 @@ _HOME = {
 }
 
 __all__ = [
+    "API_VERSION",
     "Allowance",
     "Answer",
     "DataError",

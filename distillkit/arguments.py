@@ -6,7 +6,9 @@ Knows no command. Everything heavy is imported where it is needed, so that `--he
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +25,17 @@ recipe_option = click.option(
     metavar="KEY=VALUE",
     help="Change a key of the recipe: train.steps=10.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+def _alone(ctx: click.Context, _: Any, chosen: bool) -> bool:
+    """With --json nothing else is on standard output: what plugins print goes to standard error."""
+    if chosen:
+        ctx.meta["out"] = sys.stdout
+        ctx.with_resource(redirect_stdout(sys.stderr))
+    return chosen
+
+
+json_option = click.option("--json", "as_json", is_flag=True, callback=_alone, help="For machines.")
 
 
 def _on(ctx: click.Context, parameter: click.Parameter, device: str | None) -> None:
@@ -66,11 +78,12 @@ def assembled(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **man
     from .student import blas
 
     speaker = Voice() if silent else voice()
-    if warning := blas.load().warning:
+    for warning in filter(None, [blas.load().warning, *current().notes_on(checked)]):
         speaker.warn(warning)
     return Assembly(checked, current(), speaker, manner)
 
 
 def show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a value for machines, or as the text that is made of it."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text(value))
+    told = json.dumps(value, indent=2, ensure_ascii=False) if as_json else text(value)
+    click.echo(told, file=click.get_current_context().meta.get("out"))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .data.corpus import Corpus, held_out, pack_texts, prepare, prepared
 from .data.shards import Batches, Stream
-from .errors import UsageError
+from .errors import DistillkitError, UsageError
 from .plugins import Plugins
 from .progress import Voice
 from .recipe import JudgeTable, Recipe, load
@@ -68,6 +68,7 @@ class Assembly:
         table = self.recipe.teacher
         if self.teacher is not None and table is not None:
             self.teacher.identity()
+            self.soft.check()
             if table.system and not self.teacher.chats:
                 raise UsageError(
                     f"teacher.system: the teacher {table.provider!r} does not chat ({self.recipe.file})",
@@ -106,6 +107,18 @@ class Assembly:
         """Those who grade, in the order of the recipe."""
         for i, table in enumerate(self.recipe.judge):
             yield table, cast(Judge, self._build("judges", table.name, table.options, f"judge.{i}"))
+
+    def teacher_of(self, table: JudgeTable, judge: Judge) -> tuple[Teacher, TeacherTable] | None:
+        """Whom a judge asks, and how: what its table says, over what the judge itself would like."""
+        liked = dict(judge.default_teacher or {})
+        said = table.teacher.model_dump(exclude_unset=True) if table.teacher else {}
+        if not said and not liked:
+            return None
+        if said and said["provider"] != liked.get("provider"):
+            liked = {}
+        whole = TeacherTable.model_validate({**liked, **said})
+        teacher = self._build("teachers", whole.provider, whole.options, f"judge.{judge.name}.teacher")
+        return cast(Teacher, teacher), whole
 
     def trackers(self) -> list[Tracker]:
         """Those who are told of every step."""
@@ -148,7 +161,7 @@ class Assembly:
         """The student's network, its weights not yet set."""
         from .student import Trained  # noqa: F401 - loads the fast BLAS first
 
-        return self.student.build(self.vocab_size)
+        return _network(self.student.name, self.student.build(self.vocab_size))
 
     def requests(self, unread: bool = False) -> list[Request]:
         """What the teacher is asked: documents to go on from, draws from a template, or the lines of a file.
@@ -341,6 +354,16 @@ def _learnt(request: Request, text: str) -> tuple[str, str]:
     begun = request.messages[-1]["content"]
     apart = begun[-1:].isspace() or text[:1].isspace() or text[:1] in ".,;:!?'\")"
     return begun, text if apart else f" {text}"
+
+
+def _network(name: str, built: Any) -> nn.Module:
+    """What a student built, if it is a network."""
+    import mlx.nn as nn
+
+    if isinstance(built, nn.Module):
+        return built
+    told = f"the student {name!r} built a {type(built).__name__} where a module of mlx.nn was due"
+    raise DistillkitError(told, "Return it from Student.build.")
 
 
 def _seed(seed: int, index: int) -> int:

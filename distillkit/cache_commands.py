@@ -5,7 +5,6 @@ Does not know what the cache is made of.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .arguments import assembled, json_option, recipe_of
+from .arguments import assembled, json_option, recipe_of, show
 from .errors import CorruptError, UsageError
 
 if TYPE_CHECKING:
@@ -206,4 +205,4 @@ def _cache() -> Cache:
 
 
 def _show(value: Any, as_json: bool, text: Callable[[Any], Iterator[str]]) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else "\n".join(text(value)))
+    show(value, as_json, lambda told: "\n".join(text(told)))

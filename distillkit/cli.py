@@ -13,7 +13,15 @@ from typing import Any
 
 import click
 
-from . import __version__, away_commands, cache_commands, data_commands, stage_commands
+from . import (
+    __version__,
+    away_commands,
+    cache_commands,
+    data_commands,
+    judge_commands,
+    plugin_commands,
+    stage_commands,
+)
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
 
@@ -48,7 +56,7 @@ def cli(ctx: click.Context, plugins: tuple[str, ...], debug: bool) -> None:
     ctx.obj = {"plugins": plugins, "debug": debug}
 
 
-for command in stage_commands.COMMANDS:
+for command in (*stage_commands.COMMANDS, *judge_commands.COMMANDS):
     cli.add_command(command)
 
 
@@ -59,20 +67,21 @@ for command in stage_commands.COMMANDS:
 @click.argument("where", nargs=-1, required=True, metavar="RUN RUN...")
 @json_option
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page as well.")
-def compare(where: tuple[str, ...], as_json: bool, html: Path | None) -> None:
-    """Compare runs with the first one: differences, their intervals, and what can be said."""
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write it as Markdown as well.")
+@click.option("--csv", type=click.Path(file_okay=False, path_type=Path), help="Write the tables into a folder as well.")
+@click.option("--anyway", is_flag=True, help="Compare also what was not judged in the same way.")
+def compare(
+    where: tuple[str, ...], as_json: bool, html: Path | None, markdown: Path | None, csv: Path | None, anyway: bool
+) -> None:
+    """Compare runs with the first one: differences, their intervals, and what can be said. Takes 2 to 50."""
     from . import runs
     from .reporting import compare as comparing
-    from .reporting import page, tables
+    from .reporting import compare_files, compare_text
 
-    chosen = [runs.find(spec) for spec in where]
-    comparison = comparing.compare(chosen)
-    if html:
-        from .files import write_text
-
-        histories = {name: tables.history(run) for name, run in zip(comparison["runs"], chosen, strict=True)}
-        write_text(html, page.compare_html(comparison, histories))
-    show(comparison, as_json, comparing.text)
+    found = comparing.read([runs.find(spec) for spec in where])
+    comparison = comparing.contrast(found, anyway)
+    compare_files.write(comparison, found, html=html, markdown=markdown, csv=csv)
+    show(comparison, as_json, compare_text.text)
 
 
 @cli.command()
@@ -163,21 +172,7 @@ for command in away_commands.COMMANDS:
 # --------------------------------------------------------------------------------------------- looking around
 
 
-@cli.command()
-@json_option
-@click.pass_context
-def plugins(ctx: click.Context, as_json: bool) -> None:
-    """List what plugins offer, and which are broken."""
-    found = plugins_of(ctx)
-    if as_json:
-        click.echo(json.dumps(found.describe(), indent=2))
-        return
-    for row in found.describe():
-        if row["status"] == "broken":
-            click.echo(f"broken    {row['plugin']}: {row['reason']}")
-            continue
-        clash = "  (offered twice: unusable)" if row["status"] == "clash" else ""
-        click.echo(f"{row['role']:<9} {row['name']:<18} {row['about']}{clash}")
+cli.add_command(plugin_commands.plugins)
 
 
 @cli.group()
@@ -259,11 +254,22 @@ def main() -> None:
         _fail(f"error: {where}{error.strerror or error}", 1, debug)
     except MemoryError:
         _fail("error: not enough memory\n  A smaller train.batch_size or student would fit.", 1, debug)
+    except SystemExit as error:  # a command of a plugin's may leave the program, its other parts may not
+        _fail(f"error: {told}", 1, debug) if (told := _blamed(error)) else sys.exit(error.code)
     except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours is told in a line, too
-        told = f"{type(error).__name__}: {error}"
-        _fail(f"error: {told}\n  This is a fault in distillkit or a plugin; --debug shows where.", 1, debug)
+        ours = f"{type(error).__name__}: {error}\n  This is a fault in distillkit or a plugin; --debug shows where."
+        _fail(f"error: {_blamed(error) or ours}", 1, debug)
     for fault in broken:
         click.echo(f"warning: the plugin {fault}", err=True)
+
+
+def _blamed(error: BaseException) -> str | None:
+    """A fault that nobody foresaw, if it was in a plugin."""
+    from .plugins import current
+
+    origin = current().culprit(error)
+    told = f"{type(error).__name__}: {error}"
+    return f"the plugin {origin} failed: {told}\n  Tell its author; --debug shows where it was." if origin else None
 
 
 def _add_plugin_commands() -> list[Any]:

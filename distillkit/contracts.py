@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import RecipeError
+from .hookspecs import API_VERSION
 from .installed import FaultError, Origin
 from .recipe import Recipe
 from .roles import ROLES, SIGNALS, Role, gives
@@ -61,6 +62,16 @@ class Offer:
             raise FaultError(f"the Options of {title} are not a subclass of {base.__name__}.Options")
         if taken := sorted(keys_of(model) & host_keys(self.role)):
             raise FaultError(f"{title} has an option {taken[0]!r}, which is the host's own key. Rename it")
+
+
+def check_api(plugin: Any) -> None:
+    """Refuse a plugin that was built for a newer API; one that does not say was built for the first."""
+    built_for = getattr(plugin, "distillkit_api", 1)
+    if not isinstance(built_for, int) or isinstance(built_for, bool) or built_for < 1:
+        raise FaultError(f"it says distillkit_api = {built_for!r}, expected a whole number such as {API_VERSION}")
+    if built_for > API_VERSION:
+        remedy = "pip install --upgrade distillkit"
+        raise FaultError(f"it was built for plugin API {built_for}, and this distillkit has {API_VERSION}. {remedy}")
 
 
 def kind(value: Any) -> str:

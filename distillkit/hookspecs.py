@@ -1,8 +1,12 @@
-"""All hooks, on one page. A plugin implements the ones it needs; each returns a list of classes."""
+"""All hooks, on one page. A plugin implements the ones it needs; each returns a list of classes.
+
+A plugin may say `distillkit_api = 1` in its module: the API that it was built for.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -13,6 +17,23 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("distillkit")
 hookimpl = pluggy.HookimplMarker("distillkit")
+
+API_VERSION = 1  # raised when something is added that plugins may build on
+
+
+class DeprecatedHook(DeprecationWarning):
+    """A plugin implements a hook of an older API."""
+
+
+def deprecated(instead: str) -> Callable[[Any], Any]:
+    """Mark the hook of an older API: it goes on working as `instead`, and whoever implements it is told so."""
+
+    def mark(hook: Any) -> Any:
+        told = f"{hook.__name__} is deprecated. Write {instead} instead"
+        hook.instead = instead
+        return hookspec(warn_on_impl=DeprecatedHook(told))(hook)
+
+    return mark
 
 
 @hookspec

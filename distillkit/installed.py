@@ -10,19 +10,23 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .errors import PluginError
+from .timeout import within
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 GROUP = "distillkit"
 COMMANDS = "distillkit.commands"
+HOST = "distillkit"
+IMPORT_SECONDS = 60.0  # big libraries take a while on a cold disk
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,11 @@ class Origin:
     plugin: str
     distribution: str | None = None
     version: str | None = None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it came with distillkit itself."""
+        return self.distribution == HOST
 
     def __str__(self) -> str:
         if self.distribution is None:
@@ -107,8 +116,28 @@ def entries(group: str, broken: list[Broken]) -> Iterator[tuple[Origin, metadata
 
 def imported(entry: metadata.EntryPoint) -> Any:
     """The plugin that an entry point means."""
-    with blamed("it cannot be imported"):
-        return entry.load()
+    _check_host(entry)
+    with blamed("it cannot be imported"), within(IMPORT_SECONDS, "not loaded"):
+        try:
+            return entry.load()
+        except ModuleNotFoundError as error:
+            again = f"Install what it needs: pip install --upgrade {entry.dist.name if entry.dist else entry.name}"
+            raise FaultError(f"it cannot be imported: {reason(error)}. {again}") from error
+
+
+def _check_host(entry: metadata.EntryPoint) -> None:
+    """Refuse what was built for another distillkit before its imports fail in some odd way."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    if entry.dist is None or entry.dist.name == HOST:
+        return
+    with blamed("its requirements cannot be read"):
+        named_so = [text for text in entry.dist.requires or () if text.lower().startswith(HOST)]
+    for text in named_so:
+        with suppress(InvalidRequirement):
+            wanted = Requirement(text)
+            if wanted.name.lower() == HOST and not wanted.specifier.contains(__version__, prereleases=True):
+                raise FaultError(f"it needs {wanted}, and this is distillkit {__version__}")
 
 
 # ---------------------------------------------------------------------------------------------------- by name
@@ -116,7 +145,7 @@ def imported(entry: metadata.EntryPoint) -> Any:
 
 def named(spec: str) -> tuple[Origin, Any]:
     """The plugin that `-p` names: a file, or a module."""
-    with blamed("it cannot be imported"):
+    with blamed("it cannot be imported"), within(IMPORT_SECONDS, "not loaded"):
         if spec.endswith(".py") or "/" in spec:
             path = Path(spec)
             return Origin(spec, version=_version_of(path)), _import_file(path)

@@ -16,7 +16,7 @@ from typing import Any
 
 from .blame import Loc, Tree, dotted, shown
 from .errors import RecipeError, did_you_mean
-from .tables import plugin_key, plugin_of, role_at, without_options
+from .tables import OWN_PROMPTS, plugin_key, plugin_of, role_at, without_options
 
 MOST_BYTES = 256 * 1024  # a recipe is a page of text; more is a mistake
 MOST_LEVELS = 16
@@ -163,7 +163,7 @@ def settle(tree: Tree, folder: Path) -> None:
         ("tokenizer", "ranks"): lambda value: True,
         ("tokenizer", "model"): lambda value: True,
         ("tokenizer", "kind"): is_folder,
-        ("sampling", "prompts"): lambda value: value != "held_out",
+        ("sampling", "prompts"): lambda value: value not in OWN_PROMPTS,
         ("student", "from"): lambda value: "/" in value or value.endswith(".toml"),
     }
     for (table, key), is_path in meant.items():

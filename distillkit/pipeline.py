@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, runs
 from .assembly import Assembly
 from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
 from .files import write_json, write_lines, write_text
-from .judging import protocol, sampling
+from .judging import protocol
 from .plan import MANY_EPOCHS, better
-from .records import Request, Sample
-from .roles import Teacher, Tracker
+from .records import Request
+from .roles import Judge, Teacher
 from .runs import Run
 from .soft import STORE
 from .student.world import ALONE, World
+from .subjects import Jury, Subjects
+from .tables import JudgeTable
 from .teachers.asking import Terms
 from .teachers.label import Labelled
+from .tracking import Guarded
 
 if TYPE_CHECKING:
     from .training import Training
@@ -39,10 +41,10 @@ WHY_FEW = (
 class Pipeline:
     """A run of an assembly. Every stage leaves its result in the run folder, and its figures in `run.json`."""
 
-    def __init__(self, assembly: Assembly, run: Run, world: World = ALONE) -> None:
-        self.parts, self.run, self.world = assembly, run, world
+    def __init__(self, assembly: Assembly, run: Run, world: World = ALONE, others: Sequence[Run] = ()) -> None:
+        self.parts, self.run, self.world, self.others = assembly, run, world, others
         self.recipe, self.voice = assembly.recipe, assembly.voice
-        self.trackers: list[Tracker] = []
+        self.trackers: list[Guarded] = []
 
     def go(self, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
         """Run some stages in order, and record how it ended."""
@@ -55,7 +57,7 @@ class Pipeline:
             write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded():
             for stage in stages:
-                with self._timed(stage):
+                with self._timed(stage), self.parts.plugins.named(f"in the stage {stage}"):
                     getattr(self, stage)()
         return self.run.info
 
@@ -139,7 +141,7 @@ class Pipeline:
         training = self._training()
         with self.world.together():
             self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
-            self.trackers = self.parts.trackers()
+            self.trackers = [Guarded(tracker, self._warn) for tracker in self.parts.trackers()]
             for tracker in self.trackers:
                 tracker.start(self.run)
         self.run.record(training=training.go(self.trackers))
@@ -148,22 +150,22 @@ class Pipeline:
         """Let the student write, and the judges grade."""
         from .student import Trained
 
-        student = Trained.load(self.run.path)
-        samples = self._samples(student)
-        subject = protocol.Judged(
-            samples=samples,
-            held_out=self.parts.corpus.held_out_documents,
-            student=student,
-            read_train=self.parts.corpus.train_text,
-        )
-        verdicts = []
+        subject = Subjects(self.parts, self.run).subject(Trained.load(self.run.path), self.others)
+        spent = dict(self.run.info.get("spent_on_judges") or {})
+        jury = Jury(self.parts, spent, lambda spent: self.run.record(spent_on_judges=spent))
+        verdicts, lower = [], {}
         for table, judge in self.parts.judges():
             self.voice.say(f"Judging: {judge.name}.")
-            own = subject if table.teacher is None else self._with_teacher(subject, table.teacher)
-            verdicts.append(protocol.judge(judge, own))
+            self._warn_of_kin(table, judge)
+            verdicts.append(jury.hear(table, judge, subject))
+            lower[judge.name] = sorted(judge.lower_is_better)
         write_lines(self.run.grades, [row for verdict in verdicts for row in verdict.rows()])
-        metrics = {v.judge: {name: m.to_json() for name, m in v.metrics.items()} for v in verdicts}
-        self.run.record(judges=metrics)
+        self.run.record(
+            judges={v.judge: {name: metric.to_json() for name, metric in v.metrics.items()} for v in verdicts},
+            judges_protocol={v.judge: v.protocol.to_json() for v in verdicts},
+            judges_design={v.judge: v.design for v in verdicts if v.design},
+            lower_is_better=lower,
+        )
 
     def report(self) -> None:
         """Write the report from what the run folder holds; it is the last stage, so the run is done."""
@@ -192,35 +194,17 @@ class Pipeline:
         table, teacher = self.recipe.teacher, self.parts.teacher
         return (table and table.signal) or (teacher.signal if teacher else "none")
 
-    def _samples(self, student: Any) -> list[Sample]:
-        """What the student wrote, once for all judges."""
-        from .student import Sampling
-
-        table, corpus = self.recipe.sampling, self.parts.corpus
-        if table.prompts == "held_out":
-            shorten: Callable[[str], str] = lambda text: self.parts.beginning(text, table.prompt_tokens)  # noqa: E731
-            prompts = sampling.held_out_prompts(corpus.held_out_documents, table.count, shorten)
-        else:
-            prompts = sampling.file_prompts(Path(table.prompts), table.count)
-        how = Sampling(**table.how)
-
-        def write(texts: Any, seeds: Any) -> Iterator[str]:
-            return (one.text for one in student.write(texts, seeds, how, table.max_tokens))
-
-        samples = sampling.samples(prompts, self.recipe.seed, write)
-        write_lines(self.run.samples, [sample.to_json() for sample in samples])
-        return samples
-
-    def _with_teacher(self, subject: protocol.Judged, table: Any) -> protocol.Judged:
-        """The same subject for a judge that asks a teacher of its own, through the same cache."""
-        from dataclasses import replace
-
-        teacher: Any = self.parts.plugins.build("teachers", table.provider, table.options, folder=self.recipe.folder)
-
-        def asker(requests: Any) -> Any:
-            return self.parts.ask(teacher, requests, self.parts.terms(table, shard=None, batch=False)).replies
-
-        return replace(subject, asker=asker)
+    def _warn_of_kin(self, table: JudgeTable, judge: Judge) -> None:
+        """A judge prefers what its own family writes, and a student writes as its teacher does."""
+        found, teacher = self.parts.teacher_of(table, judge), self.parts.teacher
+        if found is None or teacher is None:
+            return
+        ours, theirs = (protocol.family(getattr(one.options, "model", None)) for one in (teacher, found[0]))
+        if ours is not None and ours == theirs:
+            self._warn(
+                f"the judge {judge.name!r} asks a model of the teacher's own family, {ours}: models grade their kin "
+                "too well. Let another family judge: judge.teacher.model"
+            )
 
     def _fewer_prompts(self, got: int, wanted: int) -> None:
         if got < wanted:

@@ -7,26 +7,35 @@ Time is an estimate from the rate of one matrix product, measured now; it says s
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 from .assembly import Assembly
+from .judging.protocol import Judged, would_ask
 from .progress import clock
 from .recipe import names_recipe
 from .records import Price, Request, Usage
+from .roles import Judge, Teacher
+from .runs import Run
 from .soft import STORE
+from .subjects import Subjects
 from .tables import TeacherTable
-from .teachers.asking import TEMPLATE_TOKENS, upper
+from .teachers.asking import TEMPLATE_TOKENS, probed, upper
+from .teachers.cache import Cache, key_of
+from .teachers.counting import tokens_of
 from .teachers.label import known, rows_of
 
 FLOAT = 4
 FREE = {"input": 0.0, "output": 0.0}
 LEAST_WRITTEN = 0.2  # of what an answer may be long
+LEAST_GRADED, GRADED = 0.1, 0.4  # the same of a judge's answer, and how long it usually is
+MISCOUNTED = (0.9, 1.25)  # an estimate of tokens is between these shares of the truth
 MANY_EPOCHS = 4
 OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products alone, at best and at worst
 
 
-def foresee(parts: Assembly) -> dict[str, Any]:
-    """What a run of these parts would ask, use and take."""
+def foresee(parts: Assembly, run: Run | None = None) -> dict[str, Any]:
+    """What a run of these parts would ask, use and take; one that is there already has written some samples."""
     from .student.trained import parameters
 
     sizes = parameters(parts.network)
@@ -37,6 +46,7 @@ def foresee(parts: Assembly) -> dict[str, Any]:
         "begins_with": parts.recipe.student.from_,
         "data": parts.corpus.counts | {"here": True} if parts.at_hand else _awaited(parts),
         "teacher": teaching(parts),
+        "judging": judging(parts, run),
         "training": (training := _training(parts)),
         "memory_bytes": _memory(parts, sizes["unique"]),
         "seconds": _seconds(parts, sizes, training["tokens"]),
@@ -89,6 +99,57 @@ def asked_of(parts: Assembly) -> list[Request]:
     return parts.requests(unread=not parts.at_hand)
 
 
+def judging(parts: Assembly, run: Run | None = None, others: Sequence[Run] = ()) -> dict[str, Any]:
+    """What the judges of a run would ask: exactly of samples that are written, else as if they were long."""
+    subjects = Subjects(parts, run)
+    wordy, bare = (subjects.imagined(others, wordy) for wordy in (True, False))
+    return {"samples": len(wordy.samples), "missing": subjects.missing, "judges": asked_by_judges(parts, wordy, bare)}
+
+
+def asked_by_judges(parts: Assembly, wordy: Judged, bare: Judged) -> list[dict[str, Any]]:
+    """For each judge that asks a teacher: how much, over samples that are long and over those that are short."""
+    found = ((judge, parts.teacher_of(table, judge)) for table, judge in parts.judges())
+    return [_asked_by(parts, judge, *whom, wordy, bare) for judge, whom in found if whom is not None]
+
+
+def _asked_by(
+    parts: Assembly, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: Judged, bare: Judged
+) -> dict[str, Any]:
+    terms = parts.terms(table, shard=None, batch=False)
+    requests, short = would_ask(judge, wordy), would_ask(judge, bare)
+    with parts.cache() as cache:
+        due = [i for i, (_, key, _) in enumerate(rows_of(teacher, requests)) if key not in cache]
+        probes = _to_find_out(teacher, requests, cache) if due else 0
+    most = sum(requests[i].max_tokens for i in due)
+    read = [sum(tokens_of(teacher, of[i]) for i in due) for of in (short, requests)]
+    times = 1 + judge.asks_again
+    tokens = {
+        "input": {"low": round(read[0] * MISCOUNTED[0]), "expected": read[1], "high": round(read[1] * MISCOUNTED[1])},
+        "output": {"low": round(most * LEAST_GRADED), "expected": round(most * GRADED), "high": most},
+    }
+    worst = {way: {**ends, "high": times * ends["high"]} for way, ends in tokens.items()}
+    price = terms.price_of(teacher)
+    return {
+        "judge": judge.name,
+        "provider": teacher.name,
+        "model": getattr(teacher.options, "model", None),
+        "prompts": len(requests),
+        "cached": len(requests) - len(due),
+        "calls": len(due),
+        "most_calls": times * len(due),
+        "probes": probes,
+        "tokens": tokens,
+        "price": None if price is None else {"input": price.input, "output": price.output},
+        "usd": None if price is None else {end: _cost(price, worst, end) for end in ("low", "expected", "high")},
+        "seconds": _at_limits(terms.given, len(due), tokens),
+    }
+
+
+def _to_find_out(teacher: Teacher, requests: list[Request], cache: Cache) -> int:
+    """How many things must be found out about an endpoint first, a call or two each."""
+    return sum(key_of(probed(teacher, need)) not in cache for need in teacher.needs(requests))
+
+
 def _cost(price: Price, tokens: dict[str, dict[str, int]], end: str) -> float:
     return round(price.of(Usage(tokens["input"][end], tokens["output"][end])), 6)
 
@@ -111,6 +172,24 @@ def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
         return f"{asking} money; how much is unknown without teacher.price" if teacher.paid else None
     low, high = teaching["usd"]["low"], teaching["usd"]["high"]
     return f"{asking} ${low:,.4f} to ${high:,.4f}" if high else None
+
+
+def judges_spending(parts: Assembly, asked: Sequence[dict[str, Any]]) -> str | None:
+    """What judges' calls may cost, in words; None when they cost nothing. Refuses what cannot be asked."""
+    whom = {judge.name: parts.teacher_of(table, judge) for table, judge in parts.judges()}
+    told = []
+    for row in asked:
+        teacher, table = cast(tuple[Teacher, TeacherTable], whom[row["judge"]])
+        if not row["calls"]:
+            continue
+        parts.terms(table, shard=None, batch=False).budget(teacher)
+        teacher.check([])
+        asking = f"{row['calls']} calls of the judge {row['judge']} to {row['provider']} may cost"
+        if row["usd"] is None and teacher.paid:
+            told.append(f"{asking} money; how much is unknown without judge.teacher.price")
+        elif row["usd"] and row["usd"]["high"]:
+            told.append(f"{asking} ${row['usd']['low']:,.4f} to ${row['usd']['high']:,.4f}")
+    return "; ".join(told) or None
 
 
 def _training(parts: Assembly) -> dict[str, Any]:
@@ -195,11 +274,34 @@ def brief(foreseen: dict[str, Any]) -> str:
         cost = f"; cost: {_cost_of(teacher)}" if teacher["calls"] and teacher["price"] != FREE else ""
         known_already = f"{teacher['cached']} answers are known already"
         asked = f"  {teacher['calls']} calls to {teacher['provider']}, {known_already}{cost}\n"
+    asked += "".join(
+        f"  {row['calls']} calls of the judge {row['judge']} to {row['provider']}; cost: {_cost_of(row)}\n"
+        for row in foreseen["judging"]["judges"]
+        if row["calls"]
+    )
     low, high = (clock(foreseen["seconds"][end]) for end in ("low", "high"))
     return (
         f"{asked}  {foreseen['student']['parameters']['unique']:,} parameters, {training['steps']:,} steps, "
         f"{training['tokens']:,} tokens ({_epochs_of(training)}), about {low} to {high} of training"
     )
+
+
+def _judge_rows(judging: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line or two a judge that asks somebody."""
+    rows = []
+    for row in judging["judges"]:
+        known_already = f"{row['cached']} of {row['prompts']} answers are known already"
+        again = f", at most {row['most_calls']} if answers are unusable" if row["most_calls"] > row["calls"] else ""
+        first = f", and {row['probes']} to find out what the endpoint takes" if row["probes"] else ""
+        whom = f"{row['provider']} {row['model'] or ''}".strip()
+        rows.append((row["judge"], f"{row['calls']} calls to {whom} ({known_already}){again}{first}"))
+        if row["calls"]:
+            tokens = f"about {row['tokens']['input']['expected']:,} tokens in"
+            written = f"{row['tokens']['output']['low']:,} to {row['tokens']['output']['high']:,} out"
+            rows.append(("", f"{tokens}, {written}; {_cost_of(row).replace('teacher.', 'judge.teacher.')}"))
+    if rows and judging["missing"]:
+        rows.append(("", f"{judging['missing']} samples are not written yet: their words are an estimate"))
+    return rows
 
 
 def _epochs_of(training: dict[str, Any]) -> str:
@@ -250,7 +352,10 @@ def _stored(soft: dict[str, Any] | None) -> list[tuple[str, str]]:
 def _cost_of(teacher: dict[str, Any]) -> str:
     """What the calls cost, low and high."""
     usd = teacher["usd"]
-    return "unknown: set teacher.price" if usd is None else f"${usd['low']:,.4f} to ${usd['high']:,.4f}"
+    if usd is None:
+        return "unknown: set teacher.price"
+    ends = f"${usd['low']:,.4f} to ${usd['high']:,.4f}"
+    return f"about ${usd['expected']:,.4f} ({ends})" if "expected" in usd else ends
 
 
 def text(foreseen: dict[str, Any]) -> str:
@@ -274,6 +379,8 @@ def text(foreseen: dict[str, Any]) -> str:
             *_asking(teacher),
             *_stored(teacher["soft"]),
         ]
+    rows += _judge_rows(foreseen["judging"])
+    seconds = foreseen["seconds"]
     rows += [
         *_reading(foreseen["training"]),
         ("memory", f"about {foreseen['memory_bytes'] / 2**20:,.0f} MiB"),

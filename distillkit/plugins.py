@@ -7,8 +7,10 @@ named and the others go on. Does not know any plugin by name, nor what a plugin 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from . import hookspecs, options
 from .blame import Loc, dotted, explain, refusal
-from .contracts import Offer, kind, signal_faults
+from .contracts import Offer, check_api, kind, signal_faults
 from .errors import DistillkitError, PluginError, RecipeError, UsageError, did_you_mean
 from .installed import (
     COMMANDS,
@@ -41,7 +43,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Broken", "Offer", "Origin", "Plugins", "current", "load_commands", "use"]
 
-HOOKS = [name for name in vars(hookspecs) if name.startswith("register_")]
+
+def hooks() -> list[str]:
+    """The names of all hooks."""
+    return [name for name in vars(hookspecs) if name.startswith("register_")]
+
+
+def _current_name(hook: str) -> str:
+    """The name of a hook, or that of the hook which it was replaced by."""
+    return str(getattr(getattr(hookspecs, hook), "instead", hook))
 
 
 class Plugins:
@@ -52,14 +62,17 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self.offers: list[Offer] = []
         self.broken: list[Broken] = []
+        self.notes: list[tuple[Origin, str]] = []  # what is wrong with plugins that can be used all the same
 
     @classmethod
     def load(cls, extra: Sequence[str] = (), requirements: Sequence[str] = ()) -> Plugins:
         """All installed plugins, those that `-p` names, and a check of what the recipe requires."""
         plugins = cls()
-        for origin, entry in entries(GROUP, plugins.broken):
+        found = sorted(entries(GROUP, plugins.broken), key=lambda pair: not pair[0].built_in)
+        for origin, entry in found:  # ours first, so that nobody takes their names
             try:
-                plugins._add(origin, imported(entry))
+                with plugins._noted(origin):
+                    plugins._add(origin, imported(entry))
             except FaultError as fault:
                 plugins.broken.append(Broken.of(origin, fault))
         for spec in dict.fromkeys(extra):
@@ -74,16 +87,45 @@ class Plugins:
     def _add_named(self, spec: str) -> None:
         """What the user asked for by name must work, so its fault is an error at once."""
         try:
-            origin, plugin = named(spec)
-            if not self._manager.is_registered(plugin):
-                self._add(origin, plugin)
+            with self._noted(Origin(spec)):
+                origin, plugin = named(spec)
+                if not self._manager.is_registered(plugin):
+                    self._add(origin, plugin)
         except FaultError as fault:
             raise PluginError(f"the plugin {spec} cannot be used: {fault}") from fault
 
     def _add(self, origin: Origin, plugin: Any) -> None:
         """Register, ask, check; a plugin at fault leaves nothing behind."""
+        check_api(plugin)
         with self._registered(origin, plugin):
-            self.offers += list(self._offers_of(origin, plugin))
+            offers = list(self._offers_of(origin, plugin))
+            self._check_names(offers)
+            self.offers += offers
+
+    @contextmanager
+    def _noted(self, origin: Origin) -> Iterator[None]:
+        """Keep what a plugin warns of, and what it prints: standard output belongs to the commands."""
+        with warnings.catch_warnings(record=True) as warned, redirect_stdout(StringIO()) as said:
+            warnings.simplefilter("always", hookspecs.DeprecatedHook)
+            yield
+        told = [str(one.message) for one in warned if one.category is hookspecs.DeprecatedHook]
+        for one in warned:
+            if one.category is not hookspecs.DeprecatedHook:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        if printed := said.getvalue().strip():
+            told.append(f"it prints while it is loaded: {printed.splitlines()[0][:80]!r}")
+        self.notes += [(origin, text) for text in told]
+
+    def _check_names(self, offers: Sequence[Offer]) -> None:
+        """Refuse a plugin that offers a name twice, or one of ours: what recipes mean by it must not change."""
+        ours = {(offer.role, offer.name) for offer in self.offers if offer.origin.built_in}
+        names = [(offer.role, offer.name) for offer in offers]
+        for role, name in names:
+            title = f"the {role.removesuffix('s')} {name!r}"
+            if names.count((role, name)) > 1:
+                raise FaultError(f"it offers {title} twice")
+            if (role, name) in ours:
+                raise FaultError(f"it offers {title}, which is a built-in's name. Rename it")
 
     @contextmanager
     def _registered(self, origin: Origin, plugin: Any) -> Iterator[None]:
@@ -106,15 +148,17 @@ class Plugins:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             marked = {hook.name for hook in self._manager.get_hookcallers(plugin) or ()}
-            strange = min(marked - set(HOOKS), default="?")
-            hint = did_you_mean(strange, HOOKS)
+            strange = min(marked - set(hooks()), default="?")
+            hint = did_you_mean(strange, hooks())
             raise FaultError(f"it has an unknown hook {strange!r}. {hint}") from error
         functions = [impl.function for impl in self._implementations(plugin)]
-        bare = [name for name in HOOKS if hasattr(plugin, name) and getattr(plugin, name) not in functions]
+        bare = [name for name in hooks() if hasattr(plugin, name) and getattr(plugin, name) not in functions]
         if bare:
             raise FaultError(f"its {bare[0]} is not marked as a hook. Write @hookimpl above it")
         if not functions:
-            raise FaultError(f"it implements no hook. Known: {', '.join(HOOKS)}")
+            almost = next((name for name in vars(plugin) if name.startswith("register_")), "")
+            hint = did_you_mean(almost, hooks()) if almost else f"Known: {', '.join(hooks())}"
+            raise FaultError(f"it implements no hook{f', and {almost} is none' if almost else ''}. {hint}")
 
     def _implementations(self, plugin: Any) -> list[pluggy.HookImpl]:
         hooks = self._manager.get_hookcallers(plugin) or ()
@@ -123,7 +167,7 @@ class Plugins:
     def _offers_of(self, origin: Origin, plugin: Any) -> Iterator[Offer]:
         """Ask one plugin for its classes, and check each."""
         for hook in self._manager.get_hookcallers(plugin) or ():
-            role = hook.name.removeprefix("register_")
+            role = _current_name(hook.name).removeprefix("register_")
             if role not in ROLES:
                 continue
             for impl in (impl for impl in hook.get_hookimpls() if impl.plugin is plugin):
@@ -167,7 +211,7 @@ class Plugins:
             return options.read(model, values, folder)
         except ValidationError as error:
             raise explain(error, file, table, host_keys(role) | keys_of(model), model=model) from error
-        except Exception as error:  # noqa: BLE001 - a validator is the plugin's code and may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a validator is the plugin's code and may raise anything
             _failed(f"the {role.removesuffix('s')} {name!r} could not read its options", error)
 
     def build(
@@ -186,7 +230,7 @@ class Plugins:
             return self.find(role, name)(valid)
         except DistillkitError:
             raise
-        except Exception as error:  # noqa: BLE001 - as above
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
             _failed(f"the {role.removesuffix('s')} {name!r} could not be built", error)
 
     # ------------------------------------------------------------------------------------------ checking
@@ -243,7 +287,10 @@ class Plugins:
     # ------------------------------------------------------------------------------------------ showing
 
     def describe(self) -> list[dict[str, Any]]:
-        """All offers (`status` "ok", or "clash" where two share a name), then the broken plugins."""
+        """All offers (`status` "ok", or "clash" where two share a name), then the broken plugins.
+
+        `warnings` says what is wrong with a plugin that can be used all the same.
+        """
         order = list(ROLES)
         offers = sorted(self.offers, key=lambda offer: (order.index(offer.role), offer.name))
         return [self._row(offer) for offer in offers] + [broken.row() for broken in self.broken]
@@ -259,8 +306,38 @@ class Plugins:
             "version": offer.origin.version,
             "about": (offer.offered.__doc__ or "").strip().partition("\n")[0],
             "signal": offer.signal,
+            "warnings": [text for origin, text in self.notes if origin.plugin == offer.origin.plugin],
             "options": options.described(offer.offered.Options),
         }
+
+    def notes_on(self, recipe: Recipe) -> list[str]:
+        """What is wrong with the plugins that a recipe names, and can be used all the same."""
+        used = {self._offer(part.role, part.name).origin.plugin for part in recipe.parts()}
+        return [f"the plugin {origin}: {text}" for origin, text in self.notes if origin.plugin in used]
+
+    def culprit(self, error: BaseException) -> Origin | None:
+        """The plugin in whose code an exception was raised, going by its traceback."""
+        modules = {offer.offered.__module__: offer.origin for offer in self.offers}
+        packages = {name.partition(".")[0]: origin for name, origin in modules.items() if not origin.built_in}
+        found, trace = None, error.__traceback__
+        while trace is not None:
+            name = str(trace.tb_frame.f_globals.get("__name__"))
+            found = modules.get(name) or packages.get(name.partition(".")[0]) or found
+            trace = trace.tb_next
+        return found
+
+    @contextmanager
+    def named(self, where: str) -> Iterator[None]:
+        """Say in whose plugin it was that something failed; what is raised elsewhere goes through."""
+        try:
+            yield
+        except DistillkitError:
+            raise
+        except (Exception, SystemExit) as error:
+            if (origin := self.culprit(error)) is None:
+                raise
+            told = f"the plugin {origin} failed {where}: {reason(error)}"
+            raise DistillkitError(told, "Tell its author; --debug shows where it was.") from error
 
     def versions(self, recipe: Recipe) -> list[dict[str, str | None]]:
         """The distributions (or files) of the plugins that a recipe names, and their versions."""
@@ -279,7 +356,7 @@ def _classes(value: Any, hook: str) -> list[Any]:
     return list(value)
 
 
-def _failed(what: str, error: Exception) -> NoReturn:
+def _failed(what: str, error: BaseException) -> NoReturn:
     raise PluginError(f"{what}: {reason(error)}") from error
 
 

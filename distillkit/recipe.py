@@ -21,6 +21,7 @@ from .layers import Layer, Origin, bundled, chain, check_shape, dig, locate, mer
 from .overrides import apply
 from .tables import (
     NAME,
+    OWN_PROMPTS,
     TABLES,
     DataTable,
     JudgeTable,
@@ -117,7 +118,7 @@ class Recipe(Table):
     def missing_files(self) -> Iterator[RecipeError]:
         """The host's own files that are not there."""
         files: dict[Loc, str | None] = {("tokenizer", key): getattr(self.tokenizer, key) for key in ("ranks", "model")}
-        if self.sampling.prompts != "held_out":
+        if self.sampling.prompts not in OWN_PROMPTS:
             files["sampling", "prompts"] = self.sampling.prompts
         for at, teacher in self._teachers():
             files[*at, "prompts_file"] = teacher.prompts_file

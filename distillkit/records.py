@@ -38,6 +38,7 @@ class Request:
     seed: int | None = None
     top_logprobs: int = 0
     repeat: int = 0
+    schema: Mapping[str, Any] | None = None  # a JSON schema that the answer should keep to, where the teacher can
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -47,6 +48,8 @@ class Request:
         """All that decides the answer: everything but the id, which is only a name."""
         values = dict(vars(self))  # not asdict: it copies every value, and keys are made of many thousand requests
         del values["id"]
+        if self.schema is None:  # keys of answers from before there were schemas stay as they were
+            del values["schema"]
         return {**values, "messages": self.messages and tuple(dict(message) for message in self.messages)}
 
 
@@ -188,15 +191,21 @@ class Sample:
     prompt: str
     completion: str
     seed: int
+    temperature: float | None = None  # None where nobody recorded it
+
+    @property
+    def prompt_id(self) -> str:
+        """The name of its prompt: what is resampled together."""
+        return self.id.rpartition("#")[0] or self.id
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for `json.dumps`."""
-        return asdict(self)
+        return {**asdict(self), "prompt_id": self.prompt_id}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Sample:
-        """The inverse of `to_json`."""
-        return cls(**values)
+        """The inverse of `to_json`; keys that are not a sample's own are left out."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 @dataclass(frozen=True)

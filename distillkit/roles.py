@@ -129,6 +129,10 @@ class Teacher(Role):
         """What its tokens cost, or None when that is not known."""
         return None if self.paid else Price(0.0, 0.0)
 
+    def tokens(self, request: Request) -> int | None:
+        """How many tokens the words of a request are, if it knows without asking; None leaves the host to estimate."""
+        return None
+
     def heard(self, allowance: Allowance) -> None:
         """Tell the host what the provider says it allows."""
         if self.listener is not None:
@@ -184,6 +188,10 @@ class Subject(Protocol):
     """What a judge sees of a run."""
 
     @property
+    def name(self) -> str:
+        """What the run is called."""
+
+    @property
     def samples(self) -> Sequence[Sample]:
         """What the student wrote."""
 
@@ -201,7 +209,7 @@ class Subject(Protocol):
 
     @property
     def others(self) -> Sequence[Subject]:
-        """Further runs, under `compare`."""
+        """Further runs to set it against: those of `judge --against`."""
 
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer] | None:
         """Answers of the judge's own teacher, or None when it has none."""
@@ -216,6 +224,9 @@ class Scorer(Protocol):
     def score(self, texts: Sequence[str]) -> Sequence[Score]:
         """How likely each text is."""
 
+    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> Sequence[Score]:
+        """How likely each text is after its prompt, whose own tokens do not count."""
+
 
 class Score(Protocol):
     """How likely one text was."""
@@ -226,11 +237,27 @@ class Score(Protocol):
 
 
 class Judge(Role):
-    """Grades samples, documents or the student."""
+    """Grades samples, documents or the student.
+
+    One that asks a teacher says beforehand what it will ask: `grade` begins with `subject.ask(self.requests(subject))`,
+    and `distillkit plan` counts the same requests. So neither can forget what the other does.
+    """
+
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()  # criteria of which less is more
+    asks_again: ClassVar[int] = 0  # how often at most it asks again about an answer that it cannot use
+    default_teacher: ClassVar[Mapping[str, Any] | None] = None  # [judge.teacher], where the recipe has none
 
     @abstractmethod
     def grade(self, subject: Subject) -> Iterable[Grade]:
         """The grades of a subject."""
+
+    def requests(self, subject: Subject) -> Sequence[Request]:
+        """What it will ask of its teacher at first. Depends on nothing but the options and the subject's texts."""
+        return ()
+
+    def facts(self) -> Mapping[str, Any]:
+        """What decides its grades, as plain JSON values: grades of equal facts compare. The host adds whom it asks."""
+        return {"options": self.options.model_dump(mode="json")}
 
     def summarise(self, grades: Sequence[Grade]) -> dict[str, Metric]:
         """The metrics of grades: by default weighted means, with intervals clustered by prompt or document."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -26,8 +26,6 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 if TYPE_CHECKING:
     import mlx.core as mx
-
-    Step = TypeVar("Step", int, mx.array)
 
 Shape = Literal["constant", "linear", "cosine", "warm-stable-decay"]
 SHAPES: tuple[Shape, ...] = ("constant", "linear", "cosine", "warm-stable-decay")
@@ -88,12 +86,14 @@ class Schedule(BaseModel):
         if self.schedule == "warm-stable-decay":
             rise, fall = _part(done, 0, self.warm), _part(done, 1 - self.decay, self.decay)
             return first + (rest[0] - first) * rise + (rest[1] - rest[0]) * fall
-        return first + (rest[0] - first) * travelled(self.schedule, _part(done, 0, 1))
+        return rest[0] + (first - rest[0]) * ahead(self.schedule, _part(done, 0, 1))
 
 
-def travelled(shape: str, done: Any) -> Any:
-    """How much of the way is behind when a share of the steps is, along a line or half a cosine."""
-    return done if shape == "linear" else 0.5 * (1 - _functions(done)[2](math.pi * done))
+def ahead(shape: str, done: Any) -> Any:
+    """How much of the way is still ahead when a share of the steps is done: a line, half a cosine, or always all."""
+    if shape == "constant":
+        return 1.0
+    return 1 - done if shape == "linear" else 0.5 * (1 + _functions(done)[2](math.pi * done))
 
 
 def _part(done: Any, start: float, length: float) -> Any:

@@ -47,6 +47,18 @@ class Softness:
             return STORE if table.store else STEP
         return ANSWERS
 
+    def check(self) -> None:
+        """Refuse what was drawn at temperature 1 for a mixer that would soften it: counts of draws cannot be."""
+        heat = getattr(self.parts.mixer.options, "temperature", 1.0)
+        steps = self.parts.recipe.train.steps
+        heats = [heat.at(step, steps) for step in (0, steps // 2, steps)] if hasattr(heat, "at") else [heat]
+        if self.table and self.table.store_samples and any(one != 1 for one in heats):
+            raise UsageError(
+                f"teacher.store_samples counts draws at temperature 1, and mixer.temperature is not 1 "
+                f"({self.parts.recipe.file})",
+                "Set mixer.temperature = 1.0, or leave out store_samples: the likeliest tokens can be softened.",
+            )
+
     @property
     def teacher(self) -> Teacher:
         """Who gives logits; its tokens are the student's, or it is refused."""

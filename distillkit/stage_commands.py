@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,22 +41,28 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str,
     """
     stages = STAGES[: STAGES.index(until) + 1]
     if resume:
-        _go_on(ctx, recipe, overrides, stages, yes)
+        go_on(ctx, recipe, overrides, stages, yes)
     else:
-        _begin(ctx, recipe, overrides, stages, yes)
+        begin(ctx, recipe, overrides, stages, yes)
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("where", metavar="RECIPE|RUN")
 @recipe_option
 @click.option("--batch", is_flag=True, help="As if it was labelled in batches.")
 @json_option
 @click.pass_context
-def plan(ctx: click.Context, recipe: str, overrides: tuple[str, ...], batch: bool, as_json: bool) -> None:
-    """Count what a run would ask, use and take. Spends nothing."""
-    from . import plan as planning
+def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool, as_json: bool) -> None:
+    """Count what a run would ask, use and take. Spends nothing.
 
-    foreseen = planning.foresee(assembled(ctx, recipe_of(recipe, overrides), batch=batch))
+    Of a RUN: what judging it would ask, by the samples that it has written.
+    """
+    from . import plan as planning
+    from .runs import find
+
+    run = find(where) if is_run(where) else None
+    recipe = recipe_of(str(run.recipe) if run else where, overrides)
+    foreseen = planning.foresee(assembled(ctx, recipe, batch=batch), run)
     show(foreseen, as_json, planning.text)
 
 
@@ -91,10 +98,10 @@ def train(ctx: click.Context, where: str, overrides: tuple[str, ...], yes: bool)
 
 def _stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...], yes: bool, **manner: Any) -> None:
     """One stage of a run that is there, or a new run up to it. Batches are collected by the run that sent them off."""
-    if _is_run(where) or (manner.get("batch") and _was_stopped(where, overrides)):
-        _go_on(ctx, where, overrides, (stage,), yes, **manner)
+    if is_run(where) or (manner.get("batch") and _was_stopped(where, overrides)):
+        go_on(ctx, where, overrides, (stage,), yes, **manner)
     else:
-        _begin(ctx, where, overrides, STAGES[: STAGES.index(stage) + 1], yes, **manner)
+        begin(ctx, where, overrides, STAGES[: STAGES.index(stage) + 1], yes, **manner)
 
 
 def _was_stopped(where: str, overrides: tuple[str, ...]) -> bool:
@@ -102,23 +109,6 @@ def _was_stopped(where: str, overrides: tuple[str, ...]) -> bool:
     from .runs import runs_of
 
     return any(run.info.get("status") == "stopped" for run in runs_of(recipe_of(where, overrides).name)[-1:])
-
-
-@click.command()
-@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
-@recipe_option
-@click.option("--samples", type=click.IntRange(min=0), help="How many samples the student writes.")
-@device_option
-@yes_option
-@click.pass_context
-def judge(ctx: click.Context, where: str, overrides: tuple[str, ...], samples: int | None, yes: bool) -> None:
-    """Let the student write, grade it, and report."""
-    if samples is not None:
-        overrides = (*overrides, f"sampling.count={samples}")
-    if _is_run(where):
-        _go_on(ctx, where, overrides, ("judge", "report"), yes)
-    else:
-        _begin(ctx, where, overrides, STAGES, yes)
 
 
 @click.command()
@@ -132,29 +122,36 @@ def report(where: str, as_json: bool) -> None:
     show(tables.write(runs.find(where)), as_json, tables.text)
 
 
-def _begin(
-    ctx: click.Context, recipe: str, overrides: tuple[str, ...], stages: tuple[str, ...], yes: bool, **manner: Any
+def begin(
+    ctx: click.Context,
+    recipe: str,
+    overrides: tuple[str, ...],
+    stages: tuple[str, ...],
+    yes: bool,
+    as_json: bool = False,
+    **manner: Any,
 ) -> None:
     """A new run, from its first stage; before it, where it must be, a run of the recipe that it begins with."""
     world = _world()
     with world.together():
         chosen = recipe_of(recipe, overrides)
     if "train" in stages and chosen.begins_with_recipe:
-        world.first(lambda: _agreed_beforehand(assembled(ctx, chosen, **manner), yes))
+        world.first(lambda: _agreed_beforehand(assembled(ctx, chosen, **manner), stages, yes))
         chosen = _started(ctx, chosen, overrides, yes, world)
         yes = True  # to what it asks, which came first
     with world.together():
         assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
-    run = world.first(lambda: str(_new_run(assembly, yes).path))
-    _finish(assembly, run, stages, world)
+    run = world.first(lambda: str(_new_run(assembly, stages, yes).path))
+    _finish(assembly, run, stages, world, as_json=as_json)
 
 
-def _agreed_beforehand(assembly: Assembly, yes: bool) -> None:
+def _agreed_beforehand(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> None:
     """What a run asks and costs is settled before another one is made for it, which may take hours."""
     from . import plan as planning
 
     assembly.check()
-    _agreed(assembly, planning.teaching(assembly), yes)
+    judges = planning.judging(assembly)["judges"] if "judge" in stages else []
+    agreed(assembly, planning.teaching(assembly), judges, yes)
 
 
 def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes: bool, world: World) -> Recipe:
@@ -192,10 +189,10 @@ def _first_run(wanted_by: str, assembly: Assembly, yes: bool) -> str:
         raise UsageError(asking, f"Say --yes, or make it now: distillkit run {other.file}.{instead}")
     if not yes and not click.confirm(f"{asking}\n{instead.strip()}\nGo on?", err=True):
         raise UsageError("nothing was begun", "Begin with another student: --set student.from=RUN")
-    return str(_new_run(assembly, yes).path)
+    return str(_new_run(assembly, STAGES, yes).path)
 
 
-def _new_run(assembly: Assembly, yes: bool) -> Run:
+def _new_run(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> Run:
     """The folder of a new run, once it is sure that it can be run."""
     from . import pipeline
     from . import plan as planning
@@ -205,16 +202,24 @@ def _new_run(assembly: Assembly, yes: bool) -> Run:
     _writable()
     foreseen = planning.foresee(assembly)
     assembly.voice.say(planning.brief(foreseen))
-    _agreed(assembly, foreseen["teacher"], yes)
+    agreed(assembly, foreseen["teacher"], foreseen["judging"]["judges"] if "judge" in stages else [], yes)
     return pipeline.begin(assembly, foreseen)
 
 
-def _go_on(
-    ctx: click.Context, where: str, overrides: tuple[str, ...], stages: tuple[str, ...], yes: bool, **manner: Any
+def go_on(
+    ctx: click.Context,
+    where: str,
+    overrides: tuple[str, ...],
+    stages: tuple[str, ...],
+    yes: bool,
+    others: Sequence[Run] = (),
+    as_json: bool = False,
+    **manner: Any,
 ) -> None:
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
     from . import first
     from . import plan as planning
+    from .runs import Run
 
     world = _world()
     run, recipe = world.first(lambda: _former_run(where, overrides))
@@ -226,18 +231,20 @@ def _go_on(
         chosen = again or _started(ctx, chosen, overrides, yes, world)
     with world.together():
         assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
-        if "label" in stages and world.writes:
-            _agreed(assembly, planning.teaching(assembly), yes)
-    _finish(assembly, run, stages, world)
+        if world.writes:
+            teaching = planning.teaching(assembly) if "label" in stages else None
+            judges = planning.judging(assembly, Run(Path(run)), others)["judges"] if "judge" in stages else []
+            agreed(assembly, teaching, judges, yes)
+    _finish(assembly, run, stages, world, others, as_json)
 
 
 def _former_run(where: str, overrides: tuple[str, ...]) -> tuple[str, str]:
     """The folder of the run that is meant, and the recipe that it goes on with."""
     from . import runs
 
-    run = runs.find(where) if _is_run(where) else runs.newest(recipe_of(where, overrides).name)
+    run = runs.find(where) if is_run(where) else runs.newest(recipe_of(where, overrides).name)
     _writable()
-    return str(run.path), str(run.recipe) if _is_run(where) else where
+    return str(run.path), str(run.recipe) if is_run(where) else where
 
 
 def _world() -> World:
@@ -249,12 +256,13 @@ def _world() -> World:
     return join()
 
 
-def _agreed(assembly: Assembly, teaching: dict[str, Any] | None, yes: bool) -> None:
+def agreed(assembly: Assembly, teaching: dict[str, Any] | None, judges: Sequence[dict[str, Any]], yes: bool) -> None:
     """Before money is spent: is there a key, and does the user agree? Without a terminal only --yes does."""
     from . import plan as planning
 
-    asking = planning.spending(assembly, teaching)
-    if asking is None or yes:
+    told = [planning.spending(assembly, teaching), planning.judges_spending(assembly, judges)]
+    asking = "; ".join(words for words in told if words)
+    if not asking or yes:
         return
     if not sys.stdin.isatty():
         raise UsageError(asking, "Say --yes if that is all right; teacher.max_usd sets a limit.")
@@ -262,24 +270,32 @@ def _agreed(assembly: Assembly, teaching: dict[str, Any] | None, yes: bool) -> N
         raise UsageError("nothing was asked", "A limit can be set: teacher.max_usd.")
 
 
-def _finish(assembly: Assembly, folder: str, stages: tuple[str, ...], world: World) -> None:
+def _finish(
+    assembly: Assembly,
+    folder: str,
+    stages: tuple[str, ...],
+    world: World,
+    others: Sequence[Run] = (),
+    as_json: bool = False,
+) -> None:
     from .pipeline import Pipeline
 
     run = Run(Path(folder))
     assembly.voice.say(f"Run {run.name} in {run.path}")
-    Pipeline(assembly, run, world).go(stages)
+    Pipeline(assembly, run, world, others).go(stages)
     if not world.writes:
         return
     if stages[-1] == "report":
         from .reporting import tables
 
-        click.echo(tables.text(tables.build(run)))
-        click.echo(f"The whole report: {run.path / 'report.html'}")
+        show(tables.build(run), as_json, tables.text)
+        if not as_json:
+            click.echo(f"The whole report: {run.path / 'report.html'}")
     else:
         assembly.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
 
 
-def _is_run(where: str) -> bool:
+def is_run(where: str) -> bool:
     """Whether a word means a run: `latest`, a folder of one, recipe/number, or a name that no recipe has."""
     from .recipe import bundled
     from .runs import reports_folder, runs_of
@@ -306,4 +322,4 @@ def _writable() -> None:
 
 _ELSEWHERE = "Set DISTILLKIT_HOME to a folder of yours."
 
-COMMANDS = (run, plan, label, train, judge, report)
+COMMANDS = (run, plan, label, train, report)

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from .blame import Loc
 from .errors import did_you_mean
+from .schedules import Shape
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -205,6 +206,9 @@ class TeacherTable(PluginTable):
     prompts_file: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="take the prompts from a file: one a line, or .jsonl with prompt or messages"
     )
+    timeout: PositiveReal | None = Field(
+        default=None, description="seconds one answer may take: 120 if it is waited for, 3600 if it is made here"
+    )
     attempts: Positive = Field(default=5, description="how often a request that fails is made, or answered by nothing")
     requests_per_minute: Positive | None = Field(default=None, description="learnt from the provider if not set")
     tokens_per_minute: Positive | None = Field(default=None, description="learnt from the provider if not set")
@@ -243,6 +247,9 @@ class TrainTable(Table):
     learning_rate: PositiveReal = Field(default=3e-4, description="at its peak")
     final_learning_rate: Real | None = Field(default=None, description="at the end; a tenth of the peak if not set")
     warmup: Natural = Field(default=50, description="steps until the peak")
+    schedule: Shape = Field(
+        default="cosine", description="how it falls from the peak; of warm-stable-decay in the last fifth alone"
+    )
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
         default=[0.9, 0.95], description="AdamW's memory of gradients and of their squares"
     )
@@ -267,15 +274,22 @@ class TrainTable(Table):
 
 
 class SamplingTable(Table):
-    """What the student writes for judges and the report. `prompts` is "held_out" or a file, one a line."""
+    """What the student writes for judges and the report: samples to beginnings that ship with distillkit, or to others.
 
-    count: Natural = Field(default=8, description="how many samples")
+    With `repeats`, each prompt is written to so often, and fewer prompts are needed. At each of several temperatures
+    `count` samples are written.
+    """
+
+    count: Natural = Field(default=8, description="how many samples, at each temperature")
     prompts: Annotated[str, Field(min_length=1)] = Field(
-        default="held_out", description="held_out, or a file with one prompt a line"
+        default="stories", description="stories (those that ship), held_out documents, or a file with one prompt a line"
     )
     prompt_tokens: Positive = Field(default=16, description="how much of a held-out document is the prompt")
+    repeats: Positive = Field(default=1, description="samples of each prompt")
     max_tokens: Positive = Field(default=96, description="the most the student writes")
-    temperature: Real = Field(default=0.8, description="how freely; 0 takes the likeliest word")
+    temperature: Real | Annotated[list[Real], Field(min_length=1)] = Field(
+        default=1.0, description="how freely; 0 takes the likeliest word. One, or a list of several"
+    )
     top_k: Natural = Field(default=0, description="draw from this many tokens; 0 from all")
     top_p: Nucleus = Field(default=1.0, description="draw from the fewest tokens that hold this share")
     min_p: Share = Field(default=0.0, description="draw from tokens at least this share as likely as the likeliest")
@@ -284,10 +298,19 @@ class SamplingTable(Table):
     )
 
     @property
+    def temperatures(self) -> list[float]:
+        """All temperatures, each once."""
+        several = self.temperature if isinstance(self.temperature, list) else [self.temperature]
+        return list(dict.fromkeys(several))
+
+    @property
     def how(self) -> dict[str, Any]:
-        """How tokens are drawn, by the names that a student knows."""
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        return {name: getattr(self, name) for name in names}
+        """How tokens are drawn, by the names that a student knows; at the first of the temperatures."""
+        names = ("top_k", "top_p", "min_p", "repetition_penalty")
+        return {"temperature": self.temperatures[0], **{name: getattr(self, name) for name in names}}
+
+
+OWN_PROMPTS = ("stories", "held_out")  # words for prompts that are no file
 
 
 NO_TEACHER = "none"  # the provider by which a recipe drops the teacher of the one that it extends

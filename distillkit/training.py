@@ -33,14 +33,14 @@ from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
 from .student.onpolicy import OnPolicy
-from .student.optimizer import AdamW, Schedule, flat, grown
+from .student.optimizer import AdamW, LearningRate, flat, grown
 from .student.parallel import Lanes, keep_memory
 from .student.train import Job, Settings, State, asked, evaluate, fresh, restored, train
 from .student.trained import Trained, locate
 from .student.world import ALONE, Share, World
 from .tables import TeacherTable, TrainTable
 
-HOW_FAST = {"concurrency", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
+HOW_FAST = {"concurrency", "timeout", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
 HOW_FAST |= {f"{of}_per_{span}" for of in ("requests", "tokens") for span in ("minute", "day")}
 # What older checkpoints do not know, see `_teacher`.
 LATER = ("system", "template", "prompts_file", "on_policy", "share", "held_out", "store", "store_samples")
@@ -404,7 +404,7 @@ class Training:
         prompt = self.parts.beginning(text, table.prompt_tokens)
 
         def sample() -> str:
-            (written,) = student.write([prompt], [self.recipe.seed], Sampling(table.temperature), table.max_tokens)
+            (written,) = student.write([prompt], [self.recipe.seed], Sampling(table.temperatures[0]), table.max_tokens)
             return f"{prompt}|{written.text}".replace("\n", " ")
 
         return sample
@@ -448,7 +448,7 @@ def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings
         sample_every=table.sample_every,
         keep=table.keep,
         seed=recipe.seed,
-        schedule=Schedule(table.learning_rate, floor, table.warmup, table.steps),
+        schedule=LearningRate(table.learning_rate, floor, table.warmup, table.steps, table.schedule),
         optimizer=AdamW((table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip),
         precision=precision,
     )

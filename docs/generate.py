@@ -3,16 +3,22 @@ classes. `--check` writes nothing and fails when a page is out of date."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+import surface
 
+from distillkit import scaffold
 from distillkit.cli import cli
 from distillkit.plugins import Plugins
 from distillkit.recipe import Recipe
+from distillkit.schedules import Schedule
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py from the code: `make docs`. Do not edit. -->\n"
@@ -47,6 +53,7 @@ def recipe() -> str:
             about = " ".join((model.__doc__ or "").split())
             parts.append(f"\n### `{title}`\n\n{about}\n\n{_table(model.model_json_schema()['properties'])}")
             parts += _inner(name, model) if name == "teacher" else []  # a judge's teacher has the same
+    parts.append(f"\n## Numbers that change\n\n{SCHEDULES}\n{_table(Schedule.model_json_schema()['properties'])}")
     parts.append("\n## Options of the built-in plugins\n")
     rows = Plugins.load().describe()
     parts += [_plugin(row) for row in rows if row["status"] == "ok" and row["distribution"] == "distillkit"]
@@ -66,6 +73,13 @@ A recipe is a TOML file. `name` (or `extends`) is all that it must have; everyth
 `distillkit recipe show RECIPE` prints a recipe with all of them, `distillkit recipe check RECIPE` says
 what is wrong.
 Tables that name a plugin (`source`, `arch`, `provider`, `name`) take the plugin's options beside these keys.
+"""
+
+
+SCHEDULES = """\
+Where an option is a Schedule, it is a number, or a table that says how the number changes while the student learns:
+`alpha = { schedule = "linear", from = 0.9, to = 0.5 }`. `cosine` goes along half a cosine; `warm-stable-decay` goes to
+`to`, stays there, and goes to `end`. Steps are those of `train.steps`, so a run that is extended stretches it.
 """
 
 
@@ -115,7 +129,56 @@ def _plugin(row: dict[str, Any]) -> str:
     return text + "\n".join(lines) + "\n"
 
 
-PAGES = {"commands.md": commands, "recipes.md": recipe}
+# ------------------------------------------------------------------------------------------- plugins
+
+
+def plugins() -> str:
+    """The page about plugins: its words are written by hand, what stands between its marks is made."""
+    made = {
+        **{kind: lambda name=name, kind=kind: _template(name, kind) for kind, name in TUTORIAL.items()},
+        "promises": _promises,
+        "hooks": surface.hooks_table,
+        "roles": surface.roles_text,
+    }
+
+    def fill(mark: re.Match[str]) -> str:
+        return f"<!-- made: {mark[1]} -->\n{made[mark[1]]()}<!-- end -->"
+
+    page = (HERE / "plugins.md").read_text(encoding="utf-8")
+    return re.sub(r"<!-- made: (\w+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
+
+
+TUTORIAL = {"teacher": "hello", "mixer": "focal", "judge": "length"}
+
+
+def _template(name: str, kind: str) -> str:
+    """What `plugins new` writes."""
+    return f"```python\n{scaffold.text_of(f'{kind}.py', scaffold.words(name, kind)).strip()}\n```\n"
+
+
+def _promises() -> str:
+    """Every promise of every role, from the kit."""
+    rows = ["| check | a plugin ... |", "| --- | --- |"]
+    for kind in scaffold.KINDS:
+        module = importlib.import_module(f"distillkit.testing.{kind}s")
+        own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+        asked = [value for value in own if inspect.isfunction(value) and list(_annotations(value)) == ["Case"]]
+        told = ", ".join(promise.__name__.replace("_", " ") for promise in asked if promise.__name__ in _listed(module))
+        rows.append(f"| `check_{kind}` | {told} |")
+    return "\n".join(rows) + "\n"
+
+
+def _annotations(function: Any) -> Iterator[str]:
+    return (str(one.annotation) for one in inspect.signature(function).parameters.values())
+
+
+def _listed(module: Any) -> set[str]:
+    """The names that the check of a module mentions."""
+    check = next(value for name, value in vars(module).items() if name.startswith("check_"))
+    return set(re.findall(r"\w+", inspect.getsource(check)))
+
+
+PAGES = {"commands.md": commands, "recipes.md": recipe, "plugins.md": plugins, "api.txt": surface.recorded}
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def requests(count: int = PROMPTS, **more: Any) -> list[Request]:
 
 
 def teacher(url: str, **options: Any) -> Compatible:
-    return Compatible(Compatible.Options(model="m", base_url=url, **{"timeout": 2.0, **options}))
+    return Compatible(Compatible.Options(model="m", base_url=url, **options))
 
 
 @dataclass
@@ -223,13 +223,13 @@ def tried(fault: Fault) -> Row:
         asked = requests(**fault.asked)
         done, became, message, traced = Labelled([], []), "", "", ""
         try:
-            label(teacher(provider.url), asked, cache, terms=Terms(clock=fault.clock()), done=done)
+            label(teacher(provider.url), asked, cache, terms=Terms(clock=fault.clock(), timeout=2.0), done=done)
         except DistillkitError as failure:
             became, message, traced = f"exit {failure.exit_code}", str(failure), traceback.format_exc()
         calls = provider.prompts.count(FAULTY)
         if became:
             provider.script.clear()
-            done = label(teacher(provider.url), asked, cache, terms=Terms(clock=fast_clock()))
+            done = label(teacher(provider.url), asked, cache, terms=Terms(clock=fast_clock(), timeout=2.0))
         kept = b"".join(path.read_bytes() for path in Path(folder).iterdir())
         leaked = KEY in message + traced or KEY.encode() in kept
         return _row(fault, provider, done, calls, became, message, leaked)

@@ -200,7 +200,7 @@ def logprobs(text: str, most: int) -> dict[str, Any]:
         return {"token": word, "logprob": value, "bytes": list(word.encode())}
 
     rows = [
-        {**entry(word, -0.1), "top_logprobs": [entry(f"{word}{'x' * i}", -0.1 - i) for i in range(most)]}
+        {**entry(word, -0.1), "top_logprobs": [entry(f"{word}{'x' * i}", -0.1 - 3 * i) for i in range(most)]}
         for word in words
     ]
     return {"content": rows}

@@ -141,7 +141,7 @@ def cut(whole: bytes, random: random.Random) -> list[bytes]:
     return [whole[a:b] for a, b in zip([0, *places], [*places, len(whole)], strict=True)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(cases())
 def test_alignment_is_what_enumeration_says(case: tuple[list[int], str, Answer, Tokenizer]) -> None:
     agree(*case)
@@ -282,3 +282,14 @@ def test_many_answers_are_aligned_quickly() -> None:
     for i in range(200):
         aligner.align(tokens, rows[i % 5])
     assert time.process_time() - begun < 4
+
+
+def test_the_table_of_the_docs_is_what_the_code_beside_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "distillation.md").read_text(encoding="utf-8")
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    table = page.partition("| its soft target | why |")[2].strip().splitlines()[1:]
+    cells = [row.replace(r"\|", "¦").split("|") for row in table if row.startswith("|")][:8]
+    told = [f"{token.strip().strip('`')} {target.strip()}".replace("¦", "|") for _, token, target, *_ in cells]
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        " ".join(t.split()) for t in told
+    ]

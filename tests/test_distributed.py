@@ -211,6 +211,17 @@ def test_a_student_with_a_teacher_learns_the_same_in_two_processes(home: Path) -
 
 @needs_launcher
 @pytest.mark.slow
+def test_a_student_that_goes_on_with_its_own_words_writes_the_same_in_two_processes(home: Path) -> None:
+    sit()
+    own = ("train.batch_size=4", "train.steps=12", "mixer.name=reverse-kl", "teacher.on_policy=0.5")
+    alone = sit(*own, "train.streams=2", recipe="pupil")
+    words = [word for override in (*own, "train.streams=1") for word in ("--set", override)]
+    start_two(home, "run", "pupil.toml", "--until", "train", *words).communicate(timeout=240)
+    assert_close(alone, find("pupil/2"))
+
+
+@needs_launcher
+@pytest.mark.slow
 def test_a_whole_run_is_judged_and_reported_once(home: Path) -> None:
     said, errors = start_two(home, "run", "tiny.toml").communicate(timeout=240)
     assert said.count("The whole report") == 1, errors

@@ -25,24 +25,32 @@ PACKAGE, PLUGINS, TESTS = ROOT / "distillkit", ROOT / "plugins" / "distillkit_pl
 # Each line is a floor, lowest first; a file imports only from the floors below it. Each text is a room: those
 # that stand side by side do not know each other; files that are named together may, but in no circle.
 FLOORS = [
-    ["errors records packing stats files progress blame upload schedules"],
-    ["roles", "hookspecs", "recipe tables layers overrides"],
-    ["plugins installed contracts options", "runs", "distillkit"],
-    ["data", "teachers", "student", "judging", "reporting", "testing"],
-    ["assembly soft", "distillkit_plugins"],
+    ["errors records packing stats files progress blame schedules timeout upload"],
+    ["roles", "hookspecs", "recipe tables layers overrides", "distillkit"],
+    ["plugins installed contracts options scaffold", "runs"],
+    ["data", "teachers", "student", "judging", "reporting"],
+    ["testing"],
+    ["assembly soft subjects", "tracking", "distillkit_plugins"],
     ["training pipeline plan bench first"],
-    ["cli stage_commands cache_commands away_commands data_commands arguments __main__"],
+    [
+        "cli stage_commands judge_commands cache_commands plugin_commands away_commands data_commands arguments",
+        "__main__",
+    ],
 ]
 # What a room may use of its neighbours all the same.
 NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}
 # What a plugin may import of distillkit: names of the door, and the toolboxes.
-TOOLBOXES = ("distillkit.teachers.chat", "distillkit.student", "distillkit.data", "distillkit.stats")
+TOOLBOXES = (
+    *("distillkit.teachers.chat", "distillkit.student", "distillkit.data", "distillkit.stats"),
+    "distillkit.judging.fence",
+)
 
 HEAVY = {"mlx", "numpy", "pandas", "openai", "groq", "pydantic", "tiktoken", "matplotlib"}
 
 DOOR = """
-    Allowance Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Price Request Sample Schedule
-    SlowDown Source Student Subject Teacher TeacherError Token Tracker TryAgain Usage UsageError Within hookimpl
+    API_VERSION Allowance Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Price Request
+    Sample Schedule SlowDown Source Student Subject Teacher TeacherError Token Tracker TryAgain Usage UsageError Within
+    hookimpl
 """
 
 PROMISED = """
@@ -171,7 +179,9 @@ def test_nobody_imports_the_built_in_plugins():
 
 def test_every_name_of_the_door_is_there_on_purpose():
     assert sorted(distillkit.__all__) == sorted(DOOR.split())
-    assert all(getattr(distillkit, name).__name__ for name in distillkit.__all__ if name != "hookimpl")
+    assert all(
+        getattr(distillkit, name).__name__ for name in distillkit.__all__ if name not in ("API_VERSION", "hookimpl")
+    )
     behind = [module for module, names in distillkit._HOME.items() for _ in names]
     assert len(behind) == len(distillkit.__all__)
     assert all(place(f"distillkit.{module}")[0] <= 1 for module in behind)

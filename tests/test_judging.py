@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.judging import protocol
-from distillkit.judging.sampling import file_prompts, held_out_prompts, samples
+from distillkit.judging.sampling import Row, file_prompts, held_out_prompts, rows, samples, stories, story_prompts
 from distillkit.records import Answer, Document, Grade, Metric, Request, Sample
 from distillkit.roles import Judge
 from distillkit.stats import mean_interval
@@ -34,8 +34,12 @@ def first_word(text: str) -> str:
     return text.split()[0]
 
 
-def echo(prompts: Sequence[str], seeds: Sequence[int]) -> Iterable[str]:
-    return (f"{prompt}/{seed}" for prompt, seed in zip(prompts, seeds, strict=True))
+def echo(prompts: Sequence[str], seeds: Sequence[int], temperature: float) -> Iterable[str]:
+    return (f"{prompt}/{seed}/{temperature:g}" for prompt, seed in zip(prompts, seeds, strict=True))
+
+
+def written(prompts: Sequence[tuple[str, str]], seed: int = 0, **more: Any) -> list[Sample]:
+    return samples(rows(prompts, len(prompts), seed, **more), echo)
 
 
 @given(st.integers(1, 60), st.integers(1, 200))
@@ -60,17 +64,59 @@ def test_no_held_out_document_is_said() -> None:
 
 
 def test_further_samples_of_a_prompt_are_numbered_and_have_seeds_of_their_own() -> None:
-    prompts = held_out_prompts(documents(2), 5, first_word)
-    written = samples(prompts, 40, echo)
-    assert [sample.id for sample in written] == ["d0#0", "d1#0", "d0#1", "d1#1", "d0#2"]
-    assert [sample.seed for sample in written] == [40, 41, 42, 43, 44]
-    assert [sample.completion for sample in written] == [f"Story/{seed}" for seed in range(40, 45)]
-    assert {Grade("a", 1, sample=sample.id).cluster for sample in written} == {"d0", "d1"}
+    told = written(held_out_prompts(documents(2), 5, first_word), 40)
+    assert [sample.id for sample in told] == ["d0#0", "d1#0", "d0#1", "d1#1", "d0#2"]
+    assert len({sample.seed for sample in told}) == 5
+    assert [sample.completion for sample in told] == [f"Story/{sample.seed}/1" for sample in told]
+    assert {sample.prompt_id for sample in told} == {"d0", "d1"}
+    assert {Grade("a", 1, sample=sample.id).cluster for sample in told} == {"d0", "d1"}
+
+
+def test_a_prompt_is_written_to_as_often_as_is_asked_at_every_temperature() -> None:
+    wanted = rows(held_out_prompts(documents(3), 3, first_word), 5, 1, repeats=2, temperatures=[1.0, 0.5])
+    assert [row.id for row in wanted[:5]] == ["d0#0", "d0#1", "d1#0", "d1#1", "d2#0"]
+    assert [row.temperature for row in wanted] == [1.0] * 5 + [0.5] * 5
+    assert len({row.id for row in wanted}) == len({row.seed for row in wanted}) == 10
+    assert {row.sample("").prompt_id for row in wanted} == {"d0", "d1", "d2"}
+
+
+def test_what_a_row_is_written_with_hangs_neither_on_how_many_there_are_nor_on_the_other_temperatures() -> None:
+    few = rows(story_prompts(3), 3, 7)
+    many = rows(story_prompts(40), 40, 7, temperatures=[1.0, 0.3])
+    assert many[:3] == few
+    assert {row.seed for row in rows(story_prompts(3), 3, 8)}.isdisjoint({row.seed for row in few})
+
+
+def test_what_is_kept_is_not_written_again_and_the_rest_in_one_go_a_temperature() -> None:
+    wanted = rows(story_prompts(4), 4, 0, temperatures=[1.0, 0.5])
+    calls = []
+
+    def write(prompts: Sequence[str], seeds: Sequence[int], temperature: float) -> Iterable[str]:
+        calls.append((len(prompts), temperature))
+        return echo(prompts, seeds, temperature)
+
+    kept = {row.key: "kept" for row in wanted[1:3]}
+    texts = [sample.completion for sample in samples(wanted, write, kept)]
+    assert calls == [(2, 1.0), (4, 0.5)]
+    assert texts[1:3] == ["kept", "kept"]
+    assert texts[0] == f"{wanted[0].prompt}/{wanted[0].seed}/1"
+    assert samples(wanted, write, {row.key: "kept" for row in wanted}) == [row.sample("kept") for row in wanted]
+    assert len(calls) == 2  # nobody is woken for nothing
+
+
+def test_the_beginnings_that_ship_are_many_all_different_and_most_cut_in_a_sentence() -> None:
+    texts = stories()
+    assert len(texts) == len(set(texts)) >= 100
+    assert all(text == text.strip() and 30 < len(text) < 300 for text in texts)
+    whole = [text for text in texts if text[-1] in ".!?"]
+    assert 10 <= len(whole) <= len(texts) / 3
+    assert story_prompts(len(texts) + 1)[-1] == story_prompts(1)[0] == ("stories:1", texts[0])
 
 
 def test_a_name_with_a_number_sign_is_still_one_cluster() -> None:
-    written = samples([("a#b", "x"), ("a#b", "x")], 0, echo)
-    assert [Grade("a", 1, sample=sample.id).cluster for sample in written] == ["a#b", "a#b"]
+    told = written([("a#b", "x"), ("a#b", "x")])
+    assert [Grade("a", 1, sample=sample.id).cluster for sample in told] == ["a#b", "a#b"]
+    assert [sample.prompt_id for sample in told] == ["a#b", "a#b"]
 
 
 def test_prompts_of_a_file_are_its_lines_from_the_top_again_when_there_are_too_few(tmp_path: Path) -> None:
@@ -80,7 +126,7 @@ def test_prompts_of_a_file_are_its_lines_from_the_top_again_when_there_are_too_f
     texts = ["Once upon a time", "Ünï 漢\u2028字 \x0b!", "last"]
     assert prompts == [(f"mine.txt:{i % 3 + 1}", texts[i % 3]) for i in range(5)]
     assert file_prompts(file, 2) == prompts[:2]
-    assert [sample.id for sample in samples(prompts, 0, echo)][2:4] == ["mine.txt:3#0", "mine.txt:1#1"]
+    assert [sample.id for sample in written(prompts)][2:4] == ["mine.txt:3#0", "mine.txt:1#1"]
 
 
 def test_a_file_without_prompts_or_that_cannot_be_read_is_said(tmp_path: Path) -> None:
@@ -95,7 +141,19 @@ def test_a_file_without_prompts_or_that_cannot_be_read_is_said(tmp_path: Path) -
 
 def test_a_writer_that_writes_too_little_is_noticed() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        samples([("a", "x"), ("b", "y")], 0, lambda prompts, seeds: ["only one"])
+        samples(rows([("a", "x"), ("b", "y")], 2, 0), lambda prompts, seeds, temperature: ["only one"])
+
+
+def test_a_sample_is_kept_with_its_prompts_name_and_its_temperature() -> None:
+    sample = Row("d0#3", "One", 5, 0.5).sample(" day")
+    told = sample.to_json()
+    assert told == {
+        **{"id": "d0#3", "prompt": "One", "completion": " day", "seed": 5},
+        **{"temperature": 0.5, "prompt_id": "d0"},
+    }
+    assert Sample.from_json(told) == sample
+    old = {"id": "d0#3", "prompt": "One", "completion": " day", "seed": 5}  # of a version that recorded less
+    assert Sample.from_json(old) == Sample("d0#3", "One", " day", 5, None)
 
 
 # ------------------------------------------------------------------------------------------------------ judges
@@ -119,14 +177,17 @@ class Scores:
     def generate(self, prompts: Sequence[str], *, max_tokens: int, seed: int = 0) -> Sequence[Sample]:
         return [Sample(f"{i}#0", prompt, "", seed) for i, prompt in enumerate(prompts)]
 
+    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> Sequence[Fixed]:
+        return self.score(texts)
+
     def score(self, texts: Sequence[str]) -> Sequence[Fixed]:
         assert len(texts) == len(self.scores)
         return self.scores
 
 
 def subject(held_out: Sequence[Document] = (), student: Any = None, **more: Any) -> protocol.Judged:
-    written = samples(held_out_prompts(documents(3), 6, first_word), 0, echo)
-    return protocol.Judged(written, held_out, student or Scores(), lambda: iter(["a story"]), **more)
+    told = written(held_out_prompts(documents(3), 6, first_word))
+    return protocol.Judged(told, held_out, student or Scores(), lambda: iter(["a story"]), **more)
 
 
 class Says(Judge):
@@ -162,9 +223,10 @@ def test_a_judge_sees_the_run_and_its_words_are_kept() -> None:
     verdict = protocol.judge(Length(), subject())
     assert verdict.judge == "length"
     assert verdict.metrics == {"words": Metric(1.0, 1.0, 1.0, 3)}
-    rows = verdict.rows()
-    assert rows[0] == {"judge": "length", "criterion": "words", "score": 1, "sample": "d0#0", "note": "n"}
-    assert [Grade.from_json(row) for row in rows] == verdict.grades
+    lines = verdict.rows()
+    mark = {"judge": "length", "protocol": verdict.protocol.hash}
+    assert lines[0] == {**mark, "criterion": "words", "score": 1, "sample": "d0#0", "note": "n"}
+    assert [Grade.from_json(line) for line in lines] == verdict.grades
 
 
 def test_a_judge_with_a_teacher_asks_it() -> None:
@@ -241,7 +303,9 @@ def test_by_default_grades_of_one_prompt_are_one_cluster() -> None:
     grades = [Grade("fun", luck[name], sample=f"{name}#{k}") for name in luck for k in range(10)]
     metrics = protocol.judge(Says(*grades, *(Grade("size", i) for i in range(4))), subject()).metrics
     assert metrics["fun"].n == 20
-    assert metrics["fun"] == mean_interval(list(luck.values()), [1.0] * 20, list(luck))
+    alone = mean_interval(list(luck.values()), [1.0] * 20, list(luck))
+    assert (metrics["fun"].value, metrics["fun"].n) == (pytest.approx(alone.value), alone.n)
+    assert (metrics["fun"].low, metrics["fun"].high) == pytest.approx((alone.low, alone.high))
     assert metrics["size"].n == 4  # grades of the student as a whole stand each for itself
 
 

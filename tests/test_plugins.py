@@ -474,6 +474,7 @@ def test_plugins_describe_themselves_as_json(site):
         "version": "1.0",
         "about": "Answers every prompt with the same words.",
         "signal": "text",
+        "warnings": [],
         "options": [
             {
                 "name": "words",

@@ -345,10 +345,12 @@ def test_paths_start_from_the_file_that_says_them(here):
 
 def test_names_that_are_no_paths_are_left_alone():
     Path("bpe").mkdir()
+    Path("stories").mkdir()
     Path("held_out").mkdir()
     recipe = load(write('name = "x"\ntokenizer = {ranks = "gone.txt"}'))
     assert (recipe.tokenizer.kind, recipe.tokenizer.ranks) == ("bpe", "gone.txt")
-    assert recipe.sampling.prompts == "held_out"
+    assert recipe.sampling.prompts == "stories"
+    assert load(write('name = "x"\nsampling = {prompts = "held_out"}')).sampling.prompts == "held_out"
 
 
 # -------------------------------------------------------------------------------- a recipe of one's own

@@ -150,7 +150,7 @@ def test_draws_are_an_unbiased_picture_of_the_teacher(tmp_path: Path, stream: St
     assert store.facts["bytes"] / stream.tokens <= 40
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(arrays.arrays(np.float64, (3, 6), elements=st.floats(-60, 20)), st.integers(1, 6))
 def test_float16_is_near_enough(tmp_path_factory: pytest.TempPathFactory, logits: Any, most: int) -> None:
     """A log-probability keeps eleven bits: what is read differs by a share of |log p| / 2048, and a bit for the sum."""
@@ -189,7 +189,7 @@ def random_rows(positions: int, seed: int = 0) -> Rows:
     return Rows(counts, drawn.integers(0, 300, total), logs, rest)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=8), st.integers(1, 900), st.data())
 def test_any_range_of_any_shards_reads_the_same(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int, data: st.DataObject

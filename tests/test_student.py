@@ -24,10 +24,11 @@ from students import TEXTS, f64, lively, log_softmax, random_array, small_model,
 
 from distillkit.data.shards import Batch
 from distillkit.roles import Mixer, gives
+from distillkit.schedules import SHAPES
 from distillkit.student import blas
 from distillkit.student.gpt import GPT, Shape, count, initialise
 from distillkit.student.loss import Targets, counted, mixed_loss
-from distillkit.student.optimizer import AdamW, Schedule, flat, grown
+from distillkit.student.optimizer import AdamW, LearningRate, flat, grown
 from distillkit.student.parallel import Lanes
 from distillkit.student.score import score_tokens, windows
 from distillkit.student.train import Job, Settings, advance, fresh
@@ -354,7 +355,7 @@ def job_of(model: GPT, mixer: Mixer, batch: Any, accumulate: int = 1, chunk: int
         sample_every=None,
         keep=1,
         seed=1,
-        schedule=Schedule(1e-3, 1e-4, 0, 100),
+        schedule=LearningRate(1e-3, 1e-4, 0, 100),
         optimizer=Keeps(clip=1e9),
     )
     nowhere: Any = None
@@ -633,7 +634,7 @@ def test_adamw_is_an_independent_adamw_over_twenty_steps(betas: tuple[float, flo
     for step in range(20):
         size = 10.0 ** (step % 5 - 3)
         slopes = {n: random_array(100 * step + i, *s, scale=size) for i, (n, s) in enumerate(shapes.items())}
-        rate = Schedule(1e-2, 1e-3, 5, 20)(step)
+        rate = LearningRate(1e-2, 1e-3, 5, 20)(step)
         gradients = grown({name: mx.array(value) for name, value in slopes.items()})
         ours, moments, norm = optimizer.update(ours, gradients, moments, mx.array(rate), mx.array(step))
         wide = {name: value.astype(np.float64) for name, value in slopes.items()}
@@ -662,7 +663,7 @@ def test_neither_norms_nor_biases_nor_positions_decay() -> None:
 
 
 def test_the_learning_rate_warms_up_peaks_and_ends_near_its_floor() -> None:
-    schedule = Schedule(peak=1.0, floor=0.1, warmup=10, steps=110)
+    schedule = LearningRate(peak=1.0, floor=0.1, warmup=10, steps=110)
     assert [schedule(step) for step in range(10)] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert schedule(10) == 1.0
     assert schedule(60) == pytest.approx(0.55)  # half of the way down, half of the cosine
@@ -670,9 +671,18 @@ def test_the_learning_rate_warms_up_peaks_and_ends_near_its_floor() -> None:
     assert schedule(1000) == pytest.approx(0.1)
 
 
-@given(st.floats(1e-6, 1), st.floats(0, 1), st.integers(0, 50), st.integers(1, 200))
-def test_the_learning_rate_never_leaves_its_bounds(peak: float, share: float, warmup: int, steps: int) -> None:
-    schedule = Schedule(peak, peak * share, warmup, steps)
+def test_the_learning_rate_falls_along_its_shape() -> None:
+    rates = {shape: LearningRate(1.0, 0.0, 10, 110, shape) for shape in SHAPES}
+    assert [rates["linear"](step) for step in (9, 10, 60, 110)] == pytest.approx([1, 1, 0.5, 0])
+    assert [rates["constant"](step) for step in (4, 10, 60, 110)] == pytest.approx([0.5, 1, 1, 1])
+    assert [rates["warm-stable-decay"](step) for step in (10, 90, 100, 110)] == pytest.approx([1, 1, 0.5, 0])
+
+
+@given(st.floats(1e-6, 1), st.floats(0, 1), st.integers(0, 50), st.integers(1, 200), st.sampled_from(SHAPES))
+def test_the_learning_rate_never_leaves_its_bounds(
+    peak: float, share: float, warmup: int, steps: int, shape: str
+) -> None:
+    schedule = LearningRate(peak, peak * share, warmup, steps, shape)
     rates = [schedule(step) for step in range(steps)]
     assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
     assert all(later <= rate + 1e-12 for rate, later in zip(rates[warmup:], rates[warmup + 1 :], strict=False))

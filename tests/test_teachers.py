@@ -185,6 +185,7 @@ OTHERS: dict[str, Any] = {
     "seed": 2,
     "top_logprobs": 1,
     "repeat": 1,
+    "schema": {"type": "object"},
 }
 
 

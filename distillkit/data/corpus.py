@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 
@@ -273,6 +273,15 @@ def _called(source: Source) -> str:
 # Sorting.
 
 
+def _documents(source: Source, split: str) -> Iterator[Document]:
+    """The documents of a source, or its fault said plainly."""
+    for document in cast(Iterator[Any], source.documents(split)):
+        if not isinstance(document, Document) or not isinstance(document.text, str):
+            found = "a Document without text" if isinstance(document, Document) else f"a {type(document).__name__}"
+            raise DataError(f"{_called(source)} gave {found} where a Document was due", "Yield Document(id, text).")
+        yield document
+
+
 @dataclass
 class Sieve:
     """Reads a source once, drops what is empty or was seen, and says of the rest to which split it belongs.
@@ -294,7 +303,7 @@ class Sieve:
             yield "held_out" if not own and _fraction(mark) < self.options.held_out else "train", document
 
     def _fresh(self, split: str) -> Iterator[tuple[Document, bytes]]:
-        for document in _blocks(self.source.documents(split), self.options.block_chars):
+        for document in _blocks(_documents(self.source, split), self.options.block_chars):
             if not document.text or document.text.isspace():
                 self.empty += 1
                 continue

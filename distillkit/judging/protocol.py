@@ -1,21 +1,42 @@
-"""The judge stage: a subject is shown to each judge, and what they say is kept.
+"""The judge stage: a subject is shown to each judge, and what they say is kept, with the protocol they said it by.
 
-Knows neither networks nor files: whoever calls brings the student, the documents and a way to ask a teacher.
+Grades of unlike protocols do not compare, so every grade carries a hash of all that decides it but the subject: the
+judge's own facts (prompt, schema, scale, options), whom it asked, and which model the answers say they are from. Knows
+neither networks nor files: whoever calls brings the student, the documents and a way to ask a teacher.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
 from ..errors import DistillkitError
+from ..files import digest
 from ..records import Answer, Document, Grade, Metric, Request, Sample
 from ..roles import Judge, Scorer, Subject
+from ..stats import components
 
 Ask = Callable[[Sequence[Request]], Sequence[Answer]]
+KIN = {"o": "gpt", "chatgpt": "gpt", "codellama": "llama"}  # models whose names hide their family
+
+
+@dataclass
+class Asker:
+    """A way to ask a teacher that remembers who answered."""
+
+    ask: Ask
+    who: Mapping[str, Any] = field(default_factory=dict)  # what decides the answers: provider and identity
+    models: set[str] = field(default_factory=set)  # as the answers report them
+
+    def __call__(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        """Ask, and note the models."""
+        answers = self.ask(requests)
+        self.models |= {answer.model for answer in answers if answer.model}
+        return answers
 
 
 @dataclass(frozen=True)
@@ -28,6 +49,7 @@ class Judged:
     read_train: Callable[[], Iterable[str]]
     others: Sequence[Subject] = ()
     asker: Ask | None = None
+    name: str = "the student"
 
     @property
     def train_text(self) -> Iterable[str]:
@@ -40,16 +62,35 @@ class Judged:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """All that decides a judge's grades but the subject, and its hash."""
+
+    facts: Mapping[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """Equal protocols, equal hashes."""
+        return digest(self.facts)[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the report."""
+        return {"hash": self.hash, "facts": dict(self.facts)}
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """All that one judge said, and what it comes to."""
+    """All that one judge said, what it comes to, and what its design could have seen."""
 
     judge: str
     grades: list[Grade]
     metrics: dict[str, Metric]
+    protocol: Protocol
+    design: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """The grades as lines for `grades.jsonl`."""
-        return [{"judge": self.judge, **grade.to_json()} for grade in self.grades]
+        mark = self.protocol.hash
+        return [{"judge": self.judge, "protocol": mark, **grade.to_json()} for grade in self.grades]
 
 
 def judge(judge: Judge, subject: Subject) -> Verdict:
@@ -57,15 +98,76 @@ def judge(judge: Judge, subject: Subject) -> Verdict:
     who = f"the judge {judge.name!r}"
     try:
         grades = [_checked(who, grade) for grade in judge.grade(subject)]
-        metrics = judge.summarise(grades)
+        metrics = {**judge.summarise(grades), **_by_temperature(judge, grades, subject.samples)}
+        facts = protocol(judge, getattr(subject, "asker", None))
     except DistillkitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DistillkitError(f"{who} failed: {type(error).__name__}: {error}") from error
     for name, metric in metrics.items():
         if not isinstance(metric, Metric) or not _is_number(metric.value):
             raise DistillkitError(f"{who} made no number of its grades of {name!r}: {metric}")
-    return Verdict(judge.name, grades, metrics)
+    return Verdict(judge.name, grades, metrics, facts, designs(grades))
+
+
+def would_ask(judge: Judge, subject: Subject) -> list[Request]:
+    """The requests that a judge foresees."""
+    try:
+        return list(judge.requests(subject))
+    except DistillkitError:
+        raise
+    except Exception as error:
+        told = f"the judge {judge.name!r} could not say what it would ask: {type(error).__name__}: {error}"
+        raise DistillkitError(told) from error
+
+
+def protocol(judge: Judge, asker: Ask | None = None) -> Protocol:
+    """By what a judge grades: its own facts, whom it asks, and who answered."""
+    facts = {"judge": judge.name, **judge.facts()}
+    if isinstance(asker, Asker):
+        facts |= {"teacher": dict(asker.who), "models": sorted(asker.models)}
+    return Protocol(facts)
+
+
+def _by_temperature(judge: Judge, grades: Sequence[Grade], samples: Sequence[Sample]) -> dict[str, Metric]:
+    """Where samples were written at several temperatures, the metrics at each of them, beside those of all."""
+    warm = {sample.id: sample.temperature for sample in samples}
+    metrics: dict[str, Metric] = {}
+    for one in (there := sorted({t for t in warm.values() if t is not None})):
+        own = [grade for grade in grades if grade.sample is not None and warm.get(grade.sample) == one]
+        if own and len(there) > 1:
+            metrics |= {f"{name}@{one:g}": metric for name, metric in judge.summarise(own).items()}
+    return metrics
+
+
+def designs(grades: Sequence[Grade]) -> dict[str, dict[str, Any]]:
+    """For each criterion that samples were graded by more than once: where its spread comes from.
+
+    And the smallest difference that two runs judged so could show, were they as far apart as two prompts' luck is.
+    """
+    found = {}
+    for criterion in dict.fromkeys(grade.criterion for grade in grades if grade.sample is not None):
+        of = [grade for grade in grades if grade.criterion == criterion and grade.sample is not None]
+        prompts, samples = (
+            [str(value) for value in values] for values in zip(*((g.cluster, g.sample) for g in of), strict=True)
+        )
+        if len(of) == len(set(samples)):
+            continue
+        parts, count = components([grade.score for grade in of], prompts, samples), len(set(prompts))
+        found[criterion] = {
+            "prompts": count,
+            "samples": len(set(samples)),
+            "grades": len(of),
+            "variance": {"prompt": parts.prompt, "sample": parts.sample, "noise": parts.noise},
+            "detectable": parts.detectable(count, max(1, len(set(samples)) // count), len(of) // len(set(samples))),
+        }
+    return found
+
+
+def family(model: str | None) -> str | None:
+    """The family that a model's name speaks of: gpt, llama, qwen ...; None where it speaks of none."""
+    found = re.match(r"[a-z]+", (model or "").rpartition("/")[2].lower())
+    return KIN.get(found[0], found[0]) if found else None
 
 
 def _checked(who: str, grade: object) -> Grade:

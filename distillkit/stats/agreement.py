@@ -38,12 +38,11 @@ class Kappa:
 
 def spearman(a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> Correlation:
     """The correlation of ranks; the interval is Fisher's, with the spread that Bonett and Wright found for ranks."""
-    ranks = [_ranks(np.asarray(values, np.float64)) for values in (a, b)]
-    n = len(ranks[0])
-    spreads = [float(r.std()) for r in ranks] if n else [0.0]
-    if n < 2 or min(spreads) == 0:
+    first, second = (_ranks(np.asarray(values, np.float64)) for values in (a, b))
+    n = len(first)
+    if n < 2 or min(first.std(), second.std()) == 0:
         return Correlation(None, None, None, n)
-    value = float(np.clip(np.corrcoef(*ranks)[0, 1], -1, 1))
+    value = float(np.clip(np.asarray(np.corrcoef(first, second))[0, 1], -1, 1))
     if n < 4:
         return Correlation(value, None, None, n)
     if 1 - abs(value) < 1e-12:

@@ -2,7 +2,8 @@
 
 The interval is Student's t with a variance that is right for few clusters of unequal size, too: each cluster's squared
 deviation is divided by the share of its variance that is left once the common mean is taken away, and the degrees of
-freedom are those of Satterthwaite. With clusters of equal size it is the textbook's interval of the clusters' means.
+freedom are one less than the number of equal clusters that would count for as much (Kish). With clusters of equal
+size it is the textbook's interval of the clusters' means.
 """
 
 from __future__ import annotations
@@ -61,22 +62,8 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Mean:
         return Mean(value, 0.0, 0.0, len(top))
     shares = bottom / bottom.sum()
     left = 1 - 2 * shares + (shares**2).sum()  # of a cluster's variance, once the mean is taken away
-    worth = shares**2 / left
-    error = float(np.sqrt((worth * (top / bottom - value) ** 2).sum()))
-    return Mean(value, error, _freedom(shares, worth), len(top))
-
-
-def _freedom(shares: Array, worth: Array) -> float:
-    """Satterthwaite's degrees of freedom of sum(worth * (x - mean)^2): trace(A)^2 / trace(A^2) of its matrix A.
-
-    A = D - a s' - s a' + (sum a) s s', with a the worths, D their diagonal and s the shares.
-    """
-    whole, aa, ss, both = worth.sum(), worth @ worth, shares @ shares, worth @ shares
-    trace = whole - 2 * both + whole * ss
-    inner = np.array([[-both, -ss], [whole * both - aa, whole * ss - both]])  # K G of the low-rank part
-    crossed = 2 * (worth * (whole * shares**2 - 2 * worth * shares)).sum()
-    squared = aa + crossed + np.trace(inner @ inner)
-    return float(max(1.0, trace**2 / squared))
+    error = float(np.sqrt((shares**2 / left * (top / bottom - value) ** 2).sum()))
+    return Mean(value, error, max(1.0, float(1 / (shares**2).sum()) - 1), len(top))
 
 
 def mean_interval(scores: ArrayLike, weights: ArrayLike, clusters: Sequence[str]) -> Metric:

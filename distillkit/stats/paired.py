@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,8 +18,10 @@ from ..records import Metric
 from .means import BLOCK, Mean, cluster_sums, mean_interval, ratio, resampled
 from .quantiles import t_quantile, t_two_sided
 
-BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
 Verdict = Literal["better", "worse", "not distinguishable"]
+BETTER: Final = "better"
+WORSE: Final = "worse"
+SAME: Final = "not distinguishable"
 ALPHA, POWER = 0.05, 0.8
 ALL_SIGNS = 13  # clusters up to which every choice of signs is tried
 FLIPS = 9999

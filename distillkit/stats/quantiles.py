@@ -20,7 +20,7 @@ def t_two_sided(t: float, df: float) -> float:
     """The probability that a t number is at least as far from 0 as this one, either way."""
     if not math.isfinite(df):
         return math.erfc(abs(t) / math.sqrt(2))
-    return _beta_share(df / 2, 0.5, df / (df + t * t)) if math.isfinite(t) else 0.0
+    return _beta_share(df / 2, 0.5, df / (df + t * t), t * t / (df + t * t)) if math.isfinite(t) else 0.0
 
 
 @lru_cache(maxsize=1024)
@@ -55,18 +55,26 @@ def _where_tail_is(tail: float, df: float) -> float:
 
 
 def _t_density(t: float, df: float) -> float:
-    constant = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
+    constant = _half_step(df / 2) - math.log(df * math.pi) / 2
     return math.exp(constant - (df + 1) / 2 * math.log1p(t * t / df))
 
 
-def _beta_share(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function, by its continued fraction on the side where that is short."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
+def _half_step(a: float) -> float:
+    """log gamma(a + 1/2) - log gamma(a): by a series where the two are so large that their difference loses digits."""
+    if a < 30:
+        return math.lgamma(a + 0.5) - math.lgamma(a)
+    return math.log(a) / 2 - 1 / (8 * a) + 1 / (192 * a**3) - 1 / (640 * a**5)
+
+
+def _beta_share(a: float, b: float, x: float, rest: float) -> float:
+    """The regularised incomplete beta function at x = 1 - rest, where a or b is a half: by its continued fraction."""
+    if x <= 0 or rest <= 0:
+        return float(rest <= 0)
     if x > (a + 1) / (a + b + 2):
-        return 1 - _beta_share(b, a, 1 - x)
-    front = a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    return math.exp(front) * _fraction(a, b, x) / a
+        return 1 - _beta_share(b, a, rest, x)
+    constant = _half_step(b if a == 0.5 else a) - math.log(math.pi) / 2
+    logs = [math.log(one) if one < other else math.log1p(-other) for one, other in ((x, rest), (rest, x))]
+    return math.exp(a * logs[0] + b * logs[1] + constant) * _fraction(a, b, x) / a
 
 
 def _fraction(a: float, b: float, x: float) -> float:

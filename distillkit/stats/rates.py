@@ -74,7 +74,7 @@ def _errors(w: Array, strengths: Array) -> Array:
     np.fill_diagonal(information, 0)
     np.fill_diagonal(information, -information.sum(axis=1))
     variance = np.linalg.pinv(information, hermitian=True)
-    return np.sqrt(np.clip(np.diag(variance), 0, None))
+    return np.asarray(np.sqrt(np.clip(np.diag(variance), 0, None)))
 
 
 def _all_reach_all(beats: NDArray[np.bool_]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..errors import DistillkitError
 from ..roles import Mixer
 from .elementary import ours
 from .targets import Head, Opinion, Targets, TopK
@@ -27,7 +28,11 @@ Measured = tuple[mx.array, dict[str, mx.array]]
 
 def term_names(mixer: Mixer, vocab_size: int, targets: Targets) -> list[str]:
     """The names of a mixer's terms, from one row of zeros that is never computed."""
-    return list(mixer.rows(mx.zeros((1, vocab_size)), targets.rows(0, 1), mx.array(0)))
+    rows: Any = mixer.rows(mx.zeros((1, vocab_size)), targets.rows(0, 1), mx.array(0))
+    if not isinstance(rows, dict) or not all(getattr(row, "shape", None) == (1,) for row in rows.values()):
+        told = f"the mixer {mixer.name!r} did not give one loss a row for each of its terms"
+        raise DistillkitError(told, "Mixer.rows returns {term: losses [N]}.")
+    return list(rows)
 
 
 def chunk_rows(vocab_size: int) -> int:

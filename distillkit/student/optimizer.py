@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,25 +12,31 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
+from ..schedules import ahead
+
 Tree = Any
+LAST = 0.2  # of the steps after the warm-up, in which the rate of warm-stable-decay falls
 NOWHERE: Mapping[str, mx.Stream] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up, then half a cosine down to a floor."""
+class LearningRate:
+    """Linear warm-up to a peak, then down to a floor along a shape: half a cosine, a line, or one in the last fifth."""
 
     peak: float
     floor: float
     warmup: int
     steps: int
+    shape: str = "cosine"
 
     def __call__(self, step: int) -> float:
         """The learning rate of a step, the first being 0."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.shape == "warm-stable-decay":
+            return self.floor + (self.peak - self.floor) * min(1.0, (1 - progress) / LAST)
+        return self.floor + (self.peak - self.floor) * float(ahead(self.shape, progress))
 
 
 @dataclass(frozen=True)

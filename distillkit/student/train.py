@@ -27,7 +27,7 @@ from . import checkpoint as checkpoints
 from .journal import Balance, Journal, Overfitting
 from .loss import Opinion, Targets, TopK, mixed_loss, slope_lengths, term_names, totals
 from .onpolicy import OnPolicy
-from .optimizer import AdamW, Schedule, Tree, flat, global_norm, grown, recalled
+from .optimizer import AdamW, LearningRate, Tree, flat, global_norm, grown, recalled
 from .parallel import Lanes
 from .precision import FACTOR, OVERFLOWS, lowered
 from .score import token_surprises
@@ -86,7 +86,7 @@ class Settings:
     sample_every: int | None
     keep: int
     seed: int
-    schedule: Schedule
+    schedule: LearningRate
     optimizer: AdamW
     precision: str = "float32"
 

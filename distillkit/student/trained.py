@@ -131,6 +131,15 @@ class Trained:
         sizes = zip(nats, documents, texts, strict=True)
         return [Scored(n, len(tokens) - 1, len(text.encode())) for n, tokens, text in sizes]
 
+    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Scored]:
+        """How likely each text is after its prompt. The end of the text is not counted: it may have been cut."""
+        self.model.eval()
+        begun = self._read(prompts)
+        whole = [[*b, *tokens] for b, tokens in zip(begun, self.tokenizer.encode_batch(list(texts)), strict=True)]
+        nats = score_tokens(self.model, self.context, [*whole, *begun])
+        rows = zip(nats[: len(whole)], nats[len(whole) :], whole, begun, texts, strict=True)
+        return [Scored(all_ - first, len(w) - len(b), len(text.encode())) for all_, first, w, b, text in rows]
+
 
 def locate(where: str | Path) -> tuple[Checkpoint, Path]:
     """The checkpoint and the tokenizer folder that a name or path means."""

@@ -25,6 +25,7 @@ BATCH_PRICE = 0.5  # of the price of a call alone, at all providers that we know
 HOPELESS = 5  # requests that failed for good, one after another, before the others are not even tried
 TEMPLATE_TOKENS = 200  # tokens that a chat template may add to a prompt
 PROBE_TOKENS = 16
+AWAITED, MADE_HERE = 120.0, 3600.0  # seconds that an answer may take, from elsewhere or from this machine
 WAITS = (0.5, 30.0)  # seconds: at most so long before a second try, doubling, and before any
 
 
@@ -33,6 +34,7 @@ class Terms:
     """How a teacher is asked: how many at once, how often again, what may be used and spent."""
 
     concurrency: int = 8
+    timeout: float | None = None
     attempts: int = 5
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -123,9 +125,13 @@ class Asking:
         """Nothing stays open: neither connections nor the loop."""
         self.teacher.listener = None
         try:
-            self.runner.run(self.teacher.close())
+            self.runner.run(self._closed())
         finally:
             self.runner.close()
+
+    async def _closed(self) -> None:
+        async with asyncio.timeout(self.terms.timeout or AWAITED):
+            await self.teacher.close()
 
     async def _answers(self, requests: Sequence[Request]) -> AsyncGenerator[list[tuple[Request, Answer]]]:
         """Answers in the groups in which they come."""
@@ -256,8 +262,16 @@ class Asking:
         task = asyncio.current_task()
         assert task is not None
         self.out.add(task)
+        seconds = self.terms.timeout or AWAITED
         try:
-            return await call(request)
+            async with asyncio.timeout(seconds) as patience:
+                return await call(request)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise TryAgain(f"no answer within {seconds:g} s", "teacher.timeout says how long to wait.") from error
+        except SystemExit as error:  # which would end the loop, and with it the answers that are out
+            raise RuntimeError(f"it wanted to leave the program: SystemExit: {error}") from error
         finally:
             self.out.discard(task)
 

@@ -26,9 +26,11 @@ from . import keys, logprobs, replies
 
 FINISHES = {"stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop", "length": "length"}
 FINISHES |= {"max_tokens": "length", "content_filter": "content_filter", "tool_calls": "stop", "function_call": "stop"}
+SDK_SECONDS = 120.0  # for batches
+GIVEN_UP = 86400.0  # later than the host gives a call up, which is the only one to decide
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0}  # what an endpoint does that takes no such parameter
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
-JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "number", "strict": True, "schema": SCHEMA}}
+SCHEMA_NEED = "json_schema"
 
 
 class RefusedError(TeacherError):
@@ -60,7 +62,6 @@ class ChatTeacher(Teacher):
             "chat", description="chat, or plain completions for models that only go on"
         )
         reasoning_effort: str | None = Field(None, description="for reasoning models: low, medium, high")
-        timeout: float = Field(120.0, gt=0, description="seconds after which a call is given up and made again")
         extra: dict[str, Any] = Field({}, description="further keys of the request's body, as the endpoint wants them")
 
         @field_validator("base_url")
@@ -82,8 +83,8 @@ class ChatTeacher(Teacher):
     # ------------------------------------------------------------------------------------------ who it is
 
     def identity(self) -> Any:
-        """Everything that decides the answers: how long one waits for them does not."""
-        return self.options.model_dump(mode="json", exclude={"timeout"}, exclude_defaults=False)
+        """Everything that decides the answers."""
+        return self.options.model_dump(mode="json", exclude_defaults=False)
 
     @property
     def chats(self) -> bool:
@@ -104,16 +105,18 @@ class ChatTeacher(Teacher):
     # ------------------------------------------------------------------------------------------ what it can
 
     def needs(self, requests: Sequence[Request]) -> Mapping[str, Request]:
-        """For each way of asking among the requests: what the endpoint takes of it."""
-        return {f"parameters {json.dumps(way)}": request for way, request in _ways(requests).items()}
+        """For each way of asking among the requests: what the endpoint takes of it. And whether it takes a schema."""
+        needs = {f"parameters {json.dumps(way)}": request for way, request in _ways(requests).items()}
+        with_schema = [request for request in requests if request.schema is not None]
+        return {**needs, SCHEMA_NEED: with_schema[0]} if with_schema and self.chats else needs
 
     async def probe(self, need: str, request: Request) -> Any:
         """What of a request the endpoint takes, by asking it for a few words; or whether it takes a JSON schema."""
-        small = replace(request, prompt=None, messages=({"role": "user", "content": "Count: one, two,"},))
+        small = replace(request, prompt=None, messages=({"role": "user", "content": "Count: one, two,"},), schema=None)
         if not self.chats:
-            small = replace(request, prompt="one, two,", messages=None)
-        if need == "json_schema":
-            return await self._takes({**self._body(small, {}), "response_format": JSON_SCHEMA})
+            small = replace(request, prompt="one, two,", messages=None, schema=None)
+        if need == SCHEMA_NEED:
+            return await self._takes({**self.body(small), "response_format": _strictly(SCHEMA)})
         facts: dict[str, Any] = {"refused": [], "max_tokens": self.max_tokens_name, "top_logprobs": 0}
         asked = request.top_logprobs
         while True:
@@ -191,6 +194,8 @@ class ChatTeacher(Teacher):
         body[facts.get("max_tokens", self.max_tokens_name)] = request.max_tokens
         if options.reasoning_effort is not None:
             body["reasoning_effort"] = options.reasoning_effort
+        if request.schema is not None and self.found.get(SCHEMA_NEED):
+            body["response_format"] = _strictly(request.schema)
         return {key: value for key, value in {**body, **options.extra}.items() if key not in refused}
 
     def _words(self, request: Request) -> dict[str, Any]:
@@ -223,13 +228,10 @@ class ChatTeacher(Teacher):
         # Everything is in extra_body, which is sent as it is: the SDK takes a while to look over what it knows.
         known: dict[str, Any] = {"messages": []} if self.chats else {"prompt": ""}
         try:
-            async with asyncio.timeout(self.options.timeout):
-                raw = await ask.with_raw_response.create(model=body["model"], **known, extra_body=body)
-                response = raw.http_response
+            raw = await ask.with_raw_response.create(model=body["model"], **known, extra_body=body, timeout=GIVEN_UP)
+            response = raw.http_response
         except sdk.APIStatusError as error:
             fault = self._fault(error)
-        except (TimeoutError, sdk.APITimeoutError):
-            fault = TryAgain(f"no answer within {self.options.timeout:g} s")
         except sdk.APIError as error:
             there = f"Is there a server at {self.options.base_url}?"
             fault = TryAgain(f"the connection failed: {_cause(error)}", there)
@@ -303,7 +305,7 @@ class ChatTeacher(Teacher):
             api_key=self._key() or keys.NO_KEY,
             base_url=self._address(),
             max_retries=0,
-            timeout=self.options.timeout,
+            timeout=SDK_SECONDS,
         )
 
     def _address(self) -> str:
@@ -315,6 +317,11 @@ class ChatTeacher(Teacher):
         client, self._client, self._secret = self._client, None, None
         if client is not None:
             await client.close()
+
+
+def _strictly(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """How one asks for an answer that keeps to a schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
 
 
 def _way(request: Request) -> tuple[float, float, bool, bool, int]:

@@ -18,7 +18,8 @@ from ..files import digest
 from ..progress import Voice
 from ..records import REFUSED, Answer, Request
 from ..roles import Teacher
-from .asking import Asking, Terms, is_asynchronous
+from ..timeout import within
+from .asking import MADE_HERE, Asking, Terms, is_asynchronous
 from .cache import Cache, asked, key_of
 
 Row = tuple[Request, str, dict[str, Any]]
@@ -195,6 +196,7 @@ class _Asking:
 
     def __init__(self, teacher: Teacher, terms: Terms, cache: Cache, voice: Voice, done: Labelled) -> None:
         self.teacher, self.done = teacher, done
+        self.seconds = terms.timeout or MADE_HERE
         self.who = f"the teacher {teacher.name!r}"
         self.driven = Asking(teacher, terms, cache, voice) if is_asynchronous(teacher) else None
 
@@ -205,15 +207,16 @@ class _Asking:
         due = set(waiting)
         named = [replace(request, id=key) for key, request in waiting.items()]
         try:
-            for request, answer in self.driven.answers(named) if self.driven else _in_turn(self.teacher, named):
+            for request, answer in self.driven.answers(named) if self.driven else self._in_turn(named):
                 if request.id not in due:
                     raise TeacherError(f"{self.who} answered a request twice, or one that it was not asked")
                 due.remove(request.id)
                 yield request.id, checked(self.who, answer)
         except DistillkitError:
             raise
-        except (Exception, asyncio.CancelledError) as error:
-            raise TeacherError(f"{self.who} failed: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            hint = "teacher.timeout says how long it may take." if isinstance(error, TimeoutError) else ""
+            raise TeacherError(f"{self.who} failed: {type(error).__name__}: {error}", hint) from error
         finally:
             self._spent()
         if due:
@@ -228,18 +231,26 @@ class _Asking:
     def close(self) -> None:
         """Let go of what asking had opened."""
         if self.driven:
-            self.driven.close()
+            try:
+                self.driven.close()
+            except (Exception, SystemExit) as error:
+                raise TeacherError(f"{self.who} failed to close: {type(error).__name__}: {error}") from error
+
+    def _in_turn(self, requests: list[Request]) -> Iterator[tuple[Request, Any]]:
+        """One after another on this thread, or in the teacher's own batches; each within its time."""
+        alone = type(self.teacher).answers is Teacher.answers
+        pairs = ((request, self.teacher.answer(request)) for request in requests)
+        coming = pairs if alone else iter(self.teacher.answers(requests))
+        while True:
+            with within(self.seconds):
+                pair = next(coming, None)
+            if pair is None:
+                return
+            yield pair
 
     def _spent(self) -> None:
         if self.driven:
             self.done.spent = self.driven.budget.spent
-
-
-def _in_turn(teacher: Teacher, requests: list[Request]) -> Iterator[tuple[Request, Any]]:
-    """One after another on this thread, or in the teacher's own batches."""
-    if type(teacher).answers is Teacher.answers:
-        return ((request, teacher.answer(request)) for request in requests)
-    return iter(teacher.answers(requests))
 
 
 def checked(who: str, answer: object) -> Answer:

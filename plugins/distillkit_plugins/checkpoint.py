@@ -54,6 +54,10 @@ class Checkpoint(Teacher):
 
         return {"weights": fingerprint(self.options.model), **self._how(exclude_defaults=True)}
 
+    def tokens(self, request: Request) -> int:
+        """By its own tokenizer."""
+        return len(self.tokenizer.encode(_prompt(request)))
+
     def _how(self, **which: bool) -> dict[str, Any]:
         """The options that decide which tokens are drawn."""
         return dict(self.options.model_dump(include={"min_p", "repetition_penalty"}, **which))

@@ -15,6 +15,7 @@ class Perplexity(Judge):
     """
 
     name = "perplexity"
+    lower_is_better = frozenset({"loss", "perplexity", "bits_per_byte"})
 
     def grade(self, subject: Subject) -> Iterator[Grade]:
         """Two grades a document, weighted so that their means are those of all tokens and of all bytes."""

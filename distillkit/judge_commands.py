@@ -1,0 +1,136 @@
+"""`distillkit judge`: a run is judged again, against others, or its judges are put to the test themselves.
+
+Arguments in, messages out: what judges say is theirs, what it costs is the plan's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .arguments import assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
+from .errors import UsageError
+from .stage_commands import STAGES, agreed, begin, go_on, is_run
+
+if TYPE_CHECKING:
+    from .judging.anchors import Order
+    from .runs import Run
+
+
+@click.command()
+@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
+@recipe_option
+@click.option("--samples", type=click.IntRange(min=0), help="How many samples the student writes.")
+@click.option("--judge", "more", multiple=True, metavar="NAME", help="A judge beside those of the recipe: rubric.")
+@click.option("--against", multiple=True, metavar="RUN", help="Further runs, for judges that compare: pairwise.")
+@click.option(
+    "--anchors", is_flag=True, help="Grade 20 stories of known quality instead, to see whether judges can tell."
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Set a CSV of people's grades beside the judges'.",
+)
+@json_option
+@device_option
+@yes_option
+@click.pass_context
+def judge(
+    ctx: click.Context,
+    /,
+    where: str,
+    overrides: tuple[str, ...],
+    samples: int | None,
+    more: tuple[str, ...],
+    against: tuple[str, ...],
+    anchors: bool,
+    calibrate: Path | None,
+    as_json: bool,
+    yes: bool,
+) -> None:
+    """Let the student write, grade it, and report.
+
+    Samples that are written already are kept, and no judge is asked twice for the same.
+    """
+    if calibrate is not None:
+        _calibrate(where, calibrate, as_json)
+        return
+    if samples is not None:
+        overrides = (*overrides, f"sampling.count={samples}")
+    overrides = _with_judges(where, overrides, more)
+    if anchors:
+        _anchors(ctx, where, overrides, as_json, yes)
+    elif is_run(where):
+        go_on(ctx, where, overrides, ("judge", "report"), yes, _others(against), as_json)
+    else:
+        if against:
+            raise UsageError("--against sets a run against others", "Name a run: distillkit judge RUN --against OTHER")
+        begin(ctx, where, overrides, STAGES, yes, as_json)
+
+
+def _recipe_file(where: str) -> str:
+    """The recipe that a word means: a run's own, or the word itself."""
+    from .runs import find
+
+    return str(find(where).recipe) if is_run(where) else where
+
+
+def _with_judges(where: str, overrides: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    """Judges that the command line adds, where the recipe does not have them."""
+    if not names:
+        return overrides
+    there = [table.name for table in recipe_of(_recipe_file(where), overrides).judge]
+    new = [name for name in dict.fromkeys(names) if name not in there]
+    return (*overrides, *(f"judge.{len(there) + i}.name={name}" for i, name in enumerate(new)))
+
+
+def _others(specs: tuple[str, ...]) -> list[Run]:
+    from .runs import find
+
+    return [find(spec) for spec in specs]
+
+
+def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json: bool, yes: bool) -> None:
+    """Whether the judges of a recipe tell good stories from bad ones."""
+    from . import plan as planning
+    from .judging import anchors
+    from .runs import find
+    from .subjects import Jury, NoStudentError, Subjects
+
+    run = find(where) if is_run(where) else None
+    assembly = assembled(ctx, recipe_of(_recipe_file(where), overrides))
+    stories = [anchor.sample for anchor in anchors.anchors()]
+    subject = Subjects(assembly, run).without_student(stories, "anchors are graded")
+    agreed(assembly, None, planning.asked_by_judges(assembly, subject, subject), yes)
+    jury, orders, silent, protocols = Jury(assembly, {}, lambda spent: None), list["Order"](), [], {}
+    for table, one in assembly.judges():
+        try:
+            verdict = jury.hear(table, one, subject)
+        except NoStudentError:
+            silent.append(one.name)
+            continue
+        orders += anchors.orders(one.name, verdict.grades, one.lower_is_better)
+        protocols[one.name] = verdict.protocol.hash
+    rows = [order.to_json() for order in orders]
+    if run:
+        run.record(anchors={"protocols": protocols, "orders": rows})
+    show(rows if as_json else orders, as_json, lambda found: anchors.text(found, silent))
+
+
+def _calibrate(where: str, file: Path, as_json: bool) -> None:
+    """How well the judges of a run agree with people."""
+    from .files import read_lines
+    from .judging import calibration
+    from .runs import find
+
+    run = find(where)
+    if not (rows := read_lines(run.grades)):
+        raise UsageError(f"the run {run.name} has no grades", f"Judge it: distillkit judge {run.name} --judge rubric")
+    found = calibration.agreements(calibration.by_people(file), calibration.by_judges(rows))
+    show([one.to_json() for one in found] if as_json else found, as_json, calibration.text)
+
+
+COMMANDS = (judge,)

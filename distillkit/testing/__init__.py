@@ -1,0 +1,54 @@
+"""The conformance kit: what the host relies on, as checks that a plugin's own tests call.
+
+    from distillkit.testing import check_teacher
+
+    def test_it_keeps_its_promises():
+        check_teacher(Hello, {"words": "bye."})
+
+Each check tries the promises of a role one after another and raises an AssertionError that names every broken one, says
+what was found and what to do. It returns the names of those that were kept. Needs no test framework, and knows none.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ..student import blas  # the fast BLAS is loaded before any plugin's test imports mlx
+
+if TYPE_CHECKING:
+    from .exporters import check_exporter
+    from .judges import check_judge
+    from .mixers import check_mixer
+    from .sources import check_source
+    from .students import check_student
+    from .teachers import check_teacher
+    from .trackers import check_tracker
+
+_HOME = {
+    "check_exporter": "exporters",
+    "check_judge": "judges",
+    "check_mixer": "mixers",
+    "check_source": "sources",
+    "check_student": "students",
+    "check_teacher": "teachers",
+    "check_tracker": "trackers",
+}
+
+__all__ = [
+    "check_exporter",
+    "check_judge",
+    "check_mixer",
+    "check_source",
+    "check_student",
+    "check_teacher",
+    "check_tracker",
+]
+
+blas.load()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,139 @@
+"""What a judge owes the host: grades of what it was shown, the same each time, that can be kept and summed up.
+
+Shows it a small subject: samples and documents of all kinds, and a student that anybody can compute.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import DistillkitError, UsageError
+from ..installed import reason
+from ..judging.protocol import Judged, Verdict
+from ..judging.protocol import judge as asked
+from ..records import Answer, Grade, Metric, Request
+from ..roles import Judge
+from .materials import Pupil, documents, samples
+from .promises import BrokenError, Case, check, expect, plain_json
+
+Ask = Callable[[Request], Answer | str]
+
+
+def check_judge(cls: type[Judge], options: Mapping[str, Any] | None = None, *, teacher: Ask | None = None) -> list[str]:
+    """Hold a judge against its promises. `options` are those of a recipe's [[judge]] table.
+
+    A judge that asks a teacher needs one: `teacher` is handed each request and returns an answer, or its text.
+    """
+    promises = [grades_what_it_is_shown, sums_its_grades_up, repeats_itself, copes_with_nothing_to_judge]
+    if teacher is not None:
+        promises += [copes_with_a_teacher_that_refuses, says_that_it_needs_a_teacher]
+    return check("judges", cls, options, promises, teacher=teacher)
+
+
+def subject_of(case: Case) -> Judged:
+    """What the judge is shown."""
+    ask: Ask | None = case.more["teacher"]
+
+    def asker(requests: Sequence[Request]) -> list[Answer]:
+        answers = [ask(request) for request in requests] if ask else []
+        return [Answer(answer) if isinstance(answer, str) else answer for answer in answers]
+
+    train = documents("train")
+    return Judged(
+        samples=samples(),
+        held_out=documents("held-out"),
+        student=Pupil(),
+        read_train=lambda: (document.text for document in train),
+        asker=asker if ask else None,
+    )
+
+
+def verdict_of(case: Case, subject: Judged) -> Verdict:
+    """What the host makes of what a judge says."""
+    try:
+        return asked(case.new(), subject)
+    except DistillkitError as error:
+        remedy = "A judge that asks a teacher needs one: check_judge(..., teacher=lambda request: ...)."
+        raise BrokenError(str(error), remedy if case.more["teacher"] is None else "") from error
+
+
+# --------------------------------------------------------------------------------------------- promises
+
+
+def grades_what_it_is_shown(case: Case) -> None:
+    """Samples and documents by their ids; every grade can be kept as a line of JSON."""
+    subject = subject_of(case)
+    grades = verdict_of(case, subject).grades
+    expect(grades, "it gave no grade at all", "Yield Grade(criterion, score, sample=...) for what it was shown.")
+    _are_of(grades, [sample.id for sample in subject.samples], "sample")
+    _are_of(grades, [document.id for document in subject.held_out], "document")
+    for grade in grades:
+        expect(isinstance(grade.criterion, str) and grade.criterion, f"{grade!r} has no criterion", "Name it.")
+        again = Grade.from_json(json.loads(json.dumps(plain_json(grade.to_json(), "a grade"))))
+        expect(again == grade, f"{grade!r} came back from JSON as {again!r}", "Give numbers and text of Python.")
+
+
+def _are_of(grades: Iterable[Grade], known: Sequence[str], kind: str) -> None:
+    strange = [getattr(grade, kind) for grade in grades if getattr(grade, kind) not in (None, *known)]
+    expect(not strange, f"it graded the {kind} {strange[:1]}, which it was not shown", f"Use {kind}={kind}.id.")
+
+
+def sums_its_grades_up(case: Case) -> None:
+    """Metrics are numbers inside their intervals, and the same when the grades were read from disk."""
+    verdict = verdict_of(case, subject_of(case))
+    for name, metric in verdict.metrics.items():
+        bounds = [bound for bound in (metric.low, metric.high) if bound is not None]
+        finite = all(math.isfinite(bound) for bound in bounds)
+        within = all(low is None or high is None or low <= high for low, high in _pairs(metric))
+        expect(finite and within, f"the metric {name!r} is {metric}", "low <= value <= high, all finite.")
+    kept = [Grade.from_json(json.loads(json.dumps(row))) for row in verdict.rows()]
+    again = case.new().summarise(kept)
+    remedy = "summarise() may look at the grades alone: the host calls it with those of grades.jsonl, too."
+    expect(again == verdict.metrics, f"of its grades from disk it makes {again}, before {verdict.metrics}", remedy)
+
+
+def _pairs(metric: Metric) -> list[tuple[float | None, float | None]]:
+    return [(metric.low, metric.value), (metric.value, metric.high)]
+
+
+def repeats_itself(case: Case) -> None:
+    """The same subject, the same grades."""
+    one, two = (verdict_of(case, subject_of(case)) for _ in range(2))
+    remedy = "Draw by a seed of its own, and let no clock or order of a set decide."
+    expect(one.rows() == two.rows(), "shown the same again, it graded otherwise", remedy)
+
+
+def copes_with_nothing_to_judge(case: Case) -> None:
+    """No samples, or no held-out documents: it has nothing to say, or refuses in words."""
+    subject = subject_of(case)
+    _says_so(case, replace(subject, samples=[]), "without samples")
+    _says_so(case, replace(subject, held_out=[]), "without documents")
+    _says_so(case, replace(subject, samples=[], held_out=[], read_train=tuple), "with nothing at all")
+
+
+def copes_with_a_teacher_that_refuses(case: Case) -> None:
+    """A teacher that gives no answer says "refused" instead: that sample has no grade."""
+    refused = replace(subject_of(case), asker=lambda requests: [Answer("", finish="refused") for _ in requests])
+    _says_so(case, refused, "when its teacher refuses")
+
+
+def says_that_it_needs_a_teacher(case: Case) -> None:
+    """Without a teacher it grades all the same, or refuses in words."""
+    _says_so(case, replace(subject_of(case), asker=None), "without a teacher")
+
+
+def _says_so(case: Case, subject: Judged, when: str) -> None:
+    try:
+        asked(case.new(), subject)
+    except UsageError:
+        return
+    except DistillkitError as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, DistillkitError):
+            return
+        remedy = "Yield no grades then, or raise a UsageError that says what it needs; summarise([]) is {}."
+        raise BrokenError(f"{when} it failed: {reason(cause)}", remedy) from error
