@@ -33,7 +33,7 @@ from .student.trained import Trained, locate, parameters
 from .training import chunk_of, settings, streams_of
 
 if TYPE_CHECKING:
-    from .reporting.page import Fact
+    from .reporting.words import Fact
 
 SCHEMA = 1
 WARM = 2  # batches that are not counted: MLX compiles in the first, and finds its memory
@@ -266,9 +266,9 @@ def text(report: Mapping[str, Any]) -> str:
     from rich.console import Group
     from rich.text import Text
 
-    from .reporting import page, terminal
+    from .reporting import terminal, words
 
-    title = Text.assemble((page.line(report["run"]), "bold"), f"  step {report['step']:,}")
+    title = Text.assemble((words.line(report["run"]), "bold"), f"  step {report['step']:,}")
     size = f"{report['batch']} x {report['context']} random tokens"
     if report["accumulate"] > 1:
         size += f", {report['accumulate']} of them a training step"
@@ -285,7 +285,7 @@ def text(report: Mapping[str, Any]) -> str:
 
 
 def _speed_facts(speeds: Mapping[str, Any], unit: str, about: str) -> list[Fact]:
-    from .reporting.page import Fact, figure
+    from .reporting.words import Fact, figure
 
     latency = ", ".join(f"{name} {figure(value)}" for name, value in speeds["latency_ms"].items())
     share = f"{speeds['of_matmul_rate']:.0%} of a large matrix product's"
@@ -298,14 +298,14 @@ def _speed_facts(speeds: Mapping[str, Any], unit: str, about: str) -> list[Fact]
 
 
 def _writing_fact(row: Mapping[str, Any]) -> Fact:
-    from .reporting.page import Fact, figure
+    from .reporting.words import Fact, figure
 
     speed = f"{figure(row['tokens_per_second'])} tokens/s"
     return Fact(f"batch {row['batch']}", speed, f"{figure(row['ms_per_token'])} ms from one token to the next")
 
 
 def _memory_facts(report: Mapping[str, Any]) -> list[Fact]:
-    from .reporting.page import Fact, count, size
+    from .reporting.words import Fact, count, size
 
     sizes, memory = report["parameters"], report["memory"]
     shared = f"{count(sizes['total'])} where a shared one counts at each use"
@@ -318,7 +318,7 @@ def _memory_facts(report: Mapping[str, Any]) -> list[Fact]:
 
 
 def _machine_facts(report: Mapping[str, Any]) -> list[Fact]:
-    from .reporting.page import Fact, count, figure
+    from .reporting.words import Fact, count, figure
 
     where, rate = report["machine"], report["matmul_flops_per_second"]
     return [

@@ -7,16 +7,14 @@ run says is hostile until `clean` and the template's escaping have seen it.
 
 from __future__ import annotations
 
-import math
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from ..progress import clock
 from ..records import Sample
-from .plots import compare_losses, losses
+from . import template
+from .plots import losses
+from .words import Fact, clean, count, figure, interval, label, line, short, size, title, when
 
 Report = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -29,105 +27,6 @@ UNITS = {
     "loss": "nats a token; lower is better",
     "perplexity": "e to the loss; lower is better",
 }
-
-
-# Words -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One line of a report: what, how much, and what to know about it."""
-
-    name: str
-    value: str
-    note: str = ""
-
-
-def clean(value: Any) -> str:
-    """Text in which whatever would move a cursor, turn a line around or be no character is spelt out."""
-    return "".join(_visible(letter) for letter in str(value))
-
-
-def line(value: Any) -> str:
-    """Clean text on one line."""
-    return clean(" ".join(str(value).split()))
-
-
-def _visible(letter: str) -> str:
-    # Joiners are format characters too, but scripts and emoji need them, and they move nothing.
-    harmless = letter in "\n\t\u200c\u200d"
-    odd = not harmless and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return letter if not odd else f"\\u{ord(letter):04x}"
-
-
-def figure(value: float | None, decimals: int | None = None) -> str:
-    """A number, as precisely as asked, or else with four digits that matter."""
-    if value is None or not math.isfinite(value):
-        return "not known"
-    if abs(value) >= 1e7 or 0 < abs(value) < 1e-5:
-        return f"{value:.3g}"
-    if decimals is None:
-        decimals = 4 if value == 0 else max(0, 3 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{decimals}f}"
-    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text
-
-
-def interval(metric: Mapping[str, Any], signed: bool = False) -> str:
-    """A figure with its interval, `2.01 [1.98, 2.05]`, no more precise than the interval allows."""
-    value, low, high = (metric.get(key) for key in ("value", "low", "high"))
-    if value is None:
-        return "not known"
-    sign = "+" if signed and value > 0 else ""
-    if low is None or high is None:
-        return sign + figure(value)
-    decimals = _decimals(value, high - low)
-    return f"{sign}{figure(value, decimals)} [{figure(low, decimals)}, {figure(high, decimals)}]"
-
-
-def _decimals(value: float, width: float) -> int | None:
-    """How many decimals still say something, when the interval is this wide."""
-    if not math.isfinite(width) or width <= 0:
-        return None
-    least = 2 if abs(value) < 10 else int(abs(value) < 100)
-    return min(6, max(least, -math.floor(math.log10(width / 5))))
-
-
-def count(value: Any, unit: str = "") -> str:
-    """A whole number with its unit: `1 document`, `3,000 documents`."""
-    number = f"{value:,}" if isinstance(value, int) else line(value)
-    return f"{number} {unit if value == 1 else unit + 's'}" if unit else number
-
-
-def size(value: float) -> str:
-    """Bytes as people say them."""
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.{0 if units[0] == 'bytes' else 1}f} {units[0]}"
-
-
-def short(value: int) -> str:
-    """A large number in three digits: 1.07M."""
-    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{letter}"
-    return str(value)
-
-
-def label(name: str) -> str:
-    """The name of a metric or key, for reading."""
-    return line(name).replace("_", " ")
-
-
-def title(judge: str, metric: str) -> str:
-    """A metric under the name of its judge, unless that would say the same twice."""
-    return label(metric) if judge == metric else f"{line(judge)}: {label(metric)}"
-
-
-def _unknown(table: Mapping[str, Any], *known: str) -> list[Fact]:
-    """Plain values under keys that this module has no words for, so that nothing recorded is hidden."""
-    plain = {k: v for k, v in table.items() if k not in known and isinstance(v, str | int | float)}
-    return [Fact(label(k), figure(v) if isinstance(v, float) else count(v)) for k, v in plain.items()]
 
 
 # A report in words -----------------------------------------------------------------------------------------
@@ -156,6 +55,12 @@ def facts(report: Report) -> dict[str, list[Fact]]:
         "made with": list(_made_with(report)),
     }
     return {name: rows for name, rows in sections.items() if rows}
+
+
+def _unknown(table: Mapping[str, Any], *known: str) -> list[Fact]:
+    """Plain values under keys that this module has no words for, so that nothing recorded is hidden."""
+    plain = {k: v for k, v in table.items() if k not in known and isinstance(v, str | int | float)}
+    return [Fact(label(k), figure(v) if isinstance(v, float) else count(v)) for k, v in plain.items()]
 
 
 def _student(student: Mapping[str, Any]) -> Iterator[Fact]:
@@ -276,12 +181,6 @@ def _plugin(plugin: Any) -> str:
     return f"{line(plugin.get('name', ''))} {line(plugin.get('version') or '')}".strip()
 
 
-def when(stamp: Any) -> str:
-    """A time as people read it, from the one that was recorded."""
-    text = line(stamp)
-    return f"{text[:10]} {text[11:16]} UTC" if len(text) == 20 and text.endswith("Z") else text
-
-
 STAGES = {
     "data": "No data was read",
     "label": "The teacher was not asked, or not to the end",
@@ -312,7 +211,8 @@ def lede(report: Report) -> str:
 
 def html(report: Report, metrics: Rows, samples: Sequence[Sample]) -> str:
     """The report as one page that needs nothing else: no script, no font, no picture from elsewhere."""
-    return _render(
+    return template.render(
+        "report.html",
         title=line(report["run"]),
         kind="Run report",
         lede=lede(report),
@@ -320,29 +220,11 @@ def html(report: Report, metrics: Rows, samples: Sequence[Sample]) -> str:
         alerts=lacks(report),
         warnings=[clean(warning) for warning in report["warnings"]],
         headlines=headlines(report),
-        chart=losses(metrics),
-        chart_note="Thin: as measured at each step. Thick and dashed: smoothed over a twentieth of the run.",
+        chart=template.markup(losses(metrics)),  # matplotlib has escaped what stands in it
         sections=facts(report),
         samples=[_shown(sample) for sample in one_a_prompt(samples)[:SAMPLES_SHOWN]],
         samples_note=_of_how_many(samples),
         recipe=clean(report["recipe_text"]),
-        comparison=None,
-    )
-
-
-def compare_html(comparison: Report, histories: Mapping[str, Rows]) -> str:
-    """The comparison as one page of the same kind."""
-    return _render(
-        title=" and ".join(line(name) for name in comparison["runs"]),
-        kind="Comparison",
-        lede=f"Each run against {line(comparison['runs'][0])}, pair by pair on what both were judged on.",
-        status="done",
-        chart=compare_losses(histories),
-        chart_note="Points: validation. Faint: training, smoothed. "
-        "Losses over different tokenizers do not compare; bits per byte do.",
-        comparison=contrasts(comparison),
-        about=about(comparison),
-        alerts=[clean(note) for note in comparison["notes"]],
     )
 
 
@@ -360,50 +242,3 @@ def _of_how_many(samples: Sequence[Sample]) -> str:
     if shown == len(samples):
         return ""
     return f"{count(shown)} of {count(len(samples), 'sample')}, one a prompt; all are in tables/samples.csv."
-
-
-def about(comparison: Report) -> list[Fact]:
-    """The runs that are compared: the baseline first."""
-    rows = []
-    for i, (name, run) in enumerate(comparison["about"].items()):
-        known = [
-            f"{count(run['parameters'])} parameters" if run["parameters"] is not None else "",
-            f"{count(run['training_tokens'])} training tokens" if run["training_tokens"] is not None else "",
-            "" if run["status"] == "done" else line(run["status"]),
-        ]
-        rows.append(Fact(line(name), ", ".join(filter(None, known)), "the baseline" if i == 0 else ""))
-    return rows
-
-
-def contrasts(comparison: Report) -> list[dict[str, Any]]:
-    """The comparison in words: a table for each other run, a row for each metric."""
-    baseline = comparison["runs"][0]
-    tables = []
-    for other in comparison["runs"][1:]:
-        rows = [_contrast(row, baseline, other) for row in comparison["rows"] if row["versus"] == other]
-        tables.append({"versus": line(other), "baseline": line(baseline), "rows": rows})
-    return tables
-
-
-def _contrast(row: Mapping[str, Any], baseline: str, other: str) -> dict[str, str]:
-    values = row["values"]
-    return {
-        "metric": title(row["judge"], row["metric"]),
-        "first": interval(values[baseline]) if values.get(baseline) else "–",
-        "other": interval(values[other]) if values.get(other) else "–",
-        "difference": interval({**row, "value": row["difference"]}, signed=True)
-        if row["difference"] is not None
-        else "–",
-        "verdict": row["verdict"],
-        "note": clean(row["note"]),
-    }
-
-
-def _render(**values: Any) -> str:
-    """Fill the template. Everything is escaped but the charts, which matplotlib has escaped already."""
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render({**values, "chart": Markup(values["chart"])})

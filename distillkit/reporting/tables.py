@@ -7,7 +7,6 @@ as missing. Knows no model, judge or teacher, only what they left behind; how it
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from ..errors import DistillkitError
 from ..files import read_lines, write_json, write_text
 from ..records import Grade, Sample
 from ..runs import SCHEMA, Run
-from . import page, terminal
+from . import markdown, page, terminal, words
 
 if TYPE_CHECKING:
     import pandas
@@ -128,7 +127,7 @@ def write(run: Run) -> Report:
     report, metrics, samples = build(run), history(run), samples_of(run)
     for name, table in csvs(run, report).items():
         write_text(run.path / name, table.to_csv(index=False, lineterminator="\n"))
-    write_text(run.path / "report.md", markdown(report, samples))
+    write_text(run.path / "report.md", marked(report, samples))
     write_text(run.path / "report.html", page.html(report, metrics, samples))
     # Last, so that whoever sees it may rely on the others.
     write_json(run.report, report)
@@ -179,10 +178,10 @@ def text(report: Report, colour: bool = False) -> str:
     from rich.console import Group
     from rich.text import Text
 
-    title = Text.assemble((page.line(report["run"]), "bold"), f"  {page.line(report['status'])}")
+    title = Text.assemble((words.line(report["run"]), "bold"), f"  {words.line(report['status'])}")
     parts: list[RenderableType] = [terminal.ruled(title), Text(page.lede(report), style="dim")]
     parts += [Text(f"! {alert}", style="yellow") for alert in page.lacks(report)]
-    parts += [Text(f"! {page.clean(warning)}", style="yellow") for warning in report["warnings"]]
+    parts += [Text(f"! {words.clean(warning)}", style="yellow") for warning in report["warnings"]]
     judged = page.headlines(report)
     sections = {**({"judged": judged} if judged else {}), **page.facts(report)}
     # The page keeps what it was made with; here it would push the figures off the screen.
@@ -193,59 +192,20 @@ def text(report: Report, colour: bool = False) -> str:
 PAGE_HINT = "\nBrackets are 95% intervals. report.html beside it shows curves, samples and the recipe."
 
 
-def markdown(report: Report, samples: Sequence[Sample]) -> str:
+def marked(report: Report, samples: Sequence[Sample]) -> str:
     """The report for a README or a pull request."""
-    parts = [f"# {_md(report['run'])}", _md(page.lede(report))]
-    parts += [f"> **Note.** {_md(page.line(alert))}" for alert in page.lacks(report)]
-    parts += [f"> **Warning.** {_md(page.line(warning))}" for warning in report["warnings"]]
+    parts = [f"# {markdown.line(report['run'])}", markdown.line(page.lede(report))]
+    parts += [f"> **Note.** {markdown.line(words.line(alert))}" for alert in page.lacks(report)]
+    parts += [f"> **Warning.** {markdown.line(words.line(warning))}" for warning in report["warnings"]]
     if figures := page.headlines(report):
-        parts += ["## Judged", _md_table(("metric", "value [95% interval]", "reads"), figures)]
+        parts += ["## Judged", markdown.table(("metric", "value [95% interval]", "reads"), figures)]
     for title, rows in page.facts(report).items():
-        parts += [f"## {title.capitalize()}", _md_table(("", "", ""), rows)]
+        parts += [f"## {title.capitalize()}", markdown.table(("", "", ""), rows)]
     if shown := page.one_a_prompt(samples)[:SAMPLES_IN_MARKDOWN]:
-        parts += ["## What the student writes", "Bold is the prompt.", *(_md_sample(s) for s in shown)]
+        parts += ["## What the student writes", "Bold is the prompt.", *(markdown.quotation(s) for s in shown)]
     if report["recipe_text"]:
-        parts += ["## The recipe", _md_code(page.clean(report["recipe_text"]), "toml")]
+        parts += ["## The recipe", markdown.code(words.clean(report["recipe_text"]), "toml")]
     return "\n\n".join(parts) + "\n"
-
-
-def _md(text: Any) -> str:
-    """One line in which nothing is markup."""
-    escaped = re.sub(r"([\\`*_\[\]|~$#!])", r"\\\1", page.line(text))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _md_table(head: Sequence[str], rows: Sequence[page.Fact]) -> str:
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    lines += [" | ".join(map(_md, (fact.name, fact.value, fact.note))) for fact in rows]
-    return "\n".join(f"| {row} |" for row in lines)
-
-
-def _md_sample(sample: Sample) -> str:
-    """A quotation, line by line: the prompt bold, then at once what the student wrote."""
-    *above, last = sample.prompt.split("\n")
-    first, *below = sample.completion.split("\n")
-    space = " " if last[-1:].isspace() or first[:1].isspace() else ""
-    start = _md_bold(last) + space + _md(first) if last.strip() else _md_start(first)
-    rows = [*map(_md_bold, above), start, *map(_md_start, below)]
-    # Two spaces at the end keep a line apart from the next.
-    return "\n".join(f"> {row}  " if row else ">" for row in rows).rstrip()
-
-
-def _md_bold(row: str) -> str:
-    """HTML's bold: whether Markdown's works depends on the letters beside it."""
-    return f"<b>{_md(row)}</b>" if row.strip() else ""
-
-
-def _md_start(row: str) -> str:
-    """A line that begins neither a list nor a heading."""
-    return re.sub(r"^([-+=]|\d+(?=[.)]))", lambda m: f"&#{ord(m[0][0])};{m[0][1:]}", _md(row))
-
-
-def _md_code(text: str, language: str) -> str:
-    """A fenced block whose fence is longer than any inside."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 # Many runs, a line each ------------------------------------------------------------------------------------
@@ -298,7 +258,7 @@ def listing_text(rows: Rows, colour: bool = False) -> str:
 
 
 def _listed_words(row: Mapping[str, Any]) -> list[str]:
-    counts = ["" if row[key] is None else page.count(row[key]) for key in ("parameters", "steps")]
-    judged = f"{page.label(row['metric'])} {page.interval(row).partition(' [')[0]}" if row["metric"] else ""
-    started = page.when(row["started"]).removesuffix(" UTC") if row["started"] else ""
-    return [page.line(row["run"]), page.line(row["status"]), counts[0], judged, counts[1], started]
+    counts = ["" if row[key] is None else words.count(row[key]) for key in ("parameters", "steps")]
+    judged = f"{words.label(row['metric'])} {words.interval(row).partition(' [')[0]}" if row["metric"] else ""
+    started = words.when(row["started"]).removesuffix(" UTC") if row["started"] else ""
+    return [words.line(row["run"]), words.line(row["status"]), counts[0], judged, counts[1], started]

@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from . import page
+from . import words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WIDTH = 88
 
 
-def sections(facts: Mapping[str, Sequence[page.Fact]]) -> RenderableType:
+def sections(facts: Mapping[str, Sequence[words.Fact]]) -> RenderableType:
     """All facts in the same columns, with the title of a section before its first."""
     from rich.table import Table
     from rich.text import Text
