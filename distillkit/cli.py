@@ -59,20 +59,21 @@ for command in (*stage_commands.COMMANDS, *judge_commands.COMMANDS):
 @click.argument("where", nargs=-1, required=True, metavar="RUN RUN...")
 @json_option
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page as well.")
-def compare(where: tuple[str, ...], as_json: bool, html: Path | None) -> None:
-    """Compare runs with the first one: differences, their intervals, and what can be said."""
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write it as Markdown as well.")
+@click.option("--csv", type=click.Path(file_okay=False, path_type=Path), help="Write the tables into a folder as well.")
+@click.option("--anyway", is_flag=True, help="Compare also what was not judged in the same way.")
+def compare(
+    where: tuple[str, ...], as_json: bool, html: Path | None, markdown: Path | None, csv: Path | None, anyway: bool
+) -> None:
+    """Compare runs with the first one: differences, their intervals, and what can be said. Takes 2 to 50."""
     from . import runs
     from .reporting import compare as comparing
-    from .reporting import page, tables
+    from .reporting import compare_files, compare_text
 
-    chosen = [runs.find(spec) for spec in where]
-    comparison = comparing.compare(chosen)
-    if html:
-        from .files import write_text
-
-        histories = {name: tables.history(run) for name, run in zip(comparison["runs"], chosen, strict=True)}
-        write_text(html, page.compare_html(comparison, histories))
-    show(comparison, as_json, comparing.text)
+    found = comparing.read([runs.find(spec) for spec in where])
+    comparison = comparing.contrast(found, anyway)
+    compare_files.write(comparison, found, html=html, markdown=markdown, csv=csv)
+    show(comparison, as_json, compare_text.text)
 
 
 @cli.command()

@@ -157,7 +157,7 @@ def test_compare_sets_runs_side_by_side(made: Path, tmp_path: Path) -> None:
     rows = {row["metric"]: row for row in json.loads(done.stdout)["rows"]}
     row = rows["bits_per_byte"]
     assert row["low"] <= row["difference"] <= row["high"]
-    assert row["verdict"] in ("better", "worse", "no difference seen")
+    assert row["verdict"] in ("better", "worse", "not distinguishable")
     assert "<html" in page.read_text()
     assert "bits per byte" in distillkit(made, "compare", "tiny", "pupil").stdout
 

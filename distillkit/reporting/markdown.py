@@ -1,4 +1,4 @@
-"""Markdown in which nothing that a run says is markup. Knows text, facts and samples, and no report."""
+"""Markdown in which nothing that a run says is markup. Knows text, tables and samples, and no report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def line(text: Any) -> str:
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def table(head: Sequence[str], rows: Sequence[words.Fact]) -> str:
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    lines += [" | ".join(map(line, (fact.name, fact.value, fact.note))) for fact in rows]
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table with a head."""
+    lines = [" | ".join(map(line, head)), " | ".join("---" for _ in head)]
+    lines += [" | ".join(map(line, row)) for row in rows]
     return "\n".join(f"| {row} |" for row in lines)
 
 

@@ -10,16 +10,15 @@ from typing import Any
 from ..records import Grade
 from .sides import Side
 
-Thing = tuple[str, str]  # "document" or "sample", and its name
+Thing = tuple[str, str]  # "document" or "prompt", and its name
 
 
 @dataclass(frozen=True)
 class Graded:
-    """All that one criterion said of one thing: the score, its weight, and what it is resampled with."""
+    """All that one criterion said of one thing: the score and its weight."""
 
     score: float
     weight: float
-    cluster: str
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,11 @@ class Pairs:
 
 
 def pairs(first: Side, other: Side, key: tuple[str, str]) -> Pairs:
-    """The documents or samples that both were graded on, with one score of each run."""
-    ours, theirs = (_by_thing(side.grades.get(key, ())) for side in (first, other))
+    """The documents or prompts that both were graded on, with one score of each run.
+
+    Two samples of one prompt have no more in common than the prompt, so a run's score there is that of all of them.
+    """
+    ours, theirs = (_by_thing(side.graded(*key)) for side in (first, other))
     both = [thing for thing in ours if thing in theirs]
     if not ours or not theirs:
         return Pairs(reason="not graded one by one, so nothing can be paired")
@@ -43,10 +45,10 @@ def pairs(first: Side, other: Side, key: tuple[str, str]) -> Pairs:
 
     prompts = first.prompts, other.prompts
     same = [thing for thing in both if _same_prompt(prompts, thing)]
-    if len({ours[thing].cluster for thing in same}) < 2:
+    if len(same) < 2:
         return Pairs(reason="fewer than two pairs: no interval can be given")
     notes = [_dropped(len(same), max(len(ours), len(theirs)))]
-    if any(not math.isclose(ours[t].weight, theirs[t].weight) for t in same):
+    if any(kind == "document" and not math.isclose(ours[kind, t].weight, theirs[kind, t].weight) for kind, t in same):
         notes.append(f"weighted as in {first.name}, since the weights differ")
     return Pairs({t: ours[t] for t in same}, {t: theirs[t] for t in same}, "; ".join(filter(None, notes)))
 
@@ -59,13 +61,13 @@ def _by_thing(grades: Sequence[Grade]) -> dict[Thing, Graded]:
     """Grades by what they are of. Several of one thing become their mean, with the weight of all of them."""
     sums: dict[Thing, Graded] = {}
     for grade in grades:
-        thing = ("document", grade.document) if grade.document is not None else ("sample", grade.sample)
         # What was not finite was read as None: it is no score, and the note on pairs will count it as lost.
-        if thing[1] is None or grade.score is None or (grade.weight or 0) <= 0:
+        if grade.cluster is None or grade.score is None or (grade.weight or 0) <= 0:
             continue
-        so_far = sums.setdefault((thing[0], thing[1]), Graded(0.0, 0.0, str(grade.cluster)))
+        thing = ("prompt" if grade.document is None else "document", grade.cluster)
+        so_far = sums.setdefault(thing, Graded(0.0, 0.0))
         score, weight = so_far.score + grade.score * grade.weight, so_far.weight + grade.weight
-        sums[thing[0], thing[1]] = replace(so_far, score=score, weight=weight)
+        sums[thing] = replace(so_far, score=score, weight=weight)
     return {thing: replace(graded, score=graded.score / graded.weight) for thing, graded in sums.items()}
 
 
@@ -78,9 +80,9 @@ def _other_things(
     numbers): there all names, all weights and the size of the held-out text must agree.
     """
     if not both:
-        return "different held-out documents" if next(iter(ours))[0] == "document" else "different samples"
+        return "different held-out documents" if next(iter(ours))[0] == "document" else "different prompts"
     print_of = first.fingerprint("data")
-    if both[0][0] == "sample" or (print_of is not None and print_of == other.fingerprint("data")):
+    if both[0][0] == "prompt" or (print_of is not None and print_of == other.fingerprint("data")):
         return ""
     sizes = [_held_out(side) for side in (first, other)]
     agree = (
@@ -98,6 +100,6 @@ def _held_out(side: Side) -> tuple[Any, Any]:
 
 
 def _same_prompt(prompts: tuple[Mapping[str, str], Mapping[str, str]], thing: Thing) -> bool:
-    """Whether two samples of one name answer one prompt, as far as the runs kept their prompts."""
+    """Whether prompts of one name are one prompt, as far as the runs kept their prompts."""
     kind, name = thing
-    return len({side[name] for side in prompts if kind == "sample" and name in side}) < 2
+    return len({side[name] for side in prompts if kind == "prompt" and name in side}) < 2

@@ -68,25 +68,6 @@ def losses(metrics: Rows) -> str:
     return _svg(draw) if train or validation else ""
 
 
-def compare_losses(histories: Mapping[str, Rows]) -> str:
-    """The curves of several runs: validation as points, training faint. "" without any rows."""
-    drawn = {name: rows for name, rows in histories.items() if _of(rows, "train") or _of(rows, "validation")}
-
-    def draw(axes: Axes) -> None:
-        for i, (name, rows) in enumerate(drawn.items()):
-            colour = COLOURS[i % len(COLOURS)]
-            steps, values = _series(_of(rows, "train"), "loss")
-            points, checked = _series(_of(rows, "validation"), "loss")
-            # Where nothing was validated, the training curve alone must carry the name.
-            alone = len(points) == 0
-            label = _label(f"{name}, training") if alone else None
-            axes.plot(steps, smooth(values), color=colour, linewidth=1.2, alpha=1 if alone else 0.45, label=label)
-            if not alone:
-                axes.plot(points, checked, color=colour, linewidth=1.6, marker="o", markersize=4, label=_label(name))
-
-    return _svg(draw) if drawn else ""
-
-
 def smooth(values: Floats) -> Floats:
     """A centred moving average over a twentieth of the curve; it does not lag behind what it averages."""
     count = len(values)

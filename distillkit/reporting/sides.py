@@ -24,6 +24,11 @@ class Written:
     completion: str
     temperature: float | None = None
 
+    @property
+    def prompt_id(self) -> str:
+        """The name of its prompt."""
+        return self.id.rpartition("#")[0] or self.id
+
 
 @dataclass(frozen=True)
 class Side:
@@ -38,8 +43,18 @@ class Side:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The prompt of each sample."""
-        return {sample.id: sample.prompt for sample in self.samples}
+        """The prompts by their names."""
+        return {sample.prompt_id: sample.prompt for sample in self.samples}
+
+    def graded(self, judge: str, metric: str) -> Sequence[Grade]:
+        """The grades behind a metric; `grammar@0.5` is that of the samples which were written at that temperature."""
+        name, at, warm = metric.rpartition("@")
+        if not at or (judge, metric) in self.grades:
+            return self.grades.get((judge, metric), ())
+        own = {
+            sample.id for sample in self.samples if sample.temperature is not None and f"{sample.temperature:g}" == warm
+        }
+        return [grade for grade in self.grades.get((judge, name), ()) if grade.sample in own]
 
     def values(self, judge: str, metric: str) -> dict[str, Any] | None:
         """A metric as the judge gave it, or None."""
@@ -53,7 +68,8 @@ class Side:
 
     def protocol(self, judge: str) -> Mapping[str, Any] | None:
         """How a judge judged: its hash and the facts behind it. None where nobody recorded that."""
-        return self.report["judges_protocol"].get(judge)
+        found: Mapping[str, Mapping[str, Any]] = self.report["judges_protocol"]
+        return found.get(judge)
 
 
 def read(run: Run, name: str) -> Side:

@@ -10,6 +10,7 @@ import math
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ def history(run: Run) -> Rows:
 
 def samples_of(run: Run) -> list[Sample]:
     """What the student wrote."""
-    return [Sample.from_json(row) for row in lines(run.samples)]
+    known = {field.name for field in fields(Sample)}
+    return [Sample.from_json({key: row[key] for key in row.keys() & known}) for row in lines(run.samples)]
 
 
 def lines(path: Path) -> Rows:
@@ -69,8 +71,11 @@ def plain(value: Any) -> Any:
 # The report ------------------------------------------------------------------------------------------------
 
 
-def build(run: Run) -> Report:
-    """The content of `report.json`. Every key is always there; what a run lacks is empty, and `missing`."""
+def build(run: Run, log: Rows | None = None) -> Report:
+    """The content of `report.json`. Every key is always there; what a run lacks is empty, and `missing`.
+
+    `log` is the run's history, for those who have read it already.
+    """
     info, recipe_text = run.info, _recipe_text(run)
     report = {
         "schema": SCHEMA,
@@ -86,7 +91,7 @@ def build(run: Run) -> Report:
         "tokenizer": info.get("tokenizer") or {},
         "teacher": info.get("teacher"),
         "training": info.get("training") or {},
-        "speed": _speed(history(run), info.get("seconds") or {}),
+        "speed": _speed(history(run) if log is None else log, info.get("seconds") or {}),
         "device": info.get("device"),
         "seed": info.get("seed"),
         "versions": info.get("versions") or {},
@@ -198,14 +203,18 @@ def marked(report: Report, samples: Sequence[Sample]) -> str:
     parts += [f"> **Note.** {markdown.line(words.line(alert))}" for alert in page.lacks(report)]
     parts += [f"> **Warning.** {markdown.line(words.line(warning))}" for warning in report["warnings"]]
     if figures := page.headlines(report):
-        parts += ["## Judged", markdown.table(("metric", "value [95% interval]", "reads"), figures)]
+        parts += ["## Judged", _marked_facts(("metric", "value [95% interval]", "reads"), figures)]
     for title, rows in page.facts(report).items():
-        parts += [f"## {title.capitalize()}", markdown.table(("", "", ""), rows)]
+        parts += [f"## {title.capitalize()}", _marked_facts(("", "", ""), rows)]
     if shown := page.one_a_prompt(samples)[:SAMPLES_IN_MARKDOWN]:
         parts += ["## What the student writes", "Bold is the prompt.", *(markdown.quotation(s) for s in shown)]
     if report["recipe_text"]:
         parts += ["## The recipe", markdown.code(words.clean(report["recipe_text"]), "toml")]
     return "\n\n".join(parts) + "\n"
+
+
+def _marked_facts(head: Sequence[str], facts: Sequence[words.Fact]) -> str:
+    return markdown.table(head, [(fact.name, fact.value, fact.note) for fact in facts])
 
 
 # Many runs, a line each ------------------------------------------------------------------------------------
