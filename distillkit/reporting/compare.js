@@ -362,10 +362,11 @@ function spot(index, metric, cost, x, y, box, taken) {
 function learning() {
   const drawn = runs.some((run) => run.training.length || run.validation.length);
   if (!drawn) return nothing(document.getElementById("curves"), "No training step was recorded.");
-  const view = { by: "steps", training: true, validation: true };
+  const view = { by: "steps", training: true, validation: true, whole: false };
   const controls = [
     tick("validation", true, (on) => { view.validation = on; redraw(); }),
     tick("training", true, (on) => { view.training = on; redraw(); }),
+    tick("from the first step", false, (on) => { view.whole = on; redraw(); }),
   ];
   if (runs.some((run) => run.tokens_a_step)) {
     controls.unshift(choice("Over", [["steps", "steps"], ["tokens", "training tokens"]], "steps", (to) => { view.by = to; redraw(); }));
@@ -375,8 +376,8 @@ function learning() {
     chips: true,
     paint: (holder) => curves(holder, view),
     note: () => `Strong, with markers: validation. Faint: training${thinned()}; where a mixer was used, the part of its loss that is the `
-      + "cross-entropy with the text. The first twentieth of the training curves may leave the picture. Losses over different "
-      + "tokenizers do not compare; bits per byte do.",
+      + `cross-entropy with the text. ${view.whole ? "" : "The picture is as high as the curves after their first fifth. "}Losses over `
+      + "different tokenizers do not compare; bits per byte do.",
   });
 }
 
@@ -395,13 +396,18 @@ function curves(holder, view) {
   const [picture, width] = canvas(holder, 420, "Loss over training");
   const roomy = width > 640 && shown.size <= 10;
   const box = { left: 52, right: width - (roomy ? 170 : 16), top: 34, bottom: 370 };
-  const losses = lines.flatMap(({ kind, points }) => points.slice(kind === "training" ? Math.ceil(points.length / 20) : 0).map(([, loss]) => loss));
+  const losses = lines.flatMap(({ points }) => settled(points, view).map(([, loss]) => loss));
   const x = linear([0, Math.max(...lines.flatMap(({ points }) => points.map(([at]) => at)))], [box.left, box.right]);
   const y = linear(padded(losses, 0.04), [box.bottom, box.top]);
   axes(picture, x, y, box, { x: view.by === "tokens" ? "training tokens" : "step", y: "nats a token" });
   picture.append(draw("clipPath", { id: "inside" }, draw("rect", { x: box.left, y: box.top - 8, width: box.right - box.left + 8, height: box.bottom - box.top + 8 })));
   lines.forEach((line) => picture.append(curve(line, x, y)));
   if (roomy) ends(picture, lines, x, y, box);
+}
+
+function settled(points, view) {
+  const later = points.filter(([at]) => view.whole || at >= points[points.length - 1][0] / 5);
+  return later.length ? later : points;
 }
 
 function curve({ index, kind, points }, x, y) {
@@ -419,7 +425,7 @@ function ends(picture, lines, x, y, box) {
   labels.forEach((label, i) => { if (i) label.y = Math.max(label.y, labels[i - 1].y + 15); });
   const over = labels.length ? labels[labels.length - 1].y - box.bottom : 0;
   labels.reverse().forEach((label, i) => { label.y = i ? Math.min(label.y, labels[i - 1].y - 15) : label.y - Math.max(0, over); });
-  labels.forEach(({ index, y: at }) => picture.append(draw("g", { class: runs[index].style, "data-run": index },
+  labels.forEach(({ index, y: at }) => picture.append(draw("g", { class: `${runs[index].style} end`, "data-run": index },
     draw("text", { class: "label", x: box.right + 12, y: at + 4 }, cut(runs[index].name, 24)))));
 }
 

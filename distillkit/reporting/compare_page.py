@@ -7,6 +7,7 @@ template or by `template.data`; the page's policy lets no script run but its own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from ..progress import clock
@@ -17,7 +18,7 @@ from .sides import Side, Written
 Comparison = Mapping[str, Any]
 Cell = dict[str, Any]
 
-COLOURS = 7  # of the style sheet; the baseline has the colour of ink
+COLOURS = 6  # of the style sheet; the baseline has the colour of ink
 SHAPES = 4  # dashes and markers, when colours come round again
 SHOWN = 8  # runs that are shown at first; the others wait for a click
 CHARACTERS = 2_500_000  # of samples, so that a page of fifty runs stays one that a browser opens at once
@@ -32,6 +33,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "seconds": ("time", clock),
     "tokens_per_second": ("tokens a second", lambda value: f"{value:,.0f}"),
 }
+SIZES = ("parameters", "training_tokens")
 AXES = {
     "usd": "dollars spent on the teacher",
     "seconds": "wall-clock seconds",
@@ -42,7 +44,7 @@ AXES = {
 def html(comparison: Comparison, found: Sequence[Side]) -> str:
     """The page."""
     script, style = template.source("compare.js"), template.source("style.css")
-    prompts = _prompts(found)
+    prompts = _prompts(comparison, found)
     return template.render(
         "compare.html",
         policy=f"script-src {template.fingerprint(script)}; style-src {template.fingerprint(style)}",
@@ -65,7 +67,7 @@ def html(comparison: Comparison, found: Sequence[Side]) -> str:
 def _title(comparison: Comparison) -> str:
     names = [words.line(name) for name in comparison["runs"]]
     if len(names) > 3:
-        return f"{len(names)} runs beside {names[0]}"
+        return f"{len(names) - 1} runs beside {names[0]}"
     return " and ".join([", ".join(names[:-1]), names[-1]])
 
 
@@ -94,18 +96,23 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], numbers: int = 
     return {"heads": heads, "rows": rows, "numbers": numbers}
 
 
+def _name(comparison: Comparison, run: str) -> Cell:
+    """The cell of a run's name, in its colour."""
+    name = words.line(run)
+    return _cell(name, name, run=comparison["runs"].index(run), style=_style(_turns(comparison)[run]))
+
+
 def _overview(comparison: Comparison) -> dict[str, Any]:
     """A row a run: its rank, its figures with a mark each, what it took."""
     records = frames.records(frames.runs(comparison))
-    costs = [key for key in COSTS if any(row[key] for row in records)]
+    costs = [key for key in COSTS if len({row[key] for row in records}) > 1]
     titles = compare_text.titles(comparison)
     heads = ["run", "rank", *titles.values(), *(COSTS[key][0] for key in costs), "status"]
     return _table(heads, [[*_measured(comparison, row), *_took(row, costs)] for row in records])
 
 
 def _measured(comparison: Comparison, row: Mapping[str, Any]) -> Iterator[Cell]:
-    index = comparison["runs"].index(row["run"])
-    yield _cell(words.line(row["run"]), words.line(row["run"]), run=index, style=style_of(index))
+    yield _name(comparison, row["run"])
     yield _cell("–" if row["rank"] is None else str(row["rank"]), row["rank"])
     for judge, metric in compare_text.titles(comparison):
         key = f"{judge}.{metric}"
@@ -127,11 +134,10 @@ def _differences(comparison: Comparison) -> dict[str, Any]:
 
 
 def _difference(comparison: Comparison, row: Mapping[str, Any]) -> list[Cell]:
-    index = comparison["runs"].index(row["versus"])
     ours, theirs = (row["values"].get(row[side]) for side in ("baseline", "versus"))
     sees = row["detectable"]
     return [
-        _cell(words.line(row["versus"]), words.line(row["versus"]), run=index, style=style_of(index)),
+        _name(comparison, row["versus"]),
         _cell(compare_text.title_of(comparison, row)),
         _cell(row["verdict"], verdict=row["verdict"], note=words.clean(row["note"]), said=True),
         *(_cell(compare_text.value_of(values), values and values["value"]) for values in (ours, theirs)),
@@ -155,17 +161,15 @@ def _by_run(comparison: Comparison, name: str) -> dict[str, Any]:
 
 def _shared(comparison: Comparison) -> list[words.Fact]:
     """What is the same in all runs."""
-    rows = [
-        (row["fact"], next(iter(row["values"].values())))
-        for row in comparison["provenance"]
-        if provenance.same(row["values"])
-    ]
-    return [words.Fact(words.line(fact), _brief(value)) for fact, value in rows if value is not None]
+    facts = [(row["fact"], row["values"]) for row in comparison["provenance"]]
+    sizes = [(COSTS[key][0], {run: own[key] for run, own in comparison["about"].items()}) for key in SIZES]
+    same = [(name, next(iter(values.values()))) for name, values in [*sizes, *facts] if provenance.same(values)]
+    return [words.Fact(words.line(name), _brief(value)) for name, value in same if value is not None]
 
 
 def _brief(value: Any) -> str:
     """A recipe's value or a fact; of a hash its beginning, and of a time its minute."""
-    text = compare_text.setting(value)
+    text = words.count(value) if type(value) is int else compare_text.setting(value)
     is_hash = len(text) >= 32 and all(letter in "0123456789abcdef" for letter in text)
     return text[: provenance.SHORT] if is_hash else words.when(text)
 
@@ -173,7 +177,7 @@ def _brief(value: Any) -> str:
 # Samples ----------------------------------------------------------------------------------------------------
 
 
-def _prompts(found: Sequence[Side]) -> list[dict[str, Any]]:
+def _prompts(comparison: Comparison, found: Sequence[Side]) -> list[dict[str, Any]]:
     """Prompts with what each run wrote, prompts of most runs first, until the page has enough.
 
     Whole rounds are taken: one sample of every run to each prompt, then a second, so that no run shows more.
@@ -184,15 +188,18 @@ def _prompts(found: Sequence[Side]) -> list[dict[str, Any]]:
             by_prompt.setdefault(sample.prompt, [[] for _ in found])[index].append(sample)
     order = sorted(by_prompt, key=lambda prompt: -sum(map(bool, by_prompt[prompt])))
     shown: dict[str, list[dict[str, Any]]] = {prompt: [] for prompt in order}
-    left, scores = CHARACTERS, [_scores(side) for side in found]
+    left, scores, turns = CHARACTERS, [_scores(side) for side in found], _turns(comparison)
     for turn in range(max((len(own) for runs in by_prompt.values() for own in runs), default=0)):
         for prompt in order:
-            cards = [_card(i, side, own[turn], scores[i]) for i, side, own in _turn(found, by_prompt[prompt], turn)]
+            cards = [
+                _card(i, side, own[turn], scores[i], turns[side.name])
+                for i, side, own in _turn(found, by_prompt[prompt], turn)
+            ]
             left -= sum(len(card["text"]) + len(card["grades"]) + 200 for card in cards)
             if left < 0:
                 break
             shown[prompt] += cards
-    return [{"prompt": words.clean(prompt), "cards": cards} for prompt, cards in shown.items() if cards]
+    return [{"prompt": words.clean(p), "cards": sorted(c, key=itemgetter("turn"))} for p, c in shown.items() if c]
 
 
 def _turn(
@@ -201,14 +208,15 @@ def _turn(
     return ((i, side, own) for i, (side, own) in enumerate(zip(found, written, strict=True)) if len(own) > turn)
 
 
-def _card(index: int, side: Side, sample: Written, scores: Mapping[str, str]) -> dict[str, Any]:
+def _card(index: int, side: Side, sample: Written, scores: Mapping[str, str], turn: int) -> dict[str, Any]:
     """A sample as it is shown."""
     hot = "" if sample.temperature is None else f"temperature {sample.temperature:g}"
     return {
         "run": index,
-        "style": style_of(index),
+        "turn": turn,
+        "style": _style(turn),
         "name": words.line(side.name),
-        "text": words.clean(sample.completion),
+        "text": words.clean(sample.completion).lstrip(" "),
         "grades": " · ".join(filter(None, [hot, scores.get(sample.id, "")])),
     }
 
@@ -236,18 +244,32 @@ def _of_how_many(prompts: Sequence[Mapping[str, Any]], found: Sequence[Side]) ->
 # What the script draws --------------------------------------------------------------------------------------
 
 
-def style_of(index: int) -> str:
+def _order(comparison: Comparison) -> list[int]:
+    """The runs by their ranks, as places in the list of runs."""
+    ranked = [row["run"] for row in comparison["ranking"]["rows"]] or comparison["runs"]
+    return [comparison["runs"].index(name) for name in ranked]
+
+
+def _turns(comparison: Comparison) -> dict[str, int]:
+    """Whose turn it is to get a colour: the best first, so that those shown at first differ most; the baseline is 0."""
+    others = [index for index in _order(comparison) if index]
+    return {comparison["runs"][index]: turn for turn, index in enumerate([0, *others])}
+
+
+def _style(turn: int) -> str:
     """The classes that colour a run: the baseline in ink, the others in turn."""
-    if index == 0:
-        return "run base"
-    return f"run c{(index - 1) % COLOURS} s{(index - 1) // COLOURS % SHAPES}"
+    return f"run c{(turn - 1) % COLOURS} s{_shape(turn)}" if turn else "run base"
+
+
+def _shape(turn: int) -> int:
+    """Which marker and dash a run has: the next when all colours are used."""
+    return max(0, turn - 1) // COLOURS % SHAPES
 
 
 def _data(comparison: Comparison, found: Sequence[Side]) -> dict[str, Any]:
-    ranked = [row["run"] for row in comparison["ranking"]["rows"]] or comparison["runs"]
-    order = [comparison["runs"].index(name) for name in ranked]
+    order, turns = _order(comparison), _turns(comparison)
     return {
-        "runs": [_run(comparison, index, side) for index, side in enumerate(found)],
+        "runs": [_run(comparison["about"][side.name], turns[side.name], side) for side in found],
         "order": order,
         "shown": sorted({0, *order[: SHOWN - 1]}) if len(order) > SHOWN else sorted(order),
         "metrics": [_metric(comparison, metric) for metric in comparison["metrics"]],
@@ -256,13 +278,12 @@ def _data(comparison: Comparison, found: Sequence[Side]) -> dict[str, Any]:
     }
 
 
-def _run(comparison: Comparison, index: int, side: Side) -> dict[str, Any]:
-    about = comparison["about"][side.name]
+def _run(about: Mapping[str, Any], turn: int, side: Side) -> dict[str, Any]:
     known = about["training_tokens"] and about["steps"]
     return {
         "name": words.line(side.name),
-        "style": style_of(index),
-        "shape": 0 if index == 0 else (index - 1) // COLOURS % SHAPES,
+        "style": _style(turn),
+        "shape": _shape(turn),
         "tokens_a_step": about["training_tokens"] / about["steps"] if known else None,
         **side.curves,
     }

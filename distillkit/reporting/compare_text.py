@@ -203,6 +203,8 @@ def setting(value: Any) -> str:
     """A recipe's value; a key that is not there has none."""
     if value is None:
         return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
     return words.line(", ".join(map(str, value)) if isinstance(value, list) else value)
 
 

@@ -25,8 +25,8 @@ def thinned(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _series(rows: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[float, float]]:
     """Steps and losses of one kind, in order, without those that are missing."""
-    pairs = [(row.get("step"), _loss(row)) for row in rows if row.get("kind") == kind]
-    return sorted((step, loss) for step, loss in pairs if _number(step) and _number(loss))
+    pairs: list[tuple[Any, Any]] = [(row.get("step"), _loss(row)) for row in rows if row.get("kind") == kind]
+    return sorted((float(step), float(loss)) for step, loss in pairs if _number(step) and _number(loss))
 
 
 def _loss(row: Mapping[str, Any]) -> Any:

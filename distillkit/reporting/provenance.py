@@ -56,7 +56,6 @@ def facts(found: Sequence[Side]) -> list[dict[str, Any]]:
 def _facts(side: Side) -> Iterator[tuple[str, Any]]:
     report = side.report
     yield "started", report["started"]
-    yield "seed", report["seed"]
     yield "device", report["device"]
     yield "data", report["data"].get("source")
     yield "data hash", side.fingerprint("data")
