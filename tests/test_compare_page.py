@@ -116,8 +116,9 @@ def test_runs_can_be_shown_and_hidden(browser, twelve):
     first = drawn(browser)
     assert len(first) == compare_page.SHOWN
     assert "alone/1" in first
-    click(browser, "#curves .chip", 0)  # the best
-    assert drawn(browser) == [name for name in first if name != "taught_1100/1"]
+    best = browser.js("document.querySelector('#curves .chip').textContent")
+    click(browser, "#curves .chip", 0)
+    assert drawn(browser) == [name for name in first if name != best]
     assert browser.js("document.querySelector('#curves .chip').getAttribute('aria-pressed')") == "false"
     seen = "[...document.querySelectorAll('.card')].filter(c => c.offsetParent)"
     assert sorted(browser.js(f"{seen}.map(c => c.querySelector('h4').textContent)")) == drawn(
@@ -277,8 +278,9 @@ def test_the_policy_stops_what_escaping_would_let_through(browser, tmp_path, twe
     browser.settle()
     assert browser.js("document.title") != "owned"
     assert browser.complaints  # the browser says what it refused
-    assert "style-src 'sha256-" in source
-    assert "unsafe" not in source.partition("<style>")[0]
+    (policy,) = [value for name, value in Tags(source).attributes if name == "content" and "default-src" in str(value)]
+    assert "style-src 'sha256-" in str(policy)
+    assert "unsafe" not in str(policy)
 
 
 def test_without_a_script_everything_is_there(twelve):
@@ -389,4 +391,4 @@ def test_colours_are_told_apart_by_all_eyes(night):
     for name, eye in EYES.items():
         for one, other in itertools.combinations(colours, 2):
             apart = np.linalg.norm(lab(eye @ light(colours[one])) - lab(eye @ light(colours[other])))
-            assert apart > 9, (name, one, other, apart)
+            assert apart > 20, (name, one, other, apart)
