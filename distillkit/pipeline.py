@@ -129,16 +129,18 @@ class Pipeline:
         subject = Subjects(self.parts, self.run).subject(Trained.load(self.run.path), self.others)
         spent = dict(self.run.info.get("spent_on_judges") or {})
         jury = Jury(self.parts, spent, lambda spent: self.run.record(spent_on_judges=spent))
-        verdicts = []
+        verdicts, lower = [], {}
         for table, judge in self.parts.judges():
             self.voice.say(f"Judging: {judge.name}.")
             self._warn_of_kin(table, judge)
             verdicts.append(jury.hear(table, judge, subject))
+            lower[judge.name] = sorted(judge.lower_is_better)
         write_lines(self.run.grades, [row for verdict in verdicts for row in verdict.rows()])
         self.run.record(
             judges={v.judge: {name: metric.to_json() for name, metric in v.metrics.items()} for v in verdicts},
             judges_protocol={v.judge: v.protocol.to_json() for v in verdicts},
             judges_design={v.judge: v.design for v in verdicts if v.design},
+            lower_is_better=lower,
         )
 
     def report(self) -> None:

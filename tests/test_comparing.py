@@ -78,6 +78,19 @@ def test_more_is_better_for_other_metrics_and_samples_pair_by_prompt(tmp_path):
     assert (other["verdict"], other["difference"]) == ("not comparable", None)
 
 
+def test_judges_say_of_what_less_is_better(tmp_path):
+    def runs(number: int, **info: object):
+        grades = ([Grade("repetition", 0.2 + 0.1 * k + i / 99, sample=f"p{i}#0") for i in range(9)] for k in range(2))
+        names = (f"{letter}/{number}" for letter in "ab")
+        return [make(tmp_path, n, judge="diversity", grades=g, **info) for n, g in zip(names, grades, strict=True)]
+
+    named = compare.compare(runs(1, lower_is_better={"diversity": ["repetition"]}))
+    assert row(named, "repetition")["verdict"] == "worse"
+    assert named["metrics"][0]["better"] == "lower"
+    assert [line["run"] for line in named["ranking"]["rows"]] == ["a/1", "b/1"]
+    assert row(compare.compare(runs(2)), "repetition")["verdict"] == "better"
+
+
 def test_repeated_grades_of_one_sample_are_one_pair(tmp_path):
     def grades(score: float) -> list[Grade]:
         return [Grade("plot", score + k, sample=f"p{i}#0") for i in range(8) for k in range(3)]

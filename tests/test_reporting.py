@@ -131,7 +131,7 @@ def test_tables_for_spreadsheets(tmp_path):
         with (run.path / name).open(newline="", encoding="utf-8") as stream:
             read[name] = list(csv.DictReader(stream))
         assert len(read[name]) == len(table)
-    assert read["tables/samples.csv"] == [{k: str(v) for k, v in samples[0].to_json().items()}]
+    assert read["tables/samples.csv"] == [{k: "" if v is None else str(v) for k, v in samples[0].to_json().items()}]
     assert float(read["tables/training.csv"][0]["term_hard"]) == history()[0]["terms"]["hard"]
     assert float(read["tables/grades.csv"][0]["score"]) == graded()[0].score
     assert read["tables/judges.csv"][1]["metric"] == "bits_per_byte"

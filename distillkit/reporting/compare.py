@@ -19,8 +19,6 @@ from .sides import Side
 
 MOST = 50
 
-# Criteria of which less is more; of every other, more is better.
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte"})
 # Criteria counted a token, so that they say nothing across tokenizers.
 BY_THE_TOKEN = frozenset({"loss", "perplexity"})
 
@@ -62,7 +60,9 @@ def contrast(found: Sequence[Side], anyway: bool = False) -> dict[str, Any]:
         "anyway": bool(strange),
         "notes": [*_anyway(strange), *_notes(found, rows)],
         "about": {side.name: provenance.about(side) for side in found},
-        "metrics": [{"judge": judge, "metric": metric, "better": better(metric)} for judge, metric in metrics],
+        "metrics": [
+            {"judge": judge, "metric": metric, "better": _better(found, judge, metric)} for judge, metric in metrics
+        ],
         "figures": list(_figures(found, metrics)),
         "ranking": _ranking(found, metrics, rows),
         "rows": tables.plain(rows),
@@ -71,9 +71,9 @@ def contrast(found: Sequence[Side], anyway: bool = False) -> dict[str, Any]:
     }
 
 
-def better(metric: str) -> Literal["lower", "higher"]:
-    """Which way is better."""
-    return "lower" if metric in LOWER_IS_BETTER else "higher"
+def _better(found: Sequence[Side], judge: str, metric: str) -> Literal["lower", "higher"]:
+    """Which way is better, as the first run says that has the figure."""
+    return next((side for side in found if side.values(judge, metric)), found[0]).better(judge, metric)
 
 
 def _metrics(found: Sequence[Side]) -> list[tuple[str, str]]:
@@ -142,7 +142,7 @@ def _row(
         return {**row, "note": seen}
     found, note = seen
     figures = {name: getattr(found, name) for name in ("low", "high", "p", "detectable", "n")}
-    said = INCOMPARABLE if counted is None else verdict(replace(found, p=counted), better(metric))
+    said = INCOMPARABLE if counted is None else verdict(replace(found, p=counted), first.better(judge, metric))
     return {**row, "difference": found.value, **figures, "p_adjusted": counted, "verdict": said, "note": note}
 
 
@@ -183,7 +183,7 @@ def _ranking(
     judge, metric = max(metrics, key=lambda key: sum(side.values(*key) is not None for side in found))
     against = {row["versus"]: row for row in rows if (row["judge"], row["metric"]) == (judge, metric)}
     lines = [_place(side, (judge, metric), against.get(side.name)) for side in found]
-    sign = 1 if better(metric) == "lower" else -1
+    sign = 1 if _better(found, judge, metric) == "lower" else -1
     unranked = [line for line in lines if line["value"] is None or line["verdict"] == INCOMPARABLE]
     ranked = sorted((line for line in lines if line not in unranked), key=lambda line: sign * line["value"])
     for rank, line in enumerate(ranked, 1):

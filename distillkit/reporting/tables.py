@@ -86,6 +86,8 @@ def build(run: Run, log: Rows | None = None) -> Report:
         "missing": _missing(info, recipe_text),
         "judges": info.get("judges") or {},
         "judges_protocol": info.get("judges_protocol") or {},
+        "judges_design": info.get("judges_design") or {},
+        "lower_is_better": info.get("lower_is_better") or {},
         "student": info.get("student") or {},
         "data": info.get("data") or {},
         "tokenizer": info.get("tokenizer") or {},

@@ -1,0 +1,77 @@
+"""Make the picture of a comparison page, from runs that it makes first: six small students, some minutes in all.
+
+python docs/compare_picture.py docs/compare.png [FOLDER]
+
+Runs that FOLDER has are not made again. Needs Chromium, and Pillow, which comes with matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from browser import Browser  # noqa: E402
+
+WIDTH, HEIGHT, COLOURS = 1200, 1500, 128
+
+COMMON = """
+[sampling]
+count = 40
+max_tokens = 64
+[[judge]]
+name = "perplexity"
+[[judge]]
+name = "diversity"
+"""
+STUDIES = {
+    "alone": ("quickstart_alone", "[train]\nsteps = 150"),
+    "alone_twice_as_long": ("quickstart_alone", "[train]\nsteps = 300"),
+    "taught": ("quickstart", "[train]\nsteps = 150"),
+    "taught_by_text_too": ("quickstart", "[train]\nsteps = 150\n[mixer]\nalpha = 0.7"),
+    "taught_narrow": ("quickstart", "[train]\nsteps = 150\n[student]\nwidth = 64"),
+    "taught_twice_as_long": ("quickstart", "[train]\nsteps = 300"),
+}
+
+
+def main(picture: Path, folder: Path) -> None:
+    """Runs, their comparison, its picture."""
+    for name, (base, changes) in STUDIES.items():
+        if not (folder / "reports" / name / "1" / "report.json").is_file():
+            recipe = folder / f"{name}.toml"
+            recipe.write_text(f'extends = "{base}"\nname = "{name}"\n{changes}\n{COMMON}', encoding="utf-8")
+            distillkit(folder, "run", str(recipe), "--yes")
+    page = folder / "compare.html"
+    distillkit(folder, "compare", *STUDIES, "--html", str(page))
+    with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
+        browser.look(WIDTH, HEIGHT)
+        browser.open(page)
+        browser.settle()
+        browser.picture(folder / "compare.png", whole=False)
+    shrink(folder / "compare.png", picture)
+
+
+def distillkit(folder: Path, *words: str) -> None:
+    """Run the program on the folder's runs."""
+    environment = {**os.environ, "DISTILLKIT_HOME": str(folder)}
+    subprocess.run([sys.executable, "-m", "distillkit", *words], check=True, env=environment)
+
+
+def shrink(source: Path, picture: Path) -> None:
+    """Few colours are enough for a page, and make a small file."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.open(source).convert("RGB").quantize(COLOURS).save(stream, "PNG", optimize=True)
+    picture.write_bytes(stream.getvalue())
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(tempfile.mkdtemp())
+    where.mkdir(parents=True, exist_ok=True)
+    main(Path(sys.argv[1]), where.resolve())
