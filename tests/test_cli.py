@@ -153,12 +153,15 @@ def test_plan_counts_and_writes_no_run(made: Path) -> None:
 
 def test_compare_sets_runs_side_by_side(made: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    done = distillkit(made, "compare", "tiny", "pupil/1", "--json", "--html", str(page))
+    files = ("--html", str(page), "--markdown", str(tmp_path / "page.md"), "--csv", str(tmp_path / "tables"))
+    done = distillkit(made, "compare", "tiny", "pupil/1", "--json", *files)
     rows = {row["metric"]: row for row in json.loads(done.stdout)["rows"]}
     row = rows["bits_per_byte"]
     assert row["low"] <= row["difference"] <= row["high"]
     assert row["verdict"] in ("better", "worse", "not distinguishable")
     assert "<html" in page.read_text()
+    assert "tiny/1" in (tmp_path / "page.md").read_text()
+    assert "bits_per_byte" in (tmp_path / "tables" / "differences.csv").read_text()
     assert "bits per byte" in distillkit(made, "compare", "tiny", "pupil").stdout
 
 

@@ -25,8 +25,8 @@ BYTES = 5_000_000
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if found() is None and os.environ.get("DISTILLKIT_PEERS") != "required":
-        pytest.skip("no Chromium is installed")
+    if found() is None:
+        (pytest.fail if os.environ.get("DISTILLKIT_PEERS") == "required" else pytest.skip)("no Chromium is installed")
     with Browser(tmp_path_factory.mktemp("profile")) as one:
         yield one
 

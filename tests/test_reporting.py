@@ -174,6 +174,17 @@ def test_what_is_printed_is_compact_and_aligned(tmp_path):
     assert "\x1b[" in tables.text(tables.build(make(tmp_path, "quickstart/2")), colour=True)
 
 
+def test_the_judges_design_and_protocol_stand_in_the_report(tmp_path):
+    variance = {"prompt": 0.5, "sample": 0.3, "noise": 0.2}
+    design = {"prompts": 50, "samples": 100, "grades": 300, "variance": variance, "detectable": 0.34123}
+    run = make(tmp_path, judges_design={"rubric": {"grammar": design}}, judges_protocol={"rubric": {"hash": "ab12"}})
+    report = tables.write(run)
+    assert report["judges_protocol"] == {"rubric": {"hash": "ab12"}}
+    words_ = " ".join(Tags((run.path / "report.html").read_text()).words)
+    for said in ("50 prompts, 100 samples, 300 grades", "20% of the spread", "from 0.3412 on", "ab12"):
+        assert said in words_
+
+
 # Hostile names and samples
 
 

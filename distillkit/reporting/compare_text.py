@@ -149,7 +149,7 @@ def _many(comparison: Comparison) -> Iterator[RenderableType]:
 def _ranking(comparison: Comparison) -> RenderableType:
     from rich.text import Text
 
-    table = _table({"": 3, "run": 30, "value": 22, "difference": 9, "verdict": 19})
+    table = _table({"": 3, "run": 30, "value": 22, "difference": 10, "verdict": 19})
     for row in comparison["ranking"]["rows"]:
         difference = difference_of({**row, "low": row["difference_low"], "high": row["difference_high"]})
         cells = ("" if row["rank"] is None else str(row["rank"]), words.line(row["run"]), value_of(row))

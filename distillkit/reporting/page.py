@@ -52,6 +52,7 @@ def facts(report: Report) -> dict[str, list[Fact]]:
         "teacher": list(_teacher(report["teacher"], "label" in report["missing"])),
         "training": list(_training(report["training"])),
         "speed": list(_speed(report["speed"])),
+        "judging": list(_judging(report["judges_design"], report["judges_protocol"])),
         "made with": list(_made_with(report)),
     }
     return {name: rows for name, rows in sections.items() if rows}
@@ -157,6 +158,24 @@ def _speed(speed: Mapping[str, Any]) -> Iterator[Fact]:
         known = {stage: value for stage, value in seconds.items() if value is not None}
         stages = ", ".join(f"{line(stage)} {clock(value)}" for stage, value in known.items())
         yield Fact("time", clock(sum(known.values())), stages)
+
+
+def _judging(designs: Mapping[str, Any], protocols: Mapping[str, Any]) -> Iterator[Fact]:
+    """Where the spread of grades came from, and by what each judge judged."""
+    for judge, criteria in designs.items():
+        for criterion, design in criteria.items():
+            sizes = (count(design[key], key.removesuffix("s")) for key in ("prompts", "samples", "grades"))
+            yield Fact(title(judge, criterion), ", ".join(sizes), _spread(design))
+    for judge, protocol in protocols.items():
+        yield Fact(line(judge), line(protocol.get("hash", "")), "its protocol: grades of equal ones compare")
+
+
+def _spread(design: Mapping[str, Any]) -> str:
+    """How much of the spread is the judge's own noise, and what could have been seen through it."""
+    parts = design["variance"]
+    whole = sum(parts.values())
+    noise = f"{100 * parts['noise'] / whole:.0f}% of the spread is the judge's own noise; " if whole else ""
+    return f"{noise}two such runs differ visibly from {figure(design['detectable'])} on"
 
 
 def _made_with(report: Report) -> Iterator[Fact]:
