@@ -6,6 +6,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const runs = data.runs;
 const shown = new Set(data.shown);
 const redraws = [];
+const FEW = 8;  // rows that nobody needs to filter
 
 // Elements ------------------------------------------------------------------------------------------------
 
@@ -75,6 +76,7 @@ function filterable(tools) {
   const table = document.getElementById(tools.dataset.filter);
   if (!table) return;
   const rows = [...table.tBodies[0].rows];
+  if (rows.length <= FEW) return;
   const words = rows.map((row) => row.textContent.toLowerCase().replace(/\s+/g, " "));
   const told = make("output", { "aria-live": "polite" });
   const field = make("input", { type: "search", placeholder: "Filter rows", "aria-label": "Filter rows", oninput: filter });

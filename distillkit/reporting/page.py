@@ -171,11 +171,15 @@ def _judging(designs: Mapping[str, Any], protocols: Mapping[str, Any]) -> Iterat
 
 
 def _spread(design: Mapping[str, Any]) -> str:
-    """How much of the spread is the judge's own noise, and what could have been seen through it."""
-    parts = design["variance"]
-    whole = sum(parts.values())
-    noise = f"{100 * parts['noise'] / whole:.0f}% of the spread is the judge's own noise; " if whole else ""
-    return f"{noise}two such runs differ visibly from {figure(design['detectable'])} on"
+    """How much of the spread is the judge's own noise, and what could have been seen through it, as far as is known."""
+    parts, sees = design["variance"], design["detectable"]
+    whole = sum(filter(None, parts.values()))
+    noise = parts.get("noise")
+    said = [
+        f"{100 * noise / whole:.0f}% of the spread is the judge's own noise" if noise is not None and whole else "",
+        f"two such runs differ visibly from {figure(sees)} on" if sees is not None else "",
+    ]
+    return "; ".join(filter(None, said))
 
 
 def _made_with(report: Report) -> Iterator[Fact]:
