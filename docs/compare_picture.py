@@ -1,4 +1,4 @@
-"""Make the picture of a comparison page, from runs that it makes first: six small students, some minutes in all.
+"""Make the picture of a comparison page, from runs that it makes first: five small students, some minutes in all.
 
 python docs/compare_picture.py docs/compare.png [FOLDER]
 
@@ -35,7 +35,6 @@ STUDIES = {
     "taught": ("quickstart", "[train]\nsteps = 150"),
     "taught_by_text_too": ("quickstart", "[train]\nsteps = 150\n[mixer]\nalpha = 0.7"),
     "taught_narrow": ("quickstart", "[train]\nsteps = 150\n[student]\nwidth = 64"),
-    "taught_twice_as_long": ("quickstart", "[train]\nsteps = 300"),
 }
 
 

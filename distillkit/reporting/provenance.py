@@ -35,10 +35,21 @@ def about(side: Side) -> dict[str, Any]:
 
 
 def recipes(found: Sequence[Side]) -> list[dict[str, Any]]:
-    """The keys of the resolved recipes that are not the same in all of them."""
+    """The keys of the resolved recipes that are not the same in all of them.
+
+    Those that differ only since some recipes have no such table, a teacher's say, come last: they are many.
+    """
     keys = dict.fromkeys(key for side in found for key in side.recipe)
     values = {key: {side.name: side.recipe.get(key) for side in found} for key in keys if key != "name"}
-    return [{"key": key, "values": own} for key, own in values.items() if not same(own)]
+    rows = [{"key": key, "values": own} for key, own in values.items() if not same(own)]
+    return sorted(rows, key=lambda row: _for_want_of_a_table(found, row["key"], row["values"]))
+
+
+def _for_want_of_a_table(found: Sequence[Side], key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a key is the same in all recipes that have its table."""
+    table = f"{key.rpartition('.')[0]}."
+    having = [side.name for side in found if any(own.startswith(table) for own in side.recipe)]
+    return len(having) < len(found) and same({name: values[name] for name in having})
 
 
 def same(values: Mapping[str, Any]) -> bool:
