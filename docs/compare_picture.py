@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from browser import Browser
 
-WIDTH, HEIGHT, COLOURS = 1200, 1500, 128
+WIDTH, HEIGHT = 1200, 1500
 
 COMMON = """
 [sampling]
@@ -62,11 +62,11 @@ def distillkit(folder: Path, *words: str) -> None:
 
 
 def shrink(source: Path, picture: Path) -> None:
-    """Few colours are enough for a page, and make a small file."""
+    """The same picture in as few bytes as PNG allows."""
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.open(source).convert("RGB").quantize(COLOURS).save(stream, "PNG", optimize=True)
+    Image.open(source).convert("RGB").save(stream, "PNG", optimize=True)
     picture.write_bytes(stream.getvalue())
 
 

@@ -162,10 +162,11 @@ def test_pictures_follow_what_is_chosen(browser, twelve):
     choose(browser, "dots", 0, "all")
     assert browser.js(dots) == [12] * 7
     before = browser.js("document.querySelector('#costs svg').textContent")
-    choose(browser, "costs", 1, "2")
+    choose(browser, "costs", 1, "3")
     after = browser.js("document.querySelector('#costs svg').textContent")
     assert before != after
-    assert "dollars" in after
+    assert "dollars" in before
+    assert "teacher calls" in after
     for place, want in ((0, "not distinguishable"), (1, "better")):
         label = "document.querySelectorAll('#dots svg')[0].querySelectorAll('g[data-run] title')"
         texts = browser.js(f"[...{label}].map(t => t.textContent)")

@@ -238,6 +238,8 @@ def test_grades_of_another_protocol_are_refused(tmp_path):
     assert comparison["anyway"] is True
     for output in (compare_text.text(comparison), compare_text.marked(comparison), json.dumps(comparison)):
         assert "not judged in the same way" in " ".join(output.split())
+    noted = {(r["versus"], r["judge"]) for r in comparison["rows"] if "not judged in the same way" in r["note"]}
+    assert noted == {("taught_200/1", "rubric")}
     assert compare.compare([a, b], anyway=True)["anyway"] is False  # nothing to be said where all is well
 
 

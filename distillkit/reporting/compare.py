@@ -141,6 +141,7 @@ def _row(
     if isinstance(seen, str):
         return {**row, "note": seen}
     found, note = seen
+    note = "; ".join(filter(None, (note, provenance.in_another_way(first, other, judge))))
     figures = {name: getattr(found, name) for name in ("low", "high", "p", "detectable", "n")}
     said = INCOMPARABLE if counted is None else verdict(replace(found, p=counted), first.better(judge, metric))
     return {**row, "difference": found.value, **figures, "p_adjusted": counted, "verdict": said, "note": note}

@@ -33,6 +33,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "seconds": ("time", clock),
     "tokens_per_second": ("tokens a second", lambda value: f"{value:,.0f}"),
 }
+WEIGHED = ("usd", "seconds", "training_tokens", "teacher_calls", "parameters", "tokens_per_second")
 SIZES = ("parameters", "training_tokens")
 AXES = {
     "usd": "dollars spent on the teacher",
@@ -210,28 +211,30 @@ def _turn(
 
 def _card(index: int, side: Side, sample: Written, scores: Mapping[str, str], turn: int) -> dict[str, Any]:
     """A sample as it is shown."""
-    hot = "" if sample.temperature is None else f"temperature {sample.temperature:g}"
     return {
         "run": index,
         "turn": turn,
         "style": _style(turn),
         "name": words.line(side.name),
         "text": words.clean(sample.completion).lstrip(" "),
-        "grades": " · ".join(filter(None, [hot, scores.get(sample.id, "")])),
+        "grades": scores[sample.id],
     }
 
 
 def _scores(side: Side) -> dict[str, str]:
-    """What judges said of each sample, in a line."""
-    said: dict[str, dict[str, list[float]]] = {}
+    """What is known of each sample, in a line: its temperature, where there are several, and what judges said."""
+    scores: dict[str, dict[str, list[float]]] = {sample.id: {} for sample in side.samples}
     for (_, criterion), grades in side.grades.items():
         for grade in grades:
-            if grade.sample is not None and grade.score is not None:
-                said.setdefault(grade.sample, {}).setdefault(words.label(criterion), []).append(grade.score)
-    return {
-        sample: " · ".join(f"{name} {sum(scores) / len(scores):.3g}" for name, scores in own.items())
-        for sample, own in said.items()
-    }
+            if grade.sample in scores and grade.score is not None:
+                scores[grade.sample].setdefault(words.label(criterion), []).append(grade.score)
+    several = len({sample.temperature for sample in side.samples}) > 1
+    lines = {}
+    for sample in side.samples:
+        hot = [f"temperature {sample.temperature:g}"] if several and sample.temperature is not None else []
+        said = [f"{name} {sum(own) / len(own):.3g}" for name, own in scores[sample.id].items()]
+        lines[sample.id] = " · ".join([*hot, *said])
+    return lines
 
 
 def _of_how_many(prompts: Sequence[Mapping[str, Any]], found: Sequence[Side]) -> str:
@@ -315,7 +318,8 @@ def _metric(comparison: Comparison, metric: Mapping[str, Any]) -> dict[str, Any]
 def _costs(comparison: Comparison) -> list[dict[str, Any]]:
     """What quality is weighed against: every cost in which two runs differ."""
     costs = []
-    for key, (title, say) in COSTS.items():
+    for key in WEIGHED:
+        title, say = COSTS[key]
         values = [comparison["about"][name][key] for name in comparison["runs"]]
         if len({value for value in values if value is not None}) > 1:
             said = ["" if value is None else say(value) for value in values]

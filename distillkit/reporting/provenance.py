@@ -90,6 +90,14 @@ def protocols_apart(found: Sequence[Side]) -> list[str]:
     return [told for judge in _judges(found) if (told := _apart(found, judge))]
 
 
+def in_another_way(first: Side, other: Side, judge: str) -> str:
+    """The note on a figure of two runs that were not judged in the same way, or nothing."""
+    ours, theirs = first.protocol(judge), other.protocol(judge)
+    if ours is None or theirs is None or ours.get("hash") == theirs.get("hash"):
+        return ""
+    return "not judged in the same way"
+
+
 def protocols_unknown(found: Sequence[Side]) -> list[str]:
     """Judges whose way of judging some runs recorded and some did not."""
     notes = []
