@@ -54,7 +54,7 @@ def pairs(first: Side, other: Side, key: tuple[str, str]) -> Pairs:
 
 
 def _weighed_alike(ours: Mapping[Thing, Graded], theirs: Mapping[Thing, Graded], same: Sequence[Thing]) -> bool:
-    """Whether both runs weigh things alike; a prompt weighs more where more samples were written, in the same measure."""
+    """Whether both runs weigh things alike: prompts in the same measure, for one may have more samples of each."""
     scale = 1.0
     if same[0][0] == "prompt":
         scale = ours[same[0]].weight / theirs[same[0]].weight
