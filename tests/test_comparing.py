@@ -195,6 +195,18 @@ def test_samples_pair_by_prompt_however_many_each_run_wrote(tmp_path):
     assert (found["verdict"], found["n"], found["note"]) == ("better", 30, "")
 
 
+def test_texts_of_other_lengths_weigh_as_in_the_baseline(tmp_path):
+    def scored(score: float, longer: int) -> list[Grade]:
+        return [Grade("distinct", score, sample=f"p{i}#0", weight=10 + longer * i) for i in range(9)]
+
+    runs = [
+        make(tmp_path, f"{n}/1", judge="diversity", grades=scored(s, k)) for n, s, k in (("a", 0.5, 1), ("b", 0.6, 2))
+    ]
+    found = row(compare.compare(runs), "distinct")
+    assert found["note"] == "weighted as in a/1, since the weights differ"
+    assert found["difference"] == pytest.approx(0.1)
+
+
 def test_grades_at_one_temperature_are_paired_too(tmp_path):
     def at(folder: str, shift: float):
         grades = [Grade("plot", 5 + shift * (k == 1) + i % 3, sample=f"p{i}#{k}") for i in range(12) for k in range(2)]

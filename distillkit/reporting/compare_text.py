@@ -205,7 +205,9 @@ def setting(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
-    return words.line(", ".join(map(str, value)) if isinstance(value, list) else value)
+    if isinstance(value, list):
+        return words.line(", ".join(map(str, value))) or "none"
+    return words.line(value)
 
 
 def _table(widths: Mapping[str, int]) -> Table:

@@ -48,9 +48,17 @@ def pairs(first: Side, other: Side, key: tuple[str, str]) -> Pairs:
     if len(same) < 2:
         return Pairs(reason="fewer than two pairs: no interval can be given")
     notes = [_dropped(len(same), max(len(ours), len(theirs)))]
-    if any(kind == "document" and not math.isclose(ours[kind, t].weight, theirs[kind, t].weight) for kind, t in same):
+    if not _weighed_alike(ours, theirs, same):
         notes.append(f"weighted as in {first.name}, since the weights differ")
     return Pairs({t: ours[t] for t in same}, {t: theirs[t] for t in same}, "; ".join(filter(None, notes)))
+
+
+def _weighed_alike(ours: Mapping[Thing, Graded], theirs: Mapping[Thing, Graded], same: Sequence[Thing]) -> bool:
+    """Whether both runs weigh things alike: prompts in the same measure, for one may have more samples of each."""
+    scale = 1.0
+    if same[0][0] == "prompt":
+        scale = ours[same[0]].weight / theirs[same[0]].weight
+    return all(math.isclose(ours[thing].weight, scale * theirs[thing].weight, rel_tol=1e-6) for thing in same)
 
 
 def _dropped(used: int, most: int) -> str:
