@@ -80,7 +80,7 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
         "seconds": _at_limits(terms.given, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
         "online": parts.teaches_online,
-        "soft": parts.soft.foreseen(written=len(requests) * table.max_tokens),
+        "soft": parts.soft.foreseen(len(requests)),
     }
 
 
@@ -178,14 +178,24 @@ def judges_spending(parts: Assembly, asked: Sequence[dict[str, Any]]) -> str | N
 
 
 def _training(parts: Assembly) -> dict[str, Any]:
-    """Steps and tokens; epochs count the corpus, not yet what the teacher will write."""
+    """Steps and tokens; epochs count the corpus, and what the teacher will write if it has a share of its own."""
     train, context = parts.recipe.train, parts.student.context
     tokens = train.steps * train.batch_size * train.accumulate * context
     return {
         "steps": train.steps,
         "tokens": tokens,
-        "epochs": round(tokens / max(1, parts.corpus.counts["train"]["tokens"]), 2),
+        "epochs": round(_epochs_of(parts, tokens), 2),
     }
+
+
+def _epochs_of(parts: Assembly, tokens: int) -> float:
+    """How often the corpus is seen, or at least the teacher's text, whichever is more."""
+    corpus = float(max(1, parts.corpus.counts["train"]["tokens"]))
+    table = parts.recipe.teacher
+    if table is None or not table.share:
+        return tokens / corpus
+    most = len(parts.requests()) * (table.prompt_tokens + table.max_tokens) * (1 - table.held_out)
+    return max(tokens * (1 - table.share) / corpus, tokens * table.share / most if most else 0.0)
 
 
 def _memory(parts: Assembly, parameters: int) -> int:
@@ -292,10 +302,8 @@ def _stored(soft: dict[str, Any] | None) -> list[tuple[str, str]]:
     """What the soft targets that are kept would take."""
     if soft is None:
         return []
-    kept = (
-        f"at most {soft['bytes'] / 2**20:,.1f} MiB: {soft['positions']:,} positions, {soft['bytes_a_position']} bytes"
-    )
-    return [("soft targets", kept)]
+    each = f"{soft['positions']:,} of at most {soft['bytes_a_position']} bytes each"
+    return [("soft targets", f"about {soft['bytes'] / 2**20:,.1f} MiB: {each}")]
 
 
 def _cost_of(teacher: dict[str, Any]) -> str:
