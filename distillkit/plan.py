@@ -90,7 +90,7 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
         "seconds": _at_limits(terms.given, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
         "online": parts.teaches_online,
-        "soft": parts.soft.foreseen(written=len(requests) * table.max_tokens) if parts.at_hand else None,
+        "soft": parts.soft.foreseen(len(requests)) if parts.at_hand else None,
     }
 
 
@@ -193,11 +193,11 @@ def judges_spending(parts: Assembly, asked: Sequence[dict[str, Any]]) -> str | N
 
 
 def _training(parts: Assembly) -> dict[str, Any]:
-    """Steps and tokens; epochs count the corpus, not yet what the teacher will write."""
+    """Steps and tokens; epochs count the corpus, and what the teacher will write if it has a share of its own."""
     train, context = parts.recipe.train, parts.student.context
     tokens = train.steps * train.batch_size * train.accumulate * context
     there = _to_read(parts)
-    epochs = None if there is None else round(tokens / max(1, there), 2)
+    epochs = None if there is None else round(_times_read(parts, tokens, max(1, there)), 2)
     return {"steps": train.steps, "tokens": tokens, "epochs": epochs, "advice": _advice(parts, epochs)}
 
 
@@ -219,6 +219,15 @@ def better(parts: Assembly, epochs: float) -> str:
     budget = parts.recipe.data.tokens
     more = f"data.tokens = {tokens:_}" if budget else f"a corpus of {tokens:,} tokens"
     return f"{more} or train.steps = {steps:_} would be better"
+
+
+def _times_read(parts: Assembly, tokens: int, corpus: int) -> float:
+    """How often the corpus is seen, or at least the teacher's text, whichever is more."""
+    table = parts.recipe.teacher
+    if table is None or not table.share:
+        return tokens / corpus
+    most = len(asked_of(parts)) * (table.prompt_tokens + table.max_tokens) * (1 - table.held_out)
+    return max(tokens * (1 - table.share) / corpus, tokens * table.share / most if most else 0.0)
 
 
 def _memory(parts: Assembly, parameters: int) -> int:
@@ -343,10 +352,8 @@ def _stored(soft: dict[str, Any] | None) -> list[tuple[str, str]]:
     """What the soft targets that are kept would take."""
     if soft is None:
         return []
-    kept = (
-        f"at most {soft['bytes'] / 2**20:,.1f} MiB: {soft['positions']:,} positions, {soft['bytes_a_position']} bytes"
-    )
-    return [("soft targets", kept)]
+    each = f"{soft['positions']:,} of at most {soft['bytes_a_position']} bytes each"
+    return [("soft targets", f"about {soft['bytes'] / 2**20:,.1f} MiB: {each}")]
 
 
 def _cost_of(teacher: dict[str, Any]) -> str:

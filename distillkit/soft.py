@@ -155,14 +155,22 @@ class Softness:
             "bytes_a_position": round(size / positions, 2) if positions else 0.0,
         }
 
-    def foreseen(self, written: int) -> dict[str, Any] | None:
-        """The most that will be stored, if the teacher writes so many tokens: positions, and bytes."""
-        if self.source not in (STORE, ANSWERS):
+    def foreseen(self, answers: int) -> dict[str, Any] | None:
+        """What will be stored, if every answer is as long as it may be: soft targets, and bytes.
+
+        Of an answer in other tokens at most each of the teacher's has one; the student's may be twice as many.
+        """
+        table = self.table
+        if table is None or self.source not in (STORE, ANSWERS):
             return None
         binding = self.binding(self.parts.corpus.train)
-        read = self.parts.corpus.train.tokens if self.source == STORE else 0
-        positions, each = read + written, binding.most_bytes
-        return {"from": self.source, "positions": positions, "bytes_a_position": each, "bytes": positions * each}
+        written, begun = answers * table.max_tokens, answers * table.prompt_tokens
+        if self.source == STORE:
+            positions, empty = self.parts.corpus.train.tokens + begun + written, 0
+        else:
+            positions, empty = written, begun + written
+        size = positions * binding.most_bytes + empty * binding.least_bytes
+        return {"from": self.source, "positions": positions, "bytes_a_position": binding.most_bytes, "bytes": size}
 
 
 def _documents(stream: Stream) -> Iterator[tuple[int, int]]:

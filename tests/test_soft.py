@@ -266,10 +266,10 @@ def test_answers_can_be_kept_from_training(home: Path) -> None:
 def test_the_plan_counts_the_bytes(home: Path) -> None:
     parts = assemble("teacher.store=true")
     soft = plan.foresee(parts)["teacher"]["soft"]
-    assert soft["positions"] == parts.corpus.train.tokens + 12 * 20
+    assert soft["positions"] == parts.corpus.train.tokens + 12 * (8 + 20)
     assert (soft["bytes_a_position"], soft["bytes"]) == (84, 84 * soft["positions"])
-    assert re.search(r"soft targets\s+at most .* 84 bytes", plan.text(plan.foresee(parts)))
-    assert plan.foresee(assemble(*FOREIGN))["teacher"]["soft"]["bytes"] == 12 * 20 * 44
+    assert re.search(r"soft targets\s+about .* at most 84 bytes", plan.text(plan.foresee(parts)))
+    assert plan.foresee(assemble(*FOREIGN))["teacher"]["soft"]["bytes"] == 12 * (20 * 44 + (8 + 20) * 4)
     assert plan.foresee(assemble("mixer.name=hard"))["teacher"]["soft"] is None
 
 

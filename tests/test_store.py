@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as arrays
 from distillkit.data.corpus import pack_texts
 from distillkit.data.shards import Batches, Packer, Stream
 from distillkit.data.tokenizer import Tokenizer, train_bpe
-from distillkit.errors import CorruptError, Interrupted, UsageError
+from distillkit.errors import CorruptError, DataError, Interrupted, UsageError
 from distillkit.records import Answer, Request
 from distillkit.roles import Teacher
 from distillkit.teachers import reading
@@ -231,6 +231,7 @@ def test_interrupted_it_goes_on_behind_its_last_shard(
     store = reading.read(again, stream, Writer(tmp_path / "cut", binding, 4 * CONTEXT))
     assert sum(again.asked) == stream.windows(CONTEXT) - 8  # four calls of two windows were kept
     assert store.fingerprint == whole.fingerprint
+    assert not list((tmp_path / "cut").glob(".*"))
     idle = Writer(tmp_path / "cut", binding)
     assert idle.done == stream.tokens
 
@@ -332,6 +333,8 @@ def test_a_share_of_every_batch_is_the_teachers(tmp_path: Path, stream: Stream, 
     assert batches.epochs(20) == max(20 * 2 / windows, 20 * 6 / stream.windows(CONTEXT))
     assert Batches([stream, told], CONTEXT, 8, 5, share=1.0).batch(0).from_teacher.all()
     assert not Batches([stream, told], CONTEXT, 8, 5, share=0.0).batch(0).from_teacher.any()
+    with pytest.raises(DataError, match=r"teacher.share = 0.05 of 8 rows a step is none"):
+        Batches([stream, told], CONTEXT, 8, 5, share=0.05)
     prints = {Batches([stream, told], CONTEXT, 8, 5, share=share).fingerprint for share in (None, 0.0, 0.25, 1.0)}
     assert len(prints) == 4
     whole, parts = batches.batch(3), [batches.rows(3, 0, 5), batches.rows(3, 5, 8)]

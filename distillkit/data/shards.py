@@ -382,6 +382,9 @@ class Batches:
         rows = round((self.share or 0.0) * self.batch_size)
         if self.share is None or not taught or not any(counts[i] for i in others):
             return [_Pool(everything, counts, self.batch_size, self.seed)]
+        if self.share and not rows:
+            told = f"teacher.share = {self.share} of {self.batch_size} rows a step is none"
+            raise DataError(told, "Raise it, or train.batch_size; 0 leaves the answers out.")
         pools = [_Pool(others, counts, self.batch_size - rows, self.seed), _Pool(taught, counts, rows, self.seed)]
         return [pool for pool in pools if pool.rows]
 

@@ -28,7 +28,7 @@ SMALL_VOCABULARY = 1 << 16
 BLOCK = 256  # positions between two places that are known by heart
 NOTHING = -1e4  # the log-probability of what has none
 LEAST = -6e4  # float16 ends at 65,504
-MOST_SAMPLES = 255
+NAMED = ("ids", "values")  # the columns with a number for each token that is named
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -89,11 +89,15 @@ class Binding:
         return {name: np.dtype(kind) for name, kind in kinds.items()}
 
     @property
+    def least_bytes(self) -> int:
+        """What a position takes that has no soft target."""
+        return sum(dtype.itemsize for name, dtype in self.dtypes.items() if name not in NAMED)
+
+    @property
     def most_bytes(self) -> int:
         """The most that one position takes."""
-        names = self.samples or self.most
-        sizes = {name: dtype.itemsize for name, dtype in self.dtypes.items()}
-        return sum(size * (names if name in ("ids", "values") else 1) for name, size in sizes.items())
+        each = sum(dtype.itemsize for name, dtype in self.dtypes.items() if name in NAMED)
+        return self.least_bytes + each * (self.samples or self.most)
 
 
 # Writing ---------------------------------------------------------------------------------------------------
@@ -104,6 +108,8 @@ class Writer:
 
     def __init__(self, folder: Path, binding: Binding, limit: int = SHARD_POSITIONS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".*.part"):  # what a crash left behind
+            part.unlink()
         self.folder, self.binding, self.limit = folder, binding, limit
         self.shards = _whole_shards(folder, binding)
         self.done = sum(shard["positions"] for shard in self.shards)
@@ -255,7 +261,7 @@ class _Shard:
         self._columns: dict[str, Array] = {}
         offset = 0
         for name, dtype in binding.dtypes.items():
-            length = facts["entries" if name in ("ids", "values") else "positions"]
+            length = facts["entries" if name in NAMED else "positions"]
             if length:
                 self._columns[name] = np.memmap(file, dtype, "r", offset, (length,))
             else:
@@ -320,7 +326,7 @@ _MADE = "Make them: distillkit label RUN"
 
 def _check_sizes(folder: Path, shards: Sequence[Mapping[str, Any]], binding: Binding) -> None:
     for shard in shards:
-        lengths = {name: shard["entries" if name in ("ids", "values") else "positions"] for name in binding.dtypes}
+        lengths = {name: shard["entries" if name in NAMED else "positions"] for name in binding.dtypes}
         expected = sum(_padded(lengths[name] * dtype.itemsize) for name, dtype in binding.dtypes.items())
         found = (folder / shard["name"]).stat().st_size
         if found != expected:
