@@ -33,7 +33,7 @@ FLOORS = [
     ["assembly soft subjects", "tracking", "distillkit_plugins"],
     ["training pipeline plan bench first"],
     [
-        "cli stage_commands judge_commands cache_commands plugin_commands away_commands data_commands arguments",
+        "cli stage_commands judge_commands cache_commands plugin_commands away_commands data_commands arguments "
         "__main__",
     ],
 ]

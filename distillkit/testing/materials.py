@@ -53,6 +53,10 @@ class Pupil:
             Likelihood(rest * (len(raw) + 1) - math.log(10) * spaces, len(raw) + 1, len(raw)) for raw, spaces in sizes
         ]
 
+    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Likelihood]:
+        """By the same rule, for which it does not matter what stood before."""
+        return self.score(texts)
+
 
 def samples() -> list[Sample]:
     """Two samples to each text as a prompt: one as it should be, one that is empty."""
