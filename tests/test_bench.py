@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from test_cli import TINY, distillkit
 
@@ -136,6 +137,17 @@ def test_ours_and_the_plain_step_have_the_same_losses(engine: Callable[[str], Mo
     ours = losses(engine("ours"), problems)
     assert ours[2] != ours[0]
     assert ours == pytest.approx(losses(engine("plain"), problems), rel=1e-4)
+
+
+def test_the_two_steps_with_and_without_soft_targets_read_the_same_text(engine: Callable[[str], ModuleType]) -> None:
+    soft, problems = engine("soft"), engine("problems")
+    plain, taught = (job.batch(3) for job in dict(soft._jobs(problems.problem("tiny"), "topk-tail")).values())
+    assert plain.soft_ids is None
+    assert (plain.inputs == taught.inputs).all()
+    assert (plain.hard == taught.hard).all()
+    assert all(len(set(row)) == soft.K for row in taught.soft_ids.reshape(-1, soft.K).tolist())
+    mass = np.exp(taught.soft_log_probs).sum(axis=-1) + np.exp(taught.soft_residual)
+    np.testing.assert_allclose(mass, 1, atol=1e-4)
 
 
 @pytest.mark.peer

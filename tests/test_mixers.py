@@ -26,7 +26,7 @@ from distillkit.recipe import load
 from distillkit.roles import Mixer
 from distillkit.student import loss as engine
 from distillkit.student.gpt import GPT, Shape, initialise
-from distillkit.student.journal import Balance
+from distillkit.student.journal import Balance, Overfitting
 from distillkit.student.loss import mixed_loss, slope_lengths, totals
 from distillkit.student.onpolicy import OnPolicy
 from distillkit.student.optimizer import AdamW
@@ -640,6 +640,17 @@ def test_a_term_that_is_lost_beside_another_is_pointed_out_once() -> None:
     balance.evaluated(5, {"hard": 2.0, "soft": 0.001})
     (warning,) = told.warnings("step 4")
     assert "'soft' is 0.9% of that of 'hard'" in warning
+
+
+def test_steps_without_a_hard_row_say_nothing_about_learning_by_heart() -> None:
+    told = Told()
+    watch = Overfitting(told)
+    watch.trained({"loss": 0.1, "terms": {"hard": 0.0, "soft": 0.1}})
+    watch.evaluated(1, 5.0, 4.0)
+    assert told.lines == []
+    watch.trained({"loss": 0.1, "terms": {"hard": 2.0, "soft": 0.1}})
+    watch.evaluated(2, 5.0, 4.0)
+    assert told.warnings("training loss is 2.00")
 
 
 # ---------------------------------------------------------------------------------------------- schedules

@@ -90,14 +90,15 @@ class Overfitting:
         self.voice, self.losses, self.told = voice, list[float](), False
 
     def trained(self, values: Mapping[str, Any]) -> None:
-        """Remember the cross-entropy of a step, which is what validation measures."""
-        self.losses.append(values["terms"].get("hard", values["loss"]))
+        """Remember the cross-entropy of a step, which is what validation measures: if any row of it had one."""
+        if loss := values["terms"].get("hard", values["loss"]):
+            self.losses.append(loss)
 
     def evaluated(self, step: int, loss: float, best: float) -> None:
         """Compare with the steps since the last evaluation."""
-        mean = sum(self.losses) / max(1, len(self.losses))
-        self.losses = []
-        if self.told or loss <= best or loss - mean < self.GAP:
+        losses, self.losses = self.losses, []
+        mean = sum(losses) / max(1, len(losses))
+        if self.told or not losses or loss <= best or loss - mean < self.GAP:
             return
         self.told = True
         self.voice.warn(
