@@ -333,10 +333,9 @@ class Training:
 
     def _on_policy(self) -> OnPolicy | None:
         """How the student writes what its teacher judges, if the recipe says so."""
-        table, tokenizer = self.recipe.teacher, self.parts.tokenizer
+        table, context, end = self.recipe.teacher, self.parts.student.context, self.parts.tokenizer.end_of_text
         if table is None or table.on_policy is None:
             return None
-        context, end = self.parts.student.context, tokenizer.end_of_text
         return OnPolicy(table.on_policy, table.prompt_tokens, context, end, self.recipe.seed)
 
     def _compute_again(self) -> None:
@@ -421,15 +420,14 @@ class Training:
         rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
         losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
         looks = [row for row in rows if row["kind"] == "validation"]
-        validation = [row["loss"] for row in looks]
         return {
             "steps": state.step,
             "tokens": state.step * table.batch_size * table.accumulate * context,
             "epochs": round(self.batches.epochs(state.step), 2),
             "loss": sum(losses) / len(losses) if losses else None,
-            "validation_loss": validation[-1] if validation else None,
+            "validation_loss": looks[-1]["loss"] if looks else None,
             "best_step": state.best_step,
-            "best_loss": state.best_loss if validation else None,
+            "best_loss": state.best_loss if looks else None,
             "gradient_norms": looks[-1].get("gradient_norms", {}) if looks else {},
             "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
         }
