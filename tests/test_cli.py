@@ -38,11 +38,12 @@ max_tokens = 8
 """
 
 
-def distillkit(home: Path, *words: str, **more: object) -> subprocess.CompletedProcess[str]:
+def distillkit(home: Path, *words: str, timeout: float = 300, **more: object) -> subprocess.CompletedProcess[str]:
     """Run the program in a folder of its own."""
     environment = {**os.environ, "DISTILLKIT_HOME": str(home), "COLUMNS": "100"}
     command = [sys.executable, "-m", "distillkit", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home, timeout=300, **more)  # type: ignore[call-overload, no-any-return]
+    kept = {"capture_output": True, "text": True, "env": environment, "cwd": home, "timeout": timeout}
+    return subprocess.run(command, **kept, **more)  # type: ignore[call-overload, no-any-return]
 
 
 @pytest.fixture(scope="module")

@@ -874,19 +874,18 @@ def test_what_a_foreign_teacher_holds_for_likely_is_worth_more_than_its_words(
     url, folder = smollm2
     table = {"base_url": url, "model": str(folder), "prompts": 48, "max_tokens": 24}
     same = [word for key, value in table.items() for word in ("--set", f"teacher.{key}={json.dumps(value)}")]
-    hard = ("--set", "mixer.name=hard")
-    ways = {"soft": (), "hard": hard, "brief": (*hard, "--set", "train.steps=40")}
     reports = []
-    for name, way in ways.items():
-        done = distillkit(tmp_path, "run", "foreign_teacher", *same, *way, "--set", f"name={name}", "--set", "judge=[]")
+    for name, mixer in (("soft", ()), ("hard", ("--set", "mixer.name=hard"))):
+        words = ("run", "foreign_teacher", *same, *mixer, "--set", f"name={name}", "--set", "judge=[]")
+        done = distillkit(tmp_path, *words, timeout=900)  # a busy machine writes slowly
         assert done.returncode == 0, done.stderr
         reports.append(json.loads((tmp_path / "reports" / name / "1" / "report.json").read_text()))
-    soft, *others = reports
-    assert [report["teacher"]["asked"] for report in reports] == [48, 0, 0]
+    soft, hard = reports
+    assert (soft["teacher"]["asked"], hard["teacher"]["asked"]) == (48, 0)
     there = soft["teacher"]["soft"]
     assert there["with_soft"] > 0.3 * there["positions"]
     assert there["mass"] > 0.5
-    assert not any("soft" in report["teacher"] for report in others)
-    told, alone, briefly = (report["training"]["teacher_text"]["loss"] for report in reports)
-    print(f"{there}; {told:.3f} with soft targets; {alone:.3f} without, {briefly:.3f} before it knew its text by heart")
-    assert told < min(alone, briefly)
+    assert "soft" not in hard["teacher"]
+    told, alone = (report["training"]["teacher_text"]["loss"] for report in reports)
+    print(f"{there}; {told:.3f} with soft targets, {alone:.3f} without")
+    assert told < alone
