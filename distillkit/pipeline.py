@@ -159,6 +159,8 @@ class Pipeline:
             self._warn_of_kin(table, judge)
             verdicts.append(jury.hear(table, judge, subject))
             lower[judge.name] = sorted(judge.lower_is_better)
+            if verdicts[-1].reach:
+                self.voice.say(f"  {verdicts[-1].reach}")
         write_lines(self.run.grades, [row for verdict in verdicts for row in verdict.rows()])
         self.run.record(
             judges={v.judge: {name: metric.to_json() for name, metric in v.metrics.items()} for v in verdicts},

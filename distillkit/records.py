@@ -199,8 +199,9 @@ class Sample:
         return self.id.rpartition("#")[0] or self.id
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`."""
-        return {**asdict(self), "prompt_id": self.prompt_id}
+        """Plain values, ready for `json.dumps`; a temperature that nobody recorded is left out."""
+        values = {**asdict(self), "prompt_id": self.prompt_id}
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Sample:

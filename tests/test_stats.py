@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillkit.records import Metric
@@ -204,6 +204,7 @@ def test_the_size_of_a_block_does_not_decide_the_interval(monkeypatch: pytest.Mo
 # -------------------------------------------------------------------------------------------------- quantiles
 
 
+@settings(deadline=None)
 @given(st.floats(1e-6, 1 - 1e-6), st.floats(0.5, 1e5))
 def test_a_quantile_of_t_is_where_its_tail_says(p: float, df: float) -> None:
     t = t_quantile(p, df)
@@ -347,6 +348,7 @@ def test_the_bootstrap_test_finds_what_is_there_and_little_else() -> None:
     assert bootstrap_test(rng.normal(1, 1, 60), np.ones(60)) < 0.01
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=0, max_size=12))
 def test_holm_never_lowers_a_p_and_keeps_their_order(ps: list[float]) -> None:
     adjusted = holm(ps)
@@ -364,6 +366,7 @@ def test_holm_is_statsmodels(peer: Peer) -> None:
 # ------------------------------------------------------------------------------------------------------ rates
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.floats(0, 1))
 def test_a_wilson_interval_holds_the_share_and_stays_within_bounds(n: int, share: float) -> None:
     low, high = wilson(share * n, n)
@@ -521,7 +524,16 @@ def test_what_a_design_cannot_tell_is_none() -> None:
     assert one_grade.sample == pytest.approx(0.5)  # the judge's noise is in it
     one_sample = components([1.0, 2.0, 4.0, 3.0], ["a", "a", "b", "b"], ["a0", "a0", "b0", "b0"])
     assert (one_sample.prompt, one_sample.sample, one_sample.noise) == (None, None, 0.5)
-    assert one_sample.detectable(50) is None
+    assert one_sample.together == pytest.approx(2 - 0.5 / 2)  # of the means of a and b, less the noise in them
+    assert one_sample.detectable(1) is None
+    assert components([1.0, 2.0], ["a", "a"], ["a0", "a0"]).detectable(50) is None
+
+
+def test_one_sample_a_prompt_still_says_what_a_design_sees_at_most() -> None:
+    rng = np.random.default_rng(21)
+    several, single = components(*nested(rng, 400, 3, 2)), components(*nested(rng, 400, 1, 2))
+    assert single.together == pytest.approx(2.25 + 1, rel=0.15)
+    assert single.detectable(50) > several.detectable(50)  # type: ignore[operator]
 
 
 def test_more_repeats_help_against_noise_and_more_samples_against_both() -> None:

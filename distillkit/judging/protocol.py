@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -92,6 +92,19 @@ class Verdict:
         mark = self.protocol.hash
         return [{"judge": self.judge, "protocol": mark, **grade.to_json()} for grade in self.grades]
 
+    @property
+    def reach(self) -> str:
+        """What this design can see, in words; nothing where samples were graded once."""
+        name = "overall" if "overall" in self.design else next(iter(self.design), "")
+        found = self.design.get(name) or {"detectable": None}
+        if found["detectable"] is None:
+            return ""
+        noise = (found["variance"]["noise"] or 0.0) ** 0.5
+        return (
+            f"{self.judge}: grades of one sample spread by {noise:.2f}; "
+            f"two runs must be about {found['detectable']:.2f} apart in {name} to be told apart"
+        )
+
 
 def judge(judge: Judge, subject: Subject) -> Verdict:
     """Ask one judge; what it does wrong is said in its name."""
@@ -143,7 +156,7 @@ def _by_temperature(judge: Judge, grades: Sequence[Grade], samples: Sequence[Sam
 def designs(grades: Sequence[Grade]) -> dict[str, dict[str, Any]]:
     """For each criterion that samples were graded by more than once: where its spread comes from.
 
-    And the smallest difference that two runs judged so could show, were they as far apart as two prompts' luck is.
+    And the smallest difference that two runs judged so could show.
     """
     found = {}
     for criterion in dict.fromkeys(grade.criterion for grade in grades if grade.sample is not None):
@@ -158,7 +171,7 @@ def designs(grades: Sequence[Grade]) -> dict[str, dict[str, Any]]:
             "prompts": count,
             "samples": len(set(samples)),
             "grades": len(of),
-            "variance": {"prompt": parts.prompt, "sample": parts.sample, "noise": parts.noise},
+            "variance": asdict(parts),
             "detectable": parts.detectable(count, max(1, len(set(samples)) // count), len(of) // len(set(samples))),
         }
     return found

@@ -19,17 +19,25 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Components:
-    """Variances: between prompts, between samples of a prompt, between grades of a sample. None: it cannot be told."""
+    """Variances: between prompts, between samples of a prompt, between grades of a sample. None: it cannot be told.
+
+    `together` is that between all samples, of one prompt or of several.
+    """
 
     prompt: float | None
     sample: float | None
     noise: float | None
+    together: float | None = None
 
     def detectable(self, prompts: int, samples: int = 1, repeats: int = 1) -> float | None:
-        """The smallest difference of two runs that a design could see, if prompts are equally hard for both."""
-        if prompts < 2 or self.sample is None:
+        """The smallest difference of two runs that a design could see, if prompts are equally hard for both.
+
+        Where it cannot be told what is the prompts' luck, all of it counts as the samples': then it is at most this.
+        """
+        own = self.together if self.sample is None else self.sample
+        if prompts < 2 or own is None:
             return None
-        spread = 2 * (self.sample + (self.noise or 0.0) / repeats) / samples
+        spread = 2 * (own + (self.noise or 0.0) / repeats) / samples
         return smallest_detectable(float(np.sqrt(spread / prompts)), prompts - 1)
 
 
@@ -43,15 +51,17 @@ def components(scores: ArrayLike, prompts: Sequence[str], samples: Sequence[str]
     a, s = len(whole), len(sizes)
     means, middles = np.bincount(inner, y) / sizes, np.bincount(outer, y) / whole
     noise = _variance(((y - means[inner]) ** 2).sum(), n - s)
+    apart = (sizes * (means - y.mean()) ** 2).sum()
+    together = _apart(apart, s - 1, noise, n - (sizes.astype(np.float64) ** 2).sum() / n)
     per_prompt = np.bincount(own, sizes.astype(np.float64) ** 2) / whole
     squares = (sizes * (means - middles[own]) ** 2).sum()
     sample = _apart(squares, s - a, noise, n - per_prompt.sum())
     if sample is None:  # one sample a prompt: whose luck it was cannot be told
-        return Components(None, None, noise)
+        return Components(None, None, noise, together)
     between = (whole * (middles - y.mean()) ** 2).sum()
     between -= sample * (per_prompt.sum() - (sizes.astype(np.float64) ** 2).sum() / n)
     prompt = _apart(between, a - 1, noise, n - (whole.astype(np.float64) ** 2).sum() / n)
-    return Components(prompt, sample, noise)
+    return Components(prompt, sample, noise, together)
 
 
 def _index(names: Sequence[object]) -> NDArray[np.int64]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
-from distillkit import Grade, Judge, Subject, hookimpl
+from distillkit import Grade, Judge, Metric, Subject, hookimpl
 from distillkit.data.overlap import matches
 
 
@@ -38,6 +39,11 @@ class Memorization(Judge):
             if places > 0:
                 share = sum(n >= self.options.words for n in lengths) / places
                 yield Grade(f"{what}overlap", share, sample, document, weight=places)
+
+    def summarise(self, grades: Sequence[Grade]) -> dict[str, Metric]:
+        """Means; nobody shares fewer words than none."""
+        found = super().summarise(grades)
+        return {name: replace(m, low=None if m.low is None else max(0.0, m.low)) for name, m in found.items()}
 
 
 @hookimpl
