@@ -308,9 +308,20 @@ def test_a_push_shows_what_would_go_and_uploads_it(home: Path, monkeypatch: pyte
     assert Path("second/README.md").is_file()
 
 
+def test_the_exporter_of_the_documentation_works(home: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "away.md").read_text(encoding="utf-8")
+    (home / "names.py").write_text(page.rpartition("```python\n")[2].partition("```")[0])
+    run = run_with(TINY)
+    said = command("-p", "names.py", "export", run.name, "--to", "there", "--format", "names")
+    assert said.exit_code == 0, said.exception
+    assert "28 names, as gpt2" in said.output
+    assert "h.1.mlp.c_proj.bias" in Path("there/names.txt").read_text()
+
+
 # ---------------------------------------------------------------------------------------------- peers
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.parametrize("name", [*IN_GPT2, *IN_LLAMA])
 def test_transformers_says_what_the_student_says(name: str, peer: Any) -> None:
@@ -339,6 +350,7 @@ MLX_KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.parametrize("name", MLX_KINDS)
 def test_mlx_lm_says_what_the_student_says(name: str, peer: Any) -> None:
@@ -357,6 +369,7 @@ def test_mlx_lm_says_what_the_student_says(name: str, peer: Any) -> None:
     assert words.encode(TEXTS[0]) == tokenizer().encode(TEXTS[0])
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.parametrize("bits", ["8", "4"])
 @pytest.mark.parametrize("shape", [replace(TINY, width=64, hidden=256), replace(LLAMA, width=64, hidden=192)])

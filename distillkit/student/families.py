@@ -38,7 +38,7 @@ def as_gpt2(model: GPT) -> Member:
     """The student as a GPT-2: pre-norm, learned positions, biases everywhere."""
     if faults := list(not_gpt2(model.shape)):
         raise UsageError(f"the student is not in GPT-2's family: {'; '.join(faults)}")
-    shape, own = model.shape, flat(model.parameters())
+    shape, own = model.shape, flat(model.trainable_parameters())
     table = own["positions.weight"] if shape.positions == "learned" else model._sinusoids
     weights = {"wte.weight": own["tokens.weight"], "wpe.weight": table}
     for i in range(shape.layers):
@@ -123,7 +123,7 @@ def _repeated(shape: Shape, joined: mx.array) -> mx.array:
 
 def _apart(shape: Shape, joined: mx.array) -> list[mx.array]:
     own = shape.pairs * shape.head_width
-    return mx.split(joined, [shape.width, shape.width + own])
+    return list(mx.split(joined, [shape.width, shape.width + own]))
 
 
 # ------------------------------------------------------------------------------------------------------ Llama
@@ -133,7 +133,7 @@ def as_llama(model: GPT) -> Member:
     """The student as a Llama: rope, RMS norms, SwiGLU."""
     if faults := list(not_llama(model.shape)):
         raise UsageError(f"the student is not in Llama's family: {'; '.join(faults)}")
-    shape, own = model.shape, flat(model.parameters())
+    shape, own = model.shape, flat(model.trainable_parameters())
     weights = {"model.embed_tokens.weight": own["tokens.weight"], "model.norm.weight": own["norm.weight"]}
     for i in range(shape.layers):
         weights |= _llama_block(shape, own, f"blocks.{i}", f"model.layers.{i}")
@@ -157,7 +157,7 @@ def not_llama(shape: Shape) -> Iterator[str]:
 
 
 def _llama_block(shape: Shape, own: Arrays, ours: str, theirs: str) -> Arrays:
-    block = {}
+    block: Arrays = {}
     for name in ("weight", "bias") if shape.bias else ("weight",):
         parts = _apart(shape, own[f"{ours}.attention.qkv.{name}"])
         block |= {f"{theirs}.self_attn.{n}_proj.{name}": part for n, part in zip("qkv", parts, strict=True)}

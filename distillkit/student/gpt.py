@@ -142,9 +142,8 @@ class Block(nn.Module):
         return x + self.dropout(self.down(self._inner(self.hidden_norm(x))))
 
     def _inner(self, x: mx.array) -> mx.array:
-        if "gate" in self:
-            return self.activation(self.gate(x)) * self.up(x)
-        return self.activation(self.up(x))
+        inner: mx.array = self.activation(self.gate(x)) * self.up(x) if "gate" in self else self.activation(self.up(x))
+        return inner
 
 
 class GPT(nn.Module):

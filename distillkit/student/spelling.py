@@ -175,7 +175,7 @@ def _parts(folder: Path) -> tuple[dict[str, int], list[Sequence[str]], dict[str,
             return _of_json(read_json(folder / "tokenizer.json"))
         vocabulary = read_json(folder / "vocab.json")
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        pairs: list[Sequence[str]] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         return vocabulary, pairs, {END_OF_TEXT: vocabulary[END_OF_TEXT]}
     except FileNotFoundError as error:
         raise UsageError(f"{folder} holds no tokenizer: {Path(error.filename).name} is missing", _OTHER) from error
