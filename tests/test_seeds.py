@@ -46,6 +46,7 @@ from distillkit import Answer, Teacher, hookimpl
 class Told(Teacher):
     """Ends every story alike."""
     name = "told"
+    chats = True
     def answer(self, request):
         return Answer(text=" and they all went home.")
 
