@@ -124,7 +124,7 @@ class MlxLm(Teacher):
         if not self.chats:
             raise UsageError(
                 f"{self.options.model} has no chat template, so it cannot reply to messages",
-                "Take a model that chats (their names often end in -Instruct or -it), or give it prompts to go on from.",
+                "Take a model that chats (names often end in -Instruct or -it), or give it prompts to go on from.",
             )
         return self.model.chat(request.messages, self.options.template, self.options.answer_after)
 
@@ -141,8 +141,9 @@ class MlxLm(Teacher):
         return self.model.vocabulary.tokenizer()
 
     def logits(self, tokens: mx.array) -> mx.array:
-        """What it thinks of every next token, in float32; ids that no token has are left out."""
-        return self.model.logits(tokens)[..., : self.tokenizer.vocab_size]
+        """What it thinks of every next token, in float32, by the numbers of its tokenizer."""
+        self.tokenizer  # noqa: B018 - refused where numbers would mean other tokens
+        return self.model.logits(tokens)
 
     def score(self, tokens: mx.array) -> mx.array:
         """The log-probability [B, T - 1] of each of its tokens [B, T] but the first, given those before it."""

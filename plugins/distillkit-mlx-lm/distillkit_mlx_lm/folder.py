@@ -46,7 +46,9 @@ def _of_the_hub(model: str, download: bool) -> Path:
         return _snapshot(model)
     except (OSError, ValueError) as error:  # whatever the hub or the network has to say
         told = " ".join(str(error).split())[:200]
-        raise UsageError(f"the model {model!r} could not be fetched: {told}", "Check its name and the network.") from error
+        raise UsageError(
+            f"the model {model!r} could not be fetched: {told}", "Check its name and the network."
+        ) from error
 
 
 def _snapshot(model: str, **how: Any) -> Path:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 END_OF_TEXT = "<|endoftext|>"
+NEVER = -1e4  # a logit whose share is nothing in float32, and whose product with nothing is a number
 
 
 class After(NamedTuple):
@@ -54,6 +55,8 @@ class Model:
         """The network, its weights read and in the precision that it computes in."""
         import mlx.core as mx
 
+        if blas.load().warning:
+            log.warning(blas.load().warning)
         with _blamed(self.where):
             from mlx_lm.utils import load_model
 
@@ -74,8 +77,6 @@ class Model:
         kinds = {value.dtype for _, value in tree_flatten(network.parameters())}
         if mx.default_device() != mx.cpu or kinds.isdisjoint({mx.float16, mx.bfloat16}):
             return None
-        if blas.load().warning:
-            log.warning(blas.load().warning)
         log.warning(
             "%s is in half precision, which is some 60 times slower on a CPU: its weights are read as float32, "
             "in twice the memory.",
@@ -128,7 +129,7 @@ class Model:
         except Exception as error:  # a template is a program in the model's folder
             raise UsageError(
                 f"the chat template of {self.where.name} failed: {error}",
-                "Some models take no system message: teacher.system = \"\". Check teacher.template.",
+                'Some models take no system message: teacher.system = "". Check teacher.template.',
             ) from error
         return list(self.texts.encode(words, add_special_tokens=False)), self._after(words, mark)
 
@@ -146,10 +147,28 @@ class Model:
     # ------------------------------------------------------------------------------------------ logits
 
     def logits(self, tokens: mx.array) -> mx.array:
-        """Logits [B, T, V] in float32, of all numbers that the network has room for."""
+        """Logits [B, T, V] in float32 of the tokens of its vocabulary.
+
+        Bytes that it has no token for are read as what it does not know, and never expected.
+        """
         import mlx.core as mx
 
-        return self.network(tokens).astype(mx.float32)
+        known, lent = len(self.vocabulary.every), len(self.vocabulary.lent)
+        read = mx.where(tokens < known, tokens, self.unknown) if lent else tokens
+        logits = self.network(read).astype(mx.float32)[..., :known]
+        if logits.shape[-1] < known:
+            raise UsageError(
+                f"{self.where.name} has {logits.shape[-1]} numbers in its network and {known} in its tokenizer",
+                "Its files do not belong together: fetch the model again.",
+            )
+        never = mx.full((*logits.shape[:-1], lent), NEVER)
+        return mx.concatenate([logits, never], axis=-1) if lent else logits
+
+    @property
+    def unknown(self) -> int:
+        """The token that it reads in the place of what it does not know."""
+        own = self.texts.unk_token_id
+        return self.ends[0] if own is None else int(own)
 
 
 class Precisely:
@@ -159,6 +178,7 @@ class Precisely:
         self.network = network
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Its logits."""
         import mlx.core as mx
 
         return self.network(*arguments, **named).astype(mx.float32)

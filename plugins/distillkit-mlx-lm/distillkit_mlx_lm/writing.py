@@ -1,7 +1,7 @@
 """Many answers at once: mlx-lm's continuous batching, where the next request takes the place of one that is done.
 
 Each answer draws from a generator of its own, so that it does not depend on its neighbours. Knows tokens and bytes,
-and neither requests nor chats.
+and neither requests nor chats. mlx is not imported here: `distillkit.student` must be first, for its fast BLAS.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
 import numpy as np
 
 from distillkit.student.drawing import Sampling, draw, keys_of, noise_of, turn
@@ -19,6 +18,8 @@ from distillkit.student.drawing import Sampling, draw, keys_of, noise_of, turn
 from .model import After, Precisely
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from .model import Model
 
 TOGETHER = 8  # prompts that are read at once
@@ -112,6 +113,7 @@ class Drawn:
         self.sampling, self.keys = asked.sampling, keys_of([asked.seed])
 
     def __call__(self, logprobs: mx.array) -> mx.array:
+        """The next token."""
         self.keys, now = turn(self.keys)
         return draw(logprobs, noise_of(now, logprobs.shape[-1]), self.sampling)
 

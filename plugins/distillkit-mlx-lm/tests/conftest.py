@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distillkit_mlx_lm.vocabulary import _alphabet
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from distillkit.student import blas
@@ -19,7 +20,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 
 TEXT = (
     "Once upon a time there was a little fox. The fox lived in a wood, and every day she went to the river. "
-    "\"It's a fine day,\" said the fox; \"I'll swim!\" The 3 ducks of 2024 didn't like it. Grüße, 你好, 🦊🦆! "
+    '"It\'s a fine day," said the fox; "I\'ll swim!" The 3 ducks of 2024 didn\'t like it. Grüße, 你好, 🦊🦆! '
 ) * 20
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -28,15 +29,17 @@ TEMPLATE = (
 )
 
 
-def byte_level(special: list[str] = SPECIAL, size: int = 400, digits: bool = False) -> Tokenizer:
-    """A byte-level BPE, as GPT-2's; with `digits` as SmolLM2's."""
+def byte_level(special: list[str] = SPECIAL, size: int = 400, digits: bool = False, without: bytes = b"") -> Tokenizer:
+    """A byte-level BPE, as GPT-2's; with `digits` as SmolLM2's; it may have no token for some bytes."""
     made = Tokenizer(models.BPE())
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
     first = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     made.pre_tokenizer = pre_tokenizers.Sequence([*first, as_bytes]) if digits else as_bytes
     made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet)
+    letters = {byte: letter for letter, byte in _alphabet().items() if byte not in without}
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=[*letters.values()], show_progress=False
+    )
     made.train_from_iterator([TEXT], trainer)
     return made
 
@@ -51,7 +54,9 @@ def sentencepiece() -> Tokenizer:
     special = ["<unk>", "<s>", "</s>"]
     plain = TEXT.encode("ascii", "ignore").decode()
     in_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
-    made.train_from_iterator([plain], trainers.BpeTrainer(vocab_size=600, special_tokens=[*special, *in_bytes]))
+    made.train_from_iterator(
+        [plain], trainers.BpeTrainer(vocab_size=600, special_tokens=[*special, *in_bytes], show_progress=False)
+    )
     told = json.loads(made.to_str())
     told["added_tokens"] = [row for row in told["added_tokens"] if row["content"] in special]
     return Tokenizer.from_str(json.dumps(told))

@@ -74,9 +74,7 @@ def test_greedy_answers_are_mlx_lms_own_token_for_token(kind: str, request: pyte
 
 @pytest.mark.parametrize("kind", ["tiny", "plain", "spelled"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_many_at_once_answer_as_each_would_alone(
-    kind: str, temperature: float, request: pytest.FixtureRequest
-) -> None:
+def test_many_at_once_answer_as_each_would_alone(kind: str, temperature: float, request: pytest.FixtureRequest) -> None:
     mine = teacher(request.getfixturevalue(kind), batch_size=3)
     what = [
         Request(str(i), PROMPTS[i % 5], max_tokens=3 + 5 * i % 17, temperature=temperature, seed=i, top_logprobs=4)
@@ -124,8 +122,7 @@ def test_a_stop_word_ends_an_answer_wherever_tokens_cut_it(tiny: Path) -> None:
         )
         assert cut.text.rstrip("\ufffd") == whole.text[: whole.text.find(stop)].rstrip("\ufffd")
         assert cut.finish == "stop"
-        said = b"".join(token.bytes for token in cut.tokens)
-        assert cut.text.encode().startswith(said)
+        assert cut.tokens == whole.tokens[: len(cut.tokens)]
     assert mine.answer(Request("c", PROMPTS[0], max_tokens=4, temperature=1.0, seed=1)).finish == "length"
 
 
@@ -265,6 +262,21 @@ def test_half_a_character_at_the_end_is_no_text(tiny: Path) -> None:
 # ------------------------------------------------------------------------------------------------ tokenizers
 
 
+def test_bytes_that_a_model_never_saw_get_numbers_after_its_own(tmp_path: Path) -> None:
+    """As in SmolLM2, which has no token for some control characters."""
+    where = write_folder(tmp_path / "gaps", byte_level(without=b"\x04\x06\xf1"))
+    mine = teacher(where)
+    own = len(mine.model.vocabulary.every)
+    tokens = mine.tokenizer.encode("a \x04 fox \U00040000")
+    assert max(tokens) >= own
+    assert mine.tokenizer.decode(tokens) == "a \x04 fox \U00040000"
+    assert mine.tokenizer.vocab_size == own + 3
+    logits = mine.logits(mx.array([tokens]))
+    assert logits.shape[-1] == own + 3
+    assert np.exp(log_softmax(logits))[..., own:].max() == 0
+    assert np.isfinite(np.array(logits)).all()
+
+
 @pytest.mark.parametrize("digits", [False, True])
 def test_a_byte_level_tokenizer_is_said_in_our_terms(digits: bool, tmp_path: Path) -> None:
     theirs = byte_level(digits=digits, size=1000)
@@ -358,7 +370,11 @@ def test_the_template_gets_further_variables_and_its_faults_are_told(tiny: Path,
         (After(b"</think>", b"<think>"), "A fox.", "A fox."),
         (After(b"</think>", b"<think>"), "<think>Hm, a fo", ""),
         (After(b"</think>", b"<think>", opened=True), "Hm, a fo", ""),
-        (FINAL, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>A fox.", "A fox."),
+        (
+            FINAL,
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>A fox.",
+            "A fox.",
+        ),
         (FINAL, "<|channel|>analysis<|message|>Hm, a fo", ""),
         (FINAL, "A fox.", "A fox."),
         (None, "A fox.", "A fox."),
@@ -459,6 +475,24 @@ def test_what_is_no_model_is_named(tiny: Path, tmp_path: Path, monkeypatch: pyte
     (where / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(DataError, match="no safetensors file"):
         teacher(where).identity()
+
+
+FIRST = """
+import sys
+from distillkit import Request
+from distillkit_mlx_lm import MlxLm
+assert not {"mlx.core", "mlx_lm", "transformers", "numpy"} & sys.modules.keys()
+MlxLm(MlxLm.Options(model=sys.argv[1])).answer(Request("a", "The fox", max_tokens=1))
+from distillkit.student import blas
+print(blas.load().warning or "fast")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX brings its own")
+def test_the_fast_blas_is_there_before_mlx_is(tiny: Path) -> None:
+    command = [sys.executable, "-c", FIRST, str(tiny)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["fast"]
 
 
 HUB = """

@@ -58,7 +58,9 @@ class EventFile:
 
 def _fresh(folder: Path) -> Path:
     """A name that sorts after those of older files: TensorBoard reads them in that order."""
-    taken = [int(part) for path in folder.glob("events.out.tfevents.*") if (part := path.name.split(".")[3]).isdecimal()]
+    taken = [
+        int(part) for path in folder.glob("events.out.tfevents.*") if (part := path.name.split(".")[3]).isdecimal()
+    ]
     second = max([int(time.time()), *(number + 1 for number in taken)])
     return folder / f"events.out.tfevents.{second}.{os.getpid()}.distillkit"
 
