@@ -37,7 +37,7 @@ PROBES = (
 )
 
 
-class Unlike(Exception):  # noqa: N818 - a reason, which its message names
+class Unlike(Exception):
     """Why a tokenizer cannot be said in distillkit's terms."""
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tomllib
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +64,7 @@ class WandB(Tracker):
             project=self.options.project,
             entity=self.options.entity,
             dir=str(run.path.resolve()),
-            id=self._id(wandb),
+            id=self._id(),
             resume="allow",
             name=run.name,
             group=run.path.resolve().parent.name,
@@ -85,11 +86,11 @@ class WandB(Tracker):
             )
         return wandb
 
-    def _id(self, wandb: Any) -> str:
+    def _id(self) -> str:
         """The id of the run at W&B: the same in all its sittings."""
         note = self.run.path / NOTE
         if not note.is_file():
-            note.write_text(json.dumps({"id": wandb.util.generate_id()}) + "\n", encoding="utf-8")
+            note.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n", encoding="utf-8")
         return str(json.loads(note.read_text(encoding="utf-8"))["id"])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

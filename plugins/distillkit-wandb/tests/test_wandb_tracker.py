@@ -69,7 +69,7 @@ def listener() -> Iterator[Listener]:
     made.socket.close()
 
 
-def distillkit(home: Path, *words: str, plugin: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+def distillkit(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DISTILLKIT_HOME": str(home), "COLUMNS": "100", **variables}
     more = [] if _installed() else ["-p", "distillkit_wandb"]
     command = [sys.executable, "-m", "distillkit", *more, *words]
@@ -115,7 +115,7 @@ def history(home: Path) -> list[dict[str, Any]]:
 
 
 def test_an_offline_run_holds_all_that_was_logged_and_nothing_private(tmp_path: Path, listener: Listener) -> None:
-    (tmp_path / "watched.toml").write_text(RECIPE + f'entity = "{KEYS["MY_SECRET"]}"\n')
+    (tmp_path / "watched.toml").write_text(RECIPE)
     proxy = f"http://127.0.0.1:{listener.port}"
     network = {"WANDB_BASE_URL": proxy, "HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "https_proxy": proxy}
     done = distillkit(tmp_path, "run", "watched.toml", **KEYS, **network)
@@ -149,10 +149,23 @@ def test_an_offline_run_holds_all_that_was_logged_and_nothing_private(tmp_path: 
     (table,) = run.glob("wandb/offline-run-*/files/media/table/samples*.json")
     assert json.loads(table.read_text())["data"][0] == [sample["id"], sample["prompt"], sample["completion"]]
 
-    told = b"".join(path.read_bytes() for path in (run / "wandb").rglob("*") if path.is_file())
+    assert [record.run.host for record in records(file) if record.HasField("run")] == [""]
+    sent = [file, *(path for path in (file.parent / "files").rglob("*") if path.is_file())]
+    told = b"".join(path.read_bytes() for path in sent)
     assert b"tales" in told  # the recipe is there
-    for private in (*list(KEYS.values())[:2], socket.gethostname(), sys.executable):
-        assert private.encode() not in told, private
+    assert not [private for private in (*KEYS.values(), sys.executable) if private.encode() in told]
+    kept = b"".join(path.read_bytes() for path in (run / "wandb").rglob("*") if path.is_file())
+    assert not [key for key in KEYS.values() if key.encode() in kept]
+
+
+def test_a_key_in_a_recipe_is_not_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from distillkit_wandb import scrubbed
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GROQ_API_KEY", KEYS["GROQ_API_KEY"])
+    (tmp_path / ".env").write_text("OPENAI_API_KEY='sk-canary-from-a-file'\nNAME=harmless\n")
+    told = {"teacher": {"extra": ["Bearer " + KEYS["GROQ_API_KEY"], "sk-canary-from-a-file", "harmless"]}, "n": 1}
+    assert scrubbed(told) == {"teacher": {"extra": ["Bearer ***", "***", "harmless"]}, "n": 1}
 
 
 def test_a_run_that_goes_on_keeps_its_id_and_says_no_step_twice(tmp_path: Path) -> None:
