@@ -41,7 +41,7 @@ class MlxLm(Teacher):
         chat: bool | None = Field(
             None, description="whether it replies to messages; if not set, where it has a chat template"
         )
-        template: dict[str, Any] = Field(
+        variables: dict[str, Any] = Field(
             {}, description='further variables of its chat template, such as { reasoning_effort = "low" }'
         )
         answer_after: str | None = Field(
@@ -62,7 +62,7 @@ class MlxLm(Teacher):
     def identity(self) -> Any:
         """What the model's files hold, wherever they lie, and how it is spoken to; its speed decides nothing."""
         how = self.options.model_dump(
-            mode="json", include={"chat", "template", "answer_after", "precision"}, exclude_defaults=True
+            mode="json", include={"chat", "variables", "answer_after", "precision"}, exclude_defaults=True
         )
         return {"model": folder.fingerprint(self.folder), "quantisation": folder.quantisation(self.folder), **how}
 
@@ -126,7 +126,7 @@ class MlxLm(Teacher):
                 f"{self.options.model} has no chat template, so it cannot reply to messages",
                 "Take a model that chats (names often end in -Instruct or -it), or give it prompts to go on from.",
             )
-        return self.model.chat(request.messages, self.options.template, self.options.answer_after)
+        return self.model.chat(request.messages, self.options.variables, self.options.answer_after)
 
     def _answer(self, request: Request, asked: Asked, written: Written) -> Answer:
         usage = Usage(len(asked.tokens), written.count)

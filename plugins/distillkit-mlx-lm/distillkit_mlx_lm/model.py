@@ -129,7 +129,7 @@ class Model:
         except Exception as error:  # a template is a program in the model's folder
             raise UsageError(
                 f"the chat template of {self.where.name} failed: {error}",
-                'Some models take no system message: teacher.system = "". Check teacher.template.',
+                'Some models take no system message: teacher.system = "". Check teacher.variables.',
             ) from error
         return list(self.texts.encode(words, add_special_tokens=False)), self._after(words, mark)
 

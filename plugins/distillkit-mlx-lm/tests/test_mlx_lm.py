@@ -416,7 +416,7 @@ def test_identity_is_what_a_model_holds_not_where_it_lies(tiny: Path, tmp_path: 
     assert teacher(copy).identity() == first
     assert teacher(copy, batch_size=2, download=True).identity() == first
     json.dumps(first)
-    assert teacher(copy, template={"a": 1}).identity() != first
+    assert teacher(copy, variables={"a": 1}).identity() != first
     weights = dict(mx.load(str(copy / "model.safetensors")))
     for name, value in weights.items():
         changed = dict(weights)

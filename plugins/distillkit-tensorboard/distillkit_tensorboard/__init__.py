@@ -10,16 +10,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from distillkit import Tracker, hookimpl
 
 from .events import EventFile
-
-if TYPE_CHECKING:
-    from distillkit.runs import Run
 
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 VALIDATION = "validation_"
@@ -36,7 +33,7 @@ class TensorBoard(Tracker):
         folder: str | None = Field(None, description="where the event files go; if not set, into the run's own folder")
         samples: int = Field(8, ge=0, description="how many samples of the student to show")
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Any) -> None:
         """A run begins, or goes on: its earlier files stay, and its curves are continued."""
         self.run = run
         folder = self.options.folder

@@ -13,14 +13,11 @@ import tomllib
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from distillkit import Tracker, UsageError, hookimpl
-
-if TYPE_CHECKING:
-    from distillkit.runs import Run
 
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 VALIDATION = "validation_"
@@ -55,7 +52,7 @@ class WandB(Tracker):
         tags: list[str] = Field([], description="tags of the run")
         samples: int = Field(50, ge=0, description="how many samples of the student to show")
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Any) -> None:
         """A run begins, or goes on under the id that it had."""
         self.run = run
         self.last = _last_step(run.metrics) if (run.path / NOTE).is_file() else 0
