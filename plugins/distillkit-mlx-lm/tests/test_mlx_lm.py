@@ -526,3 +526,10 @@ def test_pieces_of_every_tensor_are_read_and_no_more(tiny: Path) -> None:
         pieces = list(folder._pieces(weights, tiny))
     assert len(pieces) == 1 + len(mx.load(str(tiny / "model.safetensors")))
     assert all(len(piece) <= folder.PIECE for piece in pieces[1:])
+
+
+@pytest.mark.parametrize("kind", ["tiny", "plain"])
+def test_it_keeps_the_promises_of_a_teacher(kind: str, request: pytest.FixtureRequest) -> None:
+    from distillkit.testing import check_teacher
+
+    check_teacher(MlxLm, {"model": str(request.getfixturevalue(kind))})

@@ -171,3 +171,11 @@ def test_a_number_too_large_for_single_precision_is_infinite(tmp_path: Path) -> 
 def test_keys_are_taken_out_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", KEY)
     assert scrubbed(f"Bearer {KEY}") == "Bearer ***"
+
+
+def test_it_keeps_the_promises_of_a_tracker() -> None:
+    from distillkit_tensorboard import TensorBoard
+
+    from distillkit.testing import check_tracker
+
+    check_tracker(TensorBoard)

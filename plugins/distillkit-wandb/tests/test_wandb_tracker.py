@@ -186,3 +186,11 @@ def test_without_a_key_it_says_what_to_do_and_asks_nothing(tmp_path: Path) -> No
     done = distillkit(tmp_path, "run", "watched.toml", HOME=str(tmp_path), NETRC=str(tmp_path / "none"), **clean)
     assert done.returncode == 2
     assert 'mode = "offline"' in done.stderr
+
+
+def test_it_keeps_the_promises_of_a_tracker() -> None:
+    from distillkit_wandb import WandB
+
+    from distillkit.testing import check_tracker
+
+    check_tracker(WandB, {"mode": "offline"})
