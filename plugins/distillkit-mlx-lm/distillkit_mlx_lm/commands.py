@@ -25,7 +25,7 @@ def tokenizer(model: str, folder: Path) -> None:
     """
     from . import MlxLm
 
-    found = MlxLm(MlxLm.Options(model=model)).tokenizer
+    found = MlxLm(MlxLm.Options.model_validate({"model": model})).tokenizer
     found.save(folder)
     click.echo(f'{found.vocab_size:,} tokens. In a recipe: tokenizer.kind = "{folder}"')
 

@@ -74,7 +74,8 @@ class Model:
 
         if self.precision != "auto":
             return getattr(mx, self.precision)
-        kinds = {value.dtype for _, value in tree_flatten(network.parameters())}
+        leaves: Any = tree_flatten(network.parameters())
+        kinds = {value.dtype for _, value in leaves}
         if mx.default_device() != mx.cpu or kinds.isdisjoint({mx.float16, mx.bfloat16}):
             return None
         log.warning(
