@@ -22,7 +22,7 @@ from distillkit.roles import ROLES
 ROOT = Path(__file__).parent.parent
 PACKAGE, PLUGINS, TESTS = ROOT / "distillkit", ROOT / "plugins" / "distillkit_plugins", ROOT / "tests"
 # Packages of their own, beside the built-in plugins: strangers to each other, held to the same doors.
-OTHERS = sorted(path for path in ROOT.glob("plugins/distillkit-*/distillkit_*") if path.is_dir())
+OTHERS = sorted(path for path in ROOT.glob("plugins/distillkit-*/distillkit_*") if path.name.isidentifier())
 
 # Each line is a floor, lowest first; a file imports only from the floors below it. Each text is a room: those
 # that stand side by side do not know each other; files that are named together may, but in no circle.

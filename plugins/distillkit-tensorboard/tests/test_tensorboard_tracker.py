@@ -43,7 +43,7 @@ max_tokens = 8
 name = "tensorboard"
 samples = 2
 """
-KEY = "gsk-canary-in-the-mine-1"
+KEY = "canary.in.the.mine.1"
 
 
 def distillkit(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:

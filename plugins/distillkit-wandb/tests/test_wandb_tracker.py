@@ -41,7 +41,7 @@ mode = "offline"
 project = "foxes"
 tags = ["small"]
 """
-KEYS = {"GROQ_API_KEY": "gsk-canary-in-the-mine-1", "WANDB_API_KEY": "c" * 40, "MY_SECRET": "canary-number-three"}
+KEYS = {"GROQ_API_KEY": "canary.in.the.mine.1", "WANDB_API_KEY": "c" * 40, "MY_SECRET": "canary-number-three"}
 
 
 class Listener:
@@ -163,8 +163,8 @@ def test_a_key_in_a_recipe_is_not_sent(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GROQ_API_KEY", KEYS["GROQ_API_KEY"])
-    (tmp_path / ".env").write_text("OPENAI_API_KEY='sk-canary-from-a-file'\nNAME=harmless\n")
-    told = {"teacher": {"extra": ["Bearer " + KEYS["GROQ_API_KEY"], "sk-canary-from-a-file", "harmless"]}, "n": 1}
+    (tmp_path / ".env").write_text("OPENAI_API_KEY='canary.from.a.file'\nNAME=harmless\n")
+    told = {"teacher": {"extra": ["Bearer " + KEYS["GROQ_API_KEY"], "canary.from.a.file", "harmless"]}, "n": 1}
     assert scrubbed(told) == {"teacher": {"extra": ["Bearer ***", "***", "harmless"]}, "n": 1}
 
 
