@@ -28,6 +28,7 @@ PRIVATE = {
     "console": "off",
     "disable_code": True,
     "disable_git": True,
+    "host": "-",  # or it would say its name
     "save_code": False,
     "x_disable_machine_info": True,
     "x_disable_meta": True,

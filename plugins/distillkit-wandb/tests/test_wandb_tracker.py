@@ -149,7 +149,7 @@ def test_an_offline_run_holds_all_that_was_logged_and_nothing_private(tmp_path: 
     (table,) = run.glob("wandb/offline-run-*/files/media/table/samples*.json")
     assert json.loads(table.read_text())["data"][0] == [sample["id"], sample["prompt"], sample["completion"]]
 
-    assert [record.run.host for record in records(file) if record.HasField("run")] == [""]
+    assert [record.run.host for record in records(file) if record.HasField("run")] == ["-"]
     sent = [file, *(path for path in (file.parent / "files").rglob("*") if path.is_file())]
     told = b"".join(path.read_bytes() for path in sent)
     assert b"tales" in told  # the recipe is there
