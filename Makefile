@@ -9,13 +9,16 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RECIPE ?= recipes/quickstart.toml
 RESULTS ?= benchmarks/results
 
-.PHONY: help run test test-slow check docs lock clean study
+PLUGINS := $(wildcard plugins/distillkit-*)
+
+.PHONY: help run test test-slow test-plugins test-plugins-slow check docs lock clean study
 .PHONY: bench bench-53m bench-quickstart bench-writing bench-tokens bench-soft
 
 help:
 	@echo "make run          install, then distil the quickstart's student (RECIPE=... for another)"
 	@echo "make test         install what tests need, then run them"
 	@echo "make test-slow    the tests that take long"
+	@echo "make test-plugins the packages of plugins/, each installed with what it needs"
 	@echo "make bench        measure every claim of benchmarks/README.md (RESULTS=... for another folder)"
 	@echo "make study        what each way to distil is worth: about an hour, written to docs/study.md"
 	@echo "make check        format, lint, types, generated docs, secrets"
@@ -30,6 +33,13 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# The packages stand in a folder of their own, not in .venv: the other tests and the generated docs must not see them.
+test-plugins: $(VENV)/.plugins
+	PYTHONPATH=$(CURDIR)/$(VENV)/plugins $(BIN)/python -m pytest $(PLUGINS:=/tests)
+
+test-plugins-slow: $(VENV)/.plugins
+	PYTHONPATH=$(CURDIR)/$(VENV)/plugins $(BIN)/python -m pytest -m slow $(PLUGINS:=/tests)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -79,6 +89,12 @@ $(VENV)/.run: requirements.lock pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.plugins: $(VENV)/.dev $(wildcard $(PLUGINS:=/pyproject.toml) $(PLUGINS:=/*/*.py))
+	$(PIP) install "mlx-lm>=0.32.2" "wandb>=0.20" "tensorboard>=2.15"
+	rm -rf $(VENV)/plugins
+	$(PIP) install --no-deps --no-build-isolation --target $(VENV)/plugins $(addprefix ./,$(PLUGINS))
 	@touch $@
 
 # Hashes without the name of any index, for every platform and Python that we support.

@@ -21,6 +21,8 @@ from distillkit.roles import ROLES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, PLUGINS, TESTS = ROOT / "distillkit", ROOT / "plugins" / "distillkit_plugins", ROOT / "tests"
+# Packages of their own, beside the built-in plugins: strangers to each other, held to the same doors.
+OTHERS = sorted(path for path in ROOT.glob("plugins/distillkit-*/distillkit_*") if path.name.isidentifier())
 
 # Each line is a floor, lowest first; a file imports only from the floors below it. Each text is a room: those
 # that stand side by side do not know each other; files that are named together may, but in no circle.
@@ -30,7 +32,7 @@ FLOORS = [
     ["plugins installed contracts options scaffold", "runs"],
     ["data", "teachers", "student", "judging", "reporting"],
     ["testing"],
-    ["assembly soft subjects", "tracking", "distillkit_plugins"],
+    ["assembly soft subjects", "tracking", "distillkit_plugins", *(path.name for path in OTHERS)],
     ["training pipeline plan bench first"],
     [
         "cli stage_commands judge_commands cache_commands plugin_commands away_commands data_commands arguments "
@@ -38,7 +40,7 @@ FLOORS = [
     ],
 ]
 # What a room may use of its neighbours all the same.
-NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}
+NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer"), ("student", "data.published")}
 # What a plugin may import of distillkit: names of the door, and the toolboxes.
 TOOLBOXES = (
     *("distillkit.teachers.chat", "distillkit.student", "distillkit.data", "distillkit.stats"),
@@ -71,7 +73,7 @@ class Import(NamedTuple):
 
 
 def files() -> list[Path]:
-    return sorted([*PACKAGE.rglob("*.py"), *PLUGINS.rglob("*.py")])
+    return sorted(file for folder in (PACKAGE, PLUGINS, *OTHERS) for file in folder.rglob("*.py"))
 
 
 def read(file: Path) -> bool:
@@ -80,7 +82,7 @@ def read(file: Path) -> bool:
 
 
 def module(file: Path) -> str:
-    base = PACKAGE.parent if file.is_relative_to(PACKAGE) else PLUGINS.parent
+    base = next(folder.parent for folder in (PACKAGE, PLUGINS, *OTHERS) if file.is_relative_to(folder))
     parts = file.relative_to(base).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -116,7 +118,8 @@ def imports(file: Path) -> Iterator[Import]:
         yield from (Import(by, name, typing) for name in names if name.split(".")[0] in HOUSE)
 
 
-HOUSE = {"distillkit", "distillkit_plugins"}
+OUTSIDE = {PLUGINS.name, *(path.name for path in OTHERS)}  # plugins: those who come in by the door
+HOUSE = {"distillkit", *OUTSIDE}
 ALL = [found for file in files() for found in imports(file)]
 REAL = [found for found in ALL if not found.typing]
 
@@ -124,7 +127,7 @@ REAL = [found for found in ALL if not found.typing]
 def room(name: str) -> str:
     """The room that a module is in: a file of the ground plan, a folder, or the built-in plugins."""
     parts = name.split(".")
-    return parts[0] if parts[0] == "distillkit_plugins" or len(parts) == 1 else parts[1]
+    return parts[0] if parts[0] in OUTSIDE or len(parts) == 1 else parts[1]
 
 
 def place(name: str) -> tuple[int, int]:
@@ -167,14 +170,22 @@ def test_plugins_come_in_by_the_door_and_use_only_the_toolboxes():
     wrong = [
         f"{by} imports {what}"
         for by, what, _ in ALL  # for types too: a third party copies them
-        if by.startswith("distillkit_plugins") and what != "distillkit"
+        if by.split(".")[0] in OUTSIDE and what != "distillkit" and room(what) != room(by)
         if not any(what == box or what.startswith(f"{box}.") for box in TOOLBOXES)
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_nobody_imports_the_built_in_plugins():
-    assert [found for found in ALL if found.what.startswith("distillkit_plugins")] == []
+def test_nobody_imports_plugins():
+    assert [found for found in ALL if room(found.what) in OUTSIDE and room(found.what) != room(found.by)] == []
+
+
+def test_packages_beside_the_built_in_plugins_are_whole():
+    for path in OTHERS:
+        folder = path.parent
+        assert all((folder / name).exists() for name in ("pyproject.toml", "README.md", "tests")), folder
+        assert (path / "py.typed").exists()
+    assert len(OTHERS) >= 3
 
 
 def test_every_name_of_the_door_is_there_on_purpose():
