@@ -11,7 +11,7 @@ import numpy as np
 from distillkit_plugins.mixers import AlphaTemperature, Hard
 from problems import Problem, Teacher, rate
 
-from distillkit.data.shards import Batch
+from distillkit.data.batches import Batch
 from distillkit.roles import Mixer
 from distillkit.student import blas
 from distillkit.student.gpt import GPT, Shape

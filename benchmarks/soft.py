@@ -27,7 +27,7 @@ from distillkit_plugins.mixers import Hard  # noqa: E402
 from ours import job_of  # noqa: E402
 from problems import Problem, problem  # noqa: E402
 
-from distillkit.data.shards import Batch  # noqa: E402
+from distillkit.data.batches import Batch  # noqa: E402
 from distillkit.plugins import Plugins  # noqa: E402
 from distillkit.student.parallel import keep_memory  # noqa: E402
 from distillkit.student.train import Job, advance, fresh  # noqa: E402

@@ -17,8 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .data.batches import Batches
 from .data.corpus import Corpus, held_out, pack_texts, prepare, prepared
-from .data.shards import Batches, Stream
+from .data.shards import Stream
 from .errors import DistillkitError, UsageError
 from .plugins import Plugins
 from .progress import Voice

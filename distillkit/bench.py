@@ -22,7 +22,7 @@ import numpy as np
 
 from . import __version__
 from .assembly import Assembly
-from .data.shards import Batch
+from .data.batches import Batch
 from .runs import Run
 from .soft import ANSWERS, STORE
 from .student import blas

@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 
 from .assembly import Assembly
-from .data.shards import Ahead, Batch, Batches, sequential
+from .data.batches import Ahead, Batch, Batches, sequential
 from .errors import UsageError
 from .files import read_lines
 from .plugins import current

@@ -24,9 +24,10 @@ from distillkit_plugins.text import Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distillkit.data.batches import Ahead, Batches, sequential
 from distillkit.data.corpus import Corpus, cut, pack_texts, prepare
 from distillkit.data.downloads import Download
-from distillkit.data.shards import Ahead, Batches, Packer, Stream, sequential
+from distillkit.data.shards import Packer, Stream
 from distillkit.data.tokenizer import END_OF_TEXT, PUBLISHED, Tokenizer, train_bpe
 from distillkit.errors import CorruptError, DataError, UsageError
 from distillkit.progress import Voice

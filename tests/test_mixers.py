@@ -18,7 +18,7 @@ from students import f64, log_softmax, softmax
 from test_training import Told, furnish, sit, stopped_at, train_losses, weights
 
 from distillkit import Schedule, Within
-from distillkit.data.shards import Batch
+from distillkit.data.batches import Batch
 from distillkit.errors import UsageError
 from distillkit.files import read_lines
 from distillkit.plugins import Plugins

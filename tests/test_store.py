@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from distillkit.data.batches import Batches
 from distillkit.data.corpus import pack_texts
-from distillkit.data.shards import Batches, Packer, Stream
+from distillkit.data.shards import Packer, Stream
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.errors import CorruptError, DataError, Interrupted, UsageError
 from distillkit.records import Answer, Request

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_map
 from students import TEXTS, f64, lively, log_softmax, random_array, small_model, softmax, tokenizer, writer
 
-from distillkit.data.shards import Batch
+from distillkit.data.batches import Batch
 from distillkit.roles import Mixer, gives
 from distillkit.schedules import SHAPES
 from distillkit.student import blas

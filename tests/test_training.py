@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from distillkit.assembly import Assembly
-from distillkit.data.shards import sequential
+from distillkit.data.batches import sequential
 from distillkit.errors import DistillkitError, Interrupted, TrainingError, UsageError
 from distillkit.files import read_lines
 from distillkit.pipeline import Pipeline, begin

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ..errors import UsageError
 from ..files import write_json
@@ -51,8 +52,9 @@ def student_of(run: Run) -> Trained:
     return student
 
 
-def of_family(model: GPT) -> Member:
+def of_family(model: nn.Module) -> Member:
     """The student as a GPT-2 or as a Llama, whichever it can be."""
+    assert isinstance(model, GPT)
     if not list(not_gpt2(model.shape)):
         return as_gpt2(model)
     if not list(not_llama(model.shape)):

@@ -115,9 +115,10 @@ class Hub(Source):
         from huggingface_hub import HfApi
 
         try:
-            return HfApi().dataset_info(self.repository, revision=self.options.revision, timeout=20).sha
+            info = HfApi().dataset_info(self.repository, revision=self.options.revision, timeout=20)
         except Exception as error:
             raise self._unreachable(error) from error
+        return None if info.sha is None else str(info.sha)
 
     def _opened(self, commit: str | None, split: str | None, state: Any) -> Rows:
         try:

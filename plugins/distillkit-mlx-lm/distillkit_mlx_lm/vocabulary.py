@@ -14,7 +14,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from distillkit import UsageError
-from distillkit.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
+from distillkit.data.published import END_OF_TEXT, GPT2_PATTERN
+from distillkit.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
