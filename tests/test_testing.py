@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import os
 import random
 import subprocess
 import sys
@@ -61,11 +63,48 @@ def some_files(case: Any) -> Iterator[dict[str, Any]]:
     yield {"options": {"files": str(Path("a.txt").absolute()), "separator": "|"}}
 
 
+def some_stories(case: Any) -> Iterator[dict[str, Any]]:
+    """A local copy, for the source that streams from the Hub."""
+    next(with_package("datasets")(case))
+    Path("a.jsonl").write_text("".join(f'{{"text": "story {i}"}}\n' for i in range(9)), encoding="utf-8")
+    yield {"options": {"path": str(Path("a.jsonl").absolute())}}
+
+
+def filled(schema: Any) -> Any:
+    """The first value that keeps to a JSON schema."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema.get("type") == "object":
+        return {name: filled(inner) for name, inner in schema["properties"].items()}
+    return "little fox"
+
+
+def asked(case: Any) -> Iterator[dict[str, Any]]:
+    """A teacher that keeps to the schema, for judges that ask one."""
+    yield {"teacher": lambda request: json.dumps(filled(request.schema))}
+
+
+def with_package(name: str) -> Any:
+    """Of an exporter that needs a package."""
+
+    def needs(case: Any) -> Iterator[dict[str, Any]]:
+        if os.environ.get("DISTILLKIT_PEERS") != "required":
+            pytest.importorskip(name, reason=f"the peer {name} is not installed")
+        yield {}
+
+    return needs
+
+
 NEEDS = {  # of those that cannot be tried without anything
     ("teachers", "groq"): served,
     ("teachers", "openai"): served,
     ("teachers", "compatible"): served,
     ("sources", "text"): some_files,
+    ("sources", "hub"): some_stories,
+    ("judges", "rubric"): asked,
+    ("judges", "pairwise"): asked,
+    ("exporters", "gguf"): with_package("gguf"),
+    ("exporters", "mlx"): with_package("mlx_lm"),
 }
 
 
@@ -783,7 +822,7 @@ def within(self: Any, run: Any, folder: Path) -> list[str]:
 def bare(self: Any, run: Any, folder: Path) -> list[str]:
     if not list(run.checkpoints.glob("*")):
         raise UsageError("it was never trained")
-    (folder / "a").write_text("x")
+    (folder / "a").write_text(str(folder), encoding="ascii")
     return ["an x"]
 
 
@@ -794,7 +833,7 @@ EXPORTERS = [
         {"export": lambda self, run, folder: [Copy.export(self, run, folder)][1:]},
         "it returned []",
     ),
-    Bad(exporters.takes_any_folder, Copy, {"export": bare}, "it raised FileNotFoundError"),
+    Bad(exporters.takes_any_folder, Copy, {"export": bare}, "it raised UnicodeEncodeError"),
     Bad(exporters.leaves_the_run_as_it_was, Copy, {"export": within}, "it changed the run"),
     Bad(
         exporters.refuses_in_words,

@@ -43,13 +43,15 @@ def subject_of(case: Case) -> Judged:
         return [Answer(answer) if isinstance(answer, str) else answer for answer in answers]
 
     train = documents("train")
-    return Judged(
+    subject = Judged(
         samples=samples(),
         held_out=documents("held-out"),
         student=Pupil(),
         read_train=lambda: (document.text for document in train),
         asker=asker if ask else None,
     )
+    shorter = [replace(sample, completion=sample.completion[:20]) for sample in subject.samples]
+    return replace(subject, others=[replace(subject, name="another", samples=shorter)])
 
 
 def verdict_of(case: Case, subject: Judged) -> Verdict:
