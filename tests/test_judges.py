@@ -572,7 +572,7 @@ def test_a_hundred_megabytes_are_searched_in_seconds() -> None:
     sought = [" ".join(corpus[40].split()[1000 + 200 * i : 1100 + 200 * i]) for i in range(50)]
     began = time.process_time()
     found = matches([*sought, "not a word of it is here at all"], corpus)
-    assert time.process_time() - began < 60  # on a machine that others use too; seconds on one that they do not
+    assert time.process_time() - began < 20  # three on an idle machine
     assert [max(lengths) for lengths in found] == [100] * 50 + [0]
 
 
