@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import multiprocessing
+import os
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hub_server
 import numpy as np
 import pytest
 from distillkit_plugins.hub import Hub
@@ -917,3 +919,41 @@ def test_path_is_the_word_and_files_its_former_one(tmp_path: Path) -> None:
     for wrong in ({}, {"path": "a", "files": "b"}):
         with pytest.raises(ValueError, match="expected path"):
             Text.Options(**wrong)
+
+
+FROM_THE_HUB = """
+import json, sys
+from itertools import islice
+from distillkit_plugins.hub import Hub
+source = Hub(Hub.Options(dataset="me/mine"))
+texts = [document.text for document in islice(source.documents("train"), int(sys.argv[1]))]
+print(json.dumps([texts, source.here]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+def test_a_hub_is_streamed_at_one_commit_however_often_it_is_gone_on_with(
+    peer: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    peer("datasets")
+    folder = copies(tmp_path)["a folder of parquet"]
+
+    def fetch(count: int) -> Any:
+        command = [sys.executable, "-c", FROM_THE_HUB, str(count)]
+        home = {"HF_HOME": str(tmp_path / "theirs"), "DISTILLKIT_HOME": str(tmp_path / "ours")}
+        environment = {**os.environ, "HF_ENDPOINT": server.url, **home}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    with hub_server.serving() as server:
+        old = {f"data/{file.name}": file.read_bytes() for file in sorted(folder.glob("*.parquet"))}
+        server.commits["a" * 40] = old
+        assert fetch(170) == [STORIES[:170], False]
+        server.commits["b" * 40] = {"data/train-0.parquet": old["data/train-1.parquet"]}  # the dataset moves on
+        assert fetch(10**6) == [STORIES, True]
+        assert {commit for commit, _ in server.asked} == {"a" * 40}
+        fetched = len(server.asked)
+        assert fetch(10**6) == [STORIES, True]
+        assert len(server.asked) == fetched
