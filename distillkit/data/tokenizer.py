@@ -27,6 +27,23 @@ if TYPE_CHECKING:
     import tiktoken
     from tokenizers import Tokenizer as Learner
 
+__all__ = [  # what others look for here, wherever it is written down
+    "CL100K_PATTERN",
+    "END_OF_TEXT",
+    "GPT2_PATTERN",
+    "O200K_PATTERN",
+    "PUBLISHED",
+    "SentencePiece",
+    "Tokenizer",
+    "at_hand",
+    "build",
+    "is_trained",
+    "locate",
+    "size_of",
+    "threads",
+    "train_bpe",
+]
+
 SCHEMA = 1
 BYTES = 256
 TRAINED = ("bpe", "sentencepiece")
