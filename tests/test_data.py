@@ -878,6 +878,7 @@ def test_what_a_dataset_has_not_is_said(peer: Callable[[str], ModuleType], tmp_p
         hub(path=str(tmp_path / "gone")).fingerprint()
     with pytest.raises(ValueError, match="expected dataset"):
         hub()
+    assert hub(dataset="fineweb-edu", path=str(parquet)).fingerprint() == hub(path=str(parquet)).fingerprint()
 
 
 @pytest.mark.peer

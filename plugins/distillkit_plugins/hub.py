@@ -53,7 +53,7 @@ class Hub(Source):
         paths: ClassVar[tuple[str, ...]] = ("path",)
 
         dataset: str | None = Field(None, description=f"{', '.join(READY)}, or owner/name on the Hub")
-        path: str | None = Field(None, description="a local copy instead: a file, or a folder (of save_to_disk, too)")
+        path: str | None = Field(None, description="a local copy of it: a file, or a folder (of save_to_disk, too)")
         config: str | None = Field(None, description="the dataset's configuration, where it has several")
         split: str = Field("train", description="what to train on")
         held_out_split: str | None = Field(
@@ -63,8 +63,8 @@ class Hub(Source):
         revision: str | None = Field(None, description="a commit or tag; the newest when first fetched if not set")
 
         @model_validator(mode="after")
-        def _one_place(self) -> Self:
-            if (self.dataset is None) == (self.path is None):
+        def _some_place(self) -> Self:
+            if self.dataset is None and self.path is None:
                 raise ValueError(f"expected dataset = {next(iter(READY))!r}, or path for a local copy")
             return self
 
@@ -73,8 +73,9 @@ class Hub(Source):
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
         ready = READY.get(self.options.dataset or "")
-        self.repository = ready.repository if ready else self.options.dataset
-        self.config = self.options.config or (ready.config if ready else None)
+        named = ready.repository if ready else self.options.dataset
+        self.repository = None if self.options.path else named  # a copy takes its place
+        self.config = self.options.config or (ready.config if ready and self.repository else None)
         self.column = self.options.column or (ready.column if ready else "text")
         self.of = {"train": self.options.split, "held_out": self.options.held_out_split}
         if self.options.held_out_split:
