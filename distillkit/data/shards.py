@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptError, DataError
 from ..files import digest, file_digest, read_json, write_json
+from .pool import Pool
 from .tokenizer import Tokenizer
 
 SCHEMA = 1
 SHARD_TOKENS = 64 << 20
 FLUSH_CHARS = 2 << 20
 SMALL_VOCABULARY = 1 << 16
-ORDERS_KEPT = 2
 NOTHING = -1e4  # the log-probability of what has none
 
 Ints = NDArray[np.int32]
@@ -373,7 +373,7 @@ class Batches:
         if not self.windows:
             raise DataError("there is nothing to train on: the corpus has fewer than two tokens", "Add text.")
 
-    def _pools(self) -> list[_Pool]:
+    def _pools(self) -> list[Pool]:
         """The windows that are drawn from together, and how many of each batch."""
         counts = [stream.windows(self.context) for stream in self.streams]
         everything = list(range(len(counts)))
@@ -381,11 +381,11 @@ class Batches:
         others = [i for i in everything if i not in taught]
         rows = round((self.share or 0.0) * self.batch_size)
         if self.share is None or not taught or not any(counts[i] for i in others):
-            return [_Pool(everything, counts, self.batch_size, self.seed)]
+            return [Pool(everything, counts, self.batch_size, self.seed)]
         if self.share and not rows:
             told = f"teacher.share = {self.share} of {self.batch_size} rows a step is none"
             raise DataError(told, "Raise it, or train.batch_size; 0 leaves the answers out.")
-        pools = [_Pool(others, counts, self.batch_size - rows, self.seed), _Pool(taught, counts, rows, self.seed)]
+        pools = [Pool(others, counts, self.batch_size - rows, self.seed), Pool(taught, counts, rows, self.seed)]
         return [pool for pool in pools if pool.rows]
 
     @property
@@ -424,31 +424,6 @@ class Batches:
             return row
         first = index * self.context + 1
         return row._replace(soft=store.read(first, min(first + self.context, stream.tokens)))
-
-
-class _Pool:
-    """Windows of some streams, epoch after epoch, each in an order of its own."""
-
-    def __init__(self, which: Sequence[int], counts: Sequence[int], rows: int, seed: int) -> None:
-        self.which, self.rows, self.seed = which, rows, seed
-        self._firsts = np.cumsum([0, *(counts[i] for i in which)])
-        self.windows = int(self._firsts[-1])
-        self._orders: dict[int, NDArray[np.int64]] = {}
-
-    def window(self, place: int) -> tuple[int, int]:
-        """The window at a place of the endless sequence: of which stream, and which of its windows."""
-        epoch, position = divmod(place, self.windows)
-        index = int(self._order(epoch)[position])
-        among = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        return self.which[among], index - int(self._firsts[among])
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self._orders:
-            while len(self._orders) >= ORDERS_KEPT:
-                del self._orders[min(self._orders)]
-            random = np.random.Generator(np.random.PCG64([self.seed % 2**64, epoch]))
-            self._orders[epoch] = random.permutation(self.windows)
-        return self._orders[epoch]
 
 
 class Ahead:
