@@ -286,7 +286,7 @@ def test_what_goes_down_to_the_first_recipe() -> None:
 SMALL = [
     "data.source=tales", "data.stories=150", "data.held_out=0.1", "tokenizer.kind=bpe", "tokenizer.vocab_size=500",
     "student.layers=2", "student.heads=2", "student.width=16", "student.hidden=32", "student.context=32",
-    "train.steps=20", "train.batch_size=2", "train.accumulate=1", "sampling.count=1", "sampling.max_tokens=8",
+    "train.steps=20", "train.batch_size=6", "train.accumulate=1", "sampling.count=1", "sampling.max_tokens=8",
 ]  # fmt: skip
 TOLD = ["teacher.provider=told", "teacher.prompts=5", 'judge=[{name="perplexity"}]']
 
