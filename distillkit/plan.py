@@ -7,7 +7,8 @@ Time is an estimate from the rate of one matrix product, measured now; it says s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import Any, cast
 
 from .assembly import Assembly
@@ -212,13 +213,29 @@ def _advice(parts: Assembly, epochs: float | None) -> str | None:
 
 
 def better(parts: Assembly, epochs: float) -> str:
-    """The settings with which each token is seen as often as it is still worth it."""
+    """The settings with which each token is seen as often as it is still worth it: more text, or fewer steps."""
     train, context = parts.recipe.train, parts.student.context
+    tokens = train.steps * train.batch_size * train.accumulate * context
     steps = max(1, int(train.steps * MANY_EPOCHS / epochs))
-    tokens = -(-train.steps * train.batch_size * train.accumulate * context // MANY_EPOCHS)
-    budget = parts.recipe.data.tokens
-    more = f"data.tokens = {tokens:_}" if budget else f"a corpus of {tokens:,} tokens"
-    return f"{more} or train.steps = {steps:_} would be better"
+    more = " and ".join(_more_text(parts, tokens))
+    return f"{more} or train.steps = {steps:_} would be better" if more else f"train.steps = {steps:_} would be better"
+
+
+def _more_text(parts: Assembly, tokens: int) -> Iterator[str]:
+    """How much text it would take to read so many tokens: of the corpus, and of a teacher with a share of its own."""
+    teacher = parts.recipe.teacher
+    share = (teacher.share if teacher else None) or 0.0
+    wanted, there = ceil(tokens * (1 - share) / MANY_EPOCHS), _to_read(parts)
+    if there is not None and wanted > there:
+        yield f"data.tokens = {wanted:_}" if parts.recipe.data.tokens else f"a corpus of {wanted:,} tokens"
+    if teacher is not None and share:
+        prompts = ceil(tokens * share / MANY_EPOCHS / teacher.repeats / _most_of_an_answer(teacher))
+        if prompts > teacher.prompts:
+            yield f"teacher.prompts = {prompts:_}"
+
+
+def _most_of_an_answer(table: TeacherTable) -> float:
+    return (table.prompt_tokens + table.max_tokens) * (1 - table.held_out)
 
 
 def _times_read(parts: Assembly, tokens: int, corpus: int) -> float:
@@ -226,7 +243,7 @@ def _times_read(parts: Assembly, tokens: int, corpus: int) -> float:
     table = parts.recipe.teacher
     if table is None or not table.share:
         return tokens / corpus
-    most = len(asked_of(parts)) * (table.prompt_tokens + table.max_tokens) * (1 - table.held_out)
+    most = len(asked_of(parts)) * _most_of_an_answer(table)
     return max(tokens * (1 - table.share) / corpus, tokens * table.share / most if most else 0.0)
 
 
