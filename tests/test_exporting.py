@@ -422,6 +422,19 @@ def test_what_llama_cpp_has_not_is_refused(peer: Any) -> None:
     assert "tanh GELU and no other activation" in message
 
 
+@pytest.mark.peer
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hf", "mlx", "gguf"])
+def test_the_built_in_exporters_keep_what_exporters_promise(kind: str, peer: Any) -> None:
+    from distillkit.plugins import current
+    from distillkit.testing import check_exporter
+
+    for package in ("torch", "transformers", "mlx_lm", "gguf"):
+        peer(package)
+    exporter: Any = current().find("exporters", kind)
+    assert check_exporter(exporter)
+
+
 # ---------------------------------------------------------------------------------------------- llama.cpp
 
 NODE = os.environ.get("DISTILLKIT_LLAMA")  # a folder whose node_modules holds node-llama-cpp

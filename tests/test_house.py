@@ -38,7 +38,7 @@ FLOORS = [
     ],
 ]
 # What a room may use of its neighbours all the same.
-NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer")}
+NEIGHBOURS = {("teachers", "data.tokenizer"), ("student", "data.tokenizer"), ("student", "data.published")}
 # What a plugin may import of distillkit: names of the door, and the toolboxes.
 TOOLBOXES = (
     *("distillkit.teachers.chat", "distillkit.student", "distillkit.data", "distillkit.stats"),

@@ -24,8 +24,8 @@ from ..runs import Run, create
 from ..tables import NAME, NAME_WORDS
 from . import checkpoint, spelling
 from .families import Arrays, from_gpt2, from_llama, shape_of
-from .gpt import GPT, Shape
-from .optimizer import flat, grown
+from .gpt import GPT, Shape, named
+from .optimizer import grown
 from .positions import sinusoids
 from .trained import parameters
 
@@ -337,7 +337,7 @@ def _must_fit(found: Found, path: Path) -> None:
     shape = found.shape
     if shape.width % shape.heads:
         raise UsageError(f"{shape.heads} heads do not divide the width {shape.width}", "Say it: --heads N")
-    expected = {name: value.shape for name, value in flat(GPT(shape).parameters()).items()}
+    expected = {name: value.shape for name, value in named(GPT(shape)).items()}
     wrong = [name for name in expected if found.weights.get(name, mx.array(0)).shape != expected[name]]
     if wrong:
         raise UsageError(f"the weights in {path} do not fit together: {', '.join(wrong[:4])}", "Is it whole?")
@@ -362,7 +362,7 @@ def run_of(found: Found, name: str, base: Mapping[str, Any], facts: Mapping[str,
     student = {"arch": "gpt", "options": options, "vocab_size": found.shape.vocab_size}
     model = GPT(found.shape)
     model.update(grown(found.weights))
-    checkpoint.save(checkpoint.step_folder(run.checkpoints, found.step), flat(model.parameters()), None, student, state)
+    checkpoint.save(checkpoint.step_folder(run.checkpoints, found.step), named(model), None, student, state)
     kept = {key: value for key, value in base.items() if key in ("data", "judge", "sampling", "plugins", "seed")}
     told = {key: value for key, value in options.items() if value is not None}
     recipe = {**kept, "name": name, "tokenizer": {"kind": run.name}, "student": {"arch": "gpt", **told}}

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
+from ..data.published import END_OF_TEXT, GPT2_PATTERN
+from ..data.tokenizer import Tokenizer
 from ..errors import DistillkitError, UsageError
 from ..files import read_json
 

@@ -22,9 +22,10 @@ class HuggingFace(Exporter):
         """Write, load again, compare."""
         from distillkit.student import exporting, spelling
 
-        student = exporting.student_of(run)
-        member = exporting.of_family(student.model)
+        student, network = exporting.student_of(run)
+        member = exporting.of_family(network)
         notes = [f"as {'GPT2LMHeadModel' if member.family == 'gpt2' else 'LlamaForCausalLM'}", *member.notes]
+        folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, student.tokenizer.end_of_text)
         if fault := spelling.why_not(student.tokenizer):
             notes.append(f"without tokenizer.json: {fault}")
