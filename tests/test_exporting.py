@@ -186,6 +186,10 @@ def test_a_foreign_tokenizer_is_refused_with_the_reason(home: Path) -> None:
         (home / "tokenizer.json").write_text(json.dumps({**whole, "model": {**whole["model"], **change}}))
         with pytest.raises(UsageError, match=words):
             spelling.read(home)
+    (home / "tokenizer.json").unlink()
+    (home / "merges.json").write_text("[]")
+    with pytest.raises(UsageError, match="gpt2-nano's"):
+        spelling.read(home)
 
 
 # ---------------------------------------------------------------------------------------------- the proof
@@ -481,6 +485,20 @@ def test_llama_cpp_says_what_the_student_says(name: str, peer: Any) -> None:
     run = run_with((IN_GPT2 | IN_LLAMA)[name])
     assert command("export", run.name, "--to", "there", "--format", "gguf").exit_code == 0
     assert_llama_cpp_agrees(run, Path("there/model.gguf").absolute(), "One day a fox's   hen.\n\n They ran 12,345 漢")
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["as it was", "untied, tanh", "llama, untied, biases"])
+def test_where_llama_cpp_python_is_installed_it_makes_the_proof(name: str, peer: Any) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python, which builds for half an hour, is not installed")
+    peer("gguf")
+    run = run_with((IN_GPT2 | IN_LLAMA)[name])
+    assert command("export", run.name, "--to", "there", "--format", "gguf").exit_code == 0
+    proof = json.loads(Path("there/proof.json").read_text())
+    assert proof["by"].startswith("llama.cpp")
+    assert proof["greedy"] == {"tokens": 64, "alike": 64}
+    assert 0 < proof["largest_difference"] < 0.05
 
 
 # ---------------------------------------------------------------------------------------------- the seed's size
