@@ -392,7 +392,6 @@ def test_mlx_lm_runs_a_quantized_student(shape: Shape, bits: str, peer: Any) -> 
     assert sizes[0] < 0.45 * sizes[1]
 
 
-@pytest.mark.peer
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -400,8 +399,7 @@ def test_mlx_lm_runs_a_quantized_student(shape: Shape, bits: str, peer: Any) -> 
         ({"activation": "gelu_tanh", "tied": False}, "whose head is tied"),
     ],
 )
-def test_what_mlx_lm_has_not_is_refused(change: dict[str, Any], words: str, peer: Any) -> None:
-    peer("mlx_lm")
+def test_what_mlx_lm_has_not_is_refused(change: dict[str, Any], words: str) -> None:
     assert words in refused("export", run_with(replace(TINY, **change)).name, "--to", "there", "--format", "mlx")
 
 
@@ -419,9 +417,7 @@ def test_a_gguf_file_holds_the_student(name: str, peer: Any) -> None:
     assert fields["general.architecture"].contents() == ("llama" if name in IN_LLAMA else "gpt2")
 
 
-@pytest.mark.peer
-def test_what_llama_cpp_has_not_is_refused(peer: Any) -> None:
-    peer("gguf")
+def test_what_llama_cpp_has_not_is_refused() -> None:
     message = refused("export", run_with(replace(TINY, activation="relu")).name, "--to", "there", "--format", "gguf")
     assert "tanh GELU and no other activation" in message
 

@@ -137,6 +137,7 @@ def test_heads_that_nobody_said_are_the_seeds_and_told(home: Path, words: str) -
     assert_same(lively(replace(SIZES, heads=8)), "a_b")
 
 
+@pytest.mark.slow
 def test_an_imported_student_lives_like_any_other(home: Path, words: str) -> None:
     np.savez(home / "seed.npz", **as_seed(lively(SIZES)))
     (home / "small.toml").write_text('name = "small"\n[data]\nsource = "tales"\nstories = 60\nheld_out = 0.2\n')
@@ -217,6 +218,7 @@ def test_arrays_that_are_pickles_are_refused(home: Path) -> None:
 # ---------------------------------------------------------------------------------------------- PyTorch
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 def test_a_pickle_that_wants_to_run_code_is_refused(home: Path, peer: Any) -> None:
     torch = peer("torch")
@@ -239,6 +241,7 @@ def test_without_torch_it_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -
     assert 'pip install "distillkit[torch]"' in refused("import", "a.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_nanogpt_checkpoint_becomes_a_run(home: Path, words: str, bias: bool, peer: Any) -> None:
@@ -261,6 +264,7 @@ def test_a_nanogpt_checkpoint_becomes_a_run(home: Path, words: str, bias: bool, 
     assert runs.find("ckpt").info["training"] == {"steps": 77}
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.parametrize("table", ["sinusoids", "another"])
 def test_a_nano_checkpoint_becomes_a_run(home: Path, words: str, table: str, peer: Any) -> None:
