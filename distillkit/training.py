@@ -24,7 +24,6 @@ from .assembly import Assembly
 from .data.batches import Ahead, Batch, Batches, sequential
 from .errors import UsageError
 from .files import read_lines
-from .plugins import current
 from .recipe import Recipe
 from .roles import Tracker
 from .runs import Run
@@ -36,7 +35,7 @@ from .student.onpolicy import OnPolicy
 from .student.optimizer import AdamW, LearningRate, flat, grown
 from .student.parallel import Lanes, keep_memory
 from .student.train import Job, Settings, State, asked, evaluate, fresh, restored, train
-from .student.trained import Trained, locate
+from .student.trained import Trained, filled, locate
 from .student.world import ALONE, Share, World
 from .tables import TeacherTable, TrainTable
 
@@ -462,14 +461,6 @@ def streams_of(train: TrainTable, sharing: int = 1, processes: int = 1) -> int:
 def chunk_of(train: TrainTable, vocab_size: int) -> int:
     """How many rows of logits are held at once."""
     return chunk_rows(vocab_size) if train.chunk == "auto" else train.chunk
-
-
-def filled(student: dict[str, Any]) -> dict[str, Any]:
-    """A student as a checkpoint has it, with the options that are newer than the checkpoint at their defaults."""
-    options = current().options(
-        "students", student["arch"], student["options"], file="", table="student", folder=Path()
-    )
-    return {**student, "options": options.model_dump(mode="json")}
 
 
 def _shape(student: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,7 @@ from distillkit.student.generate import logits_of
 from distillkit.student.gpt import GPT, Shape, count, initialise
 from distillkit.student.optimizer import flat
 from distillkit.student.parts import RMSNorm
-from distillkit.student.trained import parameters
-from distillkit.training import filled
+from distillkit.student.trained import filled, parameters
 
 Array = np.ndarray[Any, Any]
 QUICK = settings(max_examples=60, deadline=None)

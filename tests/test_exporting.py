@@ -186,6 +186,10 @@ def test_a_foreign_tokenizer_is_refused_with_the_reason(home: Path) -> None:
         (home / "tokenizer.json").write_text(json.dumps({**whole, "model": {**whole["model"], **change}}))
         with pytest.raises(UsageError, match=words):
             spelling.read(home)
+    (home / "tokenizer.json").unlink()
+    (home / "merges.json").write_text("[]")
+    with pytest.raises(UsageError, match="gpt2-nano's"):
+        spelling.read(home)
 
 
 # ---------------------------------------------------------------------------------------------- the proof
@@ -388,7 +392,6 @@ def test_mlx_lm_runs_a_quantized_student(shape: Shape, bits: str, peer: Any) -> 
     assert sizes[0] < 0.45 * sizes[1]
 
 
-@pytest.mark.peer
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -396,8 +399,7 @@ def test_mlx_lm_runs_a_quantized_student(shape: Shape, bits: str, peer: Any) -> 
         ({"activation": "gelu_tanh", "tied": False}, "whose head is tied"),
     ],
 )
-def test_what_mlx_lm_has_not_is_refused(change: dict[str, Any], words: str, peer: Any) -> None:
-    peer("mlx_lm")
+def test_what_mlx_lm_has_not_is_refused(change: dict[str, Any], words: str) -> None:
     assert words in refused("export", run_with(replace(TINY, **change)).name, "--to", "there", "--format", "mlx")
 
 
@@ -415,11 +417,22 @@ def test_a_gguf_file_holds_the_student(name: str, peer: Any) -> None:
     assert fields["general.architecture"].contents() == ("llama" if name in IN_LLAMA else "gpt2")
 
 
-@pytest.mark.peer
-def test_what_llama_cpp_has_not_is_refused(peer: Any) -> None:
-    peer("gguf")
+def test_what_llama_cpp_has_not_is_refused() -> None:
     message = refused("export", run_with(replace(TINY, activation="relu")).name, "--to", "there", "--format", "gguf")
     assert "tanh GELU and no other activation" in message
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hf", "mlx", "gguf"])
+def test_the_built_in_exporters_keep_what_exporters_promise(kind: str, peer: Any) -> None:
+    from distillkit.plugins import current
+    from distillkit.testing import check_exporter
+
+    for package in ("torch", "transformers", "mlx_lm", "gguf"):
+        peer(package)
+    exporter: Any = current().find("exporters", kind)
+    assert check_exporter(exporter)
 
 
 # ---------------------------------------------------------------------------------------------- llama.cpp
@@ -468,6 +481,20 @@ def test_llama_cpp_says_what_the_student_says(name: str, peer: Any) -> None:
     run = run_with((IN_GPT2 | IN_LLAMA)[name])
     assert command("export", run.name, "--to", "there", "--format", "gguf").exit_code == 0
     assert_llama_cpp_agrees(run, Path("there/model.gguf").absolute(), "One day a fox's   hen.\n\n They ran 12,345 漢")
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["as it was", "untied, tanh", "llama, untied, biases"])
+def test_where_llama_cpp_python_is_installed_it_makes_the_proof(name: str, peer: Any) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python, which builds for half an hour, is not installed")
+    peer("gguf")
+    run = run_with((IN_GPT2 | IN_LLAMA)[name])
+    assert command("export", run.name, "--to", "there", "--format", "gguf").exit_code == 0
+    proof = json.loads(Path("there/proof.json").read_text())
+    assert proof["by"].startswith("llama.cpp")
+    assert proof["greedy"] == {"tokens": 64, "alike": 64}
+    assert 0 < proof["largest_difference"] < 0.05
 
 
 # ---------------------------------------------------------------------------------------------- the seed's size

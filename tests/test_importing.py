@@ -18,7 +18,7 @@ from students import TEXTS, f64, lively, tokenizer
 from distillkit import runs
 from distillkit.cli import cli
 from distillkit.errors import CorruptError, DistillkitError, UsageError
-from distillkit.student import importing
+from distillkit.student import importing, spelling
 from distillkit.student.gpt import GPT, Shape
 from distillkit.student.optimizer import flat
 from distillkit.student.trained import Trained
@@ -137,6 +137,7 @@ def test_heads_that_nobody_said_are_the_seeds_and_told(home: Path, words: str) -
     assert_same(lively(replace(SIZES, heads=8)), "a_b")
 
 
+@pytest.mark.slow
 def test_an_imported_student_lives_like_any_other(home: Path, words: str) -> None:
     np.savez(home / "seed.npz", **as_seed(lively(SIZES)))
     (home / "small.toml").write_text('name = "small"\n[data]\nsource = "tales"\nstories = 60\nheld_out = 0.2\n')
@@ -217,6 +218,7 @@ def test_arrays_that_are_pickles_are_refused(home: Path) -> None:
 # ---------------------------------------------------------------------------------------------- PyTorch
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 def test_a_pickle_that_wants_to_run_code_is_refused(home: Path, peer: Any) -> None:
     torch = peer("torch")
@@ -239,6 +241,7 @@ def test_without_torch_it_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -
     assert 'pip install "distillkit[torch]"' in refused("import", "a.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_nanogpt_checkpoint_becomes_a_run(home: Path, words: str, bias: bool, peer: Any) -> None:
@@ -261,6 +264,7 @@ def test_a_nanogpt_checkpoint_becomes_a_run(home: Path, words: str, bias: bool, 
     assert runs.find("ckpt").info["training"] == {"steps": 77}
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.parametrize("table", ["sinusoids", "another"])
 def test_a_nano_checkpoint_becomes_a_run(home: Path, words: str, table: str, peer: Any) -> None:
@@ -314,8 +318,6 @@ def test_an_export_comes_back_as_it_went(home: Path, shape: Shape, monkeypatch: 
 @pytest.mark.parametrize("file", ["safetensors", "bin"])
 def test_a_folder_that_transformers_wrote_becomes_a_run(home: Path, file: str, peer: Any) -> None:
     torch, transformers = peer("torch"), peer("transformers")
-    from distillkit.student import spelling
-
     config = transformers.GPT2Config(
         vocab_size=300, n_positions=24, n_embd=32, n_layer=2, n_head=4, bos_token_id=299, eos_token_id=299
     )
@@ -333,6 +335,20 @@ def test_a_folder_that_transformers_wrote_becomes_a_run(home: Path, file: str, p
     with torch.no_grad():
         expected = theirs(torch.tensor([tokens])).logits.numpy()
     np.testing.assert_allclose(f64(student.logits(mx.array([tokens]))), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_folder_that_the_seed_publishes_needs_no_remote_code(home: Path, tied: bool) -> None:
+    model, folder = lively(replace(SIZES, tied=tied)), home / "published"
+    folder.mkdir()
+    names = {n: f"transformer.{n}".replace(".ff.fc", ".mlp.fc") for n in as_seed(model)}
+    mx.save_safetensors(str(folder / "model.safetensors"), {names[n]: mx.array(v) for n, v in as_seed(model).items()})
+    (folder / "config.json").write_text(json.dumps({"model_type": "nanogpt", "n_head": 4, "vocab_size": 300}))
+    (folder / "modeling_nanogpt.py").write_text("raise SystemExit('this must not run')")
+    spelling.write(tokenizer(), folder, 24)
+    said = command("import", "published")
+    assert said.exit_code == 0, said.exception
+    assert_same(model, "published")
 
 
 def test_a_model_of_another_kind_is_refused(home: Path) -> None:

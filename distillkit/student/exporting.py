@@ -21,7 +21,7 @@ from ..files import write_json
 from ..runs import Run
 from .card import card
 from .families import Arrays, Member, as_gpt2, as_llama, from_gpt2, from_llama, not_gpt2, not_llama
-from .gpt import GPT, Shape
+from .gpt import GPT, Shape, named
 from .optimizer import grown
 from .proving import Bounds, Own, Reader, prove, told
 from .trained import Trained
@@ -41,15 +41,15 @@ __all__ = [
 ]
 
 
-def student_of(run: Run) -> Trained:
-    """The student of a run, which must be a GPT of ours."""
+def student_of(run: Run) -> tuple[Trained, GPT]:
+    """The student of a run, and its network, which must be a GPT of ours."""
     student = Trained.load(run.path)
     if not isinstance(student.model, GPT):
         raise UsageError(
             f"the student of {run.name} is no gpt but a plugin's network, which no format here knows",
             "The plugin would have to offer an exporter of its own.",
         )
-    return student
+    return student, student.model
 
 
 def of_family(model: nn.Module) -> Member:
@@ -72,7 +72,7 @@ def read_back(family: str, shape: Shape, weights: Arrays, by: str) -> Own:
     model, back = GPT(shape), from_gpt2 if family == "gpt2" else from_llama
     arrays = {name: value.astype(mx.float32) for name, value in back(shape, weights).items()}
     model.update(grown(arrays))
-    mx.eval(model.parameters())
+    mx.eval(named(model))
     return Own(model, by)
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import UsageError
-from .gpt import GPT, Shape
-from .optimizer import flat
+from .gpt import GPT, Shape, named
 
 Arrays = dict[str, mx.array]
 
@@ -38,7 +37,7 @@ def as_gpt2(model: GPT) -> Member:
     """The student as a GPT-2: pre-norm, learned positions, biases everywhere."""
     if faults := list(not_gpt2(model.shape)):
         raise UsageError(f"the student is not in GPT-2's family: {'; '.join(faults)}")
-    shape, own = model.shape, flat(model.trainable_parameters())
+    shape, own = model.shape, named(model)
     table = own["positions.weight"] if shape.positions == "learned" else model._sinusoids
     weights = {"wte.weight": own["tokens.weight"], "wpe.weight": table}
     for i in range(shape.layers):
@@ -133,7 +132,7 @@ def as_llama(model: GPT) -> Member:
     """The student as a Llama: rope, RMS norms, SwiGLU."""
     if faults := list(not_llama(model.shape)):
         raise UsageError(f"the student is not in Llama's family: {'; '.join(faults)}")
-    shape, own = model.shape, flat(model.trainable_parameters())
+    shape, own = model.shape, named(model)
     weights = {"model.embed_tokens.weight": own["tokens.weight"], "model.norm.weight": own["norm.weight"]}
     for i in range(shape.layers):
         weights |= _llama_block(shape, own, f"blocks.{i}", f"model.layers.{i}")

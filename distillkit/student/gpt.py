@@ -263,7 +263,7 @@ def initialise(model: GPT, seed: int) -> None:
     scaled = 0.02 / math.sqrt(2 * model.shape.layers)
     loud = model.shape.positions == "sinusoidal" and not model.shape.tied
     weights = []
-    for name, value in _named(model).items():
+    for name, value in named(model).items():
         if value.ndim == 2:
             key, sub = mx.random.split(key)
             spread = scaled if name.endswith(("attention.out.weight", "down.weight")) else 0.02
@@ -277,8 +277,9 @@ def initialise(model: GPT, seed: int) -> None:
 
 def count(model: nn.Module) -> int:
     """How many parameters a network has; a shared array counts once."""
-    return sum(value.size for value in _named(model).values())
+    return sum(value.size for value in named(model).values())
 
 
-def _named(model: nn.Module) -> dict[str, mx.array]:
+def named(model: nn.Module) -> dict[str, mx.array]:
+    """The weights of a network, by name."""
     return flat(model.parameters())

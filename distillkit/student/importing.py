@@ -24,8 +24,8 @@ from ..runs import Run, create
 from ..tables import NAME, NAME_WORDS
 from . import checkpoint, spelling
 from .families import Arrays, from_gpt2, from_llama, shape_of
-from .gpt import GPT, Shape
-from .optimizer import flat, grown
+from .gpt import GPT, Shape, named
+from .optimizer import grown
 from .positions import sinusoids
 from .trained import parameters
 
@@ -76,9 +76,9 @@ def read(path: Path, tokenizer: str | None, ranks: str | None, heads: int | None
 
 def _read(path: Path, heads: int | None) -> Found:
     if path.is_dir():
-        return _of_folder(path)
+        return _of_folder(path, heads)
     if path.suffix == ".npz":
-        return _of_seed(path, heads)
+        return _of_seed(path, _npz(path), _beside(path), heads)
     if path.suffix in (".pt", ".pth"):
         return _of_torch(path, heads)
     raise UsageError(
@@ -90,18 +90,18 @@ def _read(path: Path, heads: int | None) -> Found:
 # ------------------------------------------------------------------------------------------- nanoGPT-on-MLX
 
 
-def _of_seed(path: Path, heads: int | None) -> Found:
-    arrays, config = _npz(path), _beside(path)
+def _of_seed(path: Path, arrays: Arrays, config: Mapping[str, Any], heads: int | None) -> Found:
     if "token_embedding.weight" not in arrays:
         raise UsageError(f"{path} holds no nanoGPT-on-MLX student: there is no token_embedding.weight in it", _NAMES)
     notes = []
-    if heads is None and "n_heads" not in config:
+    said = heads or config.get("n_heads") or config.get("n_head")
+    if said is None:
         notes.append(f"the file does not say how many attention heads it has; taken as {SEED_HEADS} (--heads N)")
     tokens, head = arrays["token_embedding.weight"], arrays.get("lm_head.weight")
     shape = Shape(
         vocab_size=tokens.shape[0],
         layers=_layers(arrays, r"blocks\.(\d+)\."),
-        heads=heads or config.get("n_heads", SEED_HEADS),
+        heads=said or SEED_HEADS,
         width=tokens.shape[1],
         hidden=_array(arrays, "blocks.0.ff.fc1.weight", path).shape[0],
         context=_array(arrays, "position_embedding.weight", path).shape[0],
@@ -252,10 +252,12 @@ def _heads(path: Path, asked: int | None, said: Any) -> int:
 # -------------------------------------------------------------------------------------------- transformers
 
 
-def _of_folder(folder: Path) -> Found:
+def _of_folder(folder: Path, heads: int | None) -> Found:
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} holds no config.json, so it is no folder of transformers", _NAMES)
     config = read_json(folder / "config.json")
+    if "nanogpt" in str(config.get("model_type")).lower():
+        return _of_seed(folder, _as_in_mlx(_safetensors(folder)), config, heads)
     shape, arrays = shape_of(config), _safetensors(folder)
     gpt2 = config["model_type"] == "gpt2"
     if gpt2:
@@ -266,6 +268,11 @@ def _of_folder(folder: Path) -> Found:
     except KeyError as error:
         raise UsageError(f"the weights in {folder} lack {error}", "Is it whole?") from error
     return Found("GPT-2 of transformers" if gpt2 else "Llama of transformers", shape, weights)
+
+
+def _as_in_mlx(arrays: Arrays) -> Arrays:
+    """The seed's own folder for transformers, which needs remote code there, under the names of its .npz."""
+    return {name.removeprefix("transformer.").replace(".mlp.fc", ".ff.fc"): value for name, value in arrays.items()}
 
 
 def _safetensors(folder: Path) -> Arrays:
@@ -337,7 +344,7 @@ def _must_fit(found: Found, path: Path) -> None:
     shape = found.shape
     if shape.width % shape.heads:
         raise UsageError(f"{shape.heads} heads do not divide the width {shape.width}", "Say it: --heads N")
-    expected = {name: value.shape for name, value in flat(GPT(shape).parameters()).items()}
+    expected = {name: value.shape for name, value in named(GPT(shape)).items()}
     wrong = [name for name in expected if found.weights.get(name, mx.array(0)).shape != expected[name]]
     if wrong:
         raise UsageError(f"the weights in {path} do not fit together: {', '.join(wrong[:4])}", "Is it whole?")
@@ -362,7 +369,7 @@ def run_of(found: Found, name: str, base: Mapping[str, Any], facts: Mapping[str,
     student = {"arch": "gpt", "options": options, "vocab_size": found.shape.vocab_size}
     model = GPT(found.shape)
     model.update(grown(found.weights))
-    checkpoint.save(checkpoint.step_folder(run.checkpoints, found.step), flat(model.parameters()), None, student, state)
+    checkpoint.save(checkpoint.step_folder(run.checkpoints, found.step), named(model), None, student, state)
     kept = {key: value for key, value in base.items() if key in ("data", "judge", "sampling", "plugins", "seed")}
     told = {key: value for key, value in options.items() if value is not None}
     recipe = {**kept, "name": name, "tokenizer": {"kind": run.name}, "student": {"arch": "gpt", **told}}

@@ -174,6 +174,10 @@ def _parts(folder: Path) -> tuple[dict[str, int], list[Sequence[str]], dict[str,
     try:
         if (folder / "tokenizer.json").is_file():
             return _of_json(read_json(folder / "tokenizer.json"))
+        if (folder / "merges.json").is_file():
+            raise UsageError(
+                f"the tokenizer in {folder} is gpt2-nano's, which knows letters it has seen, not bytes", _OTHER
+            )
         vocabulary = read_json(folder / "vocab.json")
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         pairs: list[Sequence[str]] = [line.split(" ") for line in lines if line and not line.startswith("#version")]

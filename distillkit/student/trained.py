@@ -163,6 +163,14 @@ def locate(where: str | Path) -> tuple[Checkpoint, Path]:
     return checkpoint, run.tokenizer
 
 
+def filled(student: dict[str, Any]) -> dict[str, Any]:
+    """A student as a checkpoint has it, with the options that are newer than the checkpoint at their defaults."""
+    options = current().options(
+        "students", student["arch"], student["options"], file="", table="student", folder=Path()
+    )
+    return {**student, "options": options.model_dump(mode="json")}
+
+
 def fingerprint(where: str | Path) -> str:
     """The SHA-256 of a student's weights and tokenizer, from the sums that were written with them."""
     checkpoint, tokenizer = locate(where)

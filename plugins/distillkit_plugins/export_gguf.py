@@ -53,12 +53,13 @@ class Gguf(Exporter):
         """Write, load again, compare."""
         from distillkit.student import exporting, spelling
 
-        student = exporting.student_of(run)
-        member = exporting.of_family(student.model)
+        student, network = exporting.student_of(run)
+        member = exporting.of_family(network)
         notes = [f"as {member.family}", *member.notes, *fitting(member)]
         if fault := spelling.why_not(student.tokenizer):
             raise UsageError(f"a GGUF file holds its tokenizer, and {fault}", "transformers takes it: --format hf")
         exporting.needed("gguf", "gguf", "export-gguf")
+        folder.mkdir(parents=True, exist_ok=True)
         save(folder / FILE, member, student.tokenizer, run.path.resolve().parent.name)
 
         def reader() -> Reader:

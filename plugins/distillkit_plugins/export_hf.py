@@ -22,9 +22,10 @@ class HuggingFace(Exporter):
         """Write, load again, compare."""
         from distillkit.student import exporting, spelling
 
-        student = exporting.student_of(run)
-        member = exporting.of_family(student.model)
+        student, network = exporting.student_of(run)
+        member = exporting.of_family(network)
         notes = [f"as {'GPT2LMHeadModel' if member.family == 'gpt2' else 'LlamaForCausalLM'}", *member.notes]
+        folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, student.tokenizer.end_of_text)
         if fault := spelling.why_not(student.tokenizer):
             notes.append(f"without tokenizer.json: {fault}")
@@ -56,7 +57,7 @@ def save(folder: Path, member: Member, end_of_text: int) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
     whole = configuration(member, end_of_text)
     ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
-    generation = {**ends, "do_sample": True, "temperature": 0.8, "max_length": member.shape.context}
+    generation = {**ends, "do_sample": True, "temperature": 0.8, "max_new_tokens": member.shape.context // 2}
     for name, values in {"config": whole, "generation_config": generation}.items():
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -114,7 +115,7 @@ class Transformers:
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
         """What transformers' own `generate` writes; the end of text does not end it."""
         begun = self.torch.tensor([list(tokens)])
-        how = {"do_sample": False, "max_new_tokens": count, "max_length": None, "temperature": None}
+        how = {"do_sample": False, "max_new_tokens": count, "temperature": None}
         self.model.generation_config.eos_token_id = None
         written = self.model.generate(begun, attention_mask=self.torch.ones_like(begun), **how)
         return [int(token) for token in written[0, len(tokens) :]]

@@ -31,11 +31,12 @@ class Mlx(Exporter):
         """Write, load again, compare."""
         from distillkit.student import exporting, spelling
 
-        student, bits = exporting.student_of(run), self.options.quantize
-        member = exporting.of_family(student.model)
+        (student, network), bits = exporting.student_of(run), self.options.quantize
+        member = exporting.of_family(network)
         kind = kind_of(member)
         notes = [f"as {kind}", *member.notes, *([f"{bits} bits a weight"] if bits else [])]
         exporting.needed("mlx_lm", "mlx-lm", "export-mlx")
+        folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, kind, student.tokenizer.end_of_text, bits)
         if fault := spelling.why_not(student.tokenizer):
             notes.append(f"without tokenizer.json, which mlx-lm wants for text: {fault}")
