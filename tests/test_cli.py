@@ -201,7 +201,7 @@ def test_plugins_are_listed_with_what_is_broken(made: Path, tmp_path: Path) -> N
         [sys.executable, "-m", "distillkit", "plugins"], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0
-    assert "worse" in done.stdout
+    assert "broken 0.1 is broken" in done.stdout
     assert "no_such_module" in done.stdout
     assert "checkpoint" in done.stdout
 
