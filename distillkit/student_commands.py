@@ -1,0 +1,275 @@
+"""`distillkit generate` and `distillkit serve`: living with a student. Arguments and messages.
+
+What is said is kept in the context as plain text, for a student does not chat. Knows no network.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from .arguments import device_option, plugins_of
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .student import Sampling, Trained
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command()
+@click.argument("where", metavar="[RUN]", default="latest")
+@click.option("--prompt", help="What to go on from.")
+@click.option(
+    "--prompts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of prompts: one a line, or .jsonl with a text or {prompt, id} a line.",
+)
+@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts to each prompt.")
+@click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file for JSON lines, not there yet.")
+@click.option("--interactive", is_flag=True, help="Ask for prompts; what was said stays. /new forgets, Ctrl-D leaves.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True)
+@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 leaves all in.")
+@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True)
+@click.option("--min-p", type=click.FloatRange(min=0, max=1), default=0.0, show_default=True, help="0 leaves all in.")
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Above 1, what was written is less likely to come again.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@device_option
+@click.pass_context
+def generate(
+    ctx: click.Context,
+    /,
+    where: str,
+    prompt: str | None,
+    prompts: Path | None,
+    samples: int,
+    to: Path | None,
+    interactive: bool,
+    max_tokens: int,
+    seed: int,
+    **how: Any,
+) -> None:
+    """Let a student write. RUN may also be a checkpoint folder or a bundled student: tales-teacher.
+
+    One --prompt is written as it comes. A file of --prompts, more --samples or --to make JSON lines, many rows at once:
+    each with its prompt, completion, finish and seed, with which --prompt writes the same text again.
+    """
+    if (prompt is not None) + (prompts is not None) + interactive != 1:
+        raise UsageError("generate needs one of --prompt TEXT, --prompts FILE, --interactive", 'Try --prompt "One day"')
+    many = prompts is not None or samples > 1 or to is not None
+    if interactive and many:
+        raise UsageError("--interactive writes one text at a time, to the screen", "Leave out --samples and --to.")
+    asked = _prompts(prompt, prompts)
+    plugins_of(ctx)
+    from .student import Sampling, Trained
+
+    sampling = Sampling(**how)
+    if many:
+        with _lines_to(to) as out:
+            _write_lines(Trained.load(where), asked, samples, seed, sampling, max_tokens, out)
+    elif prompt is not None:
+        click.echo(prompt, nl=False)
+        for _ in _stream(Trained.load(where), prompt, seed, sampling, max_tokens):
+            pass
+        click.echo()
+    else:
+        _converse(Trained.load(where), seed, sampling, max_tokens)
+
+
+# ------------------------------------------------------------------------------------------------ JSON lines
+
+
+class Asked(NamedTuple):
+    """A prompt and its name."""
+
+    id: str
+    text: str
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[Asked]:
+    """The prompts of a file, or the one that was given, which has no name. In a file they are numbered at least."""
+    if file is None:
+        return [Asked("", prompt or "")]
+    try:
+        lines = [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8: {error.reason} at byte {error.start}", "Save it as UTF-8.") from error
+    if not lines:
+        raise UsageError(f"{file} holds no prompts", "One a line, please.")
+    if file.suffix != ".jsonl":
+        return [Asked(str(i), line) for i, line in enumerate(lines)]
+    found = [_asked(f"{file}, prompt {i + 1}", str(i), line) for i, line in enumerate(lines)]
+    if len({asked.id for asked in found}) < len(found):
+        raise UsageError(f"{file} has two prompts with one id", "Leave the ids out, or make each a name of its own.")
+    return found
+
+
+def _asked(where: str, number: str, line: str) -> Asked:
+    """A line of JSON: a text, or an object with `prompt` and perhaps `id`."""
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{where}: not JSON: {error}", "One text or object a line.") from error
+    row = value if isinstance(value, dict) else {"prompt": value}
+    if not isinstance(row.get("prompt"), str):
+        raise UsageError(f"{where}: there is no text in it", 'Write {"prompt": "One day"} or "One day".')
+    return Asked(str(row.get("id", number)), row["prompt"])
+
+
+@contextmanager
+def _lines_to(file: Path | None) -> Iterator[IO[str]]:
+    """Where JSON lines go: a new file, or standard output."""
+    if file is None:
+        yield sys.stdout
+        return
+    try:
+        out = file.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise UsageError(f"{file} is there already", "Choose another file, or move it away.") from None
+    with out:
+        yield out
+
+
+def _write_lines(
+    student: Trained, asked: list[Asked], samples: int, seed: int, sampling: Sampling, max_tokens: int, out: IO[str]
+) -> None:
+    """One line a sample, in the order of the prompts. A sample's seed hangs on its name, not on its place."""
+    from .judging.sampling import seed_of
+
+    rows = [(f"{one.id}#{i}", one.text) for one in asked for i in range(samples)]
+    seeds = [seed_of(seed, f"{one.id}#{i}") if one.id else seed + i for one in asked for i in range(samples)]
+    texts = student.write([text for _, text in rows], seeds, sampling, max_tokens)
+    for (name, text), own, found in zip(rows, seeds, texts, strict=True):
+        row = {"id": name, "prompt": text, "completion": found.text, "tokens": found.tokens, "finish": found.finish}
+        out.write(json.dumps({**row, "seed": own}, ensure_ascii=False) + "\n")
+        out.flush()
+
+
+# ------------------------------------------------------------------------------------------ one after another
+
+
+def _stream(student: Trained, text: str, seed: int, sampling: Sampling, max_tokens: int) -> Iterator[str]:
+    """Show what the student goes on with, as it comes."""
+    for piece in student.stream(text, seed, sampling, max_tokens):
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+        yield piece
+
+
+def _converse(student: Trained, seed: int, sampling: Sampling, max_tokens: int) -> None:
+    """Text after text, each after all that was said. Ctrl-C stops an answer, and what came of it stays."""
+    if sys.stdin.isatty():
+        click.echo(
+            "An empty line goes on, /new forgets what was said, Ctrl-C stops an answer, Ctrl-D leaves.", err=True
+        )
+    history, turns = History(), count(seed)
+    while (line := _asked_for()) is not None:
+        if line == "/new":
+            history.forget()
+        else:
+            history.turn(student, line, next(turns), sampling, max_tokens)
+
+
+class History:
+    """What was said so far, as one text."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def forget(self) -> None:
+        """Begin again."""
+        self.text = ""
+
+    def turn(self, student: Trained, line: str, seed: int, sampling: Sampling, max_tokens: int) -> None:
+        """Add a line and what the student says to it. An empty line lets it go on where it stopped."""
+        self.text += "\n" if self.text and line else ""
+        self.text += line
+        click.echo(line, nl=False)
+        try:
+            for piece in _stream(student, self.text, seed, sampling, max_tokens):
+                self.text += piece
+        except KeyboardInterrupt:
+            click.echo(" ...", nl=False)
+        click.echo()
+        sys.stdout.flush()
+
+
+def _asked_for() -> str | None:
+    """The next line, or None at the end of input. Ctrl-C at a terminal only forgets what was being typed."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+    while True:
+        try:
+            return input("> ")
+        except KeyboardInterrupt:
+            click.echo("\n(Ctrl-D leaves)", err=True)
+        except EOFError:
+            click.echo()
+            return None
+
+
+# ------------------------------------------------------------------------------------------------ serving
+
+
+@click.command()
+@click.argument("where", metavar="[RUN]", default="latest")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another lets other machines in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--api-key", envvar="DISTILLKIT_SERVE_KEY", show_envvar=True, help="What clients must show; nothing if not set."
+)
+@device_option
+@click.pass_context
+def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | None) -> None:
+    """Serve a student as OpenAI does: /v1/completions, /v1/chat/completions, /v1/models. Ctrl-C ends it.
+
+    RUN may also be a checkpoint folder or a bundled student: tales-teacher. Many clients are answered together.
+    """
+    plugins_of(ctx)
+    from .student import Trained
+    from .student import serve as serving
+
+    student = Trained.load(where)
+    if host not in LOOPBACK:
+        who = "anybody who has the key" if api_key else "anybody; set DISTILLKIT_SERVE_KEY to ask for a key"
+        click.echo(f"warning: {host} can be reached from other machines, by {who}", err=True)
+    names = _names(where)
+
+    def ready(url: str) -> None:
+        click.echo(f"{names[0]} at {url}")
+        sys.stdout.flush()
+
+    if serving.serve(serving.Service(student, names, api_key or None), host, port, ready) == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+def _names(where: str) -> list[str]:
+    """What clients may call the student: its run, as it was asked for, and its recipe."""
+    from . import runs
+    from .student.trained import locate
+
+    checkpoint, _ = locate(where)
+    folder = checkpoint.path.resolve().parent.parent
+    if checkpoint.path.resolve().parent.name != "checkpoints" or not (folder / "run.json").is_file():
+        return list(dict.fromkeys([Path(where).name, where]))
+    run = runs.find(str(folder))
+    return list(dict.fromkeys([run.name, where, run.name.partition("/")[0]]))
+
+
+COMMANDS = (generate, serve)
