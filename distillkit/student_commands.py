@@ -31,7 +31,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--prompts",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file of prompts: one a line, or .jsonl with a text or {prompt, id} a line.",
+    help="A file of prompts: one a line, or a text or {prompt} a line in .jsonl.",
 )
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts to each prompt.")
 @click.option("--to", type=click.Path(dir_okay=False, path_type=Path), help="A file for JSON lines, not there yet.")
@@ -74,14 +74,15 @@ def generate(
     many = prompts is not None or samples > 1 or to is not None
     if interactive and many:
         raise UsageError("--interactive writes one text at a time, to the screen", "Leave out --samples and --to.")
-    asked = _prompts(prompt, prompts)
+    asked = [prompt or ""] if prompts is None else _prompts(prompts)
     plugins_of(ctx)
     from .student import Sampling, Trained
 
     sampling = Sampling(**how)
     if many:
         with _lines_to(to) as out:
-            _write_lines(Trained.load(where), asked, samples, seed, sampling, max_tokens, out)
+            rows = _rows(asked, samples, seed, named=prompts is not None)
+            _write_lines(Trained.load(where), rows, sampling, max_tokens, out)
     elif prompt is not None:
         click.echo(prompt, nl=False)
         for _ in _stream(Trained.load(where), prompt, seed, sampling, max_tokens):
@@ -94,41 +95,12 @@ def generate(
 # ------------------------------------------------------------------------------------------------ JSON lines
 
 
-class Asked(NamedTuple):
-    """A prompt and its name."""
+def _prompts(file: Path) -> list[str]:
+    """The prompts of a file; messages are joined, for a student does not chat."""
+    from .teachers import prompts
 
-    id: str
-    text: str
-
-
-def _prompts(prompt: str | None, file: Path | None) -> list[Asked]:
-    """The prompts of a file, or the one that was given, which has no name. In a file they are numbered at least."""
-    if file is None:
-        return [Asked("", prompt or "")]
-    try:
-        lines = [line for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8: {error.reason} at byte {error.start}", "Save it as UTF-8.") from error
-    if not lines:
-        raise UsageError(f"{file} holds no prompts", "One a line, please.")
-    if file.suffix != ".jsonl":
-        return [Asked(str(i), line) for i, line in enumerate(lines)]
-    found = [_asked(f"{file}, prompt {i + 1}", str(i), line) for i, line in enumerate(lines)]
-    if len({asked.id for asked in found}) < len(found):
-        raise UsageError(f"{file} has two prompts with one id", "Leave the ids out, or make each a name of its own.")
-    return found
-
-
-def _asked(where: str, number: str, line: str) -> Asked:
-    """A line of JSON: a text, or an object with `prompt` and perhaps `id`."""
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where}: not JSON: {error}", "One text or object a line.") from error
-    row = value if isinstance(value, dict) else {"prompt": value}
-    if not isinstance(row.get("prompt"), str):
-        raise UsageError(f"{where}: there is no text in it", 'Write {"prompt": "One day"} or "One day".')
-    return Asked(str(row.get("id", number)), row["prompt"])
+    found = prompts.from_file(file, 0)
+    return [said if isinstance(said, str) else "\n".join(turn["content"] for turn in said) for said in found]
 
 
 @contextmanager
@@ -145,18 +117,28 @@ def _lines_to(file: Path | None) -> Iterator[IO[str]]:
         yield out
 
 
-def _write_lines(
-    student: Trained, asked: list[Asked], samples: int, seed: int, sampling: Sampling, max_tokens: int, out: IO[str]
-) -> None:
-    """One line a sample, in the order of the prompts. A sample's seed hangs on its name, not on its place."""
+class Row(NamedTuple):
+    """One text that is to be written."""
+
+    id: str
+    prompt: str
+    seed: int
+
+
+def _rows(prompts: list[str], samples: int, seed: int, *, named: bool) -> list[Row]:
+    """A row a sample. In a file its seed hangs on its name, so that prompts and samples can be added."""
     from .judging.sampling import seed_of
 
-    rows = [(f"{one.id}#{i}", one.text) for one in asked for i in range(samples)]
-    seeds = [seed_of(seed, f"{one.id}#{i}") if one.id else seed + i for one in asked for i in range(samples)]
-    texts = student.write([text for _, text in rows], seeds, sampling, max_tokens)
-    for (name, text), own, found in zip(rows, seeds, texts, strict=True):
-        row = {"id": name, "prompt": text, "completion": found.text, "tokens": found.tokens, "finish": found.finish}
-        out.write(json.dumps({**row, "seed": own}, ensure_ascii=False) + "\n")
+    rows = [(f"{i}#{sample}", prompt, sample) for i, prompt in enumerate(prompts) for sample in range(samples)]
+    return [Row(name, prompt, seed_of(seed, name) if named else seed + i) for name, prompt, i in rows]
+
+
+def _write_lines(student: Trained, rows: list[Row], sampling: Sampling, max_tokens: int, out: IO[str]) -> None:
+    """One line a sample, in the order of the prompts, many at once."""
+    texts = student.write([row.prompt for row in rows], [row.seed for row in rows], sampling, max_tokens)
+    for row, text in zip(rows, texts, strict=True):
+        written = {"completion": text.text, "tokens": text.tokens, "finish": text.finish}
+        out.write(json.dumps({**row._asdict(), **written}, ensure_ascii=False) + "\n")
         out.flush()
 
 

@@ -228,7 +228,8 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         """Tell everybody, and begin again with nobody."""
-        for row in self.running.rows.values():
-            row.work.tell(error)
+        for work in [*(row.work for row in self.running.rows.values()), *self.waiting]:
+            work.tell(error)
+        self.waiting.clear()
         self.desk.fail(error)
         self._begin()

@@ -41,6 +41,7 @@ class Service:
         self.engine = Engine(student.model, student.context, student.tokenizer.end_of_text)
         self.born = int(time.time())
         self.lines: dict[asyncio.Task[None], Line] = {}
+        self.leaving = False
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client until it hangs up."""
@@ -49,8 +50,8 @@ class Service:
         self.lines[task] = line
         try:
             await self._talk(line)
-        except (Gone, ConnectionError, TimeoutError):
-            return  # nobody is there to be told
+        except (Gone, ConnectionError, TimeoutError, asyncio.CancelledError):
+            return  # nobody is there to be told, or the server leaves
         finally:
             del self.lines[task]
             await line.close()
@@ -59,7 +60,7 @@ class Service:
         try:
             while (request := await line.request()) is not None:
                 await line.unless_gone(self._serve(request, line))
-                if not line.next():
+                if self.leaving or not line.next():
                     return
         except h11.RemoteProtocolError as error:
             await self._hang_up(line, Refusal(error.error_status_hint, f"that is not HTTP: {error}"))
@@ -95,7 +96,7 @@ class Service:
     def _admit(self, request: Request) -> None:
         """Refuse strangers, unknown paths, and methods that a path does not have."""
         told = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.key and not hmac.compare_digest(told.encode(), self.key.encode()):
+        if self.key and not hmac.compare_digest(told.encode("latin-1"), self.key.encode()):
             raise Refusal(401, "this server wants a key: Authorization: Bearer KEY", code="invalid_api_key")
         models = request.path == "/v1/models" or request.path.startswith("/v1/models/")
         if not models and request.path not in ENDPOINTS:
@@ -146,6 +147,7 @@ async def run(service: Service, host: str, port: int, ready: Callable[[str], Non
 
 async def _leave(service: Service) -> None:
     """Hang up on those who wait for nothing, give the others some time, and then hang up on them, too."""
+    service.leaving = True
     for task, line in service.lines.items():
         if line.idle:
             task.cancel()
