@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -573,3 +574,78 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(made: Path) -> None:
 def test_generate_wants_one_thing(made: Path) -> None:
     for words in ((), ("--prompt", "a", "--interactive"), ("--interactive", "--samples", "2")):
         assert distillkit(made, "generate", "tiny", *words).returncode == 2
+
+
+# ---------------------------------------------------------------------------------------------- peers
+
+TASK = """
+task: endings
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{beginning}}}}"
+doc_to_choice: endings
+doc_to_target: right
+target_delimiter: " "
+metric_list:
+  - metric: acc
+"""
+BOTH = ("the old dog ran home.", "dog the home old ran.")
+
+
+def evaluated(home: Path, kind: str, model_args: str) -> tuple[float, list[list[float]]]:
+    """EleutherAI's harness on the task of a folder: the accuracy, and the log-likelihood of each ending."""
+    environment = {**os.environ, "HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        kind,
+        "--model_args",
+        model_args,
+        "--tasks",
+        "endings",
+    ]
+    command += ["--include_path", str(home / "task"), "--output_path", str(home / kind), "--log_samples"]
+    command += ["--batch_size", "4", *(["--device", "cpu"] if kind == "hf" else [])]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (results,) = (home / kind).rglob("results_*.json")
+    (samples,) = (home / kind).rglob("samples_*.jsonl")
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    found = [[float(one[0]) for one in row["filtered_resps"]] for row in sorted(rows, key=lambda row: row["doc_id"])]
+    return json.loads(results.read_text())["results"]["endings"]["acc,none"], found
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+def test_the_harness_scores_an_exported_student_and_the_served_one_alike(
+    tmp_path: Path, peer: Callable[[str], ModuleType]
+) -> None:
+    for name in ("lm_eval", "transformers", "accelerate", "aiohttp", "tenacity"):
+        peer(name)
+    small = ("--set", "student.context=64", "--set", "train.steps=120", "--set", "train.batch_size=8")
+    (tmp_path / "tiny.toml").write_text(TINY)
+    assert distillkit(tmp_path, "run", "tiny.toml", *small).returncode == 0
+    assert distillkit(tmp_path, "export", "tiny", "--format", "hf", "--to", "away").returncode == 0
+    (tmp_path / "task").mkdir()
+    file = tmp_path / "task" / "endings.jsonl"
+    names = ("Tom", "Sue", "Peter", "Anna", "Ben", "Freya", "Henry", "Nora", "Adam", "Tara")
+    docs = [
+        {"beginning": f"One day {name} and", "endings": list(BOTH[:: 1 - 2 * (i % 2)]), "right": i % 2}
+        for i, name in enumerate(names)
+    ]
+    file.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    (tmp_path / "task" / "endings.yaml").write_text(TASK.format(file=file))
+    exported = evaluated(tmp_path, "hf", f"pretrained={tmp_path}/away,dtype=float32")
+    with program(tmp_path, "tiny") as (_, url):
+        how = f"model=tiny,base_url={url}/completions,tokenizer_backend=huggingface,tokenizer={tmp_path}/away"
+        served = evaluated(tmp_path, "local-completions", f"{how},max_length=63,num_concurrent=4")
+    assert served[0] == exported[0]
+    assert len(served[1]) == len(names)
+    np.testing.assert_allclose(served[1], exported[1], rtol=1e-4, atol=1e-3)
