@@ -213,9 +213,7 @@ def _asked_for() -> str | None:
 @click.argument("where", metavar="[RUN]", default="latest")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Another lets other machines in.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
-@click.option(
-    "--api-key", envvar="DISTILLKIT_SERVE_KEY", show_envvar=True, help="What clients must show; nothing if not set."
-)
+@click.option("--api-key", metavar="KEY", help="What clients must show; better set as DISTILLKIT_SERVE_KEY.")
 @device_option
 @click.pass_context
 def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | None) -> None:
@@ -226,7 +224,9 @@ def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | N
     plugins_of(ctx)
     from .student import Trained
     from .student import serve as serving
+    from .teachers import keys
 
+    api_key = api_key or keys.key("DISTILLKIT_SERVE_KEY")
     student = Trained.load(where)
     if host not in LOOPBACK:
         who = "anybody who has the key" if api_key else "anybody; set DISTILLKIT_SERVE_KEY to ask for a key"
@@ -237,7 +237,7 @@ def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | N
         click.echo(f"{names[0]} at {url}")
         sys.stdout.flush()
 
-    if serving.serve(serving.Service(student, names, api_key or None), host, port, ready) == signal.SIGINT:
+    if serving.serve(serving.Service(student, names, api_key), host, port, ready) == signal.SIGINT:
         raise KeyboardInterrupt
 
 
