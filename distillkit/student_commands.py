@@ -84,8 +84,9 @@ def generate(
             rows = _rows(asked, samples, seed, named=prompts is not None)
             _write_lines(Trained.load(where), rows, sampling, max_tokens, out)
     elif prompt is not None:
+        student = Trained.load(where)
         click.echo(prompt, nl=False)
-        for _ in _stream(Trained.load(where), prompt, seed, sampling, max_tokens):
+        for _ in _stream(student, prompt, seed, sampling, max_tokens):
             pass
         click.echo()
     else:

@@ -36,6 +36,7 @@ from distillkit.student.drawing import Sampling
 from distillkit.student.gpt import GPT
 from distillkit.student.opinions import Desk, Pick, Reading, picks
 from distillkit.student.serve import Service, run
+from distillkit.student.trained import Trained
 from distillkit.student.wire import LARGEST
 from distillkit.student.wording import Wording
 
@@ -512,6 +513,11 @@ def test_a_port_that_is_taken_is_told(made: Path) -> None:
 # ---------------------------------------------------------------------------------------------- generate
 
 
+def tiny_says(made: Path, prompt: str, seed: int, most: int, heat: float) -> str:
+    student = Trained.load(made / "reports/tiny/1")
+    return next(iter(student.write([prompt], [seed], Sampling(heat), most))).text
+
+
 def test_a_file_of_prompts_makes_a_line_a_sample(made: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('"One day"\n{"prompt": "The hen"}\n')
     words = ("generate", "tiny", "--prompts", str(tmp_path / "prompts.jsonl"), "--max-tokens", "9", "--samples")
@@ -527,10 +533,8 @@ def test_a_file_of_prompts_makes_a_line_a_sample(made: Path, tmp_path: Path) -> 
     assert len({row["seed"] for row in rows}) == 4
     more = [json.loads(line) for line in distillkit(made, *words, "3").stdout.splitlines()]
     assert [row for row in more if not row["id"].endswith("#2")] == rows  # what was there stays
-    again = distillkit(
-        made, "generate", "tiny", "--prompt", "The hen", "--seed", str(rows[3]["seed"]), "--max-tokens", "9"
-    )
-    assert again.stdout == f"The hen{rows[3]['completion']}\n"
+    for row in rows:
+        assert tiny_says(made, row["prompt"], row["seed"], 9, 0.8) == row["completion"]
     assert distillkit(made, *words, "2", "--to", str(tmp_path / "out.jsonl")).returncode == 2
 
 
@@ -540,13 +544,14 @@ def test_samples_of_one_prompt_have_seeds_one_after_another(made: Path) -> None:
 
 
 def test_what_was_said_stays_until_it_is_forgotten(made: Path) -> None:
-    words = ("generate", "tiny", "--interactive", "--max-tokens", "5", "--temperature", "0")
+    words = ("generate", "tiny", "--interactive", "--max-tokens", "5", "--seed", "3")
     done = distillkit(made, *words, input="Tom\nSue\n\n/new\nTom\n")
     assert done.returncode == 0, done.stderr
-    first = distillkit(made, "generate", "tiny", "--prompt", "Tom", *words[3:]).stdout
-    second = distillkit(made, "generate", "tiny", "--prompt", f"{first}Sue", *words[3:]).stdout
-    third = distillkit(made, "generate", "tiny", "--prompt", second[:-1], *words[3:]).stdout
-    assert done.stdout == f"{second}{third.removeprefix(second[:-1])}{first}"
+    said = ["Tom" + tiny_says(made, "Tom", 3, 5, 0.8)]
+    said.append("Sue" + tiny_says(made, f"{said[0]}\nSue", 4, 5, 0.8))
+    said.append(tiny_says(made, f"{said[0]}\n{said[1]}", 5, 5, 0.8))
+    said.append("Tom" + tiny_says(made, "Tom", 6, 5, 0.8))
+    assert done.stdout.splitlines() == "\n".join(said).splitlines()
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(made: Path) -> None:
@@ -637,7 +642,11 @@ def test_the_harness_scores_an_exported_student_and_the_served_one_alike(
     file = tmp_path / "task" / "endings.jsonl"
     names = ("Tom", "Sue", "Peter", "Anna", "Ben", "Freya", "Henry", "Nora", "Adam", "Tara")
     docs = [
-        {"beginning": f"One day {name} and", "endings": list(BOTH[:: 1 - 2 * (i % 2)]), "right": i % 2}
+        {
+            "beginning": f"One day {name} and {'then the hen and the fox and ' * (i % 3) * 4}",
+            "endings": list(BOTH[:: 1 - 2 * (i % 2)]),
+            "right": i % 2,
+        }
         for i, name in enumerate(names)
     ]
     file.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
@@ -645,7 +654,7 @@ def test_the_harness_scores_an_exported_student_and_the_served_one_alike(
     exported = evaluated(tmp_path, "hf", f"pretrained={tmp_path}/away,dtype=float32")
     with program(tmp_path, "tiny") as (_, url):
         how = f"model=tiny,base_url={url}/completions,tokenizer_backend=huggingface,tokenizer={tmp_path}/away"
-        served = evaluated(tmp_path, "local-completions", f"{how},max_length=63,num_concurrent=4")
+        served = evaluated(tmp_path, "local-completions", f"{how},max_length=66,num_concurrent=4")
     assert served[0] == exported[0]
     assert len(served[1]) == len(names)
     np.testing.assert_allclose(served[1], exported[1], rtol=1e-4, atol=1e-3)

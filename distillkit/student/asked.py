@@ -224,7 +224,7 @@ def read(kind: type[A], body: bytes) -> A:
     """A request, or why it is refused."""
     try:
         value = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is not JSON: {error}") from None
     if not isinstance(value, Mapping):
         raise Refusal(400, "the body is not a JSON object")
