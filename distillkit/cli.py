@@ -21,6 +21,7 @@ from . import (
     judge_commands,
     plugin_commands,
     stage_commands,
+    student_commands,
 )
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
@@ -94,57 +95,8 @@ def runs(as_json: bool) -> None:
     show(tables.listing(folders.every_run()), as_json, tables.listing_text)
 
 
-@cli.command()
-@click.argument("where", metavar="[RUN]", default="latest")
-@click.option("--prompt", help="What to go on from.")
-@click.option("--interactive", is_flag=True, help="Ask for prompts until an empty one.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True)
-@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 leaves all in.")
-@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True)
-@click.option("--min-p", type=click.FloatRange(min=0, max=1), default=0.0, show_default=True, help="0 leaves all in.")
-@click.option(
-    "--repetition-penalty",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Above 1, what was written is less likely to come again.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@device_option
-@click.pass_context
-def generate(
-    ctx: click.Context,
-    /,
-    where: str,
-    prompt: str | None,
-    interactive: bool,
-    max_tokens: int,
-    seed: int,
-    **how: Any,
-) -> None:
-    """Let a student write. RUN may also be a checkpoint folder or a bundled student: tales-teacher."""
-    if (prompt is None) != interactive:
-        raise UsageError("generate needs --prompt TEXT or --interactive", 'For example --prompt "One day"')
-    plugins_of(ctx)
-    from .student import Sampling, Trained
-
-    student = Trained.load(where)
-    sampling = Sampling(**how)
-    for text in [prompt] if prompt is not None else iter(_asked, ""):
-        click.echo(text, nl=False)
-        for piece in student.stream(text, seed, sampling, max_tokens):
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
-        click.echo()
-
-
-def _asked() -> str:
-    """The next prompt; the end of input is like an empty one."""
-    try:
-        return input("> ") if sys.stdin.isatty() else (sys.stdin.readline().rstrip("\n"))
-    except EOFError:
-        return ""
+for command in student_commands.COMMANDS:
+    cli.add_command(command)
 
 
 @cli.command()

@@ -180,14 +180,6 @@ def test_generate_writes_the_same_for_the_same_seed(made: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_generate_asks_for_prompts_until_an_empty_one(made: Path) -> None:
-    done = distillkit(made, "generate", "tiny", "--interactive", "--max-tokens", "3", input="Tom\nSue\n\nno\n")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Tom")
-    assert "\nSue" in done.stdout
-    assert "no" not in done.stdout.split()
-
-
 def test_plugins_are_listed_with_what_is_broken(made: Path, tmp_path: Path) -> None:
     rows = json.loads(distillkit(made, "plugins", "--json").stdout)
     names = {(row["role"], row["name"]) for row in rows if row["status"] == "ok"}

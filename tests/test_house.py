@@ -35,8 +35,8 @@ FLOORS = [
     ["assembly soft subjects", "tracking", "distillkit_plugins", *(path.name for path in OTHERS)],
     ["training pipeline plan bench first"],
     [
-        "cli stage_commands judge_commands cache_commands plugin_commands away_commands data_commands arguments "
-        "__main__",
+        "cli stage_commands judge_commands cache_commands plugin_commands away_commands data_commands student_commands "
+        "arguments __main__",
     ],
 ]
 # What a room may use of its neighbours all the same.

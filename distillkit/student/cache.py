@@ -52,9 +52,32 @@ class Cache:
             self.starts[row] = first
         self.trim()
 
+    def join(self, other: Cache) -> None:
+        """Take in the rows of another cache. All end at the same place from then on."""
+        held = max(self.held, other.held)
+        pairs = zip(self.layers, other.layers, strict=True)
+        self.layers = [
+            mx.concatenate([_ending_at(held, mine, self.held), _ending_at(held, more, other.held)], axis=1)
+            for mine, more in pairs
+            if mine is not None and more is not None
+        ]
+        self.starts = [
+            *(start + held - self.held for start in self.starts),
+            *(start + held - other.held for start in other.starts),
+        ]
+        self.held = held
+
     def trim(self) -> None:
         """Drop the places before all rows' beginnings."""
         if spare := min(self.starts):
             self.layers = [kept if kept is None else kept[..., spare:, :] for kept in self.layers]
             self.starts = [start - spare for start in self.starts]
             self.held -= spare
+
+
+def _ending_at(place: int, kept: mx.array, held: int) -> mx.array:
+    """The places in use of a layer, after as much padding as lets them end there."""
+    used = kept[..., :held, :]
+    if held == place:
+        return used
+    return mx.concatenate([mx.zeros((*kept.shape[:3], place - held, kept.shape[4]), dtype=kept.dtype), used], axis=3)

@@ -7,7 +7,7 @@ else's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import mlx.core as mx
@@ -17,6 +17,8 @@ from .cache import Cache
 from .drawing import Said, Sampling, draw, keys_of, noise_of, turn
 from .parallel import Lanes, own_lanes
 from .products import few_rows
+
+Texts = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]  # by the number of a row
 
 ROWS = 4  # fewer rows than that are not worth a stream of their own
 
@@ -77,21 +79,11 @@ class Batch:
     def next_tokens(self, last: mx.array | None) -> mx.array:
         """The token after the last of each living row, on its way. Those before the last must have been told."""
         noise = self._noise()
-        logits = self.said.punish(logits_of(self.model, self._hidden(last), self.lanes), last)
+        hidden = next_hidden(self.feeds, self.lanes, self.rows, last)
+        logits = self.said.punish(logits_of(self.model, hidden, self.lanes), last)
         chosen = draw(logits, noise, self.sampling)
         mx.async_eval(chosen)
         return chosen
-
-    def _hidden(self, last: mx.array | None) -> mx.array:
-        """What the network makes of the last token of each living row [B, D], each share on its own stream."""
-        found, first = [], 0
-        for feed, stream in zip(self.feeds, self.lanes.streams, strict=False):
-            count = len(feed.rows)
-            if count:
-                with mx.stream(stream):
-                    found.append(feed.next_hidden(self.rows, None if last is None else last[first : first + count]))
-            first += count
-        return mx.concatenate(found, axis=0) if len(found) > 1 else found[0]
 
     def _noise(self) -> mx.array | None:
         """What chance adds to the logits. It needs none of them, so the last stream makes it meanwhile."""
@@ -123,6 +115,18 @@ class Batch:
             self.keys = self.keys[mx.array(places)]
 
 
+def next_hidden(feeds: Sequence[Feed | Reread], lanes: Lanes, texts: Texts, last: mx.array | None) -> mx.array:
+    """What the network makes of the last token of each row [B, D], each feed's on a stream of its own."""
+    found, first = [], 0
+    for feed, stream in zip(feeds, lanes.streams, strict=False):
+        count = len(feed.rows)
+        if count:
+            with mx.stream(stream):
+                found.append(feed.next_hidden(texts, None if last is None else last[first : first + count]))
+        first += count
+    return mx.concatenate(found, axis=0) if len(found) > 1 else found[0]
+
+
 def _shares(rows: Sequence[int], lanes: Lanes) -> list[list[int]]:
     """Rows for each stream, about as many each, and no stream for a handful."""
     count = max(1, min(lanes.count, len(rows) // ROWS))
@@ -141,7 +145,7 @@ class Feed:
         self.rows = list(rows)
         self.past: Cache | None = None
 
-    def next_hidden(self, texts: Sequence[Sequence[int]], last: mx.array | None) -> mx.array:
+    def next_hidden(self, texts: Texts, last: mx.array | None) -> mx.array:
         """Hidden states [B, D] of the last token of each row, which its text need not hold yet."""
         if self.past is None or last is None:
             return self._begin([list(texts[row]) for row in self.rows])
@@ -156,7 +160,7 @@ class Feed:
         hidden: mx.array = self.model.extend(mx.array(padded), self.past)
         return hidden[:, -1]
 
-    def _make_room(self, past: Cache, texts: Sequence[Sequence[int]]) -> None:
+    def _make_room(self, past: Cache, texts: Texts) -> None:
         """Let full rows read half a context again, less the new token."""
         full = [place for place, start in enumerate(past.starts) if past.held - start == self.context]
         keep = self.context // 2 - 1
@@ -176,6 +180,14 @@ class Feed:
         if self.past is not None and places:
             self.past.keep(places)
 
+    def join(self, other: Feed) -> None:
+        """Go on with the rows of another feed as well."""
+        if self.past is None or other.past is None or not self.rows:
+            self.past = other.past
+        else:
+            self.past.join(other.past)
+        self.rows += other.rows
+
 
 class Reread:
     """Feeds a network that keeps no cache, as a plugin's may: every token again for each new one."""
@@ -184,7 +196,7 @@ class Reread:
         self.model, self.context, self.padding = model, context, padding
         self.rows = list(rows)
 
-    def next_hidden(self, texts: Sequence[Sequence[int]], last: mx.array | None) -> mx.array:
+    def next_hidden(self, texts: Texts, last: mx.array | None) -> mx.array:
         """Hidden states [B, D] of the last token of each row. Padding stands at the right, where nobody sees it."""
         new: list[list[int]] = [[] for _ in self.rows] if last is None else last[:, None].tolist()  # type: ignore[assignment]
         seen = [[*texts[row], *more][-self.context :] for row, more in zip(self.rows, new, strict=True)]
@@ -196,6 +208,10 @@ class Reread:
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all rows but these."""
         self.rows = [row for row in self.rows if row in rows]
+
+    def join(self, other: Reread) -> None:
+        """Go on with the rows of another feed as well."""
+        self.rows += other.rows
 
 
 def logits_of(model: nn.Module, hidden: mx.array, lanes: Lanes | None = None) -> mx.array:
