@@ -16,7 +16,7 @@ from typing import Any
 
 from .blame import Loc, Tree, dotted, shown
 from .errors import RecipeError, did_you_mean
-from .tables import OWN_PROMPTS, plugin_key, plugin_of, role_at, without_options
+from .tables import OWN_PROMPTS, left_of
 
 MOST_BYTES = 256 * 1024  # a recipe is a page of text; more is a mistake
 MOST_LEVELS = 16
@@ -88,13 +88,10 @@ def _has(tree: Any, loc: Loc) -> bool:
 
 def _merge(parent: Tree, child: Tree, loc: Loc = ()) -> Tree:
     """The parent's values under the child's: tables merge, everything else is replaced."""
-    role = role_at(loc)
-    if role and plugin_key(role) in child and child[plugin_key(role)] != plugin_of(parent, role):
-        parent = without_options(parent, role)
-    both = dict(parent)
+    both = left_of(parent, loc, child).copy()
     for key, value in child.items():
-        tables = isinstance(value, dict) and isinstance(parent.get(key), dict)
-        both[key] = _merge(parent[key], value, (*loc, key)) if tables else value
+        tables = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = _merge(both[key], value, (*loc, key)) if tables else value
     return both
 
 

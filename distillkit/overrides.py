@@ -14,7 +14,7 @@ from typing import Any
 from .blame import Loc, Tree, dotted, place, shown
 from .errors import UsageError
 from .layers import dig, settle
-from .tables import plugin_key, plugin_of, role_at, without_options
+from .tables import left_of
 
 
 def apply(tree: Tree, overrides: Sequence[str]) -> frozenset[Loc]:
@@ -65,9 +65,8 @@ def _write(tree: Tree, loc: Loc, value: Any, override: str, written: set[Loc]) -
     for depth, key in enumerate(parents):
         here = _entered(here, _key(here, key, loc[:depth], override))
     key = _key(here, last, loc[:-1], override)
-    role = role_at(loc[:-1]) if isinstance(here, dict) else None
-    if role and key == plugin_key(role) and value != plugin_of(here, role):
-        _drop_options(here, role, loc[:-1], written)
+    if isinstance(here, dict):
+        _forget(here, loc[:-1], {key: value}, written)
     here[key] = value
 
 
@@ -94,9 +93,9 @@ def _entered(here: Any, key: Any) -> Any:
     return here[key]
 
 
-def _drop_options(here: Tree, role: str, loc: Loc, written: set[Loc]) -> None:
-    """Forget the options of the former plugin, but not those that this same command gave."""
-    keep = without_options(here, role)
+def _forget(here: Tree, loc: Loc, chosen: Tree, written: set[Loc]) -> None:
+    """Forget what means nothing beside what is chosen, but not what this same command gave."""
+    keep = left_of(here, loc, chosen)
     for key in list(here):
         if key not in keep and not any(at[: len(loc) + 1] == (*loc, key) for at in written):
             del here[key]

@@ -384,6 +384,19 @@ def plugin_of(values: dict[str, Any], role: str) -> Any:
     return values.get(key, TABLES[role].model_fields[key].default)
 
 
+def left_of(values: dict[str, Any], loc: Loc, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What still means something of a table's values when others are written over it.
+
+    Options of one plugin mean nothing to another; a size or file of one kind of tokenizer means nothing to another kind.
+    """
+    role = role_at(loc)
+    if role and plugin_key(role) in chosen and chosen[plugin_key(role)] != plugin_of(values, role):
+        return without_options(values, role)
+    if loc == ("tokenizer",) and "kind" in chosen and chosen["kind"] != values.get("kind", "bpe"):
+        return {}
+    return values
+
+
 def without_options(values: dict[str, Any], role: str) -> dict[str, Any]:
     """A role's table without its plugin's options: those of one plugin mean nothing to another."""
     return {key: value for key, value in values.items() if key in host_keys(role)}

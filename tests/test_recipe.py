@@ -231,6 +231,16 @@ def test_the_name_is_inherited_too_and_a_bundled_recipe_can_be_extended(shipped)
     assert load(write('extends = "quickstart"')).name == "quickstart"
 
 
+def test_another_kind_of_tokenizer_drops_what_was_said_of_the_former():
+    write('name = "base"\n[tokenizer]\nvocab_size = 300', "base.toml")
+    recipe = load(write('extends = "base.toml"\n[tokenizer]\nkind = "gpt2"'))
+    assert (recipe.tokenizer.kind, recipe.tokenizer.vocab_size) == ("gpt2", None)
+    assert load(write('extends = "base.toml"\n[tokenizer]\nkind = "bpe"')).tokenizer.vocab_size == 300
+    assert load(write('extends = "base.toml"'), ("tokenizer.kind=gpt2",)).tokenizer.vocab_size is None
+    both = ("tokenizer.vocab_size=400", "tokenizer.kind=sentencepiece")
+    assert load(write('extends = "base.toml"'), both).tokenizer.vocab_size == 400
+
+
 def test_another_plugin_does_not_inherit_the_options_of_the_former():
     write(BASE, "base.toml")
     recipe = load(write('extends = "base.toml"\n[data]\nsource = "text"\n[teacher]\nprovider = "openai"'))
