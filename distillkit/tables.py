@@ -387,7 +387,7 @@ def plugin_of(values: dict[str, Any], role: str) -> Any:
 def left_of(values: dict[str, Any], loc: Loc, chosen: dict[str, Any]) -> dict[str, Any]:
     """What still means something of a table's values when others are written over it.
 
-    Options of one plugin mean nothing to another; a size or file of one kind of tokenizer means nothing to another kind.
+    Options of one plugin mean nothing to another; a size or a file of one tokenizer means nothing to another kind.
     """
     role = role_at(loc)
     if role and plugin_key(role) in chosen and chosen[plugin_key(role)] != plugin_of(values, role):
