@@ -53,8 +53,10 @@ def judge(
 ) -> None:
     """Let the student write, grade it, and report.
 
-    Samples that are written already are kept, and no judge is asked twice for the same.
+    A name means its newest run; a recipe that has none, or a path to one, is run first. Samples that are written
+    already are kept, and no judge is asked twice for the same.
     """
+    where = _newest_of(where)
     if calibrate is not None:
         _calibrate(where, calibrate, as_json)
         return
@@ -69,6 +71,14 @@ def judge(
         if against:
             raise UsageError("--against sets a run against others", "Name a run: distillkit judge RUN --against OTHER")
         begin(ctx, where, overrides, STAGES, yes, as_json)
+
+
+def _newest_of(where: str) -> str:
+    """The newest run of a name: also of a bundled recipe's, which nobody means to train again to have it judged."""
+    from .runs import runs_of
+
+    begun = [] if is_run(where) or "/" in where or where.endswith(".toml") else runs_of(where)
+    return begun[-1].name if begun else where
 
 
 def _recipe_file(where: str) -> str:

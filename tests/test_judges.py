@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,14 @@ def test_what_may_cost_money_is_asked_about_first(home: Path, server: Provider) 
     unpriced = '{provider="compatible", base_url="http://judge.invalid/v1", model="m"}'
     with pytest.raises(UsageError, match=r"may cost money; how much is unknown without judge\.teacher\.price"):
         distillkit(home, *four, "--set", f"judge.0.teacher={unpriced}")
+
+
+def test_the_name_of_a_bundled_recipe_means_its_newest_run(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "reports/tales/1", tmp_path / "reports/quickstart/1")
+    done = distillkit(tmp_path, "judge", "quickstart", "--samples", "2", "--set", 'judge=[{name = "diversity"}]')
+    assert done.exit_code == 0, done.output
+    assert {row["criterion"] for row in rows(tmp_path, "grades.jsonl", "quickstart/1")} >= {"words", "distinct_2"}
+    assert [path.name for path in (tmp_path / "reports/quickstart").iterdir()] == ["1"]
 
 
 def test_a_judge_of_the_teachers_family_is_warned_of() -> None:
