@@ -557,7 +557,11 @@ def test_what_was_said_stays_until_it_is_forgotten(made: Path) -> None:
 def test_ctrl_c_stops_the_answer_and_not_the_program(made: Path) -> None:
     command = [sys.executable, "-m", "distillkit", "generate", "tiny", "--interactive", "--max-tokens", "1000000"]
     environment = {**os.environ, "DISTILLKIT_HOME": str(made)}
-    with subprocess.Popen(command, cwd=made, env=environment, stdin=-1, stdout=-1) as process:
+
+    def heed() -> None:  # also where the tests themselves run in the background, whose children ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=made, env=environment, stdin=-1, stdout=-1, preexec_fn=heed) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         for word in (b"Tom", b"Sue"):
