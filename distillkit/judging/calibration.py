@@ -44,6 +44,8 @@ class Agreement:
 
 def by_people(path: Path) -> dict[str, Scores]:
     """The grades of a file: of each person, and of all together under no name."""
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", EXAMPLE)
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = [*csv.DictReader(stream, strict=True)]

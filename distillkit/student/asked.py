@@ -7,6 +7,7 @@ network and no connection.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Asked(BaseModel):
+class Asked(BaseModel, ABC):
     """What both endpoints take."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -87,14 +88,14 @@ class Asked(BaseModel):
         return Sampling(heat, max(0, self.top_k or 0), 1.0 if self.top_p is None else self.top_p, self.min_p or 0.0)
 
     @property
+    @abstractmethod
     def top(self) -> int | None:
         """How many alternatives to each token; None asks for no log-probabilities."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def prompts(self) -> list[str | list[int]]:
         """What to go on from."""
-        raise NotImplementedError
 
     @property
     def echoes(self) -> bool:

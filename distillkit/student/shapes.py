@@ -5,6 +5,7 @@ Knows words and numbers only; where they come from is somebody else's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ def spelled(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-class Shape:
+class Shape(ABC):
     """What the two endpoints have in common; they differ in one choice's shape."""
 
     kind = piece_kind = ""
@@ -30,21 +31,21 @@ class Shape:
     def __init__(self, bytes_of: Bytes) -> None:
         self.bytes_of = bytes_of
 
+    @abstractmethod
     def whole(self, text: str, logprobs: Any) -> dict[str, Any]:
         """A choice that is complete."""
-        raise NotImplementedError
 
+    @abstractmethod
     def piece(self, text: str, logprobs: Any) -> dict[str, Any]:
         """A piece of a choice."""
-        raise NotImplementedError
 
     def first(self) -> dict[str, Any] | None:
         """What a choice begins with in a stream, if anything."""
         return None
 
+    @abstractmethod
     def logprobs(self, placed: Placed) -> Any:
         """Tokens with their log-probabilities."""
-        raise NotImplementedError
 
 
 class CompletionShape(Shape):
