@@ -105,10 +105,9 @@ def _marks(page: Path, lines: list[str], at: int) -> dict[str, str]:
         at -= 1
         whole = comment[1] if comment[1].startswith("shown") else comment[1].split(";")
         for part in [whole] if isinstance(whole, str) else whole:
-            key, _, value = part.strip().partition(":")
-            if key.split(" ")[0] not in KEYS:
-                continue  # a comment for people, or a mark of another script
-            marks[key.strip()] = value.strip()
+            key, _, value = (piece.strip() for piece in part.partition(":"))
+            if key in KEYS:  # else it is a comment for people, or a mark of another script
+                marks[key] = value
         shown = marks.get("shown")
         if shown is not None and not re.fullmatch(r"not run: .+", shown):
             raise Wrong(f"{page.name}:{at + 1}: say why it is not run: <!-- shown: not run: needs a key -->")
