@@ -1,0 +1,105 @@
+"""How the site is made of these pages: `make docs`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import diagrams  # noqa: E402
+
+project = "distillkit"
+author = "the distillkit authors"
+copyright = author  # noqa: A001
+html_title = "distillkit"
+
+extensions = ["myst_nb"]
+exclude_patterns = ["_site", "**/.ipynb_checkpoints"]
+myst_heading_anchors = 4
+myst_fence_as_directive = ["mermaid"]  # a forge draws ```mermaid, and so does the site
+nb_execution_mode = "off"  # docs/notebooks/run.py executes them
+nb_ipywidgets_js: dict[str, Any] = {}  # nothing is fetched when a page is looked at
+nitpicky = True
+
+html_theme = "furo"
+html_static_path = ["site"]
+html_css_files = ["site.css"]
+html_js_files = [diagrams.NAME, "draw.js"] if diagrams.fetched().exists() else []
+html_copy_source = False
+html_show_sourcelink = False
+pygments_style = "tango"
+
+
+# The pages in order. They stand here, so that index.md is plain Markdown on a forge too.
+CONTENTS = """
+```{toctree}
+:hidden:
+:glob:
+:caption: The guide
+guide/*
+```
+
+```{toctree}
+:hidden:
+:glob:
+:caption: Notebooks
+notebooks/*
+```
+
+```{toctree}
+:hidden:
+:caption: Reference
+commands
+recipes
+api
+plugins
+distillation
+judging
+reports
+serving
+away
+```
+
+```{toctree}
+:hidden:
+:caption: What was measured, and why it is so
+performance
+study
+seeds
+design
+```
+"""
+
+
+def contents(app: Any, page: str, source: list[str]) -> None:
+    """Put the pages in order at the end of the first one."""
+    if page == "index":
+        source[0] += CONTENTS
+
+
+class Mermaid(Directive):
+    """A diagram: its text, which mermaid draws where it was fetched."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """The text, as it is."""
+        text = "\n".join(self.content)
+        if not diagrams.fetched().exists():
+            return [nodes.literal_block(text, text, language="text")]
+        safe = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        return [nodes.raw("", f'<pre class="mermaid">{safe}</pre>', format="html")]
+
+
+def setup(app: Any) -> None:
+    """Teach Sphinx diagrams, and the order of the pages."""
+    app.add_directive("mermaid", Mermaid)
+    app.connect("source-read", contents)
+    if diagrams.fetched().exists():
+        app.config.html_static_path.append(str(diagrams.fetched()))
