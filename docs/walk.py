@@ -77,7 +77,7 @@ class Block:
         return self.language in ("console", "python") and "shown" not in self.marks
 
 
-FENCE = re.compile(r"^(`{3,})\s*(\S*)\s*$")
+FENCE = re.compile(r"^(`{3,})\s*(\S*)(?:\s.*)?$")
 
 
 def blocks(page: Path, text: str | None = None) -> list[Block]:
