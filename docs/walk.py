@@ -182,6 +182,7 @@ class Folder:
         return kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "HOME": str(self.own / "home"),
+            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),  # fonts are found once
             "DISTILLKIT_HOME": str(self.path),
             "PYTHONPATH": str(self.path),
             "PYTHONDONTWRITEBYTECODE": "1",
