@@ -11,7 +11,7 @@ RESULTS ?= benchmarks/results
 
 PLUGINS := $(wildcard plugins/distillkit-*)
 
-.PHONY: help run test test-slow test-plugins test-plugins-slow check docs lock clean study
+.PHONY: help run test test-slow test-plugins test-plugins-slow check docs figures walk lock clean study
 .PHONY: bench bench-53m bench-quickstart bench-writing bench-tokens bench-soft
 
 help:
@@ -22,7 +22,9 @@ help:
 	@echo "make bench        measure every claim of benchmarks/README.md (RESULTS=... for another folder)"
 	@echo "make study        what each way to distil is worth: about an hour, written to docs/study.md"
 	@echo "make check        format, lint, types, generated docs, secrets"
-	@echo "make docs         write the generated docs again"
+	@echo "make docs         write the generated docs again, and build the site: docs/_site/index.html"
+	@echo "make figures      draw the pictures of the guide again"
+	@echo "make walk         run every command of the guide (WALK=--write writes what they print into it)"
 	@echo "make lock         pin the newest versions (needs uv)"
 
 run: $(VENV)/.run
@@ -76,8 +78,20 @@ bench-tokens: $(VENV)/.run
 study: $(VENV)/.run
 	$(BIN)/python benchmarks/study.py --markdown docs/study.md
 
-docs: $(VENV)/.dev
+docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/diagrams.py
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs docs/_site
+	@echo "The site: docs/_site/index.html"
+
+FIGURES := $(sort $(wildcard docs/figures/[a-z]*.py))
+WALK ?= --check
+
+figures: $(VENV)/.docs
+	@for figure in $(FIGURES); do echo $$figure; $(BIN)/python $$figure || exit 1; done
+
+walk: $(VENV)/.docs
+	$(BIN)/python docs/walk.py $(WALK)
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("distillkit needs Python 3.11 or newer: make PYTHON=python3.11 run" if sys.version_info < (3, 11) else 0)'
@@ -89,6 +103,10 @@ $(VENV)/.run: requirements.lock pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev requirements-docs.lock
+	$(PIP) install --require-hashes -r requirements-docs.lock
 	@touch $@
 
 $(VENV)/.plugins: $(VENV)/.dev $(wildcard $(PLUGINS:=/pyproject.toml) $(PLUGINS:=/*/*.py))
@@ -104,6 +122,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 lock:
 	$(COMPILE) --upgrade -o requirements.lock
 	$(COMPILE) --group test --group check -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --group docs -c requirements-dev.lock -o requirements-docs.lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ away
 
 ```{toctree}
 :hidden:
-:caption: What was measured, and why it is so
+:caption: Figures and reasons
 performance
 study
 seeds
@@ -77,10 +78,20 @@ design
 """
 
 
-def contents(app: Any, page: str, source: list[str]) -> None:
-    """Put the pages in order at the end of the first one."""
-    if page == "index":
-        source[0] += CONTENTS
+OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)\)")
+
+
+def read(app: Any, page: str, source: list[str]) -> None:
+    """Put the pages in order, at the end of the first one. Files outside of the site are named, not linked to."""
+
+    def named(link: re.Match[str]) -> str:
+        target = ((HERE / page).parent / link[2]).resolve()
+        if target.is_relative_to(HERE):
+            return link[0]
+        path = target.relative_to(HERE.parent).as_posix()
+        return f"`{path}`" if link[1].strip("`") in path else f"{link[1]} (`{path}`)"
+
+    source[0] = OUTSIDE.sub(named, source[0]) + (CONTENTS if page == "index" else "")
 
 
 class Mermaid(Directive):
@@ -100,6 +111,6 @@ class Mermaid(Directive):
 def setup(app: Any) -> None:
     """Teach Sphinx diagrams, and the order of the pages."""
     app.add_directive("mermaid", Mermaid)
-    app.connect("source-read", contents)
+    app.connect("source-read", read)
     if diagrams.fetched().exists():
         app.config.html_static_path.append(str(diagrams.fetched()))

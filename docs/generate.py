@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import python_api
 import surface
 
 from distillkit import scaffold
@@ -178,7 +179,21 @@ def _listed(module: Any) -> set[str]:
     return set(re.findall(r"\w+", inspect.getsource(check)))
 
 
-PAGES = {"commands.md": commands, "recipes.md": recipe, "plugins.md": plugins, "api.txt": surface.recorded}
+# ------------------------------------------------------------------------------------------- all pages
+
+
+def api() -> str:
+    """What Python code may import."""
+    return f"{MADE}\n{python_api.page()}"
+
+
+PAGES = {
+    "commands.md": commands,
+    "recipes.md": recipe,
+    "plugins.md": plugins,
+    "api.md": api,
+    "api.txt": surface.recorded,
+}
 
 
 def main() -> None:
