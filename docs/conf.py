@@ -69,7 +69,7 @@ away
 
 ```{toctree}
 :hidden:
-:caption: What was measured, and why it is so
+:caption: Figures and reasons
 performance
 study
 seeds

@@ -13,6 +13,7 @@ comment in the line before a block tells what is different about it; `;` divides
     <!-- loose -->                        what is printed is not compared
     <!-- head: 12; tail: 3 -->            so many lines are shown, of all that is printed
     <!-- shown: not run: needs a key -->  the block is not run, and why
+    <!-- file: mine.toml -->              the block, of any language, is written into that file
 
 Knows nothing about distillkit: a chapter is text, and a command is what bash does with it.
 """
@@ -37,7 +38,7 @@ HERE = Path(__file__).parent
 GUIDE = HERE / "guide"
 LONGEST = 1800  # seconds that one block may take
 MARK = "=walk="
-KEYS = ("head", "tail", "exit", "loose", "shown")
+KEYS = ("head", "tail", "exit", "loose", "shown", "file")
 
 
 class Wrong(Exception):
@@ -74,10 +75,10 @@ class Block:
     @property
     def run(self) -> bool:
         """Whether it is run at all."""
-        return self.language in ("console", "python") and "shown" not in self.marks
+        return self.language in ("console", "python") and not {"shown", "file"} & self.marks.keys()
 
 
-FENCE = re.compile(r"^(`{3,})\s*(\S*)\s*$")
+FENCE = re.compile(r"^(`{3,})\s*(\S*)(?:\s.*)?$")
 
 
 def blocks(page: Path, text: str | None = None) -> list[Block]:
@@ -181,11 +182,18 @@ class Folder:
         return kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "HOME": str(self.own / "home"),
+            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),  # fonts are found once
             "DISTILLKIT_HOME": str(self.path),
             "PYTHONPATH": str(self.path),
             "PYTHONDONTWRITEBYTECODE": "1",
-            **{"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "PAGER": "cat"},
+            **{"COLUMNS": "88", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "PAGER": "cat"},
         }
+
+    def write(self, block: Block) -> None:
+        """A file that the page shows, as its reader would save it."""
+        file = self.path / block.marks["file"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(block.text + "\n", encoding="utf-8")
 
     def walked(self, page: Path) -> Path:
         """The file that says that a chapter was walked here."""
@@ -302,6 +310,8 @@ def walk(page: Path, folder: Folder, write: bool, compare: bool) -> list[Problem
     fresh: list[tuple[int, int, str]] = []  # lines to be replaced
     every = blocks(page)
     for block, behind in zip(every, [*every[1:], None], strict=True):
+        if "file" in block.marks:
+            folder.write(block)
         if not block.run:
             continue
         text = behind if behind is not None and _directly(block, behind) else None

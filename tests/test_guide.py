@@ -157,7 +157,13 @@ def test_a_long_output_is_shortened_on_the_page() -> None:
 # ------------------------------------------------------------------------------------------------- walking
 
 SMALL = """\
+<!-- file: sub/recipe.toml -->
+```toml
+name = "x"
+```
+
 ```console
+$ cat sub/recipe.toml
 $ word=hello
 $ echo $word 3.5; pwd
 $ echo more > file.txt
@@ -185,6 +191,7 @@ def test_what_is_printed_is_written_into_the_page_and_then_compared(tmp_path: Pa
     page = tmp_path / "01_x.md"
     page.write_text(SMALL)
     assert walked(tmp_path / "one", page, write=True) == []
+    assert '```console\n$ cat sub/recipe.toml\nname = "x"\n$ word=hello\n' in page.read_text()
     assert "$ echo $word 3.5; pwd\nhello 3.5\n~/guide\n$ echo more" in page.read_text()
     assert "```console\n$ cat file.txt; exit 3\nmore\n```" in page.read_text()
     assert "* 2)\n```\n\n```text\nmore\nmore\n```\n\nWords.\n" in page.read_text()
@@ -195,7 +202,7 @@ def test_what_is_printed_is_written_into_the_page_and_then_compared(tmp_path: Pa
     assert walked(tmp_path / "three", page) == []
     page.write_text(text.replace("hello 3.5", "hallo 3.5"))
     (problem,) = walked(tmp_path / "four", page)
-    assert "01_x.md:1: echo $word 3.5; pwd" in problem
+    assert "01_x.md:6: echo $word 3.5; pwd" in problem
     assert "-hallo #" in problem
     assert "+hello #" in problem
 
