@@ -33,13 +33,14 @@ def run(name: str, chapter: str = "", base: str = "", **changes: Any) -> Run:
 
 
 def written(chapter: str, name: str, folder: Path) -> Path:
-    """A recipe as a reader of the chapter writes it: a here-document."""
+    """A recipe as a reader of the chapter writes it: a block that is said to be a file."""
     (page,) = (HERE.parent / "guide").glob(f"{chapter}_*.md")
-    document = re.search(rf"^\$ cat > {name}\.toml <<'END'\n((?:>.*\n)*?)> END$", page.read_text("utf-8"), re.MULTILINE)
-    if document is None:
-        sys.exit(f"{page.name} writes no recipe {name}.toml. A block with `$ cat > {name}.toml <<'END'` would.")
+    block = rf"^<!-- file: {re.escape(name)}\.toml -->\n```toml\n(.*?)^```$"
+    found = re.search(block, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    if found is None:
+        sys.exit(f"{page.name} shows no file {name}.toml. A block behind <!-- file: {name}.toml --> would be one.")
     file = folder / f"{name}.toml"
-    file.write_text("".join(line[2:] + "\n" for line in document[1].splitlines()), encoding="utf-8")
+    file.write_text(found[1], encoding="utf-8")
     return file
 
 
