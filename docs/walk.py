@@ -207,9 +207,12 @@ class Folder:
             last = number == len(told) - 1
             script += f"{step.code}\ncode=$?; printf '\\n{MARK} %s\\n' $code\n"
             script += "" if last else "[ $code = 0 ] || exit $code\n"
-        whole = self._bash(script, block)
-        parts = re.split(rf"\n{MARK} (\d+)\n", whole)
-        return [Ran(self.plain(text), int(code)) for text, code in zip(parts[::2], parts[1::2], strict=False)]
+        whole, left_with = self._bash(script, block)
+        *parts, rest = re.split(rf"\n{MARK} (\d+)\n", whole)
+        ran = [Ran(self.plain(text), int(code)) for text, code in zip(parts[::2], parts[1::2], strict=True)]
+        if len(ran) < len(told) and all(one.code == 0 for one in ran):  # a command that ended bash itself
+            ran.append(Ran(self.plain(rest), left_with))
+        return ran
 
     def python(self, block: Block) -> list[Ran]:
         """A script."""
@@ -218,8 +221,8 @@ class Folder:
         (ran,) = self.console(Block(block.page, block.line, block.end, "console", f"$ python {file}"))
         return [ran]
 
-    def _bash(self, script: str, block: Block) -> str:
-        """What a bash prints. What it leaves running in the background ends with it."""
+    def _bash(self, script: str, block: Block) -> tuple[str, int]:
+        """What a bash prints, and its exit code. What it leaves running in the background ends with it."""
         with tempfile.TemporaryFile() as out:
             child = subprocess.Popen(
                 ["bash", "-c", script], cwd=self.path, env=self.environment(), stdin=subprocess.DEVNULL,
@@ -233,7 +236,7 @@ class Folder:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGTERM)
             out.seek(0)
-            return out.read().decode("utf-8", "replace")
+            return out.read().decode("utf-8", "replace"), child.returncode
 
     def plain(self, printed: str) -> str:
         """What was printed, as it would be anywhere: without this machine's folders, and as a terminal leaves it."""
