@@ -78,7 +78,7 @@ class Block:
         return self.language in ("console", "python") and not {"shown", "file"} & self.marks.keys()
 
 
-FENCE = re.compile(r"^(`{3,})\s*(\S*)\s*$")
+FENCE = re.compile(r"^(`{3,})\s*(\S*)(?:\s.*)?$")
 
 
 def blocks(page: Path, text: str | None = None) -> list[Block]:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from students import SMALL, f64, lively, random_array, softmax
 
+from distillkit.student import gpt as room
 from distillkit.student.attention import causal_attention
 from distillkit.student.elementary import silu
 from distillkit.student.generate import logits_of
@@ -59,6 +60,7 @@ class Plain:
     def __init__(self, model: GPT) -> None:
         self.shape = model.shape
         self.weights = {name: f64(value) for name, value in flat(model.parameters()).items()}
+        self.looked: list[Array] = []  # the attention of each head of each block, in the order of reading
 
     def logits(self, tokens: list[int]) -> Array:
         shape, weights = self.shape, self.weights
@@ -116,7 +118,9 @@ class Plain:
             own = head * pairs // shape.heads
             scores = queries[:, head] @ keys[:, own].T / math.sqrt(each)
             scores = np.where(np.tri(len(x)) > 0, scores, -np.inf)
-            seen[:, head] = softmax(scores) @ values[:, own]
+            weights = softmax(scores)
+            self.looked.append(weights)
+            seen[:, head] = weights @ values[:, own]
         seen = seen.reshape(len(x), -1)
         return self.linear(seen, f"{name}.out") if shape.attention_out else seen
 
@@ -142,6 +146,32 @@ def test_every_combination_is_plain_arithmetic(shape: Shape, seed: int) -> None:
     found = f64(logits_of(model, model(mx.array([tokens])))[0])
     expected = Plain(model).logits(tokens)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(expected).max()))
+
+
+@QUICK
+@given(shapes(), st.integers(0, 99))
+def test_the_attention_that_is_shown_is_plain_arithmetic(shape: Shape, seed: int) -> None:
+    model, rows = lively(shape, seed), np.random.default_rng(seed).integers(0, 23, (2, 10))
+    shown = [f64(weights) for weights in model.attention(mx.array(rows))]
+    assert [weights.shape for weights in shown] == [(2, shape.heads, 10, 10)] * shape.layers
+    for i, row in enumerate(rows.tolist()):
+        plain = Plain(model)
+        plain.logits(row)
+        expected = np.array(plain.looked).reshape(shape.layers, shape.heads, 10, 10)
+        np.testing.assert_allclose(np.array([weights[i] for weights in shown]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [None, 1])
+def test_the_attention_that_is_shown_is_what_a_call_weighs_values_with(
+    kv_heads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lively(replace(SMALL, kv_heads=kv_heads, context=200))
+    tokens = mx.array(np.random.default_rng(0).integers(0, 23, (2, 200)))  # longer than a block of queries
+    shown, hidden = model.attention(tokens), model(tokens)
+    unused = iter(shown)
+    monkeypatch.setattr(room, "causal_attention", lambda queries, keys, values: next(unused) @ values)
+    np.testing.assert_allclose(f64(model(tokens)), f64(hidden), rtol=1e-4, atol=1e-5)
+    assert next(unused, None) is None
 
 
 @QUICK

@@ -23,6 +23,7 @@ from mlx.utils import tree_map
 from students import TEXTS, f64, lively, log_softmax, random_array, small_model, softmax, tokenizer, writer
 
 from distillkit.data.batches import Batch
+from distillkit.errors import UsageError
 from distillkit.roles import Mixer, gives
 from distillkit.schedules import SHAPES
 from distillkit.student import blas
@@ -745,6 +746,16 @@ def test_a_text_is_scored_with_its_end() -> None:
         assert (scored.tokens, scored.bytes) == (len(tokens) - 1, len(text.encode()))
         if len(tokens) <= 13:
             assert scored.nats == pytest.approx(full_nats(writer().model, tokens), rel=1e-4)  # type: ignore[arg-type]
+
+
+def test_a_student_shows_its_attention_or_says_that_it_does_not() -> None:
+    tokens = mx.array([[writer().tokenizer.end_of_text, *writer().tokenizer.encode(TEXTS[0])[:8]]])
+    for weights in map(f64, writer().attention(tokens)):
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+        assert not np.triu(weights, 1).any()  # nobody looks ahead
+        assert weights[:, :, 0, 0] == pytest.approx(1)
+    with pytest.raises(UsageError, match="does not show its attention"):
+        Trained(nn.Linear(2, 2), tokenizer(), 8).attention(tokens)
 
 
 # ---------------------------------------------------------------------------------------------- blas

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,26 @@ def test_every_merge_joins_two_earlier_tokens(small: Tokenizer) -> None:
     for piece, token in small.ranks.items():
         halves = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
         assert token < 256 or any(max(small.ranks.get(h, token) for h in pair) < token for pair in halves)
+
+
+ALONE = [word for word in WORDS.split() if word.isalnum()]
+
+
+@given(st.sampled_from([*ALONE, " the", " fox", "naïve", " café", "漢", "xyz", "a" * 9]))
+def test_merges_lead_from_the_bytes_of_a_word_to_its_tokens(small: Tokenizer, word: str) -> None:
+    steps = small.merges(word)
+    assert steps[0] == [bytes([byte]) for byte in word.encode()]
+    assert [small.ranks[part] for part in steps[-1]] == small.encode(word)
+    for before, after in pairwise(steps):
+        ways = [[*before[:i], before[i] + before[i + 1], *before[i + 2 :]] for i in range(len(before) - 1)]
+        known = [(small.ranks[way[i]], i) for i, way in enumerate(ways) if way[i] in small.ranks]
+        assert after == ways[min(known)[1]]  # of all that may be merged, what was learnt first, from the left
+
+
+def test_merges_of_more_than_a_word_are_refused(small: Tokenizer) -> None:
+    with pytest.raises(DataError, match="of 'the fox'") as told:
+        small.merges("the fox")
+    assert "one word at a time" in told.value.hint
 
 
 def test_a_special_token_in_a_text_is_ordinary_text(small: Tokenizer) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,26 @@ class Tokenizer:
             yield text[start : cut.start()]
             start = cut.start()
         yield text[start:]
+
+    def merges(self, word: str) -> list[list[bytes]]:
+        """How the tokens of a word come about: first its bytes, then merge by merge, at last its tokens."""
+        parts = [bytes([byte]) for byte in word.encode("utf-8")]
+        steps = [parts]
+        while places := self._mergeable(parts):
+            at = min(places, key=lambda place: places[place])
+            parts = [*parts[:at], parts[at] + parts[at + 1], *parts[at + 2 :]]
+            steps.append(parts)
+        if [self.ranks.get(part) for part in parts] != self.encode(word):
+            raise DataError(
+                f"merges alone do not lead to the tokens of {word!r}",
+                "Ask for one word at a time, with the space before it; SentencePiece does not merge at all.",
+            )
+        return steps
+
+    def _mergeable(self, parts: Sequence[bytes]) -> dict[int, int]:
+        """Where two neighbours form a token, and which."""
+        ranks = (self.ranks.get(one + other) for one, other in pairwise(parts))
+        return {place: rank for place, rank in enumerate(ranks) if rank is not None}
 
     # Tokens to text.
 

@@ -33,6 +33,16 @@ def causal_attention(queries: mx.array, keys: mx.array, values: mx.array) -> mx.
     return cast(mx.array, outputs[0])
 
 
+def attention_weights(queries: mx.array, keys: mx.array) -> mx.array:
+    """How much each position takes from each [B, H, T, T]: what `causal_attention` weighs the values with.
+
+    To be looked at. Training never holds all of them at once.
+    """
+    keys = mx.repeat(keys, queries.shape[1] // keys.shape[1], axis=1)
+    scores = _scores(queries, keys, 0, queries.shape[2])
+    return mx.softmax(scores * _scale(queries), axis=-1, precise=True)
+
+
 def _scale(queries: mx.array) -> float:
     return 1 / math.sqrt(queries.shape[-1])
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from .attention import causal_attention
+from .attention import attention_weights, causal_attention
 from .cache import Cache
 from .elementary import gelu, silu
 from .optimizer import Tree, flat
@@ -97,6 +97,12 @@ class Attention(nn.Module):
         seen = seen.transpose(0, 2, 1, 3).reshape(batch, length, width)
         return self.out(seen) if "out" in self else seen
 
+    def weights(self, x: mx.array, turn: Turn | None) -> mx.array:
+        """How much each position takes from each [B, H, T, T], where all of a text is read at once."""
+        queries, pair = self._placed(*self._apart(self.qkv(x)), turn)
+        keys, _ = mx.split(pair, 2)
+        return attention_weights(queries.squeeze(0), keys.squeeze(0))
+
     def _apart(self, joined: mx.array) -> tuple[mx.array, mx.array]:
         """Queries [1, B, H, T, D], and keys with values [2, B, G, T, D]."""
         batch, length, _ = joined.shape
@@ -173,6 +179,15 @@ class GPT(nn.Module):
         """Hidden states of tokens."""
         return self._read(tokens, mx.arange(tokens.shape[1]), "causal", None)
 
+    def attention(self, tokens: mx.array) -> list[mx.array]:
+        """How much each position takes from each [B, H, T, T], block by block: the same numbers as in a call."""
+        x, around = self._begun(tokens, mx.arange(tokens.shape[1]), "causal", None)
+        found = []
+        for layer, block in enumerate(self.blocks):
+            found.append(block.attention.weights(block.attention_norm(x), around.turn))
+            x = block(x, around, layer)
+        return found
+
     def cache(self, starts: Sequence[int]) -> Cache:
         """An empty cache for rows that begin with so much padding each."""
         return Cache(len(self.blocks), starts)
@@ -194,14 +209,20 @@ class GPT(nn.Module):
         return hidden
 
     def _read(self, tokens: mx.array, places: mx.array, mask: mx.array | str | None, past: Cache | None) -> mx.array:
-        dtype = self.blocks[0].attention_norm.weight.dtype
-        x = self.dropout(self._embedded(tokens, places)).astype(dtype)
-        around = Around(mask, self._turn(places, dtype), past)
+        x, around = self._begun(tokens, places, mask, past)
         again = self.recompute and self.training and past is None
         for layer, block in enumerate(self.blocks):
             x = _computed_again(block, x, around) if again else block(x, around, layer)
         hidden: mx.array = self.norm(x) if self.shape.final_norm else x
         return hidden
+
+    def _begun(
+        self, tokens: mx.array, places: mx.array, mask: mx.array | str | None, past: Cache | None
+    ) -> tuple[mx.array, Around]:
+        """The stream before the first block, and what all blocks must know beside it."""
+        dtype = self.blocks[0].attention_norm.weight.dtype
+        x = self.dropout(self._embedded(tokens, places)).astype(dtype)
+        return x, Around(mask, self._turn(places, dtype), past)
 
     def _embedded(self, tokens: mx.array, places: mx.array) -> mx.array:
         """Tokens, with their places added where that is how the network learns of them."""

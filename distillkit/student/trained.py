@@ -68,6 +68,14 @@ class Trained:
         hidden: mx.array = self.model(tokens)
         return hidden
 
+    def attention(self, tokens: mx.array) -> list[mx.array]:
+        """How much each position takes from each position [B, H, T, T] of tokens [B, T], block by block."""
+        if not hasattr(self.model, "attention"):
+            raise UsageError("this student does not show its attention", 'A student of arch = "gpt" does.')
+        self.model.eval()
+        weights: list[mx.array] = self.model.attention(tokens)
+        return weights
+
     def write(
         self, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling, max_tokens: int
     ) -> Iterator[Written]:

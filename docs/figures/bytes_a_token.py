@@ -1,0 +1,43 @@
+"""How many bytes a token stands for, by the size of the vocabulary: of text like what it learnt from, and of other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from _paper import BLUE, ORANGE, sheet
+
+from distillkit.data.corpus import held_out
+from distillkit.data.tales import story
+from distillkit.data.tokenizer import Tokenizer, train_bpe
+
+SIZES = (258, 300, 350, 512, 724, 1024, 1448, 2048, 2896, 4096)
+
+
+def main() -> None:
+    """Two curves of the same tokenizers."""
+    from pydoc_data.topics import topics
+
+    tales = [story(0, number) for number in range(4000)]
+    learnt = [tale for tale in tales if not held_out(tale, 0.1)]
+    kinds = {
+        "tales that it never saw": (BLUE, [tale for tale in tales if held_out(tale, 0.1)]),
+        "Python's own documentation": (ORANGE, list(topics.values())[:40]),
+    }
+    tokenizers = [train_bpe(iter(learnt), size) for size in SIZES]
+    with sheet("bytes_a_token") as axes:
+        for label, (colour, texts) in kinds.items():
+            axes.plot(SIZES, [bytes_a_token(one, texts) for one in tokenizers], "o-", color=colour, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([256, 512, 1024, 2048, 4096], ["256", "512", "1,024", "2,048", "4,096"])
+        axes.minorticks_off()
+        axes.set(ylim=(0, None), xlabel="tokens in the vocabulary, learnt from tales", ylabel="bytes a token")
+        axes.legend(loc="upper left")
+
+
+def bytes_a_token(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """Of all texts together."""
+    return sum(len(text.encode()) for text in texts) / sum(map(len, tokenizer.encode_batch(texts)))
+
+
+if __name__ == "__main__":
+    main()

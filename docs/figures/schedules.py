@@ -1,0 +1,29 @@
+"""How the learning rate goes through a run, in each shape that a recipe can name."""
+
+from __future__ import annotations
+
+from _paper import COLOURS, sheet
+
+from distillkit.recipe import load
+from distillkit.training import settings
+
+SHAPES = ("cosine", "linear", "warm-stable-decay", "constant")
+
+
+def main() -> None:
+    """Draw what the trainer itself would take at each step of the quickstart."""
+    with sheet("schedules") as axes:
+        for shape, colour in zip(SHAPES, COLOURS, strict=True):
+            recipe = load("quickstart_alone", (f"train.schedule={shape}",))
+            rate = settings(recipe, chunk=1).schedule
+            wide = 2.6 if shape == "cosine" else 1.5
+            steps = range(recipe.train.steps)
+            axes.plot(steps, [rate(step) for step in steps], color=colour, label=shape, linewidth=wide)
+        axes.axvspan(0, recipe.train.warmup, color=COLOURS[0], alpha=0.08)
+        axes.text(recipe.train.warmup / 4, 0.0058, "warm-up", rotation=90, ha="center", va="top", fontsize=9.5)
+        axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None), title="The quickstart's learning rate")
+        axes.legend(loc="lower left", bbox_to_anchor=(0.16, 0.04))
+
+
+if __name__ == "__main__":
+    main()
