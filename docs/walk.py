@@ -272,7 +272,7 @@ MASKS = (
     (r"\d[\d,]*(?:\.\d+)*(?:e[+-]?\d+)?", "#"),
     (r"(?<![\w#])[-+−](?=#)", ""),  # a sign
     (r"#(?:[-:T/]#)+Z?", "#"),  # a date, a time
-    (r"# h # min|# min # s|# (?:h|min|s|ms)\b", "# s"),
+    (r"#h#m|#m#s|#(?:h|m|s|ms)\b|# (?:min|s|ms)\b", "# s"),  # a duration
     (r"# (?:[kMG]i?B|bytes)\b", "# B"),
     (r"[ \t]+", " "),  # columns are as wide as their numbers
     (r"[─━╌]{2,}|-{3,}|[▁▂▃▄▅▆▇█]+", "-"),
