@@ -330,7 +330,8 @@ def walk(page: Path, folder: Folder, write: bool, compare: bool) -> list[Problem
     """Run all blocks of a chapter."""
     found: list[Problem] = []
     fresh: list[tuple[int, int, str]] = []  # lines to be replaced
-    every = blocks(page)
+    text_before = page.read_text(encoding="utf-8")
+    every = blocks(page, text_before)
     for block, behind in zip(every, [*every[1:], None], strict=True):
         if "file" in block.marks:
             folder.write(block)
@@ -343,7 +344,9 @@ def walk(page: Path, folder: Folder, write: bool, compare: bool) -> list[Problem
         if block.language == "console" or text or ran[0].printed:
             fresh.append(_fresh(block, text, told, ran))
     if write:
-        lines = page.read_text(encoding="utf-8").split("\n")
+        lines = text_before.split("\n")
+        if page.read_text(encoding="utf-8") != text_before:
+            raise Wrong(f"{page.name} was changed while it was walked. Walk it again.")
         for start, end, made in reversed(fresh):
             lines[start:end] = made.split("\n")
         page.write_text("\n".join(lines), encoding="utf-8")
