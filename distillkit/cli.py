@@ -25,6 +25,7 @@ from . import (
 )
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
+from .progress import wipe
 
 
 class Commands(click.Group):
@@ -240,7 +241,6 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K", nl=False, err=True)  # a progress line may stand there
+    wipe()
     click.echo(message, err=True)
     sys.exit(code)

@@ -162,6 +162,7 @@ class Pipeline:
             if verdicts[-1].reach:
                 self.voice.say(f"  {verdicts[-1].reach}")
         write_lines(self.run.grades, [row for verdict in verdicts for row in verdict.rows()])
+        self._record_held_out()
         self.run.record(
             judges={v.judge: {name: metric.to_json() for name, metric in v.metrics.items()} for v in verdicts},
             judges_protocol={v.judge: v.protocol.to_json() for v in verdicts},
@@ -179,6 +180,11 @@ class Pipeline:
             tracker.finish(report)
 
     # ------------------------------------------------------------------------------------------ helpers
+
+    def _record_held_out(self) -> None:
+        """What a run that was brought in from elsewhere is judged by: without it, nothing compares with its figures."""
+        if not self.run.info.get("data") and self.parts.at_hand:
+            self.run.record(data={"held_out": self.parts.corpus.counts["held_out"]})
 
     def _asked(self, counts: dict[str, Any]) -> dict[str, Any]:
         """The counts of a label stage, with what earlier sittings of this run had asked."""

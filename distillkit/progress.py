@@ -82,6 +82,13 @@ def _columns() -> int:
     return shutil.get_terminal_size().columns
 
 
+def wipe() -> None:
+    """Take away a live line that may stand on the terminal, before something else is written there."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
 def voice() -> Voice:
     """The voice that suits where standard error goes."""
     return Live() if sys.stderr.isatty() else Plain()

@@ -24,11 +24,14 @@ import argparse
 import contextlib
 import difflib
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,6 +41,8 @@ HERE = Path(__file__).parent
 GUIDE = HERE / "guide"
 LONGEST = 1800  # seconds that one block may take
 MARK = "=walk="
+COLUMNS = 88  # as wide as distillkit's tables
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 KEYS = ("head", "tail", "exit", "loose", "shown", "file")
 
 
@@ -186,7 +191,7 @@ class Folder:
             "DISTILLKIT_HOME": str(self.path),
             "PYTHONPATH": str(self.path),
             "PYTHONDONTWRITEBYTECODE": "1",
-            **{"COLUMNS": "88", "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "PAGER": "cat"},
+            **{"COLUMNS": str(COLUMNS), "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "PAGER": "cat"},
         }
 
     def write(self, block: Block) -> None:
@@ -207,9 +212,13 @@ class Folder:
             last = number == len(told) - 1
             script += f"{step.code}\ncode=$?; printf '\\n{MARK} %s\\n' $code\n"
             script += "" if last else "[ $code = 0 ] || exit $code\n"
-        whole = self._bash(script, block)
-        parts = re.split(rf"\n{MARK} (\d+)\n", whole)
-        return [Ran(self.plain(text), int(code)) for text, code in zip(parts[::2], parts[1::2], strict=False)]
+        whole, left_with = self._bash(script, block)
+        whole = re.sub(r"\r+\n", "\n", whole)
+        *parts, rest = re.split(rf"\n{MARK} (\d+)\n", whole)
+        ran = [Ran(self.plain(text), int(code)) for text, code in zip(parts[::2], parts[1::2], strict=True)]
+        if len(ran) < len(told) and all(one.code == 0 for one in ran):  # a command that ended bash itself
+            ran.append(Ran(self.plain(rest), left_with))
+        return ran
 
     def python(self, block: Block) -> list[Ran]:
         """A script."""
@@ -218,29 +227,42 @@ class Folder:
         (ran,) = self.console(Block(block.page, block.line, block.end, "console", f"$ python {file}"))
         return [ran]
 
-    def _bash(self, script: str, block: Block) -> str:
-        """What a bash prints. What it leaves running in the background ends with it."""
-        with tempfile.TemporaryFile() as out:
-            child = subprocess.Popen(
-                ["bash", "-c", script], cwd=self.path, env=self.environment(), stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-            try:
-                child.wait(LONGEST)
-            except subprocess.TimeoutExpired:
-                raise Wrong(f"{block.where}: not done after {LONGEST} s. Split it, or make it smaller.") from None
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGTERM)
-            out.seek(0)
-            return out.read().decode("utf-8", "replace")
+    def _bash(self, script: str, block: Block) -> tuple[str, int]:
+        """What a bash prints, and its exit code. What it leaves running in the background ends with it."""
+        ours, screen = pty.openpty()  # a terminal: progress is a line that is gone at the end, as for a reader
+        termios.tcsetwinsize(screen, (50, COLUMNS))
+        child = subprocess.Popen(
+            ["bash", "-c", script], cwd=self.path, env=self.environment(), stdin=subprocess.DEVNULL,
+            stdout=screen, stderr=screen, start_new_session=True,
+        )  # fmt: skip
+        os.close(screen)
+        printed: list[bytes] = []
+        reader = threading.Thread(target=_read, args=(ours, printed))
+        reader.start()
+        try:
+            child.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            raise Wrong(f"{block.where}: not done after {LONGEST} s. Split it, or make it smaller.") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
+            reader.join()
+            os.close(ours)
+        return b"".join(printed).decode("utf-8", "replace"), child.returncode
 
     def plain(self, printed: str) -> str:
         """What was printed, as it would be anywhere: without this machine's folders, and as a terminal leaves it."""
         for path, name in ((self.path, "~/guide"), (HERE.parent.resolve(), "~/distillkit")):
             printed = printed.replace(str(path), name)
-        lines = (line.split("\r")[-1].rstrip() for line in printed.replace("\r\n", "\n").split("\n"))
+        lines = (line.split("\r")[-1].rstrip() for line in ESCAPES.sub("", printed).split("\n"))
         return "\n".join(lines).strip("\n")
+
+
+def _read(screen: int, printed: list[bytes]) -> None:
+    """All that comes on a terminal, until nobody writes to it any more."""
+    with contextlib.suppress(OSError):  # how Linux says that it was closed
+        while piece := os.read(screen, 65536):
+            printed.append(piece)
 
 
 # ------------------------------------------------------------------------------------------------- comparing
@@ -250,7 +272,7 @@ MASKS = (
     (r"\d[\d,]*(?:\.\d+)*(?:e[+-]?\d+)?", "#"),
     (r"(?<![\w#])[-+−](?=#)", ""),  # a sign
     (r"#(?:[-:T/]#)+Z?", "#"),  # a date, a time
-    (r"# h # min|# min # s|# (?:h|min|s|ms)\b", "# s"),
+    (r"#h#m|#m#s|#(?:h|m|s|ms)\b|# (?:min|s|ms)\b", "# s"),  # a duration
     (r"# (?:[kMG]i?B|bytes)\b", "# B"),
     (r"[ \t]+", " "),  # columns are as wide as their numbers
     (r"[─━╌]{2,}|-{3,}|[▁▂▃▄▅▆▇█]+", "-"),
@@ -308,7 +330,8 @@ def walk(page: Path, folder: Folder, write: bool, compare: bool) -> list[Problem
     """Run all blocks of a chapter."""
     found: list[Problem] = []
     fresh: list[tuple[int, int, str]] = []  # lines to be replaced
-    every = blocks(page)
+    text_before = page.read_text(encoding="utf-8")
+    every = blocks(page, text_before)
     for block, behind in zip(every, [*every[1:], None], strict=True):
         if "file" in block.marks:
             folder.write(block)
@@ -321,7 +344,9 @@ def walk(page: Path, folder: Folder, write: bool, compare: bool) -> list[Problem
         if block.language == "console" or text or ran[0].printed:
             fresh.append(_fresh(block, text, told, ran))
     if write:
-        lines = page.read_text(encoding="utf-8").split("\n")
+        lines = text_before.split("\n")
+        if page.read_text(encoding="utf-8") != text_before:
+            raise Wrong(f"{page.name} was changed while it was walked. Walk it again.")
         for start, end, made in reversed(fresh):
             lines[start:end] = made.split("\n")
         page.write_text("\n".join(lines), encoding="utf-8")

@@ -411,6 +411,17 @@ def test_a_live_line_is_never_wider_than_the_terminal(now: list[float], monkeypa
     assert screen(stream.getvalue()) == ["x" * 19]
 
 
+def test_a_live_line_is_wiped_before_a_result_and_a_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress.wipe()
+    assert stream.getvalue() == ""
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    progress.voice().progress("packing: 2,000 documents")
+    progress.wipe()
+    assert screen(stream.getvalue() + "parameters") == ["parameters"]
+
+
 def test_where_errors_go_decides_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)

@@ -161,6 +161,9 @@ def test_an_imported_student_lives_like_any_other(home: Path, words: str) -> Non
     warm = command("run", "more.toml")
     assert warm.exit_code == 0, warm.exception
     assert "Starting from the weights of seed/1" in warm.output
+    beside = command("compare", "seed/1", "more/1")
+    assert beside.exit_code == 0, beside.exception
+    assert "not comparable" not in beside.output
     assert "student.from" in refused("train", "seed/1")
 
 
