@@ -27,7 +27,7 @@ HOUR = 3600.0
 def written() -> list[Path]:
     """Every page of Markdown of the repository."""
     listed = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/*.md")]
-    return sorted(path for path in set(listed) if "_site" not in path.parts)
+    return sorted(set(listed))
 
 
 def module(name: str) -> ModuleType:
