@@ -8,7 +8,7 @@ from _runs import run, steps
 from distillkit.reporting.plots import smooth
 
 PEAKS = {"6e-5": ORANGE, "6e-4": BLUE, "6e-3": GREEN, "0.2": RED}
-SHORT = {"train__steps": 120, "train__warmup": 12, "train__evaluate_every": 120, "sampling__count": 0}
+SHORT = {"train__steps": 100, "train__warmup": 10, "train__batch_size": 4, "sampling__count": 0}
 
 
 def main() -> None:
@@ -16,7 +16,8 @@ def main() -> None:
     with sheet("rates") as axes:
         for peak, colour in PEAKS.items():
             name = f"peak_{peak.replace('.', '_')}"
-            learnt = steps(run(name, base="quickstart_alone", train__learning_rate=peak, **SHORT))
+            rate = {"train__learning_rate": peak, "train__final_learning_rate": f"{float(peak) / 20:g}"}
+            learnt = steps(run(name, base="quickstart_alone", **rate, **SHORT))
             heard = smooth([row["loss"] for row in learnt])
             axes.plot([row["step"] for row in learnt], heard, color=colour, linewidth=1.8, label=peak)
         axes.set(xlabel="step", ylabel="training loss, nats a token", title="The same student, four peaks")
