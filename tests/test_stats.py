@@ -374,6 +374,10 @@ def test_a_wilson_interval_holds_the_share_and_stays_within_bounds(n: int, share
     assert share - 1e-9 <= high <= 1
 
 
+def test_a_wilson_interval_of_all_or_nothing_ends_at_the_bound() -> None:
+    assert all((wilson(0, n)[0], wilson(n, n)[1]) == (0.0, 1.0) for n in range(1, 200))
+
+
 def test_wilson_is_statsmodels(peer: Peer) -> None:
     proportion = peer("statsmodels.stats.proportion")
     for k, n in ((0, 5), (3, 10), (49, 50), (500, 1000)):

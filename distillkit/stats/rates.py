@@ -36,7 +36,9 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
     z, share = normal_quantile((1 + level) / 2), successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, float(middle - reach)), min(1.0, float(middle + reach))
+    # Where all is lost or won the formula ends at 0 or 1 but for float's last digits.
+    low = max(0.0, float(middle - reach)) if successes > 0 else 0.0
+    return low, min(1.0, float(middle + reach)) if successes < n else 1.0
 
 
 def bradley_terry(wins: NDArray[Any], level: float = LEVEL) -> list[Strength]:
