@@ -289,7 +289,7 @@ def masked(text: str) -> str:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two texts say the same, numbers aside. A cell that a longer number breaks into two lines is no difference."""
+    """Whether two texts say the same, numbers aside. A cell that a longer number breaks in two is no difference."""
     one, other = masked(one), masked(other)
     return one == other or Counter(PIECES.findall(one)) == Counter(PIECES.findall(other))
 
