@@ -22,7 +22,7 @@ help:
 	@echo "make bench        measure every claim of benchmarks/README.md (RESULTS=... for another folder)"
 	@echo "make study        what each way to distil is worth: about an hour, written to docs/study.md"
 	@echo "make check        format, lint, types, generated docs, secrets"
-	@echo "make docs         write the generated docs again, and build the site: docs/_site/index.html"
+	@echo "make docs         write the generated docs again, and build the site: build/site/index.html"
 	@echo "make figures      draw the pictures of the guide again"
 	@echo "make walk         run every command of the guide (WALK=--write writes what they print into it)"
 	@echo "make lock         pin the newest versions (needs uv)"
@@ -81,8 +81,8 @@ study: $(VENV)/.run
 docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/diagrams.py
-	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs docs/_site
-	@echo "The site: docs/_site/index.html"
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/site
+	@echo "The site: build/site/index.html"
 
 FIGURES := $(sort $(wildcard docs/figures/[a-z]*.py))
 WALK ?= --check
@@ -125,4 +125,4 @@ lock:
 	$(COMPILE) --group docs -c requirements-dev.lock -o requirements-docs.lock
 
 clean:
-	rm -rf $(VENV) build dist docs/_site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

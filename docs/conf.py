@@ -21,7 +21,7 @@ copyright = author  # noqa: A001
 html_title = "distillkit"
 
 extensions = ["myst_nb"]
-exclude_patterns = ["_site", "**/.ipynb_checkpoints"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]  # a forge draws ```mermaid, and so does the site
 nb_execution_mode = "off"  # docs/notebooks/run.py executes them

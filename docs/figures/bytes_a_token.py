@@ -10,7 +10,7 @@ from distillkit.data.corpus import held_out
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 
-SIZES = (258, 300, 350, 512, 724, 1024, 1448, 2048, 2896, 4096)
+SIZES = (258, 300, 350, 512, 724, 1024, 1448, 2048, 2896)
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         for label, (colour, texts) in kinds.items():
             axes.plot(SIZES, [bytes_a_token(one, texts) for one in tokenizers], "o-", color=colour, label=label)
         axes.set_xscale("log", base=2)
-        axes.set_xticks([256, 512, 1024, 2048, 4096], ["256", "512", "1,024", "2,048", "4,096"])
+        axes.set_xticks([256, 512, 1024, 2048], ["256", "512", "1,024", "2,048"])
         axes.minorticks_off()
         axes.set(ylim=(0, None), xlabel="tokens in the vocabulary, learnt from tales", ylabel="bytes a token")
         axes.legend(loc="upper left")

@@ -76,6 +76,7 @@ def execute(notebook: NotebookNode) -> None:
             kernel_name="python3",
             record_timing=False,
             coalesce_streams=True,
+            extra_arguments=["--log-level=ERROR"],  # a kernel warns of its own loopback
             resources={"metadata": {"path": folder}},
         )
         client.execute(env=_environment(folder))
