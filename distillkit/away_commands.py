@@ -46,6 +46,10 @@ def export(
     from .student import blas
 
     blas.insist_on_mlx()
+    if push:
+        from . import upload
+
+        upload.token()  # before the work, not after it
     run = _reported(runs.find(where))
     folder = folder or Path(f"{run.path.resolve().parent.name}-{kind}{f'-{quantize}bit' if quantize else ''}")
     checked = _exported(ctx, run, folder, kind, {"quantize": int(quantize)} if quantize else {})
@@ -91,9 +95,10 @@ def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
         click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError("nobody is there to agree to the upload", "Add --yes.")
+            again = f"Add --yes the next time; the export stands in {folder}: hf upload {name} {folder}"
+            raise UsageError("nobody is there to agree to the upload", again)
         if not click.confirm("Upload?", err=True):
-            raise UsageError("nothing was uploaded", f"It stands in {folder}.")
+            raise UsageError("nothing was uploaded", f"It stands in {folder}. Later: hf upload {name} {folder}")
     click.echo(f"Uploaded: {upload.push(folder, name, private=not public)}")
 
 

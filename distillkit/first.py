@@ -17,7 +17,7 @@ from .student.checkpoint import newest_good
 FROM: Loc = ("student", "from")
 # What `--set` says of these holds for the first recipe, too: both must read alike, and a small trial is small in both.
 TABLES = ("data", "tokenizer", "student")
-KEYS = ("train.steps", "train.batch_size", "train.accumulate", "train.streams", "train.precision")
+KEYS = ("train.steps", "train.warmup", "train.batch_size", "train.accumulate", "train.streams", "train.precision")
 # What may differ between a run and the recipe that is asked for: how training is watched, not what is learnt.
 WATCHING = {"evaluate_every", "evaluate_batches", "sample_every", "checkpoint_every", "keep", "streams", "chunk"}
 WATCHING |= {"checkpointing"}

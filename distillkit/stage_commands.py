@@ -150,6 +150,8 @@ def _agreed_beforehand(assembly: Assembly, stages: tuple[str, ...], yes: bool) -
     from . import plan as planning
 
     assembly.check()
+    _writable()
+    planning.insist_on_keys(assembly, "judge" in stages)
     judges = planning.judging(assembly)["judges"] if "judge" in stages else []
     agreed(assembly, planning.teaching(assembly), judges, yes)
 
@@ -200,6 +202,7 @@ def _new_run(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> Run:
     assembly.voice.say(f"distillkit {__version__}: {assembly.recipe.name}")
     assembly.check()
     _writable()
+    planning.insist_on_keys(assembly, "judge" in stages)
     foreseen = planning.foresee(assembly)
     assembly.voice.say(planning.brief(foreseen))
     agreed(assembly, foreseen["teacher"], foreseen["judging"]["judges"] if "judge" in stages else [], yes)

@@ -439,7 +439,8 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
     [
         ([], {}, "gives no text"),
         (["", " "], {}, "gives no text"),
-        (STORIES[:1], {"held_out": 0.0}, "none of the 1 documents"),
+        (STORIES[:1], {"held_out": 0.0}, "the only document"),
+        (STORIES[:3], {"held_out": 0.0}, "none of the 3 documents"),
         (STORIES[:9], {"held_out": 1.0}, "nothing to train on"),
         (["half \ud83d", *STORIES], {}, "lone surrogate"),
     ],
@@ -488,6 +489,13 @@ def test_a_separator_parts_documents(tmp_path: Path, packing: str) -> None:
     raw = f"\n{END_OF_TEXT}\n".join(STORIES).encode() + f"\n{END_OF_TEXT}\n".encode()
     {"": Path.write_bytes, ".gz": _gzip, ".xz": _xz}[packing](file, raw)
     assert [d.text for d in read(path=[str(file)], separator=END_OF_TEXT)] == STORIES
+
+
+def test_an_end_of_text_parts_documents_unless_told_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "many.txt"
+    file.write_text(f"one\n{END_OF_TEXT}\ntwo\n")
+    assert [d.text for d in read(path=str(file))] == ["one", "two"]
+    assert [d.text for d in read(path=str(file), separator="")] == [file.read_text()]
 
 
 def _gzip(file: Path, raw: bytes) -> None:
@@ -540,8 +548,12 @@ def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.txt").write_text("one")
     with pytest.raises(UsageError, match=r"distillkit\[parquet\]"):
         read(path=str(tmp_path / "rows.parquet"))
+    with pytest.raises(UsageError, match=r"distillkit\[parquet\]"):
+        Text(Text.Options(path=f"{tmp_path}/*")).check()
+    Text(Text.Options(path=f"{tmp_path}/*.txt")).check()
 
 
 def test_globs_find_files_in_order_each_once(tmp_path: Path) -> None:
