@@ -168,6 +168,17 @@ def test_every_seed_says_why() -> None:
         assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.usefixtures("offline")
+def test_the_line_that_brings_the_temperature_back_is_what_it_takes(home: Path) -> None:
+    (line,) = re.findall(r"^#     (mixer = .*)$", bundled()["tinystories_53m"].read_text(), re.MULTILINE)
+    (home / "soft.toml").write_text(f'extends = "tinystories_53m"\nname = "soft"\n{line}\n')
+    with pytest.raises(UsageError, match="alpha-temperature"):  # Groq gives no probabilities
+        Plugins.load().check(load("soft.toml"))
+    gives = ["teacher.provider=openai", "teacher.model=gpt-4.1-mini", "teacher.top_logprobs=20"]
+    soft = Plugins.load().check(load("soft.toml", gives)).mixer
+    assert (soft.name, soft.options) == ("alpha-temperature", {"alpha": 0.7, "temperature": 2.0})
+
+
 @pytest.mark.usefixtures("home", "offline")
 @pytest.mark.parametrize(
     ("name", "keys"),

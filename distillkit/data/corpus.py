@@ -214,7 +214,8 @@ class _Preparation:
 
     def _training_texts(self) -> Iterator[str]:
         for size, text in training_texts(self.source, self.options):
-            self.voice.progress(f"Reading text for the tokenizer: {size / 1e6:,.1f} MB so far.")
+            if size >= 1e6:
+                self.voice.progress(f"Reading text for the tokenizer: {size / 1e6:,.1f} MB so far.")
             yield text
 
     def _pack(self, packers: Mapping[str, Packer], held_out: TextIO) -> Sieve:
