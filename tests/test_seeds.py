@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from judge_provider import Judge
 from provider import serving
 
 from distillkit import first, plan
@@ -411,9 +412,11 @@ def test_the_smallest_seed_runs_as_it_is_on_a_book(home: Path) -> None:
 def test_the_chain_runs_on_a_book_with_a_server_for_teacher(home: Path, name: str) -> None:
     small = ["tokenizer.kind=bpe", "tokenizer.vocab_size=2000", "student.width=32", "student.hidden=64"]
     small += ["student.layers=2", "student.context=64", "train.batch_size=6", "train.steps=8", "sampling.count=2"]
-    with serving() as provider:
-        asked = ["teacher.provider=compatible", f"teacher.base_url={provider.url}", "teacher.model=any"]
-        asked += ["teacher.prompts=12", 'judge=[{name="perplexity"}]']
+    with serving() as provider, serving() as grader:
+        grader.rule = Judge()
+        asked = ["teacher.prompts=12"]
+        for table, url in (("teacher", provider.url), ("judge.1.teacher", grader.url)):
+            asked += [f"{table}.provider=compatible", f"{table}.base_url={url}", f"{table}.model=any"]
         own = words_for("data.source=text", f"data.path={book(home)}", *small, *asked)
         distillkit("run", name, "--yes", *own)
         assert len(provider.prompts) == 12
@@ -421,6 +424,7 @@ def test_the_chain_runs_on_a_book_with_a_server_for_teacher(home: Path, name: st
         json.loads((home / f"reports/{n}/1/report.json").read_text()) for n in ("tinystories_53m_base", name)
     )
     assert (base["status"], report["status"], report["teacher"]["asked"]) == ("done", "done", 12)
+    assert {*report["judges"]} == {"perplexity", "rubric"}
     assert load(f"reports/{name}/1/recipe.toml").student.from_ == "tinystories_53m_base/1"
 
 
