@@ -7,6 +7,7 @@ import json
 import lzma
 import multiprocessing
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -680,6 +681,27 @@ def test_a_corpus_stops_at_its_budget_and_reads_no_further(tmp_path: Path) -> No
     assert len(given) == corpus.train.documents + corpus.held_out.documents
     assert prepare(Endless(), tokenizer=table, options={"tokens": 5000, "held_out": 0.2}, folder=tmp_path)
     assert len(given) == corpus.train.documents + corpus.held_out.documents
+
+
+def test_progress_says_how_much_of_a_budget_there_is(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    class Progress(Said):
+        def progress(self, text: str, last: bool = False) -> None:
+            self.lines.append(text)
+
+    tokenizer.save(tmp_path / "t")
+    texts, voice = [f"{i}: {text}" for i in range(6) for text in STORIES], Progress()
+    prepare(
+        Listed(texts),
+        tokenizer={"kind": str(tmp_path / "t")},
+        options={"tokens": 10**6},
+        folder=tmp_path / "c",
+        voice=voice,
+    )
+    counts = [
+        re.fullmatch(r"Packing: ([\d,]+) documents, about ([\d,]+) of 1,000,000 tokens so far\.", line)
+        for line in voice.lines
+    ]
+    assert [match and match[1] for match in counts] == ["1,000", "2,000"]
 
 
 def test_a_corpus_without_a_budget_is_the_one_that_it_was_before_there_were_budgets() -> None:
