@@ -218,7 +218,7 @@ def test_a_library_that_is_missing_is_said_first_and_a_plan_needs_none(monkeypat
         assert caught.value.exit_code == 2
         assert 'pip install "distillkit[hub]"' in caught.value.hint
         assert "--set data.source=text --set data.path=" in caught.value.hint
-    assert "1,032,672 total" in distillkit("plan", "slm_nano_1m")
+    assert "1,032,672 unique" in distillkit("plan", "slm_nano_1m")
     assert "is fine" in distillkit("recipe", "check", "slm_nano_1m", "--set", "data.source=tales")
     assert numbers("slm_nano_1m") == []
 
