@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import cached_property, partial
 from itertools import islice
@@ -135,8 +135,9 @@ class Assembly:
 
     def cannot_be_asked(self, judging: bool = True) -> Iterator[UsageError]:
         """Why those who may be asked cannot be, as far as nobody needs to be asked for that: keys that are missing."""
-        judges = self.judges() if judging else ()
-        for ready in [self._teacher_ready, *(partial(self.judge_ready, table, judge) for table, judge in judges)]:
+        checks: list[Callable[[], None]] = [self._teacher_ready]
+        checks += [partial(self.judge_ready, table, judge) for table, judge in self.judges() if judging]
+        for ready in checks:
             try:
                 ready()
             except UsageError as error:
