@@ -89,16 +89,15 @@ def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
     from . import upload
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    who = "public" if public else "private"
+    who, later = "public" if public else "private", upload.later(folder, name, not public)
     click.echo(f"To {upload.endpoint()}/{name} ({who}) would go:", err=True)
     for file in files:
         click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)
     if not yes:
         if not sys.stdin.isatty():
-            again = f"Add --yes the next time; the export stands in {folder}: hf upload {name} {folder}"
-            raise UsageError("nobody is there to agree to the upload", again)
+            raise UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}")
         if not click.confirm("Upload?", err=True):
-            raise UsageError("nothing was uploaded", f"It stands in {folder}. Later: hf upload {name} {folder}")
+            raise UsageError("nothing was uploaded", later)
     click.echo(f"Uploaded: {upload.push(folder, name, private=not public)}")
 
 

@@ -26,6 +26,11 @@ def token() -> str:
     return str(found)
 
 
+def later(folder: Path, name: str, private: bool) -> str:
+    """How an export that was not uploaded still can be."""
+    return f"It stands in {folder}; later: hf upload {name} {folder}{' --private' if private else ''}"
+
+
 def push(folder: Path, name: str, private: bool) -> str:
     """Upload a folder as a model, and say where it is."""
     key = token()
@@ -40,6 +45,6 @@ def push(folder: Path, name: str, private: bool) -> str:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise DistillkitError(
             f"{endpoint()} did not take it: {first}",
-            f"The export stands in {folder}. Once that is mended: hf upload {name} {folder}",
+            later(folder, name, private),
         ) from error
     return f"{endpoint()}/{known.repo_id}"

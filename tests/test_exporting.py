@@ -371,6 +371,7 @@ def test_a_push_shows_what_would_go_and_uploads_it(home: Path, monkeypatch: pyte
     assert got["files"] == {file.name: file.read_bytes() for file in (home / "there").iterdir()}
     assert "library_name" in got["card"]
     assert "did not take it" in str(refusal.exception)
+    assert "hf upload me/tiny second --private" in str(refusal.exception)
     assert "hf_wrong" not in str(refusal.exception)
     assert Path("second/README.md").is_file()
 
