@@ -165,6 +165,7 @@ def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes
     down = first.passed_down(overrides)
     with world.together():
         other = first.recipe_for(recipe, down)
+        first.refuse_other_tokens(recipe, other)
     other = _started(ctx, other, down, yes, world)
     with world.together():
         assembly = assembled(ctx, other, silent=not world.writes)

@@ -347,6 +347,16 @@ def test_labelling_needs_no_student_to_begin_with(home: Path) -> None:
     assert load("reports/outer/1/recipe.toml").student.from_ == "base/1"
 
 
+def test_two_tokenizers_of_different_text_are_refused_before_anything_is_trained(home: Path) -> None:
+    (home / "outer.toml").write_text(OUTER + "[data]\nheld_out = 0.3\n")
+    with pytest.raises(
+        UsageError, match=r"would each train a tokenizer, on different text \(data\.held_out\)"
+    ) as caught:
+        distillkit("run", "outer.toml", "--yes")
+    assert "Set data.held_out for both" in caught.value.hint
+    assert numbers("base") == numbers("outer") == []
+
+
 @pytest.mark.usefixtures("home")
 def test_a_recipe_to_begin_with_must_be_there() -> None:
     with pytest.raises(UsageError, match=r"there is no recipe .*gone\.toml"):
