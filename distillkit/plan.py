@@ -326,7 +326,8 @@ def brief(foreseen: dict[str, Any]) -> str:
         known_already = f"{teacher['cached']} answers are known already"
         asked = f"  {teacher['calls']} calls to {teacher['provider']}, {known_already}{cost}\n"
     asked += "".join(
-        f"  {row['calls']} calls of the judge {row['judge']} to {row['provider']}; cost: {_cost_of(row)}\n"
+        f"  {row['calls']} calls of the judge {row['judge']} to {row['provider']}"
+        f"{'' if row['price'] == FREE else f'; cost: {_cost_of(row)}'}\n"
         for row in foreseen["judging"]["judges"]
         if row["calls"]
     )
