@@ -24,7 +24,7 @@ from pathlib import Path
 
 FOLDER = "DISTILLKIT_TRUST"
 FILE = "ledger.jsonl"
-SECTIONS = "Crashes, Disk, Two at once, Determinism, Load, Bad input, Secrets, Code from data, Supply".split(", ")
+SECTIONS = ["Crashes", "Disk", "Two at once", "Determinism", "Load", "Bad input", "Secrets", "Code from data", "Supply"]
 
 
 def held(promise: str, tried: int, held: int, figure: str = "", test: str | None = None) -> None:
