@@ -21,7 +21,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TypeVar
 
+Size = TypeVar("Size")
 FOLDER = "DISTILLKIT_TRUST"
 FILE = "ledger.jsonl"
 SECTIONS = ["Crashes", "Disk", "Two at once", "Determinism", "Load", "Bad input", "Secrets", "Code from data", "Supply"]
@@ -38,7 +40,7 @@ def held(promise: str, tried: int, held: int, figure: str = "", test: str | None
     assert held == tried, f"{promise}: {held} of {tried}"
 
 
-def size(small: int, full: int) -> int:
+def size(small: Size, full: Size) -> Size:
     """How many to try: few among the slow tests, all under `make trust`."""
     return full if os.environ.get(FOLDER) else small
 
