@@ -37,8 +37,8 @@ NEEDS_ROOM = {"open", "os.mkdir", "write", "save", "os.link", "os.symlink"}
 class Fault:
     """What befalls a process at one of its boundaries.
 
-    "kill", "tear" (killed in the middle of a write), "fail" (this once), "full" (from then on nothing can be written)
-    or "read-only" (from then on nothing can be changed at all).
+    "kill", "tear" (killed in the middle of a write), "interrupt" (as by Ctrl-C), "fail" (this once), "full" (from then
+    on nothing can be written) or "read-only" (from then on nothing can be changed at all).
     """
 
     what: str = ""
@@ -68,6 +68,9 @@ class Boundaries:
             return False
         if self.fault.what == "kill" or (self.fault.what == "tear" and kind not in ("write", "save")):
             die()
+        if self.fault.what == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+            return False
         if self.fault.what == "tear" or (self.fault.what == "full" and kind in ("write", "save")):
             return True
         raise refusal(self.fault.what, kind, path)
