@@ -47,6 +47,10 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(part)
         part.replace(path)
         sync(path.parent)
+    except OSError as error:
+        if error.filename in (part, str(part)):
+            error.filename = str(path)  # the name that means something to whoever reads it
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, runs
 from .assembly import Assembly
-from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
+from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached, UsageError
 from .files import write_json, write_lines, write_text
 from .judging import protocol
 from .plan import MANY_EPOCHS, better
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 STAGES = ("label", "train", "judge", "report")
 LAST_WORDS = 1.0  # seconds
+BEING_TRAINED, WAIT = "{name} is being trained by another process", "Wait for it, or stop it first."
 FEW = 0.1
 WHY_FEW = (
     "the teacher's tokens and the student's begin at different bytes, or its log-probabilities are not of its text."
@@ -53,10 +54,11 @@ class Pipeline:
             self._help(stages)
             return {}
         with self.world.together():
+            self.watched = self._is_being_trained()
             if "train" in stages:
+                if self.watched:
+                    raise UsageError(BEING_TRAINED.format(name=self.run.name), WAIT)
                 self._training().check()
-            else:
-                self.watched = self._is_being_trained()
             write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded():
             for stage in stages:
@@ -258,7 +260,8 @@ class Pipeline:
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Keep `status` true, whatever happens."""
-        self._ended("running")
+        if not self.watched:
+            self.run.begins()
         try:
             yield
         except (Interrupted, KeyboardInterrupt) as error:
@@ -277,9 +280,9 @@ class Pipeline:
         self._ended("done", finished=now())
 
     def _ended(self, status: str, **more: Any) -> None:
-        """Record where the run stands, unless that is for the process to say that trains it."""
+        """Record how the run ended, unless that is for the process to say that trains it."""
         if not self.watched:
-            self.run.record(status=status, **more)
+            self.run.ends(status, **more)
 
     def _is_being_trained(self) -> bool:
         with self.run.training() as free:

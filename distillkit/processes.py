@@ -40,6 +40,11 @@ def alive(pid: int) -> bool:
     return True
 
 
+def this() -> tuple[str, int, str]:
+    """What names this process."""
+    return place(), os.getpid(), born(os.getpid())
+
+
 def gone(where: str, pid: int, since: str) -> bool:
     """Whether a process has surely ended; one of another place may live."""
     return where == place() and (not alive(pid) or born(pid) != since)

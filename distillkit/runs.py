@@ -16,8 +16,10 @@ from typing import Any
 
 from .errors import CorruptError, UsageError, did_you_mean
 from .files import alone, digest, plain, read_json, replacing_folder, write_json
+from .processes import gone, this
 
 SCHEMA = 1
+RUNNING, CUT_OFF = "running", "cut off"  # by whatever ended its process: nobody could say more
 CHECKSUM = "checksum"  # of all else that `run.json` says
 
 
@@ -108,6 +110,8 @@ class Run:
         checksum = values.pop(CHECKSUM, None)  # runs from before there was one have none
         if checksum not in (None, digest(values)):
             raise CorruptError(f"{file} is damaged: its checksum is not the one that was written", self._instead)
+        if values.get("status") == RUNNING and "process" in values and gone(*values["process"]):
+            values["status"] = CUT_OFF
         return values
 
     @property
@@ -116,6 +120,16 @@ class Run:
         newest = max(self.checkpoints.glob("step-*"), default=None)
         learnt = f', with what this one has learnt: student.from = "{newest}"' if newest else ""
         return f"Begin a new run{learnt}. Answers of teachers are in the cache."
+
+    def begins(self) -> None:
+        """Record that this process is at work on it."""
+        self.record(status=RUNNING, process=this())
+
+    def ends(self, status: str, **more: Any) -> None:
+        """Record how it ended, and nothing of how it once failed."""
+        self.revise(
+            lambda info: {**{key: value for key, value in info.items() if key != "error"}, "status": status, **more}
+        )
 
     def record(self, **values: Any) -> None:
         """Add to `run.json`; what stood under the same keys is replaced."""
@@ -151,7 +165,8 @@ def creating(recipe: str, info: Mapping[str, Any]) -> Iterator[tuple[Run, Run]]:
     try:
         with replacing_folder(run.path) as part:
             begun = Run(part)
-            begun.record(schema=SCHEMA, run=run.name, status="running", **info)
+            begun.record(schema=SCHEMA, run=run.name, **info)
+            begun.begins()
             yield run, begun
     except BaseException:
         with suppress(OSError):

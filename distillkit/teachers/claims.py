@@ -8,7 +8,6 @@ Does not know answers.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
@@ -17,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from ..processes import born, gone, place
+from ..processes import gone, this
 
 LEASE = 30.0  # seconds without a beat after which an owner counts as dead
 BEATS = 6  # of one lease
@@ -68,7 +67,7 @@ class Claims:
         with self.rows.transact():
             for table in TABLES:
                 self.rows._sql(table)
-            mine = (self.owner, place(), os.getpid(), born(os.getpid()))
+            mine = (self.owner, *this())
             self.rows._sql("INSERT INTO Owners VALUES (?, ?, ?, ?, 0)", mine)
         self.heart = threading.Thread(target=self._beat, name="claims", daemon=True)
         self.heart.start()
