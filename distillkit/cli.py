@@ -184,11 +184,8 @@ def init(name: str) -> None:
 
 _ROOM = "Make room there, then run the same command again: what is whole is kept."
 _YOURS = "Set DISTILLKIT_HOME to a folder of yours, or name another."
-REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM}
-REMEDIES |= {errno.EROFS: _YOURS, errno.EACCES: _YOURS, errno.EPERM: _YOURS}
-REMEDIES |= {
-    errno.EIO: "The disk fails. Copy what is there to another one; `distillkit cache verify` tells what is whole."
-}
+_ELSEWHERE = "The disk fails. Copy what is there to another one; distillkit cache verify tells which answers are whole."
+REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM, errno.EROFS: _YOURS, errno.EIO: _ELSEWHERE}
 
 
 def main() -> None:

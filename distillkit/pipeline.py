@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, runs
 from .assembly import Assembly
-from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached, UsageError
+from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
 from .files import write_json, write_lines, write_text
 from .judging import protocol
 from .plan import MANY_EPOCHS, better
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 STAGES = ("label", "train", "judge", "report")
 LAST_WORDS = 1.0  # seconds
-BEING_TRAINED, WAIT = "{name} is being trained by another process", "Wait for it, or stop it first."
 FEW = 0.1
 WHY_FEW = (
     "the teacher's tokens and the student's begin at different bytes, or its log-probabilities are not of its text."
@@ -54,10 +53,10 @@ class Pipeline:
             self._help(stages)
             return {}
         with self.world.together():
-            self.watched = self._is_being_trained()
+            self.watched = self.run.is_being_trained
             if "train" in stages:
                 if self.watched:
-                    raise UsageError(BEING_TRAINED.format(name=self.run.name), WAIT)
+                    raise self.run.busy
                 self._training().check()
             write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded():
@@ -283,10 +282,6 @@ class Pipeline:
         """Record how the run ended, unless that is for the process to say that trains it."""
         if not self.watched:
             self.run.ends(status, **more)
-
-    def _is_being_trained(self) -> bool:
-        with self.run.training() as free:
-            return not free
 
 
 @contextmanager

@@ -127,9 +127,11 @@ class Run:
 
     def ends(self, status: str, **more: Any) -> None:
         """Record how it ended, and nothing of how it once failed."""
-        self.revise(
-            lambda info: {**{key: value for key, value in info.items() if key != "error"}, "status": status, **more}
-        )
+
+        def ended(info: dict[str, Any]) -> dict[str, Any]:
+            return {**{key: value for key, value in info.items() if key != "error"}, "status": status, **more}
+
+        self.revise(ended)
 
     def record(self, **values: Any) -> None:
         """Add to `run.json`; what stood under the same keys is replaced."""
@@ -153,6 +155,17 @@ class Run:
                 yield False
             else:
                 yield True
+
+    @property
+    def is_being_trained(self) -> bool:
+        """Whether another process trains it now."""
+        with self.training() as free:
+            return not free
+
+    @property
+    def busy(self) -> UsageError:
+        """What is said to whoever wants to train it then."""
+        return UsageError(f"{self.name} is being trained by another process", "Wait for it, or stop it first.")
 
 
 @contextmanager

@@ -131,9 +131,7 @@ class Training:
                 if held.enter_context(self.run.training()):
                     break
                 if pause is None:
-                    raise UsageError(
-                        f"{self.run.name} is being trained by another process", "Wait for it, or stop it first."
-                    )
+                    raise self.run.busy
                 time.sleep(pause)
             yield
 
