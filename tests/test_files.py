@@ -139,16 +139,16 @@ def test_of_two_that_write_one_folder_at_once_both_succeed_and_the_last_stays(tm
 
 
 def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
-    for code in ("with replacing(Path('a.txt')) as part:", "with replacing_folder(Path('f')) as part:"):
-        killed_while(
-            f"import time; from pathlib import Path; from distillkit.files import replacing, replacing_folder\n{code}\n"
-            "    print('middle', flush=True); time.sleep(60)",
-            tmp_path,
-        )
+    code = (
+        "import time; from pathlib import Path; from distillkit.files import replacing, replacing_folder\n"
+        "with replacing(Path('a.txt')), replacing_folder(Path('f')):\n"
+        "    print('middle', flush=True); time.sleep(60)"
+    )
+    killed_while(code, tmp_path)
     left = {path.name for path in tmp_path.glob(".*.part")}
     assert len(left) == 2
-    mine = next(iter(left)).replace("-", f"-{os.getpid()}-", 1).rpartition("-")[0].split("-")
-    alive = f".b.{mine[0].rpartition('.')[2]}-{os.getpid()}-00000000.part"
+    here = next(iter(left)).split(".")[-2].split("-")[0]
+    alive = f".b.{here}-{os.getpid()}-00000000.part"
     elsewhere, long_ago = ".c.00000000-1-00000000.part", ".d.00000000-1-00000000.part"
     others = {alive, elsewhere, ".mine.part", "e.part"}
     for name in (*others, long_ago):
@@ -276,10 +276,15 @@ def create(recipe: str, info: dict[str, object]) -> Run:
     return run
 
 
+def facts(run: Run) -> dict[str, object]:
+    """What a run records, but for which process is at work on it."""
+    return {key: value for key, value in run.info.items() if key != "process"}
+
+
 def test_runs_are_numbered_and_never_overwritten(home: Path) -> None:
     made = [create("tales", {"seed": i}) for i in range(3)]
     assert [run.name for run in made] == ["tales/1", "tales/2", "tales/3"]
-    assert made[1].info == {"schema": 1, "run": "tales/2", "status": "running", "seed": 1}
+    assert facts(made[1]) == {"schema": 1, "run": "tales/2", "status": "running", "seed": 1}
     assert runs.runs_of("tales") == made
     (home / "reports" / "tales" / "notes").mkdir()
     (home / "reports" / "tales" / "9").mkdir()
@@ -306,12 +311,28 @@ def test_a_run_is_there_whole_or_not_at_all(home: Path) -> None:
         part.recipe.write_text("name = 'tales'")
         assert not list(run.path.iterdir())
         assert runs.runs_of("tales") == []
-    assert run.info == {"schema": 1, "run": "tales/1", "status": "running", "seed": 1}
+    assert facts(run) == {"schema": 1, "run": "tales/1", "status": "running", "seed": 1}
     assert run.recipe.is_file()
     with pytest.raises(RuntimeError), runs.creating("tales", {}) as (failed, _):
         raise RuntimeError
     assert not failed.path.exists()
     assert names(home / "reports" / "tales") == ["1"]
+
+
+def test_a_run_whose_process_was_killed_is_cut_off(home: Path, tmp_path: Path) -> None:
+    killed_while(
+        "import time; from distillkit.runs import creating\nwith creating('tales', {}) as (run, _): pass\n"
+        "print('middle', flush=True); time.sleep(60)",
+        tmp_path,
+    )
+    run = runs.find("tales")
+    assert run.info["status"] == "cut off"
+    run.begins()
+    assert run.info["status"] == "running"
+    run.ends("failed", error="no reason")
+    run.begins()
+    run.ends("done")
+    assert "error" not in run.info
 
 
 def test_a_number_that_a_crash_left_empty_is_no_run_and_is_not_used_again(home: Path) -> None:
@@ -367,7 +388,7 @@ def test_what_is_not_there_is_said_with_the_nearest_name(home: Path) -> None:
 def test_recording_adds_and_replaces(home: Path) -> None:
     run = create("tales", {"seed": 1})
     run.record(status="done", figures={"a": 1})
-    assert run.info == {"schema": 1, "run": "tales/1", "status": "done", "seed": 1, "figures": {"a": 1}}
+    assert facts(run) == {"schema": 1, "run": "tales/1", "status": "done", "seed": 1, "figures": {"a": 1}}
     assert Run(home / "nowhere").info == {}
 
 
@@ -383,7 +404,7 @@ def test_of_many_who_record_at_once_none_is_overwritten(home: Path) -> None:
 
 
 def test_a_record_that_was_altered_is_told_by_its_checksum(home: Path) -> None:
-    run = create("tales", {"seed": 41, "of": [1, 2.5, None, "ü"], 7: {"b": 1, "a": 2}})
+    run = create("tales", {"seed": 41, "of": [1, 2.5, None, "ü"], "counts": {10: 1, 9: 2}})
     (run.checkpoints / "step-00000002").mkdir(parents=True)
     written = (run.path / "run.json").read_text()
     for old, new in (('"seed": 41', '"seed": 43'), ('"checksum": "', '"checksum": "0')):

@@ -4,7 +4,7 @@
         ended = nursery.run(home, "train", "tiny", fault=Fault("kill", 17))
 
 As a program it is the server: a job a line on standard input, how it ended a line on standard output. It computes
-nothing itself: MLX's threads would not survive a fork. The modules to load it learns from its first child.
+nothing itself: MLX's threads would not survive a fork. The modules to load it learns from its children.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from boundaries import Fault, watch
 
+OURS = ("distillkit", "distillkit_plugins", "matplotlib", "pandas")
 LATE = 120.0  # seconds after which a command hangs
 
 
@@ -49,7 +50,7 @@ class Nursery:
         self.folder = folder
 
     def __enter__(self) -> Nursery:
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "100", "DISTILLKIT_API_KEY": "k"}
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "100", "DISTILLKIT_API_KEY": "no-secret-at-all"}
         environment.pop("DISTILLKIT_TRUST", None)
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.server = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
@@ -81,9 +82,10 @@ def serve() -> None:
     from distillkit.student import blas
 
     blas.load()
-    sys.modules["transformers"] = None  # type: ignore[assignment] - an export is read back by ourselves: torch loads long
-    importlib.import_module("distillkit.cli")
-    loaded = False
+    for name in ("transformers", "pyarrow"):  # optional; one takes long to load, the other begins a thread
+        sys.modules[name] = None  # type: ignore[assignment]
+    for first in ("asyncio", "distillkit.cli"):  # asyncio whole, before others want parts of it
+        importlib.import_module(first)
     for line in sys.stdin:
         job = json.loads(line)
         for name in ("out", "err", "spots", "modules"):
@@ -94,15 +96,14 @@ def serve() -> None:
             child(job)
         code = waited(pid, began, job["after"])
         print(json.dumps({"code": code, "seconds": time.monotonic() - began}), flush=True)
-        if not loaded and code == 0:
+        if code == 0:
             load(Path(job["folder"]) / "modules")
-            loaded = True
 
 
 def load(modules: Path) -> None:
     """Import what a child had imported; what it computed with does not come along."""
     for name in json.loads(modules.read_text()):
-        if name.split(".")[0] in ("distillkit", "distillkit_plugins") or "." not in name:
+        if name not in sys.modules and (name.split(".")[0] in OURS or "." not in name):
             try:
                 importlib.import_module(name)
             except ImportError:
