@@ -81,6 +81,8 @@ class Training:
             self.voice.say(
                 f"Nothing left to train: the run has {done} of {steps} steps. To extend it, raise train.steps."
             )
+            if self.world.writes:  # what a sitting that was killed after its last step had no time for
+                checkpoints.prune(self.run.checkpoints, self.recipe.train.keep, state.best_step)
         else:
             self._announce(done)
             try:

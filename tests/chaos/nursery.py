@@ -50,7 +50,12 @@ class Nursery:
         self.folder = folder
 
     def __enter__(self) -> Nursery:
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "100", "DISTILLKIT_API_KEY": "no-secret-at-all"}
+        environment = {
+            **os.environ,
+            "OPENBLAS_NUM_THREADS": "1",
+            "COLUMNS": "100",
+            "DISTILLKIT_API_KEY": "no-secret-at-all",
+        }
         environment.pop("DISTILLKIT_TRUST", None)
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.server = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
