@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,13 +100,9 @@ def test_on_a_disk_mounted_read_only_what_reads_works_and_what_writes_says_so(st
 
 def test_a_disk_that_is_really_full_loses_nothing(stage: Stage, small_disk: Path) -> None:
     filler = small_disk / "filler"
-    with filler.open("wb") as stream:
-        try:
-            while True:
-                stream.write(b"0" * 4096)
-                stream.flush()
-        except OSError:
-            pass
+    with filler.open("wb", buffering=0) as stream, suppress(OSError):
+        while True:
+            stream.write(b"0" * 4096)
     before = outcome(stage.look(small_disk))
     scenes = [scene for scene in SCENES if scene.home == "done" and scene.name != "cache export"]
     wrong = [scene.name for scene in scenes if not told(stage.nursery.run(small_disk, *scene.words))]
