@@ -304,6 +304,22 @@ class Assembly:
         with self.cache() as cache:
             return len(found.keys() - cache.get_many(found).keys())
 
+    def came_since(self, teacher: Teacher, requests: list[Request], moment: float) -> list[Answer]:
+        """The answers to requests that came into the cache since a moment."""
+        with self.cache() as cache:
+            return list(cache.get_many(cache.since(keys_of(teacher, requests), moment)).values())
+
+    def at_least(self, teacher: Teacher, answers: list[Answer], spent: Mapping[str, float]) -> dict[str, float]:
+        """What was spent on a teacher, when at least these answers were paid for."""
+        price = self.terms(cast(TeacherTable, self.recipe.teacher)).price_of(teacher)
+        bills = [answer.usage for answer in answers if answer.usage]
+        least = {
+            "usd": sum(price.of(bill) for bill in bills) if price else 0.0,
+            "requests": len(answers),
+            "tokens": sum(bill.prompt_tokens + bill.completion_tokens for bill in bills),
+        }
+        return {of: max(count, spent.get(of, 0)) for of, count in least.items()}
+
     @property
     def _batches(self) -> Path:
         """Where it stands what was sent off in batches."""
@@ -347,11 +363,11 @@ class Assembly:
         """The corpus, and the teacher's answers if there are any and they are read."""
         table = self.recipe.teacher
         read = (answers / PACKED).is_dir() and (table is None or table.share != 0)
-        return [self.corpus.train, *([Stream(answers / PACKED)] if read else [])]
+        return [self.corpus.train, *([_of_answers(answers / PACKED)] if read else [])]
 
     def held_out_stream(self, answers: Path) -> Stream | None:
         """The answers that are kept from training, if there are any."""
-        return Stream(answers / HELD_OUT) if (answers / HELD_OUT).is_dir() else None
+        return _of_answers(answers / HELD_OUT) if (answers / HELD_OUT).is_dir() else None
 
     def batches(self, answers: Path) -> Batches:
         """What the student reads: the corpus and the teacher's answers, and soft targets where they are stored."""
@@ -381,6 +397,13 @@ class Assembly:
 
 
 PACKED, HELD_OUT = "packed", "held_out"
+
+
+def _of_answers(folder: Path) -> Stream:
+    """The packed answers of a run, once it is sure that they are what was packed."""
+    stream = Stream(folder, f"Pack them again, from the cache: distillkit label {folder.parent.parent}")
+    stream.verify()
+    return stream
 
 
 def _asked(request: Request) -> str:

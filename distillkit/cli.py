@@ -5,6 +5,7 @@ Everything heavy is imported inside the command that needs it, so that `--help` 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -184,6 +185,12 @@ def init(name: str) -> None:
 # --------------------------------------------------------------------------------------------- the program
 
 
+_ROOM = "Make room there, then run the same command again: what is whole is kept."
+_YOURS = "Set DISTILLKIT_HOME to a folder of yours, or name another."
+_ELSEWHERE = "The disk fails. Copy what is there to another one; distillkit cache verify tells which answers are whole."
+REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM, errno.EROFS: _YOURS, errno.EIO: _ELSEWHERE}
+
+
 def main() -> None:
     """The program: every failure in a few lines, unless --debug asks for more."""
     debug = "--debug" in sys.argv
@@ -206,7 +213,8 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"error: {where}{error.strerror or error}", 1, debug)
+        next_ = f"\n  {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
+        _fail(f"error: {where}{error.strerror or error}{next_}", 1, debug)
     except MemoryError:
         _fail("error: not enough memory\n  A smaller train.batch_size or student would fit.", 1, debug)
     except SystemExit as error:  # a command of a plugin's may leave the program, its other parts may not

@@ -1,4 +1,8 @@
-"""Files that are either whole or not there: written beside, synced, then renamed into place."""
+"""Files that are either whole or not there: written beside, synced, then renamed into place.
+
+What is written beside has a name that says by which process; when that one was killed, the next one that writes into
+the same folder sweeps its half-written files away.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +21,11 @@ from typing import Any
 from uuid import uuid4
 
 from .errors import CorruptError
+from .processes import alive, place
+
+PART = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part$")
+LONG_AGO = 7 * 86_400.0  # seconds after which nobody, on whatever machine, is still writing
+_swept: set[Path] = set()
 
 
 def sync(path: Path) -> None:
@@ -36,6 +47,10 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(part)
         part.replace(path)
         sync(path.parent)
+    except OSError as error:
+        if error.filename in (part, str(part)):
+            error.filename = str(path)  # the name that means something to whoever reads it
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -60,19 +75,46 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                _drop(path)
+                drop_folder(path)
         sync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _beside(path: Path) -> Path:
-    """A new name in the same folder, which ends in `.part` and has the rights that the user's umask gives."""
+    """A new name in the same folder, which says who writes and has the rights that the user's umask gives."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
+    sweep(path.parent)
+    return path.with_name(f".{path.name}.{_here()}-{os.getpid()}-{uuid4().hex[:8]}.part")
 
 
-def _drop(folder: Path) -> None:
+def _here() -> str:
+    return hashlib.sha256(place().encode()).hexdigest()[:8]
+
+
+def sweep(folder: Path) -> None:
+    """Drop what processes that were killed left half-written in a folder; each process looks once."""
+    if folder.absolute() in _swept:
+        return
+    _swept.add(folder.absolute())
+    for part in folder.glob(".*.part"):
+        if (owner := PART.search(part.name)) and _abandoned(part, *owner.groups()):
+            shutil.rmtree(part, ignore_errors=True)  # it may be another user's: then it stays
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _abandoned(part: Path, where: str, pid: str) -> bool:
+    """Whether nobody writes it any more: its process has ended, or is elsewhere and was last here long ago."""
+    if where == _here():
+        return not alive(int(pid))
+    try:
+        return time.time() - part.lstat().st_mtime > LONG_AGO
+    except OSError:  # another process was first
+        return False
+
+
+def drop_folder(folder: Path) -> None:
     """Remove a folder so that it is never seen with half of its files; another process may be first."""
     aside = _beside(folder)
     with suppress(FileNotFoundError):
@@ -81,7 +123,7 @@ def _drop(folder: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path, waits: Callable[[], None]) -> Iterator[None]:
+def alone(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a place against other processes, and say so before waiting for one.
 
     The lock goes with the process, so a crash leaves none behind.
@@ -130,6 +172,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise CorruptError(f"{path} cannot be read: line {number} is not JSON: {error}") from error
     return rows
+
+
+def plain(value: Any) -> Any:
+    """A value as it will be when it has been written as JSON and read again."""
+    return json.loads(json.dumps(value))
 
 
 def digest(value: Any) -> str:

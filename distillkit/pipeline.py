@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ class Pipeline:
         self.parts, self.run, self.world, self.others = assembly, run, world, others
         self.recipe, self.voice = assembly.recipe, assembly.voice
         self.trackers: list[Guarded] = []
+        self.watched = False  # whether another process trains this run meanwhile
 
     def go(self, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
         """Run some stages in order, and record how it ended."""
@@ -52,7 +53,10 @@ class Pipeline:
             self._help(stages)
             return {}
         with self.world.together():
+            self.watched = self.run.is_being_trained
             if "train" in stages:
+                if self.watched:
+                    raise self.run.busy
                 self._training().check()
             write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded():
@@ -93,13 +97,16 @@ class Pipeline:
         }
         if requests:
             self._fewer_prompts(len(requests), table.prompts * table.repeats)
-            terms = self.parts.terms(table, spent=self.run.info.get("spent", {}))
-            labelled = self._labelled(teacher, requests, terms)
-            if terms.shard:  # one share of several teaches nobody yet
+            before, spent = self._earlier(teacher, requests)
+            labelled = self._labelled(teacher, requests, self.parts.terms(table, spent=spent))
+            if self.parts.manner.get("shard"):  # one share of several teaches nobody yet
                 return
             rows = labelled.answered
             write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
-            facts |= self.parts.pack(labelled, self.run.answers) | self._asked(labelled.counts)
+            counts = labelled.counts
+            asked = min(counts["asked"] + before, counts["prompts"])
+            counts |= {"asked": asked, "cached": counts["prompts"] - asked}
+            facts |= self.parts.pack(labelled, self.run.answers) | counts
         if self.parts.soft.source == STORE:
             stores = self.parts.soft.keep(self.parts.streams(self.run.answers))
             facts["soft"] = self.parts.soft.facts(stores)
@@ -176,7 +183,7 @@ class Pipeline:
         """Write the report from what the run folder holds; it is the last stage, so the run is done."""
         from .reporting import tables
 
-        self.run.record(status="done", finished=now())
+        self._ended("done", finished=now())
         report = tables.write(self.run)
         for tracker in self.trackers:
             tracker.finish(report)
@@ -188,11 +195,23 @@ class Pipeline:
         if not self.run.info.get("data") and self.parts.at_hand:
             self.run.record(data={"held_out": self.parts.corpus.counts["held_out"]})
 
-    def _asked(self, counts: dict[str, Any]) -> dict[str, Any]:
-        """The counts of a label stage, with what earlier sittings of this run had asked."""
-        before = (self.run.info.get("teacher") or {}).get("asked", 0)
-        asked = min(counts["asked"] + before, counts["prompts"])
-        return {**counts, "asked": asked, "cached": counts["prompts"] - asked}
+    def _earlier(self, teacher: Teacher, requests: list[Request]) -> tuple[int, dict[str, float]]:
+        """How many answers earlier sittings of this run asked for, and what they spent.
+
+        One that was killed could not say so: then it is read off the answers that came since the run began to ask.
+        """
+        info = self.run.info
+        asked, spent, began = (
+            (info.get("teacher") or {}).get("asked"),
+            info.get("spent") or {},
+            info.get("asking_since"),
+        )
+        if began is None:
+            self.run.record(asking_since=time.time())
+        elif asked is None:
+            came = self.parts.came_since(teacher, requests, began)
+            return len(came), self.parts.at_least(teacher, came, spent)
+        return asked or 0, spent
 
     def _training(self) -> Training:
         from .training import Training
@@ -229,40 +248,48 @@ class Pipeline:
 
     def _warn(self, text: str) -> None:
         self.voice.warn(text)
-        warnings = [*self.run.info.get("warnings", []), text]
-        self.run.record(warnings=list(dict.fromkeys(warnings)))
+        self.run.revise(lambda info: {**info, "warnings": list(dict.fromkeys([*info.get("warnings", []), text]))})
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         begun = time.perf_counter()
+
+        def longer(info: dict[str, Any]) -> dict[str, Any]:
+            spent = info.get("seconds", {})  # in all sittings
+            seconds = round(spent.get(stage, 0.0) + time.perf_counter() - begun, 3)
+            return {**info, "seconds": {**spent, stage: seconds}}
+
         try:
             yield
         finally:
-            spent = self.run.info.get("seconds", {})  # in all sittings
-            seconds = round(spent.get(stage, 0.0) + time.perf_counter() - begun, 3)
-            self.run.record(seconds={**spent, stage: seconds})
+            self.run.revise(longer)
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Keep `status` true, whatever happens."""
-        self.run.record(status="running")
+        if not self.watched:
+            self.run.begins()
         try:
             yield
         except (Interrupted, KeyboardInterrupt) as error:
-            self.run.record(status="interrupted")
+            self._ended("interrupted")
             told = error.message if isinstance(error, Interrupted) else "interrupted; the last checkpoint is kept"
             raise Interrupted(told, f"Go on: distillkit run {self.run.path} --resume") from error
         except LimitReached as error:
-            self.run.record(status="stopped")
+            self._ended("stopped")
             error.hint = f"{error.hint}\n  Go on: distillkit run {self.run.path} --resume".strip()
             raise
-        except DistillkitError as error:
-            self.run.record(status="failed", error=error.message)
-            raise
         except BaseException as error:
-            self.run.record(status="failed", error=f"{type(error).__name__}: {error}")
+            told = error.message if isinstance(error, DistillkitError) else f"{type(error).__name__}: {error}"
+            with suppress(OSError):  # what failed may have been the disk
+                self._ended("failed", error=told)
             raise
-        self.run.record(status="done", finished=now())
+        self._ended("done", finished=now())
+
+    def _ended(self, status: str, **more: Any) -> None:
+        """Record how the run ended, unless that is for the process to say that trains it."""
+        if not self.watched:
+            self.run.ends(status, **more)
 
 
 @contextmanager
@@ -283,10 +310,12 @@ def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
     corpus = assembly.corpus
     if assembly.teacher is not None and recipe.teacher is not None:
         assembly.refuse_twice(assembly.teacher, assembly.requests(), assembly.terms(recipe.teacher))
-    run = runs.create(recipe.name, {"recipe": recipe.name, "started": now(), "seed": recipe.seed})
-    write_json(run.plan, foreseen)
-    corpus.tokenizer.save(run.tokenizer)
-    run.record(**describe(assembly), seconds={"data": round(time.perf_counter() - began, 3)})
+    facts = {"recipe": recipe.name, "started": now(), "seed": recipe.seed, **describe(assembly)}
+    with runs.creating(recipe.name, facts) as (run, part):
+        write_text(part.recipe, recipe.to_toml())
+        write_json(part.plan, foreseen)
+        corpus.tokenizer.save(part.tokenizer)
+        part.record(seconds={"data": round(time.perf_counter() - began, 3)})
     return run
 
 

@@ -5,17 +5,22 @@ Knows names and places, not what is in them; only `run.json` is read and written
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .errors import CorruptError, UsageError, did_you_mean
-from .files import read_json, write_json
+from .files import alone, digest, plain, read_json, replacing_folder, write_json
+from .processes import gone, this
 
 SCHEMA = 1
+RUNNING, CUT_OFF = "running", "cut off"  # by whatever ended its process: nobody could say more
+CHECKSUM = "checksum"  # of all else that `run.json` says
 
 
 def home() -> Path:
@@ -99,39 +104,109 @@ class Run:
         except FileNotFoundError:
             return {}
         except (ValueError, OSError) as error:
-            raise CorruptError(f"{file} cannot be read: {error}") from error
+            raise CorruptError(f"{file} cannot be read: {error}", self._instead) from error
         if not isinstance(values, dict):
-            raise CorruptError(f"{file} is not a run's record")
+            raise CorruptError(f"{file} is not a run's record", self._instead)
+        checksum = values.pop(CHECKSUM, None)  # runs from before there was one have none
+        if checksum not in (None, digest(values)):
+            raise CorruptError(f"{file} is damaged: its checksum is not the one that was written", self._instead)
+        if values.get("status") == RUNNING and "process" in values and gone(*values["process"]):
+            values["status"] = CUT_OFF
         return values
+
+    @property
+    def _instead(self) -> str:
+        """What to do without the record."""
+        newest = max(self.checkpoints.glob("step-*"), default=None)
+        learnt = f', with what this one has learnt: student.from = "{newest}"' if newest else ""
+        return f"Begin a new run{learnt}. Answers of teachers are in the cache."
+
+    def begins(self) -> None:
+        """Record that this process is at work on it."""
+        self.record(status=RUNNING, process=this())
+
+    def ends(self, status: str, **more: Any) -> None:
+        """Record how it ended, and nothing of how it once failed."""
+
+        def ended(info: dict[str, Any]) -> dict[str, Any]:
+            return {**{key: value for key, value in info.items() if key != "error"}, "status": status, **more}
+
+        self.revise(ended)
 
     def record(self, **values: Any) -> None:
         """Add to `run.json`; what stood under the same keys is replaced."""
-        write_json(self.path / "run.json", {**self.info, **values})
+        self.revise(lambda info: {**info, **values})
+
+    def revise(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Change what `run.json` says. Of two processes that do so at once, the second sees what the first has said."""
+        file = self.path / "run.json"
+        with alone(file):
+            values = plain(change(self.info))
+            write_json(file, {**values, CHECKSUM: digest(values)})
+
+    @contextmanager
+    def training(self) -> Iterator[bool]:
+        """Hold the run for training: whether it could be had. The lock goes with the process."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        with (self.checkpoints / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    @property
+    def is_being_trained(self) -> bool:
+        """Whether another process trains it now."""
+        with self.training() as free:
+            return not free
+
+    @property
+    def busy(self) -> UsageError:
+        """What is said to whoever wants to train it then."""
+        return UsageError(f"{self.name} is being trained by another process", "Wait for it, or stop it first.")
 
 
-def create(recipe: str, info: Mapping[str, Any]) -> Run:
-    """A new run folder under the next free number; two processes never get the same one."""
-    folder = reports_folder() / recipe
+@contextmanager
+def creating(recipe: str, info: Mapping[str, Any]) -> Iterator[tuple[Run, Run]]:
+    """A new run under the next free number, and where it is to be filled until the block ends.
+
+    Two processes never get the same number. A run is there whole, or not at all: a crash leaves an empty number.
+    """
+    run = Run(_next_number(reports_folder() / recipe))
+    try:
+        with replacing_folder(run.path) as part:
+            begun = Run(part)
+            begun.record(schema=SCHEMA, run=run.name, **info)
+            begun.begins()
+            yield run, begun
+    except BaseException:
+        with suppress(OSError):
+            run.path.rmdir()
+        raise
+
+
+def _next_number(folder: Path) -> Path:
+    """An empty folder that is nobody else's."""
     folder.mkdir(parents=True, exist_ok=True)
-    number = max((int(run.path.name) for run in runs_of(recipe)), default=0) + 1
+    number = max((int(path.name) for path in _numbered(folder)), default=0) + 1
     while True:
         try:
             (folder / str(number)).mkdir()
-            break
+            return folder / str(number)
         except FileExistsError:
             number += 1
-    run = Run(folder / str(number))
-    run.record(schema=SCHEMA, run=run.name, status="running", **info)
-    return run
+
+
+def _numbered(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def runs_of(recipe: str) -> list[Run]:
-    """The runs of a recipe, oldest first."""
-    folder = reports_folder() / recipe
-    if not folder.is_dir():
-        return []
-    numbered = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
-    return [Run(path) for path in sorted(numbered, key=lambda path: int(path.name))]
+    """The runs of a recipe, oldest first; a number that a crash left empty is none."""
+    return [Run(path) for path in _numbered(reports_folder() / recipe) if any(path.iterdir())]
 
 
 def every_run() -> list[Run]:

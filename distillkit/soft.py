@@ -102,8 +102,11 @@ class Softness:
         return cache_folder() / "soft" / self.binding(stream).key[:32]
 
     def open(self, streams: Sequence[Stream]) -> list[Store | None]:
-        """The stores of streams, for those that have one."""
-        return [Store(self.place(one), self.binding(one)) if self._keeps(one) else None for one in streams]
+        """The stores of streams, for those that have one, held against their checksums."""
+        stores = [Store(self.place(one), self.binding(one)) if self._keeps(one) else None for one in streams]
+        for store in filter(None, stores):
+            store.verify()
+        return stores
 
     def _keeps(self, stream: Stream) -> bool:
         return self.source == STORE or (self.source == ANSWERS and stream.from_teacher)

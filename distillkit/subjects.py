@@ -16,7 +16,7 @@ from typing import Any
 
 from .assembly import Assembly
 from .errors import UsageError
-from .files import digest, read_lines, write_lines
+from .files import digest, file_digest, read_lines, write_lines
 from .judging import protocol, sampling
 from .records import Answer, Document, Request, Sample
 from .roles import Judge, Scorer, Subject, Teacher
@@ -66,28 +66,31 @@ class Subjects:
         if self.run is None:
             return None
         try:
-            weights = fingerprint(self.run.path)
+            return self._made_of(fingerprint(self.run.path))
         except UsageError:
             return None
+
+    def _made_of(self, weights: str) -> str:
         drawn = {**self.table.how, "temperature": None, "max_tokens": self.table.max_tokens}
         return digest({"weights": weights, **drawn})
 
     def kept(self) -> dict[Any, str]:
-        """The samples that this very student wrote before, by what decides them."""
-        if self.run is None or self.made_of is None or self._noted.get("made_of") != self.made_of:
+        """The samples that this very student wrote before, by what decides them. What was altered since is not kept."""
+        noted = dict(self.run.info.get("sampling") or {}) if self.run else {}
+        if self.run is None or self.made_of is None or noted.get("made_of") != self.made_of:
+            return {}
+        if not self.run.samples.is_file() or noted.get("sha256") not in (None, file_digest(self.run.samples)):
+            self.parts.voice.warn(f"{self.run.samples} is not what was written there; the student writes them again")
             return {}
         samples = [Sample.from_json(row) for row in read_lines(self.run.samples)]
         return {(sample.prompt, sample.seed, sample.temperature): sample.completion for sample in samples}
-
-    @property
-    def _noted(self) -> dict[str, Any]:
-        return dict(self.run.info.get("sampling") or {}) if self.run else {}
 
     def written(self, student: Any) -> list[Sample]:
         """All samples; those that are missing are written now, and kept."""
         from .student import Sampling
 
         assert self.run is not None
+        self.made_of = self._made_of(student.fingerprint)  # of these weights, though training may go on meanwhile
 
         def write(prompts: Sequence[str], seeds: Sequence[int], temperature: float) -> Iterator[str]:
             how = Sampling(**{**self.table.how, "temperature": temperature})
@@ -96,7 +99,8 @@ class Subjects:
         samples = sampling.samples(self.rows, write, self.kept())
         write_lines(self.run.samples, [sample.to_json() for sample in samples])
         prompts = {"prompts": self.table.prompts, "digest": digest(sorted({row.prompt for row in self.rows}))}
-        self.run.record(sampling={"made_of": self.made_of, **prompts, "samples": len(samples)})
+        made = {"made_of": self.made_of, "sha256": file_digest(self.run.samples)}
+        self.run.record(sampling={**made, **prompts, "samples": len(samples)})
         return samples
 
     def foreseen(self, wordy: bool = True) -> list[Sample]:

@@ -6,7 +6,6 @@ sittings (more steps, another learning rate) and what may not (the text, the net
 
 from __future__ import annotations
 
-import fcntl
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ import mlx.core as mx
 from .assembly import Assembly
 from .data.batches import Ahead, Batch, Batches, sequential
 from .errors import UsageError
-from .files import read_lines
+from .files import read_lines, sweep
 from .recipe import Recipe
 from .roles import Tracker
 from .runs import Run
@@ -82,6 +81,8 @@ class Training:
             self.voice.say(
                 f"Nothing left to train: the run has {done} of {steps} steps. To extend it, raise train.steps."
             )
+            if self.world.writes:  # what a sitting that was killed after its last step had no time for
+                checkpoints.prune(self.run.checkpoints, self.recipe.train.keep, state.best_step)
         else:
             self._announce(done)
             try:
@@ -126,15 +127,14 @@ class Training:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the run against other processes; a crash takes the lock with it."""
-        self.run.checkpoints.mkdir(parents=True, exist_ok=True)
-        with (self.run.checkpoints / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"{self.run.name} is being trained by another process", "Wait for it, or stop it first."
-                ) from error
+        """Hold the run against other processes; one that only looks whether it is being trained is gone at once."""
+        with ExitStack() as held:
+            for pause in (0.1, 0.3, None):
+                if held.enter_context(self.run.training()):
+                    break
+                if pause is None:
+                    raise self.run.busy
+                time.sleep(pause)
             yield
 
     # ---------------------------------------------------------------------------------------- what is fixed
@@ -289,8 +289,7 @@ class Training:
     # ---------------------------------------------------------------------------------------- the job
 
     def _newest(self) -> checkpoints.Checkpoint | None:
-        for part in self.run.path.glob(".*.part"):  # what a crash left behind
-            part.unlink(missing_ok=True)
+        sweep(self.run.checkpoints)
         saved, faults = checkpoints.newest_good(self.run.checkpoints)
         for fault in faults:
             self.voice.warn(f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -92,6 +93,51 @@ def test_rows_as_the_first_version_kept_them_are_still_read(cache: Cache) -> Non
     old = {"asked": {}, "answer": {**answer.to_json(), "tokens": rows}, "time": 1.5}
     plant(cache.folder, key="old", raw=1, mode=1, value=json.dumps(old))
     assert cache.get("old") == answer
+
+
+def test_a_row_whose_bit_was_flipped_is_never_believed(cache: Cache) -> None:
+    what = asked("p", {}, Request("r", prompt="a fox"))
+    key = key_of(what)
+    cache.put(key, what, Answer("met a hen.", finish="stop"))
+    ((value,),) = cache._rows._sql("SELECT CAST(value AS BLOB) FROM Cache WHERE key = ?", (key,)).fetchall()
+    chance, seal = random.Random(3), value.rindex(b', "sha256": ')
+    for at in range(seal):  # behind it stands the checksum itself: what it is of is whole
+        spoilt = bytearray(value)
+        spoilt[at] ^= 1 << chance.randrange(8)
+        cache._rows._sql("UPDATE Cache SET value = CAST(? AS TEXT) WHERE key = ?", (bytes(spoilt), key))
+        with pytest.raises(CorruptError):
+            cache.get(key)
+        with pytest.raises(CorruptError):
+            upkeep.sound(key, spoilt.decode("utf-8", "replace"))
+    assert json.loads(value)["sha256"] == hashlib.sha256(value[:seal] + b"}").hexdigest()
+
+
+def test_a_row_keeps_its_checksum_wherever_it_is_taken(cache: Cache, tmp_path: Path) -> None:
+    what = asked("p", {}, Request("r", prompt="ünï \ud83e"))
+    cache.put(key_of(what), what, Answer("half an emoji: \ud83e", usage=Usage(1, 2)))
+    archive.export(cache, tmp_path / "a.jsonl")
+    with Cache(tmp_path / "other") as other:
+        archive.bring(other, tmp_path / "a.jsonl")
+        assert [row.text for row in other.rows()] == [row.text for row in cache.rows()]
+    text = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(text.replace("half an", "half my"))
+    with Cache(tmp_path / "third") as third, pytest.raises(CorruptError, match=r"line 2 is no sound row: .*checksum"):
+        archive.bring(third, tmp_path / "a.jsonl")
+
+
+def test_a_database_that_is_none_is_said_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "cache.db").write_bytes(b"x" * 8192)
+    with pytest.raises(CorruptError, match="is damaged: file is not a database") as error:
+        Cache(tmp_path)
+    assert "cache import" in error.value.hint
+
+
+def test_rows_are_found_by_when_they_were_written(cache: Cache) -> None:
+    began = time.time()
+    cache.put("old", {}, Answer("a"))
+    cache._rows._sql("UPDATE Cache SET store_time = ? WHERE key = 'old'", (began - 9,))
+    cache.put("new", {}, Answer("b"))
+    assert cache.since(["old", "new", "none"], began) == ["new"]
 
 
 @pytest.mark.parametrize(

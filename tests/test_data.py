@@ -409,6 +409,19 @@ def test_a_damaged_corpus_is_prepared_again_and_that_is_said(tmp_path: Path) -> 
     assert any("prepared again" in line for line in voice.lines)
 
 
+@pytest.mark.parametrize(
+    "file", ["train/tokens-00000.bin", "held_out/documents-00000.bin", "held_out.jsonl", "corpus.json"]
+)
+def test_a_flipped_bit_in_a_corpus_has_it_prepared_again(tmp_path: Path, file: str) -> None:
+    first, voice = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path), Said()
+    content = bytearray((first.folder / file).read_bytes())
+    content[content.index(b"2") if file == "corpus.json" else len(content) // 2] ^= 1
+    (first.folder / file).write_bytes(content)
+    again = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path, voice=voice)
+    assert again.fingerprint == first.fingerprint
+    assert any("prepared again" in line for line in voice.lines)
+
+
 def test_changed_held_out_text_is_noticed(tmp_path: Path) -> None:
     corpus = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path)
     file = corpus.folder / "held_out.jsonl"

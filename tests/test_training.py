@@ -558,10 +558,14 @@ def test_a_lost_log_does_not_stop_a_run(home: Path) -> None:
     assert weights(run) == weights(sit())
 
 
-def test_leftovers_of_a_crash_are_swept_away(home: Path) -> None:
+def test_leftovers_of_a_crash_are_swept_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_at(7)
-    (run.path / ".run.json.abc.part").write_text("{")
-    (run.checkpoints / ".step-00000008.abc.part").mkdir()
+    code = (
+        "import sys; from distillkit.files import _beside, Path; [_beside(Path(name)).mkdir() for name in sys.argv[1:]]"
+    )
+    subprocess.run([sys.executable, "-c", code, run.path / "x", run.checkpoints / "x"], check=True)
+    assert len(list(run.path.rglob("*.part"))) == 2
+    monkeypatch.setattr("distillkit.files._swept", set())  # as in a process of its own
     sit(resume=True)
     assert not list(run.path.rglob("*.part"))
 

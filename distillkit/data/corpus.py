@@ -38,6 +38,7 @@ TRAINING_RULES = {
 TRAINING_BYTES = 20_000_000
 HASH_CHARS = 1 << 20
 ANSWERS_AT_ONCE = 1024
+LARGE = 1 << 29  # tokens, of which a second or more goes into their checksum
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ _AGAIN = "Delete that folder; the corpus is prepared again when it is needed."
 def _facts(folder: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = read_json(folder / "corpus.json")
-        held_out = facts["held_out"]
+        held_out, written = facts["held_out"], facts.pop("digest", None)
+        if written not in (None, digest(facts)):  # corpora from before there was one have none
+            raise ValueError("its record was altered")
         if facts["schema"] != SCHEMA or (folder / "held_out.jsonl").stat().st_size != held_out["bytes"]:
             raise ValueError("its held-out documents are not whole")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -168,7 +171,11 @@ def _kept(place: Path, voice: Voice) -> Corpus | None:
     if not place.exists():
         return None
     try:
-        return Corpus(place)
+        corpus = Corpus(place)
+        if corpus.train.tokens > LARGE:
+            voice.progress("Holding the packed corpus against its checksums.")
+        corpus.verify()
+        return corpus
     except (CorruptError, DataError) as error:
         voice.warn(f"{error.message}; it is prepared again")
         return None
@@ -204,7 +211,7 @@ class _Preparation:
             "counts": sieve.counts(packed),
             "held_out": {"bytes": kept.stat().st_size, "sha256": file_digest(kept)},
         }
-        write_json(self.folder / "corpus.json", facts)
+        write_json(self.folder / "corpus.json", {**facts, "digest": digest(facts)})
 
     def _train(self, spec: Mapping[str, Any]) -> Tokenizer:
         if next(self._training_texts(), None) is None:

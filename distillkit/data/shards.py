@@ -23,6 +23,7 @@ SCHEMA = 1
 SHARD_TOKENS = 64 << 20
 FLUSH_CHARS = 2 << 20
 SMALL_VOCABULARY = 1 << 16
+AGAIN = "Delete that folder; it is packed again from the corpus when it is needed."
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -178,9 +179,10 @@ def utf8_size(text: str) -> int:
 class Stream:
     """One split, packed: tokens, and which of them are to be learnt. Sizes are checked when it is opened."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = _manifest(folder)
+    def __init__(self, folder: Path, again: str = AGAIN) -> None:
+        """`again` says how it is made again when it is damaged."""
+        self.folder, self.again = folder, again
+        self.manifest = _manifest(folder, again)
         self.tokens: int = self.manifest["tokens"]
         self.documents: int = self.manifest["documents"]
         self.bytes: int = self.manifest["bytes"]
@@ -244,7 +246,7 @@ class Stream:
         """Read every file and compare its SHA-256 with the manifest's."""
         for file in files_of(self.manifest):
             if file_digest(self.folder / file["name"]) != file["sha256"]:
-                raise CorruptError(f"{self.folder / file['name']} has changed since it was packed", _AGAIN)
+                raise CorruptError(f"{self.folder / file['name']} has changed since it was packed", self.again)
 
 
 class _Reader:
@@ -264,15 +266,12 @@ class _Reader:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-_AGAIN = "Delete that folder; it is packed again from the corpus when it is needed."
-
-
 def files_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Every file that a manifest vouches for."""
     return [file for files in manifest["files"].values() for file in files]
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path, again: str) -> dict[str, Any]:
     """The manifest of a packed folder, once it is sure that it is whole and that it fits the files."""
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
@@ -281,7 +280,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
             raise ValueError("its manifest was altered")
         _check_sizes(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(f"the packed tokens in {folder} cannot be used: {error}", _AGAIN) from error
+        raise CorruptError(f"the packed tokens in {folder} cannot be used: {error}", again) from error
     return manifest
 
 

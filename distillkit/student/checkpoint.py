@@ -13,7 +13,6 @@ Knows how to write, check, find and drop them; not how to train.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import CorruptError, DistillkitError
-from ..files import file_digest, read_json, replacing_folder, write_json
+from ..files import drop_folder, file_digest, read_json, replacing_folder, write_json
 
 Arrays = Mapping[str, mx.array]
 NEEDED = {"model.safetensors", "student.json", "state.json"}
@@ -117,6 +116,8 @@ def newest_good(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
             checkpoint.verify()
             return checkpoint, faults
         except CorruptError as error:
+            if not checkpoint.path.is_dir():  # a process that trains has dropped it, for it has newer ones
+                return newest_good(checkpoints)
             faults.append(error.message)
     return None, faults
 
@@ -129,13 +130,11 @@ def set_aside(checkpoint: Checkpoint, why: str = "damaged") -> None:
 
 
 def prune(checkpoints: Path, keep: int, best_step: int | None) -> None:
-    """Drop all but the last `keep` checkpoints and the best one, and what crashes left behind."""
+    """Drop all but the last `keep` checkpoints and the best one."""
     steps = every(checkpoints)
     for checkpoint in steps[: max(0, len(steps) - keep)]:
         if checkpoint.step != best_step:
-            shutil.rmtree(checkpoint.path)
-    for part in checkpoints.glob(".*.part"):
-        shutil.rmtree(part, ignore_errors=True)
+            drop_folder(checkpoint.path)
 
 
 def weights_digest(weights: Arrays) -> str:

@@ -20,7 +20,7 @@ from ..data.tokenizer import Tokenizer, build
 from ..errors import CorruptError, UsageError
 from ..files import file_digest, read_json, write_text
 from ..plugins import current
-from ..runs import Run, create
+from ..runs import Run, creating
 from ..tables import NAME, NAME_WORDS
 from . import checkpoint, spelling
 from .families import Arrays, from_gpt2, from_llama, shape_of
@@ -364,25 +364,25 @@ def run_of(found: Found, name: str, base: Mapping[str, Any], facts: Mapping[str,
         raise UsageError(f"a run cannot be called {name!r}", f"Expected {NAME_WORDS}: --name NAME")
     assert found.tokenizer is not None
     options = _options(found.shape)
-    run = create(name, {"recipe": name, "seed": None, **facts})
-    found.tokenizer.save(run.tokenizer)
     state = {"step": found.step, **found.facts["imported"]}
     student = {"arch": "gpt", "options": options, "vocab_size": found.shape.vocab_size}
     model = GPT(found.shape)
     model.update(grown(found.weights))
-    checkpoint.save(checkpoint.step_folder(run.checkpoints, found.step), named(model), None, student, state)
     kept = {key: value for key, value in base.items() if key in ("data", "judge", "sampling", "plugins", "seed")}
     told = {key: value for key, value in options.items() if value is not None}
-    recipe = {**kept, "name": name, "tokenizer": {"kind": run.name}, "student": {"arch": "gpt", **told}}
-    write_text(run.recipe, tomli_w.dumps(recipe))
     tokens = {"kind": found.tokenizer.kind, "vocab_size": found.tokenizer.vocab_size}
-    run.record(
-        status="done",
-        tokenizer={**tokens, "fingerprint": found.tokenizer.fingerprint},
-        imported=found.facts["imported"],
-        student=found.facts["student"],
-        training={"steps": found.step} if found.step else {},
-    )
+    with creating(name, {"recipe": name, "seed": None, **facts}) as (run, part):
+        found.tokenizer.save(part.tokenizer)
+        checkpoint.save(checkpoint.step_folder(part.checkpoints, found.step), named(model), None, student, state)
+        recipe = {**kept, "name": name, "tokenizer": {"kind": run.name}, "student": {"arch": "gpt", **told}}
+        write_text(part.recipe, tomli_w.dumps(recipe))
+        part.record(
+            status="done",
+            tokenizer={**tokens, "fingerprint": found.tokenizer.fingerprint},
+            imported=found.facts["imported"],
+            student=found.facts["student"],
+            training={"steps": found.step} if found.step else {},
+        )
     return run
 
 

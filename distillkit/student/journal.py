@@ -6,6 +6,7 @@ Knows nothing of how a step is computed.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,11 @@ class Journal:
     def __exit__(self, *reason: object) -> None:
         if self.file:
             self.file.close()
+
+    def keep(self) -> None:
+        """Have it on the disk, as the checkpoint that is about to be written will be."""
+        if self.file:
+            os.fsync(self.file.fileno())
 
     def step(self, at: int, values: dict[str, Any]) -> None:
         """Log one step."""

@@ -147,12 +147,14 @@ def train(job: Job, state: State) -> State:
             with world.together() as vote:
                 better = looked and _look(job, state, loss, journal, watch, balance)
                 if better or _due(state.step, settings.checkpoint_every, settings.steps):
+                    journal.keep()
                     _save(job, state)
                 if job.sample and settings.sample_every and state.step % settings.sample_every == 0:
                     job.voice.say(f"  {job.sample()}")
                 vote.stop = bool(stop)
             if vote.stop:
                 with world.together():
+                    journal.keep()
                     _save(job, state)
                 raise Interrupted(f"stopped after step {state.step} of {settings.steps}; everything is saved")
     return state

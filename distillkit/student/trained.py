@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..data.tokenizer import Tokenizer
-from ..errors import UsageError, did_you_mean
+from ..errors import CorruptError, UsageError, did_you_mean
 from ..files import digest, read_json
 from ..plugins import current
 from ..records import Sample
@@ -39,15 +39,25 @@ class Written:
 
 
 class Trained:
-    """A network with its tokenizer."""
+    """A network with its tokenizer; `fingerprint` names its weights, where they came from a file."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, context: int) -> None:
-        self.model, self.tokenizer, self.context = model, tokenizer, context
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, context: int, fingerprint: str | None = None) -> None:
+        self.model, self.tokenizer, self.context, self.fingerprint = model, tokenizer, context, fingerprint
 
     @classmethod
     def load(cls, where: str | Path) -> Trained:
         """The student of a run, a checkpoint folder or a bundled student."""
-        checkpoint, tokenizer = locate(where)
+        while True:
+            checkpoint, tokenizer = locate(where)
+            try:
+                return cls._of(checkpoint, tokenizer)
+            except (CorruptError, OSError, RuntimeError):
+                if checkpoint.path.is_dir():
+                    raise
+                # A process that trains has dropped it, for it has newer ones.
+
+    @classmethod
+    def _of(cls, checkpoint: Checkpoint, tokenizer: Path) -> Trained:
         checkpoint.verify()
         network = checkpoint.student
         student = current().build("students", network["arch"], network["options"], file=str(checkpoint.path))
@@ -56,7 +66,7 @@ class Trained:
         model = student.build(network["vocab_size"])
         model.load_weights(list(checkpoint.weights().items()))
         mx.eval(model.parameters())
-        return cls(model, Tokenizer.load(tokenizer), student.context)
+        return cls(model, Tokenizer.load(tokenizer), student.context, _fingerprint(checkpoint, tokenizer))
 
     def logits(self, tokens: mx.array) -> mx.array:
         """Logits [B, T, V] of tokens [B, T]."""
@@ -181,7 +191,10 @@ def filled(student: dict[str, Any]) -> dict[str, Any]:
 
 def fingerprint(where: str | Path) -> str:
     """The SHA-256 of a student's weights and tokenizer, from the sums that were written with them."""
-    checkpoint, tokenizer = locate(where)
+    return _fingerprint(*locate(where))
+
+
+def _fingerprint(checkpoint: Checkpoint, tokenizer: Path) -> str:
     return digest([checkpoint.sums["model.safetensors"], read_json(tokenizer / "spec.json")["fingerprint"]])
 
 

@@ -11,9 +11,10 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ from .claims import LEASE, Claims
 FORMAT = 1
 NO_FILES = 1 << 40  # bytes from which diskcache would put a value in a file of its own
 AT_ONCE = 500  # rows of one query
+SEAL = "sha256"  # the last key of a row
+DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+_SALVAGE = "SQLite's own tool reads what is left: sqlite3 cache.db .recover"
+_SEALED, _END = f', "{SEAL}": "', '"}'
+_LONG = len(_SEALED) + 64 + len(_END)
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what damaged JSON leads to
 
 
@@ -74,7 +80,7 @@ class Cache:
         found = {}
         for key, text in self._texts(keys):
             with self._whole(key):
-                found[key] = Answer.from_json(json.loads(text)["answer"])
+                found[key] = Answer.from_json(opened(text)["answer"])
         return found
 
     def row(self, key: str) -> Any:
@@ -82,7 +88,7 @@ class Cache:
         row = None
         for _, text in self._texts([key]):
             with self._whole(key):
-                row = json.loads(text)
+                row = opened(text)
         return row
 
     @contextmanager
@@ -119,7 +125,7 @@ class Cache:
         """Keep an answer, with what was asked and when; as ASCII, which holds even half an emoji."""
         row = {"asked": asked, "answer": answer.to_json(), "time": round(time.time(), 3)}
         with self._said("written"):
-            self._rows.set(key, json.dumps(row))
+            self._rows.set(key, sealed(row))
 
     def __contains__(self, key: str) -> bool:
         with self._said("read"):
@@ -166,6 +172,16 @@ class Cache:
         with self._said("read"):
             return self._rows._sql(query, (last, AT_ONCE)).fetchall()  # type: ignore[no-any-return]
 
+    def since(self, keys: Iterable[str], moment: float) -> list[str]:
+        """Those of the keys whose rows were written at a moment or later."""
+        keys, found = list(keys), list[str]()
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            query = f"SELECT key FROM Cache WHERE raw = 1 AND key IN ({', '.join('?' * len(some))}) AND store_time >= ?"
+            with self._said("read"):
+                found += [key for (key,) in self._rows._sql(query, (*some, moment)).fetchall()]
+        return found
+
     def starting(self, prefix: str) -> list[str]:
         """The keys that begin so."""
         query = "SELECT key FROM Cache WHERE raw = 1 AND substr(key, 1, ?) = ? ORDER BY key"
@@ -196,7 +212,7 @@ class Cache:
     def add(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> int:
         """Keep rows of other caches under keys that are new here; how many were. Nothing is overwritten."""
         with self._said("written"), self._rows.transact():
-            return sum(self._rows.add(key, json.dumps(row)) for key, row in rows)
+            return sum(self._rows.add(key, sealed(row)) for key, row in rows)
 
     def __enter__(self) -> Cache:
         return self
@@ -217,6 +233,11 @@ class Cache:
                 f"the cache {self.folder} cannot be {done}: it is read-only, full or held by another process"
             ) from error
         except (OSError, sqlite3.Error) as error:
+            if getattr(error, "sqlite_errorname", "").startswith(DAMAGED):
+                raise CorruptError(
+                    f"the cache {self.folder} is damaged: {error}",
+                    f"Move that folder away; what was exported comes back by: distillkit cache import FILE. {_SALVAGE}",
+                ) from error
             raise DistillkitError(
                 f"the cache {self.folder} cannot be {done}: {getattr(error, 'strerror', None) or error}",
                 "Make room there, or set DISTILLKIT_HOME to a folder of yours.",
@@ -233,6 +254,21 @@ def asked(provider: str, identity: Any, request: Request) -> dict[str, Any]:
 def key_of(what: dict[str, Any]) -> str:
     """The key of what was asked."""
     return digest(what)
+
+
+def sealed(row: Mapping[str, Any]) -> str:
+    """A row as text, whose last key is the SHA-256 of all that stands before it."""
+    text = json.dumps({name: value for name, value in row.items() if name != SEAL})
+    return f"{text[:-1]}{_SEALED}{sha256(text.encode()).hexdigest()}{_END}"
+
+
+def opened(text: bytes | str) -> Any:
+    """The row that a text holds, if it is what was written; rows from before there were seals have none."""
+    whole = text.encode() if isinstance(text, str) else text
+    body, seal = whole[:-_LONG], whole[-_LONG:]
+    if seal.startswith(_SEALED.encode()) and not seal == f"{_SEALED}{sha256(body + b'}').hexdigest()}{_END}".encode():
+        raise ValueError("its checksum is not the one that was written")
+    return json.loads(whole)
 
 
 def _text(value: bytes) -> str | None:

@@ -8,16 +8,15 @@ Does not know answers.
 
 from __future__ import annotations
 
-import os
-import platform
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from ..processes import gone, this
 
 LEASE = 30.0  # seconds without a beat after which an owner counts as dead
 BEATS = 6  # of one lease
@@ -68,7 +67,7 @@ class Claims:
         with self.rows.transact():
             for table in TABLES:
                 self.rows._sql(table)
-            mine = (self.owner, place(), os.getpid(), born(os.getpid()))
+            mine = (self.owner, *this())
             self.rows._sql("INSERT INTO Owners VALUES (?, ?, ?, ?, 0)", mine)
         self.heart = threading.Thread(target=self._beat, name="claims", daemon=True)
         self.heart.start()
@@ -115,33 +114,3 @@ class Claims:
             for owner in owners:
                 self.rows._sql("DELETE FROM Claims WHERE owner = ?", (owner,))
                 self.rows._sql("DELETE FROM Owners WHERE owner = ?", (owner,))
-
-
-def place() -> str:
-    """Where process numbers mean the same: this machine since it started, and this container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return platform.node()
-
-
-def born(pid: int) -> str:
-    """When a process began, in the system's own count, or nothing where it does not say: numbers are used again."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
-def gone(where: str, pid: int, since: str) -> bool:
-    """Whether a process has surely ended; one of another place may live."""
-    if where != place():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return born(pid) != since

@@ -10,13 +10,14 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from ..errors import LimitReached
-from ..files import read_lines
 from ..records import DAY, Allowance, Price, Usage
 
 PACE = 0.99  # of what is allowed: clocks and networks differ by a little
@@ -312,16 +313,24 @@ class Past:
     def load(self, limits: Limits) -> None:
         """Fill the windows of a day with what was asked before."""
         now, wall = limits.clock.now(), limits.clock.wall()
-        rows = [row for row in read_lines(self.path) if row["who"] == self.who]
+        rows = [row for row in self._rows() if row.get("who") == self.who]
         ages = [max(0.0, wall - row["time"]) for row in rows]  # a clock that was set back makes nothing younger
         for row, age in zip(rows, ages, strict=True):
             for (of, span), window in limits.windows.items():
                 if age < DAY <= span:
                     window.take(float(row[of]), now - age)
 
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The lines, but for what a full disk cut short: that is no reason to ask nobody any more."""
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        for line in lines:
+            with suppress(ValueError):
+                if isinstance(row := json.loads(line), dict):
+                    yield row
+
     def note(self, wall: float, usage: Usage) -> None:
-        """Add a call, in one write, so that processes do not mix up their lines."""
+        """Add a call, in one write that begins a line, so that processes do not mix up theirs."""
         tokens = usage.prompt_tokens + usage.completion_tokens
         line = json.dumps({"who": self.who, "time": round(wall, 3), "requests": 1, "tokens": tokens})
         with self.path.open("ab", buffering=0) as stream:
-            stream.write(f"{line}\n".encode())
+            stream.write(f"\n{line}\n".encode())

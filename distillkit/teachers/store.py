@@ -108,8 +108,6 @@ class Writer:
 
     def __init__(self, folder: Path, binding: Binding, limit: int = SHARD_POSITIONS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob(".*.part"):  # what a crash left behind
-            part.unlink()
         self.folder, self.binding, self.limit = folder, binding, limit
         self.shards = _whole_shards(folder, binding)
         self.done = sum(shard["positions"] for shard in self.shards)

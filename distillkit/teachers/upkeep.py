@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import CorruptError, UsageError
 from ..packing import checked, is_packed
 from ..records import REFUSED, Answer
-from .cache import DAMAGE, Cache, Row, key_of
+from .cache import DAMAGE, Cache, Row, key_of, opened
 
 SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -27,7 +27,7 @@ def sound(key: str, text: str | None) -> dict[str, Any]:
     if text is None:
         raise CorruptError("it is not text, and was not read")
     try:
-        values = json.loads(text)
+        values = opened(text)
         _held(key, values)
     except DAMAGE as error:
         raise CorruptError(f"{type(error).__name__}: {error}") from error
