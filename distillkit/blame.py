@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from . import secrets
 from .errors import RecipeError, did_you_mean
 
 Loc = tuple[str | int, ...]
@@ -62,13 +63,14 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         text = f"[{', '.join(shown(item) for item in value[:4])}{', ...' if value[4:] else ''}]"
     else:
-        text = f'"{value[:80]}"' if isinstance(value, str) else str(value)
+        text = f'"{secrets.hidden(value)[:80]}"' if isinstance(value, str) else str(value)
     return ascii(text)[1:-1].replace("\\'", "'") if not text.isprintable() else text
 
 
 def dotted(loc: Loc) -> str:
     """A place in one word, as `--set` has it."""
-    return ".".join(str(key) if str(key).isprintable() else ascii(key) for key in loc)
+    words = (secrets.hidden(str(key)) for key in loc)
+    return ".".join(word if word.isprintable() else ascii(word) for word in words)
 
 
 def place(word: str | Loc) -> Loc:

@@ -25,6 +25,7 @@ from . import (
 )
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
+from .visible import clean
 
 
 class Commands(click.Group):
@@ -212,7 +213,7 @@ def main() -> None:
         ours = f"{type(error).__name__}: {error}\n  This is a fault in distillkit or a plugin; --debug shows where."
         _fail(f"error: {_blamed(error) or ours}", 1, debug)
     for fault in broken:
-        click.echo(f"warning: the plugin {fault}", err=True)
+        click.echo(clean(f"warning: the plugin {fault}"), err=True)
 
 
 def _blamed(error: BaseException) -> str | None:
@@ -242,5 +243,5 @@ def _fail(message: str, code: int, debug: bool) -> None:
         traceback.print_exc()
     if sys.stderr.isatty():
         click.echo("\r\x1b[K", nl=False, err=True)  # a progress line may stand there
-    click.echo(message, err=True)
+    click.echo(clean(message), err=True)
     sys.exit(code)

@@ -66,6 +66,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def private(folder: Path) -> Path:
+    """A folder that only its owner may look into, made if need be: what teachers answer may be private."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
 def _beside(path: Path) -> Path:
     """A new name in the same folder, which ends in `.part` and has the rights that the user's umask gives."""
     path.parent.mkdir(parents=True, exist_ok=True)

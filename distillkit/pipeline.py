@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, runs
 from .assembly import Assembly
 from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
-from .files import write_json, write_lines, write_text
+from .files import private, write_json, write_lines, write_text
 from .judging import protocol
 from .plan import MANY_EPOCHS, better
 from .records import Request
@@ -98,6 +98,7 @@ class Pipeline:
             if terms.shard:  # one share of several teaches nobody yet
                 return
             rows = labelled.answered
+            private(self.run.answers)
             write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
             facts |= self.parts.pack(labelled, self.run.answers) | self._asked(labelled.counts)
         if self.parts.soft.source == STORE:

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import CorruptError, DistillkitError
 from ..files import file_digest, read_json, replacing_folder, write_json
+from . import safetensors
 
 Arrays = Mapping[str, mx.array]
 NEEDED = {"model.safetensors", "student.json", "state.json"}
@@ -69,11 +70,13 @@ class Checkpoint:
 
     def weights(self) -> dict[str, mx.array]:
         """The weights, in float32 whatever they were stored as."""
-        return {name: value.astype(mx.float32) for name, value in _arrays(self.path / "model.safetensors").items()}
+        return {
+            name: value.astype(mx.float32) for name, value in safetensors.load(self.path / "model.safetensors").items()
+        }
 
     def moments(self) -> dict[str, mx.array]:
         """The optimizer's arrays."""
-        return _arrays(self.path / "optimizer.safetensors")
+        return safetensors.load(self.path / "optimizer.safetensors")
 
 
 def save(folder: Path, weights: Arrays, moments: Arrays | None, student: Any, state: Any) -> Checkpoint:
@@ -146,10 +149,6 @@ def weights_digest(weights: Arrays) -> str:
         total.update(f"{name}{array.shape}{array.dtype}".encode())
         total.update(array.tobytes())
     return total.hexdigest()
-
-
-def _arrays(file: Path) -> dict[str, mx.array]:
-    return dict(mx.load(str(file)))  # type: ignore[arg-type]
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ give wrong answers, but it never runs code. Failures are not answers, and nothin
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptError, DistillkitError
-from ..files import digest
+from ..files import digest, private
 from ..records import Answer, Request
 from .claims import LEASE, Claims
 
@@ -53,8 +52,7 @@ class Cache:
         self._lease = lease
         self._claims: Claims | None = None
         with self._said("opened"):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.chmod(self.folder, 0o700)  # noqa: PTH101 - answers may be private
+            private(self.folder)
             self._rows = diskcache.Cache(
                 str(self.folder),
                 disk=_text_disk(),
