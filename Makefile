@@ -11,7 +11,7 @@ RESULTS ?= benchmarks/results
 
 PLUGINS := $(wildcard plugins/distillkit-*)
 
-.PHONY: help run test test-slow test-plugins test-plugins-slow check audit docs lock clean study
+.PHONY: help run test test-slow trust test-plugins test-plugins-slow check audit docs lock clean study
 .PHONY: bench bench-53m bench-quickstart bench-writing bench-tokens bench-soft
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test         install what tests need, then run them"
 	@echo "make test-slow    the tests that take long"
 	@echo "make test-plugins the packages of plugins/, each installed with what it needs"
+	@echo "make trust        what is promised of answers, weights, keys and disks, tried in full and written to docs/trust.md"
 	@echo "make bench        measure every claim of benchmarks/README.md (RESULTS=... for another folder)"
 	@echo "make study        what each way to distil is worth: about an hour, written to docs/study.md"
 	@echo "make check        format, lint, types, generated docs, secrets, no code from data"
@@ -34,6 +35,12 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# The table is written also when something did not hold: it says so.
+trust: $(VENV)/.dev
+	rm -rf $(VENV)/trust
+	DISTILLKIT_TRUST=$(CURDIR)/$(VENV)/trust $(BIN)/python -m pytest -m trust; code=$$?; \
+	$(BIN)/python tests/trust.py $(VENV)/trust && exit $$code
 
 # The packages stand in a folder of their own, not in .venv: the other tests and the generated docs must not see them.
 test-plugins: $(VENV)/.plugins

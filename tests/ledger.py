@@ -1,0 +1,48 @@
+"""What tests of trust tried and what held, written down where DISTILLKIT_TRUST names a folder: docs/trust.md's table.
+
+The contract, for any test of a promise:
+
+    pytestmark = pytest.mark.trust               # or on the test; `make trust` runs what is marked so, slow or not
+
+    def test_every_kill_is_survived(tmp_path):
+        tried = size(30, full=200)               # the second one under `make trust`
+        survived = ...
+        held("Crashes: a killed command finishes", tried, survived, f"{survived} kills")
+
+A promise begins with one of SECTIONS and a colon; the rest is a sentence that a user understands. Calls with equal
+promises, of parametrised tests for instance, are added up in the table; their figures are put side by side. `held`
+fails the test when not all held. Without DISTILLKIT_TRUST nothing is written down.
+
+Knows no promise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+FOLDER = "DISTILLKIT_TRUST"
+FILE = "ledger.jsonl"
+SECTIONS = ["Crashes", "Disk", "Two at once", "Determinism", "Load", "Bad input", "Secrets", "Code from data", "Supply"]
+
+
+def held(promise: str, tried: int, held: int, figure: str = "", test: str | None = None) -> None:
+    """Write down that a promise held so many times of so many; the test is the one that runs, unless it is named."""
+    assert promise.partition(": ")[0] in SECTIONS, f"{promise!r} begins with none of {', '.join(SECTIONS)}"
+    if folder := os.environ.get(FOLDER):
+        row = {"promise": promise, "test": test or _running(), "tried": tried, "held": held, "figure": figure}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with (Path(folder) / FILE).open("ab", buffering=0) as file:  # one write, for tests may run side by side
+            file.write(json.dumps(row).encode() + b"\n")
+    assert held == tried, f"{promise}: {held} of {tried}"
+
+
+def size(small: int, full: int) -> int:
+    """How many to try: few among the slow tests, all under `make trust`."""
+    return full if os.environ.get(FOLDER) else small
+
+
+def _running() -> str:
+    """The test that runs, without its parameters: tests/test_x.py::test_y."""
+    return os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0].partition("[")[0]

@@ -1,0 +1,76 @@
+"""Write the table of docs/trust.md from what the tests of trust wrote down: `make trust`.
+
+    python tests/trust.py FOLDER [--page docs/trust.md]
+
+Knows no promise: they stand in the tests, and come by the ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ledger import FILE, SECTIONS
+
+from distillkit import __version__
+from distillkit.files import read_lines, write_text
+
+BEGIN, END = "<!-- made by `make trust` -->", "<!-- end of what is made -->"
+HEAD = ("| Promise | Tried | Held | Figure | Test |", "| --- | ---: | ---: | --- | --- |")
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    """One row a promise, in the order of sections, then of the ledger; what was tried of it is added up."""
+    found: dict[str, dict] = {}
+    for row in read_lines(folder / FILE):
+        whole = found.setdefault(row["promise"], {"tried": 0, "held": 0, "figures": {}, "tests": {}})
+        whole["tried"] += row["tried"]
+        whole["held"] += row["held"]
+        whole["figures"] |= {row["figure"]: None} if row["figure"] else {}
+        whole["tests"] |= {row["test"]: None}
+    ordered = sorted(found, key=lambda promise: SECTIONS.index(promise.partition(": ")[0]))
+    return [{"promise": promise, **found[promise]} for promise in ordered]
+
+
+def table(folder: Path) -> str:
+    """The table in Markdown, a section after the other."""
+    lines, last = [_measured(), "", *HEAD], ""
+    for row in rows(folder):
+        section, _, said = str(row["promise"]).partition(": ")
+        lines += [f"| **{section}** | | | | |"] if section != last else []
+        figures, tests = (
+            "; ".join(row["figures"]),
+            ", ".join(f"`{test.removeprefix('tests/')}`" for test in row["tests"]),
+        )
+        lines.append(f"| {_cell(said)} | {row['tried']:,} | {row['held']:,} | {_cell(figures)} | {tests} |")
+        last = section
+    return "\n".join(lines)
+
+
+def _measured() -> str:
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"distillkit {__version__}, {datetime.now(UTC):%Y-%m-%d}, {system}."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main() -> None:
+    """Put the table between its marks."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--page", type=Path, default=Path("docs/trust.md"))
+    given = parser.parse_args()
+    before, _, rest = given.page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"{given.page} has no place for the table: {BEGIN} and {END}")
+    write_text(given.page, f"{before}{BEGIN}\n{table(given.folder)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
