@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,6 +65,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def ends(path: Path) -> bool:
+    """Whether a path is a file, or a pipe, that can be read to its end: a device may have none."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # not there, or no path at all
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
 
 
 def private(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from .blame import Loc, Tree, dotted, explain
 from .errors import RecipeError
-from .files import digest
+from .files import digest, ends
 from .layers import Layer, Origin, bundled, chain, check_shape, dig, locate, merged, names_recipe
 from .overrides import apply
 from .tables import (
@@ -125,7 +125,7 @@ class Recipe(Table):
             words = teacher.template.words if teacher.template else {}
             files |= {(*at, "template", "words", slot): one for slot, one in words.items() if isinstance(one, str)}
         for loc, file in files.items():
-            if file is not None and not Path(file).exists():
+            if file is not None and not ends(Path(file)):
                 wrong = f"{dotted(loc)}: found {file!r}, expected a file that exists"
                 yield RecipeError(f"{self.said_by(loc).file}: {wrong}")
 
