@@ -35,6 +35,9 @@ def explain(
     at, schema = place(table), _schema(model)
     faults: dict[Loc, tuple[str, str]] = {}
     for fault in error.errors(include_url=False):
+        if len(faults) >= MOST_FAULTS:  # no more are told, only counted: there may be thousands
+            faults.setdefault((*at, *fault["loc"]), ("", ""))
+            continue
         loc, expected, siblings = _walk(schema, fault["loc"])
         if loc and (*at, *loc) not in faults:
             near = known if len(loc) == 1 else siblings

@@ -21,6 +21,8 @@ from .tables import OWN_PROMPTS, left_of
 
 MOST_BYTES = 256 * 1024  # a recipe is a page of text; more is a mistake
 MOST_LEVELS = 16
+# A key of so many parts. tomllib takes the square of their number, so such a recipe would take minutes.
+DEEP = re.compile(r"""(?:^|[\[{,])[ \t]*(?:[\w"'-]+[ \t]*\.[ \t]*){64}""", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _toml(path: Path, file: str) -> Tree:
     text = ""
     try:
         text = _text(path, file)
-        return tomllib.loads(text)
+        return toml(text)
     except OSError as error:
         raise RecipeError(f"{file} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -221,6 +223,13 @@ def _toml(path: Path, file: str) -> Tree:
         raise RecipeError(f"{file}: values are nested too deeply") from error
     except ValueError as error:
         raise _bad_toml(file, text, error) from error
+
+
+def toml(text: str) -> Tree:
+    """The values of a text in TOML, unless it takes for ever to find out that no recipe needs them."""
+    if DEEP.search(text):
+        raise RecursionError
+    return tomllib.loads(text)
 
 
 def _text(path: Path, file: str) -> str:

@@ -49,6 +49,7 @@ __all__ = [
     "host_keys",
     "load",
     "locate",
+    "must_begin",
     "names_recipe",
     "starter",
 ]
@@ -172,6 +173,22 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
     written = apply(tree, overrides)
     check_shape(tree, "--set")
     return _validated(tree, Origin(layers, written))
+
+
+def must_begin(recipe: Recipe) -> None:
+    """Follow `student.from` from recipe to recipe: each must be there, and none may begin with itself."""
+    at, seen = recipe, [_file_of(recipe)]
+    while at.begins_with_recipe:
+        at = load(str(at.student.from_))
+        seen.append(_file_of(at))
+        if seen[-1] in seen[:-1]:
+            names = " -> ".join(file.name for file in seen)
+            told = f"{recipe.file}: student.from goes in a circle: {names}"
+            raise RecipeError(told, "Let one of them begin with a run, or with nothing.")
+
+
+def _file_of(recipe: Recipe) -> Path:
+    return recipe.folder.resolve() / Path(recipe.file).name
 
 
 def _validated(tree: Tree, origin: Origin) -> Recipe:

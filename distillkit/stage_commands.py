@@ -157,9 +157,11 @@ def _agreed_beforehand(assembly: Assembly, stages: tuple[str, ...], yes: bool) -
 def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes: bool, world: World) -> Recipe:
     """The recipe, beginning with a run in place of a recipe: one that fits, or else one that is made now."""
     from . import first
+    from .recipe import must_begin
 
     if not recipe.begins_with_recipe:
         return recipe
+    must_begin(recipe)
     down = first.passed_down(overrides)
     with world.together():
         other = first.recipe_for(recipe, down)

@@ -26,6 +26,7 @@ from nasty import (
     HALF,
     KEYS,
     MARKUP,
+    NAMES,
     ROWS,
     TINY,
     TURNED,
@@ -127,11 +128,13 @@ def test_no_command_falls_over_a_recipe(home: Path) -> None:
     names = write_recipes(home)
     (home / "tiny.toml").write_text(TINY)
     every = [f"{key}={value}" for key in KEYS for value in VALUES if len(value) < 1000]
+    every = [one for one in every if not one.startswith("data.stories=9")]  # that many can be had, in a million years
     sets = random.Random(4).sample(every, size(16, full=400))
     checks = [["recipe", "check", name] for name in (names if size(0, 1) else names[::3])]
     plans = [["plan", "tiny.toml", "--json", "--set", one] for one in sets]
     shows = [["recipe", "show", name] for name in names[1::9]]
-    runs = [["run", "./" + name] for name in names[::15]] + [["-p", name, "plugins"] for name in names[:2]]
+    strange = ["circle a.toml", "its own.toml", "link out.toml", "nothing.toml", *NAMES[:3]]
+    runs = [["run", name, "--yes"] for name in strange] + [["-p", name, "plugins"] for name in strange[:2]]
     ended = outcomes([*checks, *plans, *shows, *runs], home)
     wrong = faults(ended)
     assert not wrong, json.dumps(wrong, indent=2)
