@@ -18,6 +18,7 @@ Loc = tuple[str | int, ...]
 Tree = dict[str, Any]
 
 MOST_FAULTS = 10
+LONGEST_NAME = 300
 
 
 def explain(
@@ -68,6 +69,11 @@ def shown(value: Any) -> str:
     else:
         text = f'"{secrets.hidden(value)[:80]}"' if isinstance(value, str) else str(value)
     return ascii(text)[1:-1].replace("\\'", "'") if not text.isprintable() else text
+
+
+def quoted(text: str) -> str:
+    """A name or a path in quotes, cut to fit a message."""
+    return repr(text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}...")
 
 
 def dotted(loc: Loc) -> str:

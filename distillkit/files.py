@@ -126,7 +126,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return _loads(path.read_text(encoding="utf-8"))
+
+
+def _loads(text: str | bytes) -> Any:
+    """The value of a JSON text, or a ValueError, also of one that is nested deeper than anything of ours."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -143,7 +151,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                rows.append(json.loads(line))
+                rows.append(_loads(line))
         except ValueError as error:
             raise CorruptError(f"{path} cannot be read: line {number} is not JSON: {error}") from error
     return rows

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from .blame import Loc, Tree, dotted, explain
+from .blame import Loc, Tree, dotted, explain, quoted
 from .errors import RecipeError
 from .files import digest, ends
 from .layers import Layer, Origin, bundled, chain, check_shape, dig, locate, merged, names_recipe
@@ -127,7 +127,7 @@ class Recipe(Table):
             files |= {(*at, "template", "words", slot): one for slot, one in words.items() if isinstance(one, str)}
         for loc, file in files.items():
             if file is not None and not ends(Path(file)):
-                wrong = f"{dotted(loc)}: found {file!r}, expected a file that exists"
+                wrong = f"{dotted(loc)}: found {quoted(file)}, expected a file that exists"
                 yield RecipeError(f"{self.said_by(loc).file}: {wrong}")
 
     def _teachers(self) -> Iterator[tuple[Loc, TeacherTable]]:

@@ -154,9 +154,9 @@ def write_recipes(home: Path) -> list[str]:
 # ------------------------------------------------------------------------------------------------ texts
 
 
-def texts(megabytes: int) -> Iterator[tuple[str, bytes]]:
+def texts(megabytes: float) -> Iterator[tuple[str, bytes]]:
     """Files of text, and how large the large ones are."""
-    large = megabytes * 1_000_000
+    large = round(megabytes * 1_000_000)
     yield from {
         "empty": b"",
         "one byte": b"a",

@@ -43,7 +43,7 @@ SHAPES = {
     "an AWS key": "AK" + "IA" + "ABCDEFGHIJKLMNOP",
     "a GitHub token": "gh" + "p_" + "a1B2c3" * 6,
     "a Slack token": "xo" + "xb-" + "123456789012-abc",
-    "a signed token": "ey" + "JhbGciOiJI." + "eyJzdWIiOiIx." + "SflKxwRJSMeK",
+    "a signed token": "ey" + "JhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTY3." + "SflKxwRJSMeKKF2QT4",
     "a private key": "-----BEGIN RSA PRIVATE " + "KEY-----",
     "a password in an address": "http://me:hunter22" + "@127.0.0.1/v1",
     "a key in an address": "http://127.0.0.1/v1?api_key=" + "hunter2222",

@@ -40,7 +40,7 @@ def _faults(file: Path) -> Iterator[tuple[str, str]]:
             continue
         if not isinstance(facts, dict):
             yield name, "is not described by a table"
-        elif facts.get("dtype") not in BYTES:
+        elif str(facts.get("dtype")) not in BYTES:
             yield name, f"has the unknown type {facts.get('dtype')!r}"
         elif not _whole(facts.get("shape"), LARGEST):
             yield name, f"has the shape {facts.get('shape')!r}"
