@@ -188,7 +188,7 @@ def load(count: int, concurrency: int, delay: float, failing: float) -> dict[str
     for name in ("bare", "ours"):
         with server(delay=delay, failing=failing) as (url, _):
             words = ["--part", name, "--url", url, "--prompts", str(count), "--concurrency", str(concurrency)]
-            ran = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
+            ran = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
             found[name] = json.loads(ran.stdout)
     ours_, bare_ = found["ours"], found["bare"]
     return {

@@ -1,4 +1,4 @@
-"""Many commands, each in a process of its own: forked from one that has read the code already, so they cost little.
+"""Many commands, each in a process of its own, forked from one that has read the code already, so they cost little.
 
 A command gets so many seconds of processor time; whoever takes more hangs, and is ended. Nothing that a command does to
 itself (a crash, a loop, a leak) touches the others.
@@ -17,12 +17,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 SECONDS = 20
-PATIENCE = 15  # times as long by the clock, for machines that do much else
+PATIENCE = 90  # times as long by the clock, for machines that do much else
 CODES = (0, 1, 2, 3)
 FAULT = "This is a fault in distillkit"
 
@@ -55,11 +55,11 @@ def shown(letter: str) -> bool:
 
 
 def outcomes(
-    commands: Sequence[Sequence[str]], home: Path, seconds: int = SECONDS, **environment: str
+    commands: Sequence[Sequence[str]], home: Path, seconds: int = SECONDS, at_once: int = 1, **environment: str
 ) -> list[Outcome]:
-    """Run commands one after another in a folder, which is their home."""
+    """Run commands in a folder, which is their home: one after another, or several at once if they do not mind."""
     variables = {**os.environ, "DISTILLKIT_HOME": str(home), "COLUMNS": "100", "PYTHONUTF8": "1", **environment}
-    asked = json.dumps({"commands": [list(words) for words in commands], "seconds": seconds})
+    asked = json.dumps({"commands": [list(words) for words in commands], "seconds": seconds, "at_once": at_once})
     done = subprocess.run(
         [sys.executable, __file__], input=asked.encode(), capture_output=True, env=variables, cwd=home, check=False
     )
@@ -78,20 +78,49 @@ def faults(found: Sequence[Outcome]) -> dict[str, str]:
 def main() -> None:
     from distillkit import cli, plugins, recipe  # noqa: F401 - what every command needs; mlx does not survive a fork
 
-    asked: Mapping[str, list[list[str]]] = json.load(sys.stdin)
-    json.dump([_ran(words, int(str(asked["seconds"]))) for words in asked["commands"]], sys.stdout)
+    asked = json.load(sys.stdin)
+    waiting = list(enumerate(asked["commands"]))
+    running: dict[int, Child] = {}
+    ended: dict[int, Outcome] = {}
+    while waiting or running:
+        while waiting and len(running) < asked["at_once"]:
+            number, words = waiting.pop(0)
+            child = Child(number, words, asked["seconds"])
+            running[child.pid] = child
+        for pid, child in list(running.items()):
+            if (code := child.ended()) is not None:
+                ended[child.number] = child.outcome(code)
+                del running[pid]
+        time.sleep(0.005)
+    json.dump([ended[number] for number in sorted(ended)], sys.stdout)
 
 
-def _ran(words: list[str], seconds: int) -> Outcome:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        if (child := os.fork()) == 0:
-            _be(words, seconds, out.fileno(), err.fileno())
-        code = _ended(child, time.monotonic() + PATIENCE * seconds)
+class Child:
+    """A command that runs."""
+
+    def __init__(self, number: int, words: list[str], seconds: int) -> None:
+        self.number, self.words = number, words
+        self.files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 - closed when it has ended
+        self.deadline = time.monotonic() + PATIENCE * seconds
+        self.pid = os.fork()
+        if self.pid == 0:
+            _be(words, seconds, *(file.fileno() for file in self.files))
+
+    def ended(self) -> int | None:
+        """Its code, once there is one."""
+        if time.monotonic() > self.deadline:
+            os.kill(self.pid, signal.SIGKILL)
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    def outcome(self, code: int) -> Outcome:
+        """What it came to."""
         texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read(1 << 20).decode("utf-8", "backslashreplace"))
-        return Outcome(words, code, *texts)
+        for file in self.files:
+            with file:
+                file.seek(0)
+                texts.append(file.read(1 << 20).decode("utf-8", "backslashreplace"))
+        return Outcome(self.words, code, *texts)
 
 
 def _be(words: list[str], seconds: int, out: int, err: int) -> None:
@@ -115,16 +144,6 @@ def _be(words: list[str], seconds: int, out: int, err: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))
-
-
-def _ended(child: int, deadline: float) -> int:
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.005)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_no_checkpoint_runs_anything_or_ends_the_program(home: Path) -> None:
     before = elsewhere(home)
     fine = outcomes([["generate", "student", "--prompt", "Once", "--max-tokens", "2"]], home)
     assert fine[0].code == 0, fine[0].err
-    ended = outcomes(commands, home)
+    ended = outcomes(commands, home, at_once=4)
     refused_all(ended, "Code from data: no forged checkpoint runs anything, or ends the program", home, before)
 
 
@@ -210,7 +210,7 @@ def imports(home: Path) -> list[list[str]]:
 def test_no_import_runs_anything_or_writes_elsewhere(home: Path) -> None:
     commands = imports(home)
     before = elsewhere(home)
-    ended = outcomes(commands, home)
+    ended = outcomes(commands, home, at_once=4)
     refused_all(ended, "Code from data: no import runs anything, or writes outside its folder", home, before)
     assert not list((home / "reports").glob("*/*")) if (home / "reports").exists() else True
 

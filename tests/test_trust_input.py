@@ -140,7 +140,7 @@ def test_no_command_falls_over_a_recipe(home: Path) -> None:
     shows = [["recipe", "show", name] for name in names[1::9]]
     strange = ["circle a.toml", "its own.toml", "link out.toml", "nothing.toml", *NAMES[:3]]
     runs = [["run", name, "--yes"] for name in strange] + [["-p", name, "plugins"] for name in strange[:2]]
-    ended = outcomes([*checks, *plans, *shows, *runs], home)
+    ended = outcomes([*checks, *plans, *shows, *runs], home, at_once=4)
     wrong = faults(ended)
     assert not wrong, json.dumps(wrong, indent=2)
     assert all(len(one.err.splitlines()) <= 14 for one in ended)
@@ -243,7 +243,7 @@ def wired(home: Path, provider: Provider) -> None:
     story = home / f"{STRANGE}.txt"
     story.write_text("<end>".join(f"Once upon a time there were {i} foxes. {MARKUP} {EMOJI}" for i in range(40)))
     (home / "tiny.toml").write_text(TINY.replace("stories = 60\n", ""))
-    text = WIRED.replace("PATH", json.dumps(str(story))).replace("URL", provider.url)
+    text = WIRED.replace("PATH", json.dumps(str(story), ensure_ascii=False)).replace("URL", provider.url)
     (home / "wired.toml").write_text(text)
     (home / "prompts.txt").write_text("".join(f"tell me {name}.\n" for name in ANSWERS))
     (home / "bad.toml").write_text(text.replace("prompts.txt", "bad.txt").replace('"wired"', '"bad"'))
@@ -318,7 +318,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield one
 
 
-HOSTILE = [MARKUP, ESCAPES, TURNED, HALF, FORMULA, *(part + ">" for part in MARKUP.split(">") if part)]
+HOSTILE = [MARKUP, ESCAPES, TURNED, FORMULA, *(part + ">" for part in MARKUP.split(">") if part)]
 ALL = " ".join(HOSTILE)
 
 
@@ -346,7 +346,7 @@ def hostile(folder: Path, number: int) -> tuple[Run, int]:
     }
     name = "<img src=x onerror=document.title='owned'>"
     run = make(folder, f"{name}/{number}", samples=samples, judge=text, grades=[*grades, *graded()], **said)
-    run.recipe.write_bytes(f"name = {json.dumps(text)}\n# {text} ```` \n".encode("utf-8", "replace"))
+    run.recipe.write_bytes(f"name = {json.dumps(text)}\n# {text} ```` \n".encode())
     write_lines(run.metrics, [{**row, "terms": {ALL: 1.0, "$x$": 2.0}} for row in history() if "terms" in row])
     return run, len(said) + 5
 
