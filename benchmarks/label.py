@@ -61,7 +61,7 @@ def bare(url: str, asked: list[Request], concurrency: int, retries: int = 0) -> 
     import openai
 
     async def go() -> None:
-        client = openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=retries)
+        client = openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=retries, timeout=600.0)
         gate = asyncio.Semaphore(concurrency)
 
         async def one(request: Request) -> str | None:

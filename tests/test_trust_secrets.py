@@ -277,9 +277,8 @@ def test_no_command_leaves_a_key_anywhere(tmp_path: Path) -> None:
         refused: list[Outcome] = []
         for rule in faulty():
             provider.rule = rule
-            refused += outcomes(
-                [["--debug", "run", "bad.toml", "--yes"], ["run", "bad.toml", "--yes"]], home, **environment
-            )
+            refused += outcomes([["--debug", "run", "bad.toml", "--yes"]], home, **environment)
+        refused += outcomes([["run", "bad.toml", "--yes"]], home, **environment)
         assert {one.code for one in refused} <= {1, 3}
         assert all(KEYS["DISTILLKIT_API_KEY"] in call.headers["authorization"] for call in provider.calls)
     assert not faults(done + [one for one in refused if "--debug" not in one.words])
