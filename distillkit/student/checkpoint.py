@@ -28,6 +28,7 @@ from . import safetensors
 
 Arrays = Mapping[str, mx.array]
 NEEDED = {"model.safetensors", "student.json", "state.json"}
+LARGEST = 2**31  # of a vocabulary: MLX counts with 32 bits
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class Checkpoint:
     @property
     def student(self) -> dict[str, Any]:
         """Architecture, options and size of the vocabulary."""
-        return _json(self.path / "student.json")
+        values = _json(self.path / "student.json")
+        size = values.get("vocab_size")
+        if not {"arch", "options"} <= values.keys() or type(size) is not int or not 0 < size < LARGEST:
+            raise CorruptError(f"{self.path / 'student.json'} is damaged: it does not say what student that is")
+        return values
 
     @property
     def sums(self) -> dict[str, Any]:

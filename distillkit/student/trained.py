@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..data.tokenizer import Tokenizer
-from ..errors import UsageError, did_you_mean
+from ..errors import CorruptError, UsageError, did_you_mean
 from ..files import digest, read_json
 from ..plugins import current
 from ..records import Sample
@@ -54,7 +54,10 @@ class Trained:
         if not isinstance(student, Student):
             raise UsageError(f"{network['arch']!r} is not a student")
         model = student.build(network["vocab_size"])
-        model.load_weights(list(checkpoint.weights().items()))
+        try:
+            model.load_weights(list(checkpoint.weights().items()))
+        except ValueError as error:
+            raise CorruptError(f"the weights in {checkpoint.path} are not those of its student: {error}") from error
         mx.eval(model.parameters())
         return cls(model, Tokenizer.load(tokenizer), student.context)
 
