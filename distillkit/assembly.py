@@ -10,9 +10,9 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .data.batches import Batches
 from .data.corpus import Corpus, held_out, pack_texts, prepare, prepared
 from .data.shards import Stream
-from .errors import DistillkitError, UsageError
+from .errors import DataError, DistillkitError, UsageError
 from .plugins import Plugins
 from .progress import Voice
 from .recipe import JudgeTable, Recipe, must_begin
@@ -59,7 +59,8 @@ class Assembly:
         return self.plugins.build(role, name, options, file=recipe.file, table=table, folder=recipe.folder)
 
     def check(self) -> None:
-        """Refuse what the recipe names and is not there, before anything is made: students to begin from or to ask."""
+        """Refuse what the recipe names and is not there, before anything is made: packages, students, teachers."""
+        self._check_text()
         if self.recipe.begins_with_recipe:
             must_begin(self.recipe)
         elif self.recipe.student.from_:
@@ -75,6 +76,17 @@ class Assembly:
                     f"teacher.system: the teacher {table.provider!r} does not chat ({self.recipe.file})",
                     "Leave it out, or ask a teacher that replies to messages.",
                 )
+
+    def _check_text(self) -> None:
+        """Refuse a source or tokenizer whose package is missing; a corpus that lies in the cache needs no source."""
+        from .data.tokenizer import check
+
+        check(self.recipe.values()["tokenizer"])
+        try:
+            self.source.check()
+        except DataError:
+            if not self._prepared:
+                raise
 
     @cached_property
     def source(self) -> Source:
@@ -121,6 +133,31 @@ class Assembly:
         teacher = self._build("teachers", whole.provider, whole.options, f"judge.{judge.name}.teacher")
         return cast(Teacher, teacher), whole
 
+    def cannot_be_asked(self, judging: bool = True) -> Iterator[UsageError]:
+        """Why those who may be asked cannot be, as far as nobody needs to be asked for that: keys that are missing."""
+        checks: list[Callable[[], None]] = [self._teacher_ready]
+        checks += [partial(self.judge_ready, table, judge) for table, judge in self.judges() if judging]
+        for ready in checks:
+            try:
+                ready()
+            except UsageError as error:
+                yield error
+
+    def _teacher_ready(self) -> None:
+        if self.teacher is not None and cast(TeacherTable, self.recipe.teacher).prompts:
+            self.teacher.check([])
+
+    def judge_ready(self, table: JudgeTable, judge: Judge) -> None:
+        """Refuse a judge whose teacher cannot be asked, and say whose it is."""
+        found = self.teacher_of(table, judge)
+        try:
+            if found is not None:
+                found[0].check([])
+        except UsageError as error:
+            instead = """Or do without that judge: --set 'judge=[{name="perplexity"}]'"""
+            told = f"{error.message}, whom the judge {judge.name!r} asks"
+            raise UsageError(told, f"{error.hint} {instead}") from error
+
     def trackers(self) -> list[Tracker]:
         """Those who are told of every step."""
         tables = enumerate(self.recipe.tracker)
@@ -139,8 +176,13 @@ class Assembly:
 
     @cached_property
     def _at_hand(self) -> bool:
+        return self.source.here or self._prepared
+
+    @cached_property
+    def _prepared(self) -> bool:
+        """Whether the corpus lies in the cache."""
         tables = self.recipe.values()
-        return self.source.here or prepared(self.source, tokenizer=tables["tokenizer"], options=tables["data"])
+        return prepared(self.source, tokenizer=tables["tokenizer"], options=tables["data"])
 
     @property
     def vocab_size(self) -> int:

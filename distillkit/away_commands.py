@@ -46,6 +46,10 @@ def export(
     from .student import blas
 
     blas.insist_on_mlx()
+    if push:
+        from . import upload
+
+        upload.token()  # before the work, not after it
     run = _reported(runs.find(where))
     folder = folder or Path(f"{run.path.resolve().parent.name}-{kind}{f'-{quantize}bit' if quantize else ''}")
     checked = _exported(ctx, run, folder, kind, {"quantize": int(quantize)} if quantize else {})
@@ -85,15 +89,15 @@ def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
     from . import upload
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    who = "public" if public else "private"
+    who, later = "public" if public else "private", upload.later(folder, name, not public)
     click.echo(f"To {upload.endpoint()}/{name} ({who}) would go:", err=True)
     for file in files:
         click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError("nobody is there to agree to the upload", "Add --yes.")
+            raise UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}")
         if not click.confirm("Upload?", err=True):
-            raise UsageError("nothing was uploaded", f"It stands in {folder}.")
+            raise UsageError("nothing was uploaded", later)
     click.echo(f"Uploaded: {upload.push(folder, name, private=not public)}")
 
 

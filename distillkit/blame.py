@@ -100,7 +100,8 @@ def _fault(loc: Loc, fault: Any, schema: Tree, known: Iterable[str]) -> tuple[st
     if fault["type"] in ("value_error", "assertion_error") or not schema:
         about = "" if found == "a table" else f" found {found}:"
         return f"{dotted(loc)}:{about} {_message(fault)}", ""
-    return f"{dotted(loc)}: found {found}, expected {_expected(schema)}", ""
+    what = f" ({schema['description']})" if found == "nothing" and "description" in schema else ""
+    return f"{dotted(loc)}: found {found}, expected {_expected(schema)}{what}", ""
 
 
 def _message(fault: Any) -> str:

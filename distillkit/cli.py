@@ -141,6 +141,8 @@ def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
     """Say whether a recipe can be run. Spends nothing."""
     assembly = assembled(ctx, recipe_of(name, overrides))
     assembly.check()
+    for error in assembly.cannot_be_asked():
+        assembly.voice.warn(f"{error.message}: only what it was asked before can be had. {error.hint}")
     click.echo(f"{assembly.recipe.file} is fine.")
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .blame import Loc
-from .errors import RecipeError
+from .data.tokenizer import is_trained
+from .errors import RecipeError, UsageError
 from .recipe import Recipe, load
 from .runs import Run, runs_of
 from .student.checkpoint import newest_good
@@ -17,7 +18,7 @@ from .student.checkpoint import newest_good
 FROM: Loc = ("student", "from")
 # What `--set` says of these holds for the first recipe, too: both must read alike, and a small trial is small in both.
 TABLES = ("data", "tokenizer", "student")
-KEYS = ("train.steps", "train.batch_size", "train.accumulate", "train.streams", "train.precision")
+KEYS = ("train.steps", "train.warmup", "train.batch_size", "train.accumulate", "train.streams", "train.precision")
 # What may differ between a run and the recipe that is asked for: how training is watched, not what is learnt.
 WATCHING = {"evaluate_every", "evaluate_batches", "sample_every", "checkpoint_every", "keep", "streams", "chunk"}
 WATCHING |= {"checkpointing"}
@@ -37,6 +38,23 @@ def _goes_down(key: str) -> bool:
 def recipe_for(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """The recipe whose student this one begins with, with what the command line says of both."""
     return load(recipe.student.from_ or "", overrides)
+
+
+def refuse_other_tokens(recipe: Recipe, other: Recipe) -> None:
+    """Refuse, before hours of training, two tokenizers that would learn from different text, so different tokens."""
+    if not is_trained(recipe.values()["tokenizer"]) or recipe.tokenizer != other.tokenizer:
+        return
+    mine, theirs = (
+        {**one.values()["data"], "tokens": None} for one in (recipe, other)
+    )  # a budget changes no tokenizer
+    if differing := sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)):
+        keys = ", ".join(f"data.{key}" for key in differing)
+        raise UsageError(
+            f"{recipe.name} and {other.name} would each train a tokenizer, on different text ({keys}), "
+            "and a student goes on only with its own tokens",
+            f"Set {keys} for both, or make {other.name} first and take its tokens: "
+            f"--set tokenizer.kind={other.name}/1 --set student.from={other.name}/1",
+        )
 
 
 def runs_that_fit(recipe: Recipe) -> tuple[str | None, str | None]:

@@ -15,7 +15,7 @@ from .assembly import Assembly
 from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
 from .files import private, write_json, write_lines, write_text
 from .judging import protocol
-from .plan import MANY_EPOCHS, better
+from .plan import MANY_EPOCHS, better, slow_start
 from .records import Request
 from .roles import Judge, Teacher
 from .runs import Run
@@ -142,6 +142,8 @@ class Pipeline:
         training = self._training()
         with self.world.together():
             self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
+            if told := slow_start(self.parts):
+                self._warn(told)
             self.trackers = [Guarded(tracker, self._warn) for tracker in self.parts.trackers()]
             for tracker in self.trackers:
                 tracker.start(self.run)

@@ -177,14 +177,14 @@ def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
 
 def judges_spending(parts: Assembly, asked: Sequence[dict[str, Any]]) -> str | None:
     """What judges' calls may cost, in words; None when they cost nothing. Refuses what cannot be asked."""
-    whom = {judge.name: parts.teacher_of(table, judge) for table, judge in parts.judges()}
+    judges = {judge.name: (table, judge) for table, judge in parts.judges()}
     told = []
     for row in asked:
-        teacher, table = cast(tuple[Teacher, TeacherTable], whom[row["judge"]])
+        teacher, table = cast(tuple[Teacher, TeacherTable], parts.teacher_of(*judges[row["judge"]]))
         if not row["calls"]:
             continue
         parts.terms(table, shard=None, batch=False).budget(teacher)
-        teacher.check([])
+        parts.judge_ready(*judges[row["judge"]])
         asking = f"{row['calls']} calls of the judge {row['judge']} to {row['provider']} may cost"
         if row["usd"] is None and teacher.paid:
             told.append(f"{asking} money; how much is unknown without judge.teacher.price")
@@ -193,13 +193,38 @@ def judges_spending(parts: Assembly, asked: Sequence[dict[str, Any]]) -> str | N
     return "; ".join(told) or None
 
 
+def insist_on_keys(parts: Assembly, judging: bool) -> None:
+    """Refuse at once, before text is read, what would be refused later: no answer is known, and none can be asked for.
+
+    Where some answers are known they may be all that is wanted, and only the text says which those are.
+    """
+    with parts.cache() as cache:
+        if len(cache):
+            return
+    for error in parts.cannot_be_asked(judging):
+        raise error
+
+
+def slow_start(parts: Assembly) -> str | None:
+    """What is to be said of a warm-up that never ends; None when all is well."""
+    train = parts.recipe.train
+    if train.warmup <= train.steps:
+        return None
+    reached = train.learning_rate * train.steps / train.warmup
+    return (
+        f"train.warmup = {train.warmup:_} is longer than the run: the learning rate only gets to {reached:.2g} "
+        f"of {train.learning_rate:.2g}; for a trial that learns: train.warmup = {train.steps // 10:_}"
+    )
+
+
 def _training(parts: Assembly) -> dict[str, Any]:
     """Steps and tokens; epochs count the corpus, and what the teacher will write if it has a share of its own."""
     train, context = parts.recipe.train, parts.student.context
     tokens = train.steps * train.batch_size * train.accumulate * context
     there = _to_read(parts)
     epochs = None if there is None else round(_times_read(parts, tokens, max(1, there)), 2)
-    return {"steps": train.steps, "tokens": tokens, "epochs": epochs, "advice": _advice(parts, epochs)}
+    told = {"advice": _advice(parts, epochs), "warmup": slow_start(parts)}
+    return {"steps": train.steps, "tokens": tokens, "epochs": epochs, **told}
 
 
 def _to_read(parts: Assembly) -> int | None:
@@ -301,7 +326,8 @@ def brief(foreseen: dict[str, Any]) -> str:
         known_already = f"{teacher['cached']} answers are known already"
         asked = f"  {teacher['calls']} calls to {teacher['provider']}, {known_already}{cost}\n"
     asked += "".join(
-        f"  {row['calls']} calls of the judge {row['judge']} to {row['provider']}; cost: {_cost_of(row)}\n"
+        f"  {row['calls']} calls of the judge {row['judge']} to {row['provider']}"
+        f"{'' if row['price'] == FREE else f'; cost: {_cost_of(row)}'}\n"
         for row in foreseen["judging"]["judges"]
         if row["calls"]
     )
@@ -340,6 +366,8 @@ def _reading(training: dict[str, Any]) -> list[tuple[str, str]]:
     if training["advice"]:
         rows.append(("warning", f"too often: from about {MANY_EPOCHS} on a student learns by heart;"))
         rows.append(("", f"{training['advice']} (or student.dropout, and look at the validation loss)"))
+    if training["warmup"]:
+        rows.append(("warning", training["warmup"]))
     return rows
 
 

@@ -220,7 +220,7 @@ name = "{name}"
 # [data]
 # source = "text"
 # path = "stories/*.txt"
-# separator = "<|endoftext|>"  # what stands between the texts of one file; without it each file is one text
+# separator = "---"  # what stands between the texts of one file, where it is not <|endoftext|>
 
 [student]
 layers = 4              # more layers and a greater width learn more, and take longer

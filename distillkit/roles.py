@@ -65,6 +65,9 @@ class Source(Role):
         """What decides the documents, as plain JSON values: when it is equal, nothing is read again."""
         return self.options.model_dump(mode="json")
 
+    def check(self) -> None:
+        """Refuse, by a DataError, what is known to keep it from reading: a package that is missing. Fetches nothing."""
+
 
 class Student(Role):
     """An architecture that can be trained."""

@@ -150,6 +150,8 @@ def _agreed_beforehand(assembly: Assembly, stages: tuple[str, ...], yes: bool) -
     from . import plan as planning
 
     assembly.check()
+    _writable()
+    planning.insist_on_keys(assembly, "judge" in stages)
     judges = planning.judging(assembly)["judges"] if "judge" in stages else []
     agreed(assembly, planning.teaching(assembly), judges, yes)
 
@@ -165,6 +167,7 @@ def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes
     down = first.passed_down(overrides)
     with world.together():
         other = first.recipe_for(recipe, down)
+        first.refuse_other_tokens(recipe, other)
     other = _started(ctx, other, down, yes, world)
     with world.together():
         assembly = assembled(ctx, other, silent=not world.writes)
@@ -202,6 +205,7 @@ def _new_run(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> Run:
     assembly.voice.say(f"distillkit {__version__}: {assembly.recipe.name}")
     assembly.check()
     _writable()
+    planning.insist_on_keys(assembly, "judge" in stages)
     foreseen = planning.foresee(assembly)
     assembly.voice.say(planning.brief(foreseen))
     agreed(assembly, foreseen["teacher"], foreseen["judging"]["judges"] if "judge" in stages else [], yes)

@@ -13,24 +13,38 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def push(folder: Path, name: str, private: bool) -> str:
-    """Upload a folder as a model, and say where it is."""
+def token() -> str:
+    """The user's own, or what is missing: to be asked for before anything is made that is to go up."""
     try:
-        from huggingface_hub import HfApi, get_token
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub import get_token
     except ImportError as error:
         hint = 'Install it: pip install "distillkit[push]"'
         raise UsageError("--push needs the package huggingface_hub, which is not installed", hint) from error
-    token = get_token()
-    if not token:
+    found = get_token()
+    if not found:
         raise UsageError("there is no token for the Hub", "Log in (hf auth login), or set HF_TOKEN.")
-    api = HfApi(endpoint=endpoint(), token=token)
+    return str(found)
+
+
+def later(folder: Path, name: str, private: bool) -> str:
+    """How an export that was not uploaded still can be."""
+    return f"It stands in {folder}; later: hf upload {name} {folder}{' --private' if private else ''}"
+
+
+def push(folder: Path, name: str, private: bool) -> str:
+    """Upload a folder as a model, and say where it is."""
+    key = token()
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(endpoint=endpoint(), token=key)
     try:
         known = api.create_repo(name, private=private, exist_ok=True, repo_type="model")
         api.upload_folder(repo_id=known.repo_id, folder_path=folder, commit_message="Upload from distillkit")
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise DistillkitError(
-            f"{endpoint()} did not take it: {first}", f"The export still stands in {folder}."
+            f"{endpoint()} did not take it: {first}",
+            later(folder, name, private),
         ) from error
     return f"{endpoint()}/{known.repo_id}"

@@ -110,6 +110,12 @@ def _kind(value: dict[str, Any]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
+def _shown(default: Any) -> str:
+    """A default in a cell of a table, where a bar would end the cell."""
+    bar = "\\|"
+    return f"`{str(default).replace('|', bar)}`"
+
+
 def _default(value: dict[str, Any]) -> str:
     default = value.get("default")
     if isinstance(default, dict) or len(str(default)) > 60:
@@ -123,7 +129,7 @@ def _plugin(row: dict[str, Any]) -> str:
         return text
     lines = ["\n| option | is | default | |", "| --- | --- | --- | --- |"]
     for option in row["options"]:
-        default = "required" if option["required"] else "" if option["default"] is None else f"`{option['default']}`"
+        default = "required" if option["required"] else "" if option["default"] is None else _shown(option["default"])
         kind = option["type"].replace("|", "or")
         lines.append(f"| `{option['name']}` | {kind} | {default} | {option['about']} |")
     return text + "\n".join(lines) + "\n"

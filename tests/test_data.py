@@ -7,6 +7,7 @@ import json
 import lzma
 import multiprocessing
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -439,7 +440,8 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
     [
         ([], {}, "gives no text"),
         (["", " "], {}, "gives no text"),
-        (STORIES[:1], {"held_out": 0.0}, "none of the 1 documents"),
+        (STORIES[:1], {"held_out": 0.0}, "the only document"),
+        (STORIES[:3], {"held_out": 0.0}, "none of the 3 documents"),
         (STORIES[:9], {"held_out": 1.0}, "nothing to train on"),
         (["half \ud83d", *STORIES], {}, "lone surrogate"),
     ],
@@ -488,6 +490,13 @@ def test_a_separator_parts_documents(tmp_path: Path, packing: str) -> None:
     raw = f"\n{END_OF_TEXT}\n".join(STORIES).encode() + f"\n{END_OF_TEXT}\n".encode()
     {"": Path.write_bytes, ".gz": _gzip, ".xz": _xz}[packing](file, raw)
     assert [d.text for d in read(path=[str(file)], separator=END_OF_TEXT)] == STORIES
+
+
+def test_an_end_of_text_parts_documents_unless_told_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "many.txt"
+    file.write_text(f"one\n{END_OF_TEXT}\ntwo\n")
+    assert [d.text for d in read(path=str(file))] == ["one", "two"]
+    assert [d.text for d in read(path=str(file), separator="")] == [file.read_text()]
 
 
 def _gzip(file: Path, raw: bytes) -> None:
@@ -540,8 +549,12 @@ def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.txt").write_text("one")
     with pytest.raises(UsageError, match=r"distillkit\[parquet\]"):
         read(path=str(tmp_path / "rows.parquet"))
+    with pytest.raises(UsageError, match=r"distillkit\[parquet\]"):
+        Text(Text.Options(path=f"{tmp_path}/*")).check()
+    Text(Text.Options(path=f"{tmp_path}/*.txt")).check()
 
 
 def test_globs_find_files_in_order_each_once(tmp_path: Path) -> None:
@@ -668,6 +681,27 @@ def test_a_corpus_stops_at_its_budget_and_reads_no_further(tmp_path: Path) -> No
     assert len(given) == corpus.train.documents + corpus.held_out.documents
     assert prepare(Endless(), tokenizer=table, options={"tokens": 5000, "held_out": 0.2}, folder=tmp_path)
     assert len(given) == corpus.train.documents + corpus.held_out.documents
+
+
+def test_progress_says_how_much_of_a_budget_there_is(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    class Progress(Said):
+        def progress(self, text: str, last: bool = False) -> None:
+            self.lines.append(text)
+
+    tokenizer.save(tmp_path / "t")
+    texts, voice = [f"{i}: {text}" for i in range(6) for text in STORIES], Progress()
+    prepare(
+        Listed(texts),
+        tokenizer={"kind": str(tmp_path / "t")},
+        options={"tokens": 10**6},
+        folder=tmp_path / "c",
+        voice=voice,
+    )
+    counts = [
+        re.fullmatch(r"Packing: ([\d,]+) documents, about ([\d,]+) of 1,000,000 tokens so far\.", line)
+        for line in voice.lines
+    ]
+    assert [match and match[1] for match in counts] == ["1,000", "2,000"]
 
 
 def test_a_corpus_without_a_budget_is_the_one_that_it_was_before_there_were_budgets() -> None:

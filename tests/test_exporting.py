@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from students import TEXTS, f64, lively, tokenizer
 from test_architecture import shapes
 
 from distillkit.cli import cli
-from distillkit.data.tokenizer import Tokenizer
+from distillkit.data.tales import story
+from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build
 from distillkit.errors import DistillkitError, UsageError
-from distillkit.runs import Run
+from distillkit.runs import Run, find
 from distillkit.student import exporting, families, spelling
 from distillkit.student.generate import logits_of
 from distillkit.student.gpt import Shape
@@ -162,6 +164,67 @@ def test_a_tokenizer_that_would_cut_otherwise_is_not_written(home: Path) -> None
     text["model"]["merges"] = text["model"]["merges"][::-1]
     with pytest.raises(DistillkitError, match="would cut"):
         spelling.must_agree(tokenizer(), json.dumps(text))
+
+
+@cache
+def unigrams() -> Tokenizer:
+    return build("sentencepiece", vocab_size=600, texts=lambda: (story(0, index) for index in range(250)))
+
+
+@cache
+def others_of_unigrams() -> Any:
+    return others(unigrams())
+
+
+@pytest.mark.peer
+@settings(max_examples=150, deadline=None)
+@given(st.text() | st.text(alphabet=" \n\tab'sl-.1\0\u3000\xa0é漢") | st.text(alphabet="ot hen"))
+def test_tokenizer_json_cuts_every_text_as_sentencepiece_does(text: str) -> None:
+    needs_sentencepiece()
+    if any(name in text for name in spelling.read_otherwise(unigrams())):
+        return
+    assert others_of_unigrams().encode(text).ids == unigrams().encode(text)
+    assert others_of_unigrams().decode(unigrams().encode(text)) == text
+
+
+def needs_sentencepiece() -> None:
+    """For tests of hypothesis, which take no fixture of one test."""
+    if os.environ.get("DISTILLKIT_PEERS") != "required":
+        pytest.importorskip("sentencepiece", reason="the peer sentencepiece is not installed")
+
+
+@pytest.mark.peer
+def test_a_sentencepiece_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_sentencepiece()
+    run = run_with(replace(TINY, vocab_size=unigrams().vocab_size), words=unigrams())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = command("export", run.name, "--to", "there", "--format", "hf")
+    assert said.exit_code == 0, said.exception
+    assert {"tokenizer.json", "pieces.model"} <= {file.name for file in Path("there").iterdir()}
+    assert command("import", "there", "--name", "back").exit_code == 0
+    assert Trained.load(find("back").path).tokenizer.fingerprint == unigrams().fingerprint
+    message = refused("export", run.name, "--to", "other", "--format", "gguf")
+    assert "a GGUF file holds its tokenizer, and the tokenizer 'sentencepiece' does not cut text" in message
+    assert not Path("other").exists()
+    whole = json.loads(Path("there/tokenizer.json").read_text())
+    whole["model"]["vocab"] = [[piece, -score] for piece, score in whole["model"]["vocab"]]
+    Path("there/tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(DistillkitError, match="would cut"):
+        spelling.read(Path("there"))
+
+
+def test_a_tokenizer_that_goes_nowhere_is_refused_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Tokenizer("mine", CL100K_PATTERN, tokenizer().ranks, tokenizer().special)
+    run = run_with(TINY, words=words)
+    for kind in ("mlx", "gguf"):
+        message = refused("export", run.name, "--to", "there", "--format", kind)
+        assert "the tokenizer 'mine' does not cut text as GPT-2's does" in message
+        assert "--format hf" in message
+        assert not Path("there").exists()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = command("export", run.name, "--to", "there", "--format", "hf")
+    assert "without tokenizer.json: the tokenizer 'mine' does not cut" in said.output
+    assert not Path("there/tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
@@ -308,8 +371,16 @@ def test_a_push_shows_what_would_go_and_uploads_it(home: Path, monkeypatch: pyte
     assert got["files"] == {file.name: file.read_bytes() for file in (home / "there").iterdir()}
     assert "library_name" in got["card"]
     assert "did not take it" in str(refusal.exception)
+    assert "hf upload me/tiny second --private" in str(refusal.exception)
     assert "hf_wrong" not in str(refusal.exception)
     assert Path("second/README.md").is_file()
+
+
+def test_a_push_without_a_token_is_refused_before_the_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    message = refused("export", run_with(TINY).name, "--to", "there", "--format", "hf", "--push", "me/tiny")
+    assert "set HF_TOKEN" in message
+    assert not Path("there").exists()
 
 
 def test_the_exporter_of_the_documentation_works(home: Path) -> None:
@@ -343,6 +414,24 @@ def test_transformers_says_what_the_student_says(name: str, peer: Any) -> None:
         assert words(text)["input_ids"] == tokenizer().encode(text)
         assert words.decode(tokenizer().encode(text)) == text
     assert words.eos_token_id == tokenizer().end_of_text
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+def test_a_sentencepiece_is_read_by_transformers_and_mlx_lm(peer: Any) -> None:
+    for package in ("torch", "sentencepiece"):
+        peer(package)
+    transformers, mlx_lm = peer("transformers"), peer("mlx_lm")
+    run = run_with(replace(TINY, vocab_size=unigrams().vocab_size), words=unigrams())
+    for kind in ("hf", "mlx"):
+        assert command("export", run.name, "--to", kind, "--format", kind).exit_code == 0
+    words = transformers.AutoTokenizer.from_pretrained("hf")
+    model, theirs = mlx_lm.load("mlx")
+    for text in TEXTS:
+        assert words(text)["input_ids"] == theirs.encode(text) == unigrams().encode(text)
+        assert words.decode(unigrams().encode(text)) == text
+    assert words.eos_token_id == unigrams().end_of_text
+    assert isinstance(mlx_lm.generate(model, theirs, TEXTS[0], max_tokens=5), str)
 
 
 MLX_KINDS = {

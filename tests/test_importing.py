@@ -286,6 +286,7 @@ def test_a_nano_checkpoint_becomes_a_run(home: Path, words: str, table: str, pee
     torch.save({"model_state_dict": state, "config": config, "step": 3}, home / "final.pt")
     said = command("import", "final.pt", "--tokenizer", words)
     assert said.exit_code == 0, said.exception
+    assert "with any other tokenizer its grades mean nothing until it is trained on" in said.output
     assert_same(model, "final")
     student = Trained.load(runs.find("final").path)
     assert student.model.shape.positions == ("sinusoidal" if table == "sinusoids" else "learned")

@@ -379,7 +379,7 @@ def test_what_a_starter_suggests_can_be_done():
     suggested = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
     recipe = load(write(suggested, "mine.toml"))
     assert recipe.data.source == "text"
-    assert recipe.data.options == {"path": "stories/*.txt", "separator": "<|endoftext|>"}
+    assert recipe.data.options == {"path": "stories/*.txt", "separator": "---"}
     checked = Plugins.load().check(recipe)
     assert checked.mixer.options == {"alpha": 0.3, "temperature": 1.0}
 

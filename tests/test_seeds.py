@@ -4,15 +4,20 @@ the student of another."""
 from __future__ import annotations
 
 import json
+import random
 import re
 import socket
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from judge_provider import Judge
+from provider import serving
 
 from distillkit import first, plan
 from distillkit.assembly import Assembly
@@ -131,7 +136,8 @@ def numbers(recipe: str) -> list[str]:
 def test_every_seed_checks_and_plans_offline_with_the_parameters_that_it_says(name: str) -> None:
     recipe = Plugins.load().check(load(name))
     parts = Assembly(recipe, Plugins.load())
-    parts.check()
+    if find_spec("datasets"):
+        parts.check()
     foreseen = plan.foresee(parts)
     assert foreseen["student"]["parameters"]["unique"] == SIZES[name]
     assert foreseen["data"]["here"] is False
@@ -163,6 +169,17 @@ def test_every_seed_says_why() -> None:
         assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.usefixtures("offline")
+def test_the_line_that_brings_the_temperature_back_is_what_it_takes(home: Path) -> None:
+    (line,) = re.findall(r"^#     (mixer = .*)$", bundled()["tinystories_53m"].read_text(), re.MULTILINE)
+    (home / "soft.toml").write_text(f'extends = "tinystories_53m"\nname = "soft"\n{line}\n')
+    with pytest.raises(UsageError, match="alpha-temperature"):  # Groq gives no probabilities
+        Plugins.load().check(load("soft.toml"))
+    gives = ["teacher.provider=openai", "teacher.model=gpt-4.1-mini", "teacher.top_logprobs=20"]
+    soft = Plugins.load().check(load("soft.toml", gives)).mixer
+    assert (soft.name, soft.options) == ("alpha-temperature", {"alpha": 0.7, "temperature": 2.0})
+
+
 @pytest.mark.usefixtures("home", "offline")
 @pytest.mark.parametrize(
     ("name", "keys"),
@@ -190,6 +207,62 @@ def test_a_run_without_a_network_says_how_to_bring_a_copy(peer: Callable[[str], 
         distillkit("run", "slm_nano_1m")
     assert "--set data.source=text --set data.path=" in caught.value.hint
     assert numbers("slm_nano_1m") == []
+
+
+@pytest.mark.usefixtures("home", "offline")
+def test_a_library_that_is_missing_is_said_first_and_a_plan_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for words in (("recipe", "check"), ("run",), ("label",)):
+        with pytest.raises(DataError, match="needs the package datasets, which is not installed") as caught:
+            distillkit(*words, "slm_nano_1m")
+        assert caught.value.exit_code == 2
+        assert 'pip install "distillkit[hub]"' in caught.value.hint
+        assert "--set data.source=text --set data.path=" in caught.value.hint
+    assert "1,032,672 unique" in distillkit("plan", "slm_nano_1m")
+    assert "is fine" in distillkit("recipe", "check", "slm_nano_1m", "--set", "data.source=tales")
+    assert numbers("slm_nano_1m") == []
+
+
+@pytest.mark.usefixtures("home", "offline")
+def test_the_package_of_a_tokenizer_is_missed_first_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(DataError, match="sentencepiece"):
+        distillkit("recipe", "check", "base.toml", "--set", "tokenizer.kind=sentencepiece")
+
+
+def words_for(*overrides: str) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_key_that_is_missing_is_said_before_any_text_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GROQ_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    (home / "book.txt").write_text("One day a fox met a hen. " * 4000)
+    text = words_for("data.source=text", "data.path=book.txt", "train.steps=20")
+    with pytest.raises(UsageError, match="no key for the teacher 'groq'") as caught:
+        distillkit("run", "tinystories_53m", "--yes", *text)
+    assert (caught.value.exit_code, caught.value.hint) == (2, "Set GROQ_API_KEY, or write it to .env.")
+    told = words_for("teacher.provider=told", "teacher.prompts=5")
+    with pytest.raises(UsageError, match="'openai', whom the judge 'rubric' asks") as caught:
+        distillkit("run", "tinystories_53m", "--yes", *text, *told)
+    assert "Set OPENAI_API_KEY" in caught.value.hint
+    assert """--set 'judge=[{name="perplexity"}]'""" in caught.value.hint
+    assert not (home / "cache/data").exists()
+    assert numbers("tinystories_53m") == numbers("tinystories_53m_base") == []
+    checked = distillkit("recipe", "check", "tinystories_53m", *text)
+    assert "warning: there is no key for the teacher 'groq': only what it was asked before can be had." in checked
+    assert "whom the judge 'rubric' asks" in checked
+    assert checked.endswith("is fine.\n")
+
+
+@pytest.mark.usefixtures("home", "offline")
+def test_a_warm_up_that_never_ends_is_told() -> None:
+    told = distillkit("plan", "slm_nano_1m", "--set", "train.steps=20")
+    assert "train.warmup = 200 is longer than the run: the learning rate only gets to 0.0002 of 0.002" in told
+    assert "for a trial that learns: train.warmup = 2" in told
+    short = distillkit("plan", "slm_nano_1m", "--set", "train.steps=20", "--set", "train.warmup=2")
+    assert "train.warmup" not in short
 
 
 # Beginning with the student of a recipe.
@@ -274,6 +347,16 @@ def test_labelling_needs_no_student_to_begin_with(home: Path) -> None:
     assert load("reports/outer/1/recipe.toml").student.from_ == "base/1"
 
 
+def test_two_tokenizers_of_different_text_are_refused_before_anything_is_trained(home: Path) -> None:
+    (home / "outer.toml").write_text(OUTER + "[data]\nheld_out = 0.3\n")
+    with pytest.raises(
+        UsageError, match=r"would each train a tokenizer, on different text \(data\.held_out\)"
+    ) as caught:
+        distillkit("run", "outer.toml", "--yes")
+    assert "Set data.held_out for both" in caught.value.hint
+    assert numbers("base") == numbers("outer") == []
+
+
 @pytest.mark.usefixtures("home")
 def test_a_recipe_to_begin_with_must_be_there() -> None:
     with pytest.raises(UsageError, match=r"there is no recipe .*gone\.toml"):
@@ -282,7 +365,9 @@ def test_a_recipe_to_begin_with_must_be_there() -> None:
 
 def test_what_goes_down_to_the_first_recipe() -> None:
     given = ["data.path=a", "tokenizer.kind=bpe", "student.width=8", "student.from=x", "train.steps=2", "train.clip=2"]
-    assert first.passed_down(given) == ("data.path=a", "tokenizer.kind=bpe", "student.width=8", "train.steps=2")
+    given.append("train.warmup=1")
+    down = ("data.path=a", "tokenizer.kind=bpe", "student.width=8", "train.steps=2", "train.warmup=1")
+    assert first.passed_down(given) == down
 
 
 # Running them.
@@ -304,6 +389,55 @@ def test_every_seed_runs_at_a_small_size(home: Path, name: str) -> None:
     assert (report["status"], report["training"]["steps"]) == ("done", 20)
     assert report["judges"]["perplexity"]["bits_per_byte"]["value"] > 0
     assert numbers("tinystories_53m_base") == (["1"] if taught else [])
+
+
+NOVELS = Path(__file__).parent.parent.parent / "shared" / "data" / "austen_four_novels.txt.xz"
+
+
+def book(home: Path) -> str:
+    """One file with four long texts in it: novels where they are at hand, or else made-up words."""
+    if NOVELS.is_file():
+        return str(NOVELS)
+    chance = random.Random(0)
+    sounds = [one + other for one in "bdfgklmnprstvz" for other in ("a", "e", "i", "o", "u", "an", "er", "ill")]
+    known = ["".join(chance.choices(sounds, k=chance.randint(1, 4))) for _ in range(9000)]
+    texts = [" ".join(chance.choices(known, k=40_000)) for _ in range(4)]
+    (home / "book.txt").write_text("\n<|endoftext|>\n".join(texts))
+    return "book.txt"
+
+
+@pytest.mark.slow
+def test_the_smallest_seed_runs_as_it_is_on_a_book(home: Path) -> None:
+    own = words_for("data.source=text", f"data.path={book(home)}", "train.steps=20")
+    said = distillkit("run", "slm_nano_1m", *own)
+    report = json.loads((home / "reports/slm_nano_1m/1/report.json").read_text())
+    assert (report["status"], report["training"]["steps"]) == ("done", 20)
+    assert report["student"]["parameters"]["unique"] == SIZES["slm_nano_1m"]
+    assert report["data"]["held_out"]["documents"] >= 5
+    assert "perplexity" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tinystories_53m", "finewebedu_53m"])
+def test_the_chain_runs_on_a_book_with_a_server_for_teacher(home: Path, name: str) -> None:
+    # The same text is held out in both, so both train the same tokenizer.
+    small = ["data.held_out=0.1", "tokenizer.kind=bpe", "tokenizer.vocab_size=2000"]
+    small += ["student.width=32", "student.hidden=64"]
+    small += ["student.layers=2", "student.context=64", "train.batch_size=6", "train.steps=8", "sampling.count=2"]
+    with serving() as provider, serving() as grader:
+        grader.rule = Judge()
+        asked = ["teacher.prompts=12"]
+        for table, url in (("teacher", provider.url), ("judge.1.teacher", grader.url)):
+            asked += [f"{table}.provider=compatible", f"{table}.base_url={url}", f"{table}.model=any"]
+        own = words_for("data.source=text", f"data.path={book(home)}", *small, *asked)
+        distillkit("run", name, "--yes", *own)
+        assert len(provider.prompts) == 12
+    base, report = (
+        json.loads((home / f"reports/{n}/1/report.json").read_text()) for n in ("tinystories_53m_base", name)
+    )
+    assert (base["status"], report["status"], report["teacher"]["asked"]) == ("done", "done", 12)
+    assert {*report["judges"]} == {"perplexity", "rubric"}
+    assert load(f"reports/{name}/1/recipe.toml").student.from_ == "tinystories_53m_base/1"
 
 
 # Tokenizers side by side.

@@ -214,7 +214,8 @@ class _Preparation:
 
     def _training_texts(self) -> Iterator[str]:
         for size, text in training_texts(self.source, self.options):
-            self.voice.progress(f"Reading text for the tokenizer: {size / 1e6:,.1f} MB so far.")
+            if size >= 1e6:
+                self.voice.progress(f"Reading text for the tokenizer: {size / 1e6:,.1f} MB so far.")
             yield text
 
     def _pack(self, packers: Mapping[str, Packer], held_out: TextIO) -> Sieve:
@@ -253,8 +254,9 @@ def _insist(source: Source, options: Options, packed: Mapping[str, Mapping[str, 
     if not train + held_out:
         raise DataError(f"{_called(source)} gives no text", _NO_TEXT)
     if not held_out:
+        those = "the only document" if train == 1 else f"none of the {train:,} documents"
         raise DataError(
-            f"none of the {train:,} documents of {_called(source)} is held out",
+            f"{those} of {_called(source)} is {'not ' if train == 1 else ''}held out, and judges need some",
             f"Raise data.held_out (now {options.held_out}), or cut documents: data.block_chars = 2000.",
         )
     if not train:

@@ -120,6 +120,17 @@ class Coder:
         self.vocab_size: int = self.processor.get_piece_size()
         self.end_of_text: int = self.processor.eos_id()
 
+    @property
+    def scored(self) -> list[tuple[str, float]]:
+        """Every piece with its score, by id, as the model spells them."""
+        model = self.processor
+        return [(model.id_to_piece(token), model.get_score(token)) for token in range(self.vocab_size)]
+
+    @property
+    def unknown(self) -> int:
+        """The token that stands for what is in no piece, before it is written in bytes."""
+        return int(self.processor.unk_id())
+
     def check(self) -> None:
         """Refuse a model of somebody else's that changes text, or cannot end one."""
         if self.end_of_text < 0:

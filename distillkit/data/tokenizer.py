@@ -37,6 +37,7 @@ __all__ = [  # what others look for here, wherever it is written down
     "Tokenizer",
     "at_hand",
     "build",
+    "check",
     "is_trained",
     "locate",
     "size_of",
@@ -201,39 +202,40 @@ class SentencePiece(Tokenizer):
     """A SentencePiece model. It has no ranks and no pattern: what cuts a text is the model itself."""
 
     name = "sentencepiece"
+    space = pieces.SPACE
 
     def __init__(self, model: bytes) -> None:
-        self._coder = coder = pieces.Coder(model)
+        self.coder = coder = pieces.Coder(model)
         self.kind, self.pattern, self.ranks = self.name, "", {}
         self.special = {END_OF_TEXT: coder.end_of_text}
         self.vocab_size, self.end_of_text = coder.vocab_size, coder.end_of_text
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; special tokens written in it are ordinary text."""
-        return self._coder.encode(text)
+        return self.coder.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of many texts, on all cores."""
-        return self._coder.encode_many(texts, threads())
+        return self.coder.encode_many(texts, threads())
 
     def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The same as arrays."""
-        return self._coder.encode_arrays(texts, threads())
+        return self.coder.encode_arrays(texts, threads())
 
     @cached_property
     def vocabulary(self) -> tuple[bytes, ...]:
         """The bytes of every token, by id."""
-        return self._coder.vocabulary
+        return self.coder.vocabulary
 
     @cached_property
     def fingerprint(self) -> str:
         """The SHA-256 of the model."""
-        return hashlib.sha256(self._coder.model).hexdigest()
+        return hashlib.sha256(self.coder.model).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the files that `load` reads: the model as SentencePiece writes it, and the rest as JSON."""
         with replacing(folder / MODEL) as part:
-            part.write_bytes(self._coder.model)
+            part.write_bytes(self.coder.model)
         write_json(folder / "spec.json", self._spec)
 
     @classmethod
@@ -319,6 +321,12 @@ def _byte_letters() -> dict[str, int]:
 # Choosing.
 
 
+def check(table: Mapping[str, Any]) -> None:
+    """Refuse a `[tokenizer]` table whose package is missing."""
+    if table["kind"] == SentencePiece.name:
+        pieces.library()
+
+
 def is_trained(table: Mapping[str, Any]) -> bool:
     """Whether a `[tokenizer]` table asks for one that the corpus trains."""
     return table["kind"] in TRAINED and not table.get("model")
@@ -385,7 +393,7 @@ def _modelled(kind: str, file: Path) -> Tokenizer:
         tokenizer = SentencePiece(file.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"tokenizer.model = {str(file)!r} cannot be used: {error}", "Check the path.") from error
-    tokenizer._coder.check()
+    tokenizer.coder.check()
     return tokenizer
 
 

@@ -17,6 +17,7 @@ from .trained import Trained, parameters
 Report = Mapping[str, Any]
 
 HUBS = {"tinystories": "roneneldan/TinyStories", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
+ENGLISH = {*HUBS, *HUBS.values()}  # of other texts nobody here knows the language
 LIBRARIES = {"hf": "transformers", "mlx": "mlx", "gguf": "gguf"}
 USES = {
     "hf": """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -155,16 +156,15 @@ def _list(rows: Any) -> str:
 def _metadata(run: Run, report: Report, recipe: Report, proof: Mapping[str, Any]) -> dict[str, Any]:
     """The card's head: what the Hub shows and searches."""
     name = run.path.resolve().parent.name
-    kind = proof["format"]
+    kind, data = proof["format"], recipe.get("data") or {}
     tags = ["distillkit", "text-generation", *(["knowledge-distillation"] if report.get("teacher") else [])]
+    source = (report.get("data") or {}).get("source")
     head: dict[str, Any] = {
-        "language": ["en"],
+        **({"language": ["en"]} if source == "tales" or data.get("dataset") in ENGLISH else {}),
         "library_name": LIBRARIES[kind],
         "pipeline_tag": "text-generation",
         "tags": [*tags, kind] if kind != "hf" else tags,
     }
-    data = recipe.get("data") or {}
-    source = (report.get("data") or {}).get("source")
     dataset = HUBS.get(str(data.get("dataset", "")).lower(), data.get("dataset")) or source
     if dataset and "/" in str(dataset):
         head["datasets"] = [dataset]

@@ -257,7 +257,8 @@ def _of_nano(path: Path, arrays: Arrays, config: Mapping[str, Any], heads: int |
             parts = [_array(arrays, f"blocks.{i}.{n}.{what}", path) for n in "QKV"]
             weights[f"blocks.{i}.attention.qkv.{what}"] = mx.concatenate(parts)
     weights |= {ours: _array(arrays, theirs, path) for ours, theirs in names.items()}
-    return Found("gpt2-nano", shape, weights)
+    note = "its tokens are gpt2-nano's own: with any other tokenizer its grades mean nothing until it is trained on"
+    return Found("gpt2-nano", shape, weights, [note])
 
 
 def _heads(path: Path, asked: int | None, said: Any) -> int:

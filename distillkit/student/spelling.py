@@ -1,7 +1,8 @@
 """Our tokenizer in the words of others: `tokenizer.json`, as the library `tokenizers` reads it, and back.
 
 tiktoken merges any two neighbours that form a known token, the lowest first; `tokenizers` merges the pairs that it is
-told, in their order. So it is told every pair that forms a token. Knows nothing of networks.
+told, in their order. So it is told every pair that forms a token. A SentencePiece model is told as its pieces and their
+scores, of which both libraries take the likeliest. Knows nothing of networks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.published import END_OF_TEXT, GPT2_PATTERN
-from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import MODEL, SentencePiece, Tokenizer
 from ..errors import DistillkitError, UsageError
 from ..files import read_json
 
@@ -41,7 +42,12 @@ def bytes_of(word: str) -> bytes:
 
 
 def why_not(tokenizer: Tokenizer) -> str:
-    """What keeps a tokenizer from being written for others; nothing for GPT-2's kind."""
+    """What keeps a tokenizer from being written as `tokenizer.json`; nothing for SentencePiece and GPT-2's kind."""
+    return "" if isinstance(tokenizer, SentencePiece) else why_not_gpt2(tokenizer)
+
+
+def why_not_gpt2(tokenizer: Tokenizer) -> str:
+    """What keeps a tokenizer from being written as a vocabulary and merges; nothing for GPT-2's kind."""
     if getattr(tokenizer, "pattern", None) == GPT2_PATTERN:
         return ""
     return f"the tokenizer {tokenizer.kind!r} does not cut text as GPT-2's does"
@@ -61,8 +67,6 @@ def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The whole of `tokenizer.json`."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    vocabulary = {spelt(piece): rank for piece, rank in tokenizer.ranks.items()}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     specials = sorted(tokenizer.special.items(), key=lambda item: item[1])
     return {
@@ -70,9 +74,18 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": token, "content": name, **flags} for name, token in specials],
+        "post_processor": None,
+        **(_as_unigrams(tokenizer) if isinstance(tokenizer, SentencePiece) else _as_merges(tokenizer)),
+    }
+
+
+def _as_merges(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A byte-level BPE: bytes in GPT-2's letters, and what becomes of two neighbours."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    vocabulary = {spelt(piece): rank for piece, rank in tokenizer.ranks.items()}
+    return {
         "normalizer": None,
         "pre_tokenizer": byte_level,
-        "post_processor": None,
         "decoder": byte_level,
         "model": {
             "type": "BPE",
@@ -85,6 +98,22 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "ignore_merges": False,
             "vocab": vocabulary,
             "merges": [list(pair) for pair in merges(tokenizer)],
+        },
+    }
+
+
+def _as_unigrams(tokenizer: SentencePiece) -> dict[str, Any]:
+    """Pieces and their scores. What no piece has is written in bytes; a space is a letter like any other."""
+    back = {"type": "Replace", "pattern": {"String": tokenizer.space}, "content": " "}
+    return {
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": tokenizer.space},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {
+            "type": "Unigram",
+            "unk_id": tokenizer.coder.unknown,
+            "byte_fallback": True,
+            "vocab": [list(pair) for pair in tokenizer.coder.scored],
         },
     }
 
@@ -103,12 +132,14 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
 
 
 def write(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Both files, once it is sure that they cut texts as ours does."""
+    """Both files, once it is sure that they cut texts as ours does; beside them the model of a SentencePiece."""
     text = json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
     must_agree(tokenizer, text)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     config = json.dumps(tokenizer_config(tokenizer, context), indent=2)
     (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
+    if isinstance(tokenizer, SentencePiece):
+        (folder / MODEL).write_bytes(tokenizer.coder.model)
 
 
 def must_agree(tokenizer: Tokenizer, text: str) -> None:
@@ -128,7 +159,8 @@ def must_agree(tokenizer: Tokenizer, text: str) -> None:
 def hard_texts(tokenizer: Tokenizer, seed: int = 0) -> Iterator[str]:
     """Tokens one after another, runs of one letter, spaces of all kinds, and letters from everywhere."""
     chance = random.Random(seed)
-    pieces = [piece.decode("utf-8", errors="ignore") for piece in tokenizer.ranks]
+    pieces = [piece.decode("utf-8", errors="ignore") for piece in tokenizer.vocabulary]
+    names = read_otherwise(tokenizer)
     for number in range(TRIES):
         drawn = [chance.choice(pieces) for _ in range(chance.randint(1, 12))]
         if number % 4 == 0:
@@ -139,15 +171,26 @@ def hard_texts(tokenizer: Tokenizer, seed: int = 0) -> Iterator[str]:
             drawn += [chr(chance.randint(32, 0x2FFF)) for _ in range(6)]
         chance.shuffle(drawn)
         text = "".join(drawn)
-        if not any(name in text for name in tokenizer.special):  # there it is a token, here it is a text
+        if not any(name in text for name in names):
             yield text
+
+
+def read_otherwise(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What is a text to us, where it is written in one, and a token to others."""
+    named = (tokenizer.space, "<unk>", "<0x") if isinstance(tokenizer, SentencePiece) else ()
+    return (*tokenizer.special, *named)
 
 
 # ------------------------------------------------------------------------------------------------- and back
 
 
 def read(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder: `tokenizer.json`, or `vocab.json` with `merges.txt`, of GPT-2's kind."""
+    """The tokenizer of a folder: `tokenizer.json`, or `vocab.json` with `merges.txt`, of GPT-2's kind.
+
+    One of unigrams is read from the SentencePiece model that an export of ours has beside it.
+    """
+    if (folder / MODEL).is_file():
+        return _of_model(folder)
     vocabulary, pairs, special = _parts(folder)
     words = {word: token for word, token in vocabulary.items() if word not in special}
     try:
@@ -161,6 +204,18 @@ def read(folder: Path) -> Tokenizer:
         raise UsageError(f"the tokenizer in {folder} lacks {len(lacking)} of the 256 bytes", _OTHER)
     kind = "gpt2" if len(ranks) == 50256 else "bpe"
     tokenizer = Tokenizer(kind, GPT2_PATTERN, ranks, special)
+    if (folder / "tokenizer.json").is_file():
+        must_agree(tokenizer, (folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return tokenizer
+
+
+def _of_model(folder: Path) -> SentencePiece:
+    """The SentencePiece model of a folder, if `tokenizer.json` says the same."""
+    try:
+        tokenizer = SentencePiece((folder / MODEL).read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{folder / MODEL} cannot be used: {error}", _OTHER) from error
+    tokenizer.coder.check()
     if (folder / "tokenizer.json").is_file():
         must_agree(tokenizer, (folder / "tokenizer.json").read_text(encoding="utf-8"))
     return tokenizer

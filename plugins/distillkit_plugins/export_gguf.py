@@ -56,7 +56,7 @@ class Gguf(Exporter):
         student, network = exporting.student_of(run)
         member = exporting.of_family(network)
         notes = [f"as {member.family}", *member.notes, *fitting(member)]
-        if fault := spelling.why_not(student.tokenizer):
+        if fault := spelling.why_not_gpt2(student.tokenizer):
             raise UsageError(f"a GGUF file holds its tokenizer, and {fault}", "transformers takes it: --format hf")
         exporting.needed("gguf", "gguf", "export-gguf")
         folder.mkdir(parents=True, exist_ok=True)

@@ -35,13 +35,12 @@ class Mlx(Exporter):
         member = exporting.of_family(network)
         kind = kind_of(member)
         notes = [f"as {kind}", *member.notes, *([f"{bits} bits a weight"] if bits else [])]
+        if fault := spelling.why_not(student.tokenizer):
+            raise UsageError(f"mlx-lm loads no folder without a tokenizer.json, and {fault}", "Try --format hf.")
         exporting.needed("mlx_lm", "mlx-lm", "export-mlx")
         folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, kind, student.tokenizer.end_of_text, bits)
-        if fault := spelling.why_not(student.tokenizer):
-            notes.append(f"without tokenizer.json, which mlx-lm wants for text: {fault}")
-        else:
-            spelling.write(student.tokenizer, folder, student.context)
+        spelling.write(student.tokenizer, folder, student.context)
 
         def reader() -> Reader:
             return MlxLm(folder)

@@ -36,10 +36,8 @@ READY = {
     "fineweb-edu": Ready("HuggingFaceFW/fineweb-edu", "sample-10BT", "text"),
 }
 FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
-COPY = (
-    'Without a network, bring a copy: data.path = "FILE or FOLDER" here, or '
-    '--set data.source=text --set data.path="FILES.parquet" (also .txt and .jsonl).'
-)
+AS_TEXT = '--set data.source=text --set data.path="FILES.parquet" (also .txt and .jsonl).'
+COPY = f'Without a network, bring a copy: data.path = "FILE or FOLDER" here, or {AS_TEXT}'
 
 
 class Hub(Source):
@@ -85,6 +83,11 @@ class Hub(Source):
     def here(self) -> bool:
         """Whether all that it can give lies on this disk."""
         return self.options.path is not None or all(self._download(split).done for split in self.splits)
+
+    def check(self) -> None:
+        """Refuse to begin without the library, unless everything has come already."""
+        if self.options.path is not None or not self.here:
+            _library()
 
     def documents(self, split: str) -> Iterator[Document]:
         """The texts of a split, fetched as far as they are read."""
@@ -195,7 +198,10 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DataError('data.source = "hub" needs the datasets library', 'pip install "distillkit[hub]"') from error
+        raise DataError(
+            'data.source = "hub" needs the package datasets, which is not installed',
+            f'Install it: pip install "distillkit[hub]". Or bring a copy: {AS_TEXT}',
+        ) from error
     return datasets
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 BOM = "\ufeff"
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Text(Source):
@@ -37,7 +38,9 @@ class Text(Source):
         )
         files: str | list[str] | None = Field(None, description="the former word for path")
         field: str = Field("text", description="the key or column of .jsonl and .parquet")
-        separator: str | None = Field(None, description="stands between the documents of a text file")
+        separator: str = Field(
+            END_OF_TEXT, description="stands between the documents of a text file; empty, each file is one"
+        )
 
         @model_validator(mode="after")
         def _one_word_for_it(self) -> Self:
@@ -50,10 +53,14 @@ class Text(Source):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        if self.options.separator == "":
-            raise DataError("data.separator is empty", 'Leave it out, or say e.g. "<|endoftext|>".')
         wanted = self.options.files if self.options.path is None else self.options.path
         self.paths = _find([wanted] if isinstance(wanted, str) else wanted or [])
+
+    def check(self) -> None:
+        """Refuse to begin without what reads parquet, if a file is of that kind."""
+        for path in self.paths:
+            if _kind(path) == ".parquet":
+                _arrow(path)
 
     def documents(self, split: str) -> Iterator[Document]:
         """The documents of all files, one file after another."""
@@ -112,12 +119,15 @@ def _digest(path: Path) -> str:
 # Reading them.
 
 
-def _plain(path: Path, separator: str | None) -> Iterator[str]:
-    if separator is None:
+def _plain(path: Path, separator: str) -> Iterator[str]:
+    """The texts of a file; one in which no separator stands is a text as it is."""
+    if not separator:
         yield _decode(path, b"".join(_chunks(path)), 0)
         return
     for raw, at, last in _split(path, separator.encode()):
-        text = _decode(path, raw, at).strip("\r\n")
+        text = _decode(path, raw, at)
+        whole = last and at == 0
+        text = text if whole else text.strip("\r\n")
         if text or not last:
             yield text
 
@@ -141,12 +151,18 @@ def _field(row: Any, field: str, where: str) -> str:
     return text
 
 
-def _parquet(path: Path, field: str) -> Iterator[str]:
+def _arrow(path: Path) -> tuple[Any, Any]:
+    """What reads parquet, or how to get it."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise DataError(f"reading {path} needs pyarrow", 'pip install "distillkit[parquet]"') from error
+    return arrow, parquet
+
+
+def _parquet(path: Path, field: str) -> Iterator[str]:
+    arrow, parquet = _arrow(path)
     try:
         table = parquet.ParquetFile(path)
         columns = table.schema_arrow.names
