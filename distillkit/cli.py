@@ -151,7 +151,7 @@ def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
 @recipe_option
 def shown(name: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with everything that it inherits and every default."""
-    click.echo(recipe_of(name, overrides).to_toml(), nl=False)
+    click.echo(clean(recipe_of(name, overrides).to_toml()), nl=False)  # as TOML spells it, too
 
 
 @recipe.command()

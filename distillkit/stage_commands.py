@@ -17,6 +17,7 @@ from . import __version__
 from .arguments import assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
 from .errors import UsageError
 from .runs import Run
+from .visible import clean
 
 if TYPE_CHECKING:
     from .assembly import Assembly
@@ -296,7 +297,7 @@ def _finish(
 
         show(tables.build(run), as_json, tables.text)
         if not as_json:
-            click.echo(f"The whole report: {run.path / 'report.html'}")
+            click.echo(clean(f"The whole report: {run.path / 'report.html'}"))
     else:
         assembly.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
 

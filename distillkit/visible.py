@@ -32,7 +32,8 @@ def in_json(text: str) -> str:
 
 
 def _visible(letter: str) -> str:
-    return f"\\u{ord(letter):04x}" if _is_odd(letter) else letter
+    spelt = f"\\u{ord(letter):04x}" if letter <= "\uffff" else f"\\U{ord(letter):08x}"
+    return spelt if _is_odd(letter) else letter
 
 
 def _is_odd(letter: str) -> bool:
