@@ -2,6 +2,7 @@
 
     python benchmarks/label.py               throughput: 50 ms latency, 64 calls at once, in turns
     python benchmarks/label.py --rate 600    the rate held at a limit that the provider tells in its headers
+    python benchmarks/label.py --load        processor time a request, memory, and the event loop's longest stop
 
 The server is a process of its own, on the loopback interface.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -54,12 +56,12 @@ def requests(count: int, run: int) -> list[Request]:
 Times = tuple[float, float]  # by the clock, and of the processor
 
 
-def bare(url: str, asked: list[Request], concurrency: int) -> Times:
-    """Seconds of a loop over the SDK, with neither cache nor limits nor retries."""
+def bare(url: str, asked: list[Request], concurrency: int, retries: int = 0) -> Times:
+    """Seconds of a loop over the SDK, with neither cache nor limits, nor retries but its own."""
     import openai
 
     async def go() -> None:
-        client = openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=0)
+        client = openai.AsyncOpenAI(api_key="none", base_url=url, max_retries=retries, timeout=600.0)
         gate = asyncio.Semaphore(concurrency)
 
         async def one(request: Request) -> str | None:
@@ -113,6 +115,96 @@ def throughput(count: int, concurrency: int, rounds: int, delay: float) -> dict[
     }
 
 
+# Under load -------------------------------------------------------------------------------------------------
+
+
+class Watched(Compatible):
+    """The teacher of other measurements, and the longest time in which its loop did nothing else."""
+
+    BEAT = 0.01
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.longest, self.watch = 0.0, None
+
+    async def answer(self, request: Request) -> Any:
+        if self.watch is None:
+            self.watch = asyncio.ensure_future(self._watch())
+        return await super().answer(request)
+
+    async def _watch(self) -> None:
+        """Sleep a little, again and again; whatever comes later than it should was held up by the loop.
+
+        For how long this thread was ready and the machine had no core for it is known, and is not the loop's doing.
+        """
+        while True:
+            began, ready = time.perf_counter(), _ready()
+            await asyncio.sleep(self.BEAT)
+            self.longest = max(self.longest, time.perf_counter() - began - (_ready() - ready) - self.BEAT)
+
+    async def close(self) -> None:
+        if self.watch is not None:
+            self.watch.cancel()
+        await super().close()
+
+
+def _ready() -> float:
+    """Seconds in which this thread could have run and was not let, where the system says."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _peak() -> float:
+    """The most memory that this process has held, in MB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def part(name: str, url: str, count: int, concurrency: int) -> dict[str, Any]:
+    """One of the two, in a process of its own: what it took of the processor and of memory."""
+    import openai  # loaded beforehand, as its cost is that of neither
+
+    assert openai
+    asked = requests(count, 0)
+    before = _peak()
+    if name == "bare":
+        _, worked = bare(url, asked, concurrency, retries=5)
+        return {"processor": worked, "peak": _peak(), "before": before}
+    teacher = Watched(Compatible.Options(model="m", base_url=url))
+    with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
+        worked = time.process_time()
+        done = label(teacher, asked, cache, terms=Terms(concurrency=concurrency))
+        worked = time.process_time() - worked
+        facts = {"answers": len(done.answers), "asked": done.asked, "longest_stop": teacher.longest}
+        assert len(cache) >= count
+    return {"processor": worked, "peak": _peak(), "before": before, **facts}
+
+
+def load(count: int, concurrency: int, delay: float, failing: float) -> dict[str, Any]:
+    """Both under load, one after the other, each with a server of its own that fails now and then."""
+    found = {}
+    for name in ("bare", "ours"):
+        with server(delay=delay, failing=failing) as (url, _):
+            words = ["--part", name, "--url", url, "--prompts", str(count), "--concurrency", str(concurrency)]
+            ran = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
+            found[name] = json.loads(ran.stdout)
+    ours_, bare_ = found["ours"], found["bare"]
+    return {
+        "prompts": count,
+        "failing": failing,
+        "answers": ours_["answers"],
+        "asked": ours_["asked"],
+        "processor_ms": round(1e3 * ours_["processor"] / count, 3),
+        "bare_processor_ms": round(1e3 * bare_["processor"] / count, 3),
+        "processor_ratio": round(ours_["processor"] / bare_["processor"], 3),
+        "peak_mb": round(ours_["peak"]),
+        "bytes_an_answer": round(1e6 * (ours_["peak"] - ours_["before"]) / count),
+        "longest_stop_ms": round(1e3 * ours_["longest_stop"], 1),
+    }
+
+
 def rate(per_minute: int, minutes: float) -> dict[str, Any]:
     """The rate at a limit that is learnt from headers, over every whole minute; and how often it was refused."""
     with server(delay=0.05, per_minute=per_minute) as (url, stop):
@@ -141,8 +233,16 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.05)
     parser.add_argument("--rate", type=int, help="requests a minute that the server allows")
     parser.add_argument("--minutes", type=float, default=1.9)
+    parser.add_argument("--load", action="store_true", help="processor, memory and the loop, under load")
+    parser.add_argument("--failing", type=float, default=0.01, help="share of the prompts whose first call fails")
+    parser.add_argument("--part", choices=["bare", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.rate:
+    if chosen.part:
+        print(json.dumps(part(chosen.part, chosen.url, chosen.prompts, chosen.concurrency)))
+    elif chosen.load:
+        print(json.dumps(load(chosen.prompts, chosen.concurrency, chosen.delay, chosen.failing)))
+    elif chosen.rate:
         print(json.dumps(rate(chosen.rate, chosen.minutes)))
     else:
         print(json.dumps(throughput(chosen.prompts, chosen.concurrency, chosen.rounds, chosen.delay)))

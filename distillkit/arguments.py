@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .progress import wipe
+from .visible import clean, in_json
 
 if TYPE_CHECKING:
     from .assembly import Assembly
@@ -86,7 +87,7 @@ def assembled(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **man
 
 
 def show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
-    """Print a value for machines, or as the text that is made of it."""
-    told = json.dumps(value, indent=2, ensure_ascii=False) if as_json else text(value)
+    """Print a value for machines, or as the text that is made of it; either moves no cursor."""
+    told = in_json(json.dumps(value, indent=2, ensure_ascii=False)) if as_json else clean(text(value))
     wipe()
     click.echo(told, file=click.get_current_context().meta.get("out"))

@@ -23,7 +23,7 @@ from .data.shards import Stream
 from .errors import DataError, DistillkitError, UsageError
 from .plugins import Plugins
 from .progress import Voice
-from .recipe import JudgeTable, Recipe, load
+from .recipe import JudgeTable, Recipe, must_begin
 from .records import Answer, Price, Request
 from .roles import Judge, Mixer, Source, Student, Teacher, Tracker
 from .runs import cache_folder
@@ -62,7 +62,7 @@ class Assembly:
         """Refuse what the recipe names and is not there, before anything is made: packages, students, teachers."""
         self._check_text()
         if self.recipe.begins_with_recipe:
-            load(cast(str, self.recipe.student.from_))
+            must_begin(self.recipe)
         elif self.recipe.student.from_:
             from .student.trained import locate
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from . import secrets
 from .errors import RecipeError, did_you_mean
 
 Loc = tuple[str | int, ...]
 Tree = dict[str, Any]
 
 MOST_FAULTS = 10
+LONGEST_NAME = 300
 
 
 def explain(
@@ -34,6 +36,9 @@ def explain(
     at, schema = place(table), _schema(model)
     faults: dict[Loc, tuple[str, str]] = {}
     for fault in error.errors(include_url=False):
+        if len(faults) >= MOST_FAULTS:  # no more are told, only counted: there may be thousands
+            faults.setdefault((*at, *fault["loc"]), ("", ""))
+            continue
         loc, expected, siblings = _walk(schema, fault["loc"])
         if loc and (*at, *loc) not in faults:
             near = known if len(loc) == 1 else siblings
@@ -62,13 +67,19 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         text = f"[{', '.join(shown(item) for item in value[:4])}{', ...' if value[4:] else ''}]"
     else:
-        text = f'"{value[:80]}"' if isinstance(value, str) else str(value)
+        text = f'"{secrets.hidden(value)[:80]}"' if isinstance(value, str) else str(value)
     return ascii(text)[1:-1].replace("\\'", "'") if not text.isprintable() else text
+
+
+def quoted(text: str) -> str:
+    """A name or a path in quotes, cut to fit a message."""
+    return repr(text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}...")
 
 
 def dotted(loc: Loc) -> str:
     """A place in one word, as `--set` has it."""
-    return ".".join(str(key) if str(key).isprintable() else ascii(key) for key in loc)
+    words = (secrets.hidden(str(key)) for key in loc)
+    return ".".join(word if word.isprintable() else ascii(word) for word in words)
 
 
 def place(word: str | Loc) -> Loc:

@@ -27,6 +27,7 @@ from . import (
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
 from .errors import DistillkitError, Elsewhere, UsageError
 from .progress import wipe
+from .visible import clean
 
 
 class Commands(click.Group):
@@ -152,7 +153,7 @@ def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
 @recipe_option
 def shown(name: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with everything that it inherits and every default."""
-    click.echo(recipe_of(name, overrides).to_toml(), nl=False)
+    click.echo(clean(recipe_of(name, overrides).to_toml()), nl=False)  # as TOML spells it, too
 
 
 @recipe.command()
@@ -223,7 +224,7 @@ def main() -> None:
         ours = f"{type(error).__name__}: {error}\n  This is a fault in distillkit or a plugin; --debug shows where."
         _fail(f"error: {_blamed(error) or ours}", 1, debug)
     for fault in broken:
-        click.echo(f"warning: the plugin {fault}", err=True)
+        click.echo(clean(f"warning: the plugin {fault}"), err=True)
 
 
 def _blamed(error: BaseException) -> str | None:
@@ -252,5 +253,5 @@ def _fail(message: str, code: int, debug: bool) -> None:
 
         traceback.print_exc()
     wipe()
-    click.echo(message, err=True)
+    click.echo(clean(message), err=True)
     sys.exit(code)

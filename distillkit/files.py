@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -79,6 +80,22 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def ends(path: Path) -> bool:
+    """Whether a path is a file, or a pipe, that can be read to its end: a device may have none."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # not there, or no path at all
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
+
+
+def private(folder: Path) -> Path:
+    """A folder that only its owner may look into, made if need be: what teachers answer may be private."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
 
 
 def _beside(path: Path) -> Path:
@@ -151,7 +168,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return _loads(path.read_text(encoding="utf-8"))
+
+
+def _loads(text: str | bytes) -> Any:
+    """The value of a JSON text, or a ValueError, also of one that is nested deeper than anything of ours."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -168,7 +193,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                rows.append(json.loads(line))
+                rows.append(_loads(line))
         except ValueError as error:
             raise CorruptError(f"{path} cannot be read: line {number} is not JSON: {error}") from error
     return rows

@@ -14,12 +14,15 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from . import secrets
 from .blame import Loc, Tree, dotted, shown
 from .errors import RecipeError, did_you_mean
 from .tables import OWN_PROMPTS, left_of
 
 MOST_BYTES = 256 * 1024  # a recipe is a page of text; more is a mistake
 MOST_LEVELS = 16
+# A key of so many parts. tomllib takes the square of their number, so such a recipe would take minutes.
+DEEP = re.compile(r"""(?:^|[\[{,])[ \t]*(?:[\w"'-]+[ \t]*\.[ \t]*){64}""", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ def _toml(path: Path, file: str) -> Tree:
     text = ""
     try:
         text = _text(path, file)
-        return tomllib.loads(text)
+        return toml(text)
     except OSError as error:
         raise RecipeError(f"{file} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -220,6 +223,13 @@ def _toml(path: Path, file: str) -> Tree:
         raise RecipeError(f"{file}: values are nested too deeply") from error
     except ValueError as error:
         raise _bad_toml(file, text, error) from error
+
+
+def toml(text: str) -> Tree:
+    """The values of a text in TOML, unless it takes for ever to find out that no recipe needs them."""
+    if DEEP.search(text):
+        raise RecursionError
+    return tomllib.loads(text)
 
 
 def _text(path: Path, file: str) -> str:
@@ -239,19 +249,19 @@ def _bad_toml(file: str, text: str, error: ValueError) -> RecipeError:
     lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
     line = int(at[1] or len(lines))
     column = int(at[2] or len(lines[-1]) + 1)
-    quoted = lines[line - 1].strip()[:100] if line <= len(lines) else ""
+    quoted = secrets.hidden(lines[line - 1].strip())[:100] if line <= len(lines) else ""
     return RecipeError(f"{file}: line {line}, column {column}: {what[: at.start()]}\n    {quoted}".rstrip())
 
 
 def check_shape(tree: Tree, file: str) -> None:
-    """Refuse what no recipe needs and later code would choke on; without recursion, as it may be deep."""
+    """Refuse what no recipe needs, later code would choke on, or nobody should keep. It may be deep: no recursion."""
     todo: list[tuple[Loc, Any]] = [((), tree)]
     while todo:
         loc, value = todo.pop()
         if len(loc) > MOST_LEVELS:
             raise RecipeError(f"{file}: {dotted(loc[:2])}...: values are nested too deeply")
         if isinstance(value, dict):
-            todo += [((*loc, key), inner) for key, inner in value.items()]
+            todo += [((*loc, key), inner) for key, inner in value.items()] + [(loc, key) for key in value]
         elif isinstance(value, list):
             todo += [((*loc, i), inner) for i, inner in enumerate(value)]
         elif isinstance(value, float) and not isfinite(value):
@@ -259,3 +269,15 @@ def check_shape(tree: Tree, file: str) -> None:
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             found = "found a number beyond 64 bits, expected a smaller one"
             raise RecipeError(f"{file}: {dotted(loc)}: {found}")
+        elif isinstance(value, str):
+            _hold_no_key(loc, value, file)
+
+
+def _hold_no_key(loc: Loc, value: str, file: str) -> None:
+    """Refuse what looks like a key, or stands under the name of one; a template's words may have any name."""
+    kind = secrets.found(value)
+    name = next((key for key in reversed(loc) if isinstance(key, str)), "")
+    if kind is None and value and "template" not in loc and secrets.names_one(name):
+        kind = "a key"
+    if kind is not None:
+        raise RecipeError(f"{file}: {dotted(loc)}: holds what looks like {kind}", secrets.ADVICE)

@@ -6,14 +6,13 @@ Knows how a place is spelt. Does not know whether a value is right: that is `rec
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .blame import Loc, Tree, dotted, place, shown
 from .errors import UsageError
-from .layers import dig, settle
+from .layers import dig, settle, toml
 from .tables import left_of
 
 
@@ -41,7 +40,7 @@ def _parse(override: str) -> tuple[Loc, Any]:
         example = "Write it as --set train.steps=100 or --set judge.0.samples=50"
         raise UsageError(f"--set {shown(override)}: expected key.path=value", example) from error
     try:
-        parsed = tomllib.loads(f"value = {text.strip()}")
+        parsed = toml(f"value = {text.strip()}")
     except RecursionError as error:
         raise UsageError(f"--set {key.strip()}: the value is nested too deeply") from error
     except ValueError:

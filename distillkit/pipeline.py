@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, runs
 from .assembly import Assembly
 from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
-from .files import write_json, write_lines, write_text
+from .files import private, write_json, write_lines, write_text
 from .judging import protocol
 from .plan import MANY_EPOCHS, better, slow_start
 from .records import Request
@@ -102,6 +102,7 @@ class Pipeline:
             if self.parts.manner.get("shard"):  # one share of several teaches nobody yet
                 return
             rows = labelled.answered
+            private(self.run.answers)
             write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
             counts = labelled.counts
             asked = min(counts["asked"] + before, counts["prompts"])

@@ -18,7 +18,7 @@ import pluggy
 from pydantic import BaseModel, ValidationError
 
 from . import hookspecs, options
-from .blame import Loc, dotted, explain, refusal
+from .blame import Loc, dotted, explain, quoted, refusal
 from .contracts import Offer, check_api, kind, signal_faults
 from .errors import DistillkitError, PluginError, RecipeError, UsageError, did_you_mean
 from .installed import (
@@ -121,7 +121,7 @@ class Plugins:
         ours = {(offer.role, offer.name) for offer in self.offers if offer.origin.built_in}
         names = [(offer.role, offer.name) for offer in offers]
         for role, name in names:
-            title = f"the {role.removesuffix('s')} {name!r}"
+            title = f"the {role.removesuffix('s')} {quoted(name)}"
             if names.count((role, name)) > 1:
                 raise FaultError(f"it offers {title} twice")
             if (role, name) in ours:
@@ -187,7 +187,7 @@ class Plugins:
         found = [offer for offer in self.offers if (offer.role, offer.name) == (role, name)]
         if len(found) == 1:
             return found[0]
-        title = f"the {role.removesuffix('s')} {name!r}"
+        title = f"the {role.removesuffix('s')} {quoted(name)}"
         if found:
             both = " and ".join(str(offer.origin) for offer in found)
             raise PluginError(f"{title} is offered by {both}", "Uninstall or leave out one of them.")
@@ -276,7 +276,7 @@ class Plugins:
         self.options(part.role, part.name, settled, file=blame, table=part.loc, folder=recipe.folder)
         for option, value in options.missing(model, settled):
             at = (*part.loc, option)
-            raise RecipeError(f"{blame(at)}: {dotted(at)}: found {value!r}, expected a file that exists")
+            raise RecipeError(f"{blame(at)}: {dotted(at)}: found {quoted(value)}, expected a file that exists")
         return {(*part.loc, key): value for key, value in settled.items() if value != part.options[key]}
 
     def _signal_faults(self, recipe: Recipe) -> Iterator[UsageError]:

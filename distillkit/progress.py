@@ -10,6 +10,8 @@ import sys
 import time
 from typing import TextIO
 
+from .visible import clean
+
 PLAIN_SECONDS = 5.0
 LIVE_SECONDS = 0.1
 
@@ -36,7 +38,7 @@ class Plain(Voice):
 
     def say(self, text: str) -> None:
         """A line, at once."""
-        print(text, file=self.stream, flush=True)
+        print(clean(text), file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
         """A line that begins with "warning"."""
@@ -71,7 +73,7 @@ class Live(Plain):
         elif now - self.spoke >= LIVE_SECONDS:
             self.spoke = now
             width = _columns() - 1
-            self.stream.write(f"\r\x1b[K{text[:width]}")
+            self.stream.write(f"\r\x1b[K{clean(text)[:width]}")
             self.stream.flush()
             self.open = True
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from .blame import Loc, Tree, dotted, explain
+from .blame import Loc, Tree, dotted, explain, quoted
 from .errors import RecipeError
-from .files import digest
+from .files import digest, ends
 from .layers import Layer, Origin, bundled, chain, check_shape, dig, locate, merged, names_recipe
 from .overrides import apply
 from .tables import (
@@ -49,6 +49,7 @@ __all__ = [
     "host_keys",
     "load",
     "locate",
+    "must_begin",
     "names_recipe",
     "starter",
 ]
@@ -125,8 +126,8 @@ class Recipe(Table):
             words = teacher.template.words if teacher.template else {}
             files |= {(*at, "template", "words", slot): one for slot, one in words.items() if isinstance(one, str)}
         for loc, file in files.items():
-            if file is not None and not Path(file).exists():
-                wrong = f"{dotted(loc)}: found {file!r}, expected a file that exists"
+            if file is not None and not ends(Path(file)):
+                wrong = f"{dotted(loc)}: found {quoted(file)}, expected a file that exists"
                 yield RecipeError(f"{self.said_by(loc).file}: {wrong}")
 
     def _teachers(self) -> Iterator[tuple[Loc, TeacherTable]]:
@@ -172,6 +173,22 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
     written = apply(tree, overrides)
     check_shape(tree, "--set")
     return _validated(tree, Origin(layers, written))
+
+
+def must_begin(recipe: Recipe) -> None:
+    """Follow `student.from` from recipe to recipe: each must be there, and none may begin with itself."""
+    at, seen = recipe, [_file_of(recipe)]
+    while at.begins_with_recipe:
+        at = load(str(at.student.from_))
+        seen.append(_file_of(at))
+        if seen[-1] in seen[:-1]:
+            names = " -> ".join(file.name for file in seen)
+            told = f"{recipe.file}: student.from goes in a circle: {names}"
+            raise RecipeError(told, "Let one of them begin with a run, or with nothing.")
+
+
+def _file_of(recipe: Recipe) -> Path:
+    return recipe.folder.resolve() / Path(recipe.file).name
 
 
 def _validated(tree: Tree, origin: Origin) -> Recipe:

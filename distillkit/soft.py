@@ -16,7 +16,7 @@ import numpy as np
 
 from .data.shards import Stream
 from .errors import UsageError
-from .files import alone, replacing_folder
+from .files import alone, private, replacing_folder
 from .records import Answer
 from .roles import Teacher, gives
 from .runs import cache_folder
@@ -133,6 +133,7 @@ class Softness:
 
     def _kept(self, stream: Stream) -> Store:
         place, binding, voice = self.place(stream), self.binding(stream), self.parts.voice
+        private(place.parent)
         with alone(place, lambda: voice.say("Waiting for another process that asks for the same soft targets.")):
             writer = Writer(place, binding)
             if writer.done == stream.tokens:

@@ -17,6 +17,7 @@ from . import __version__
 from .arguments import assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
 from .errors import UsageError
 from .runs import Run
+from .visible import clean
 
 if TYPE_CHECKING:
     from .assembly import Assembly
@@ -159,9 +160,11 @@ def _agreed_beforehand(assembly: Assembly, stages: tuple[str, ...], yes: bool) -
 def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes: bool, world: World) -> Recipe:
     """The recipe, beginning with a run in place of a recipe: one that fits, or else one that is made now."""
     from . import first
+    from .recipe import must_begin
 
     if not recipe.begins_with_recipe:
         return recipe
+    must_begin(recipe)
     down = first.passed_down(overrides)
     with world.together():
         other = first.recipe_for(recipe, down)
@@ -294,7 +297,7 @@ def _finish(
 
         show(tables.build(run), as_json, tables.text)
         if not as_json:
-            click.echo(f"The whole report: {run.path / 'report.html'}")
+            click.echo(clean(f"The whole report: {run.path / 'report.html'}"))
     else:
         assembly.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
 

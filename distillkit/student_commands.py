@@ -18,6 +18,7 @@ import click
 
 from .arguments import device_option, plugins_of
 from .errors import UsageError
+from .visible import clean
 
 if TYPE_CHECKING:
     from .student import Sampling, Trained
@@ -149,7 +150,7 @@ def _write_lines(student: Trained, rows: list[Row], sampling: Sampling, max_toke
 def _stream(student: Trained, text: str, seed: int, sampling: Sampling, max_tokens: int) -> Iterator[str]:
     """Show what the student goes on with, as it comes."""
     for piece in student.stream(text, seed, sampling, max_tokens):
-        click.echo(piece, nl=False)
+        click.echo(clean(piece) if sys.stdout.isatty() else piece, nl=False)  # a file gets what was written
         sys.stdout.flush()
         yield piece
 

@@ -139,6 +139,13 @@ class TemplateTable(Table):
         return [name for name in dict.fromkeys(named) if name != "features"]
 
     @model_validator(mode="after")
+    def _slots_are_plain(self) -> TemplateTable:
+        for _, name, spec, conversion in Formatter().parse(self.text):
+            if name is not None and (spec or conversion or not name.isidentifier()):
+                raise ValueError("the text has a slot that is no plain name; write {verb}, and {{ }} for braces")
+        return self
+
+    @model_validator(mode="after")
     def _slots_are_filled(self) -> TemplateTable:
         for slot in self.slots:
             if slot not in self.words and slot not in SLOTS:

@@ -10,6 +10,7 @@ import json
 import sys
 import threading
 import time
+import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -228,6 +229,20 @@ class PerMinute:
         return Act(headers=headers) if allowed else error(429, "slow down", retry_after=f"{reset:.2f}", **headers)
 
 
+class Failing:
+    """A rule by which the first call of every so many-th prompt fails."""
+
+    def __init__(self, share: float) -> None:
+        self.every, self.failed = round(1 / share), set[int]()
+
+    def __call__(self, call: Call) -> Act | None:
+        mark = zlib.crc32(call.prompt.encode())
+        if mark % self.every or mark in self.failed or call.prompt == PROBE:
+            return None
+        self.failed.add(mark)
+        return error(500, "try again", retry_after="0.1")
+
+
 @contextmanager
 def serving(delay: float = 0.0, port: int = 0) -> Iterator[Provider]:
     """A provider for the time of a block."""
@@ -244,6 +259,8 @@ def main() -> None:
     with serving(float(words.get("delay", 0))) as provider:
         if "per_minute" in words:
             provider.rule = PerMinute(int(words["per_minute"]))
+        if "failing" in words:
+            provider.rule = Failing(float(words["failing"]))
         print(provider.url, flush=True)
         sys.stdin.read()
         print(json.dumps([[call.prompt, call.at, call.status] for call in provider.calls]), flush=True)

@@ -209,7 +209,10 @@ def test_the_page_does_nothing_but_show(tmp_path):
     seen = Tags(source)
     assert not {"script", "iframe", "img", "link", "object", "a", "base"} & set(seen.tags)
     assert not [name for name, _ in seen.attributes if name.startswith("on") or name in ("src", "href")]
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in seen.attributes
+    assert (
+        "content",
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'",
+    ) in seen.attributes
     assert seen.tags.count("blockquote") == 1
     assert "<script>alert(1)</script>" in "".join(seen.words)
     assert "\x1b" not in source

@@ -52,6 +52,10 @@ TRAINED = ("bpe", "sentencepiece")
 MODEL = "pieces.model"
 PIECE_CHARS = 1 << 18
 
+# What no word of a language is: a run of so many letters or spaces. Learning merges from one would take hours.
+LONG_WORD = 1 << 12
+LONG = re.compile(rf"\S{{{LONG_WORD}}}|\s{{{LONG_WORD}}}")
+
 # Where all three patterns end a word, whatever came before: the pieces of a text cut here have its tokens.
 SAFE_CUT = re.compile(r"(?<=[A-Za-z0-9,.;:!?]) (?=[A-Za-z])")
 
@@ -282,7 +286,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Tokenizer:
             f"tokenizer.vocab_size = {vocab_size} is too small: {BYTES} bytes and {END_OF_TEXT} come first",
             "Ask for 512 or more.",
         )
-    ranks = _learn(texts, vocab_size - 1)
+    ranks = _learn(_without_long_words(texts), vocab_size - 1)
     possible = len(ranks) + 1
     if possible < vocab_size:
         raise DataError(
@@ -290,6 +294,16 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Tokenizer:
             f"Set tokenizer.vocab_size = {possible} or less, or train on more text.",
         )
     return Tokenizer("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: vocab_size - 1})
+
+
+def _without_long_words(texts: Iterator[str]) -> Iterator[str]:
+    """The same texts, cut where a word would be longer than any is."""
+    for text in texts:
+        start = 0
+        for long in LONG.finditer(text) if len(text) > LONG_WORD else ():
+            yield text[start : long.end()]
+            start = long.end()
+        yield text[start:]
 
 
 def _learn(texts: Iterator[str], size: int) -> dict[bytes, int]:

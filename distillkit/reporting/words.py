@@ -6,10 +6,13 @@ Knows numbers and text, and nothing of reports. Whatever a run says is hostile u
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ..visible import clean, line
+
+__all__ = ["Fact", "clean", "count", "figure", "interval", "label", "line", "short", "size", "title", "when"]
 
 
 @dataclass(frozen=True)
@@ -19,23 +22,6 @@ class Fact:
     name: str
     value: str
     note: str = ""
-
-
-def clean(value: Any) -> str:
-    """Text in which whatever would move a cursor, turn a line around or be no character is spelt out."""
-    return "".join(_visible(letter) for letter in str(value))
-
-
-def line(value: Any) -> str:
-    """Clean text on one line."""
-    return clean(" ".join(str(value).split()))
-
-
-def _visible(letter: str) -> str:
-    # Joiners are format characters too, but scripts and emoji need them, and they move nothing.
-    harmless = letter in "\n\t\u200c\u200d"
-    odd = not harmless and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-    return letter if not odd else f"\\u{ord(letter):04x}"
 
 
 def figure(value: float | None, decimals: int | None = None) -> str:

@@ -23,9 +23,11 @@ import numpy as np
 
 from ..errors import CorruptError, DistillkitError
 from ..files import drop_folder, file_digest, read_json, replacing_folder, write_json
+from . import safetensors
 
 Arrays = Mapping[str, mx.array]
 NEEDED = {"model.safetensors", "student.json", "state.json"}
+LARGEST = 2**31  # of a vocabulary: MLX counts with 32 bits
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,11 @@ class Checkpoint:
     @property
     def student(self) -> dict[str, Any]:
         """Architecture, options and size of the vocabulary."""
-        return _json(self.path / "student.json")
+        values = _json(self.path / "student.json")
+        size = values.get("vocab_size")
+        if not {"arch", "options"} <= values.keys() or type(size) is not int or not 0 < size < LARGEST:
+            raise CorruptError(f"{self.path / 'student.json'} is damaged: it does not say what student that is")
+        return values
 
     @property
     def sums(self) -> dict[str, Any]:
@@ -68,11 +74,13 @@ class Checkpoint:
 
     def weights(self) -> dict[str, mx.array]:
         """The weights, in float32 whatever they were stored as."""
-        return {name: value.astype(mx.float32) for name, value in _arrays(self.path / "model.safetensors").items()}
+        return {
+            name: value.astype(mx.float32) for name, value in safetensors.load(self.path / "model.safetensors").items()
+        }
 
     def moments(self) -> dict[str, mx.array]:
         """The optimizer's arrays."""
-        return _arrays(self.path / "optimizer.safetensors")
+        return safetensors.load(self.path / "optimizer.safetensors")
 
 
 def save(folder: Path, weights: Arrays, moments: Arrays | None, student: Any, state: Any) -> Checkpoint:
@@ -145,10 +153,6 @@ def weights_digest(weights: Arrays) -> str:
         total.update(f"{name}{array.shape}{array.dtype}".encode())
         total.update(array.tobytes())
     return total.hexdigest()
-
-
-def _arrays(file: Path) -> dict[str, mx.array]:
-    return dict(mx.load(str(file)))  # type: ignore[arg-type]
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -6,11 +6,12 @@ its file does not hold is asked for, not guessed silently. No file may run code:
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError  # only its name: torch raises it
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +23,7 @@ from ..files import file_digest, read_json, write_text
 from ..plugins import current
 from ..runs import Run, creating
 from ..tables import NAME, NAME_WORDS
-from . import checkpoint, spelling
+from . import checkpoint, safetensors, spelling
 from .families import Arrays, from_gpt2, from_llama, shape_of
 from .gpt import GPT, Shape, named
 from .optimizer import grown
@@ -59,11 +60,13 @@ class Found:
 
 def read(path: Path, tokenizer: str | None, ranks: str | None, heads: int | None) -> Found:
     """The student of a file or folder, checked: every weight has its place, and every token its row."""
-    found = _read(path, heads)
+    with _told(path):
+        found = _read(path, heads)
     found.tokenizer = _tokenizer(path, found.shape.vocab_size, tokenizer, ranks)
-    _crop(found)
-    _must_fit(found, path)
-    model = GPT(found.shape)
+    with _told(path):
+        _crop(found)
+        _must_fit(found, path)
+        model = GPT(found.shape)
     file = path / "model.safetensors" if path.is_dir() else path
     found.facts = {
         "imported": {"from": path.name, "kind": found.kind, "sha256": file_digest(file) if file.is_file() else None},
@@ -72,6 +75,20 @@ def read(path: Path, tokenizer: str | None, ranks: str | None, heads: int | None
         "notes": found.notes,
     }
     return found
+
+
+# What a file of others leads to that is not what it seems, in more ways than one would list.
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say of whatever goes wrong inside that it is the file's fault."""
+    try:
+        yield
+    except _DAMAGE as error:
+        first = next(iter(str(error).splitlines()), "")[:200]
+        raise CorruptError(f"{path} cannot be read: {type(error).__name__}: {first}", "Is it whole?") from error
 
 
 def _read(path: Path, heads: int | None) -> Found:
@@ -172,7 +189,7 @@ def _unpickled(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} was written by PyTorch, which is not installed", hint) from error
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise UsageError(
             f"{path} is refused: it holds more than weights, and reading it might run code",
             "Have its maker save the weights alone: torch.save(model.state_dict(), FILE).",
@@ -260,6 +277,7 @@ def _of_folder(folder: Path, heads: int | None) -> Found:
     if "nanogpt" in str(config.get("model_type")).lower():
         return _of_seed(folder, _as_in_mlx(_safetensors(folder)), config, heads)
     shape, arrays = shape_of(config), _safetensors(folder)
+    _options(shape)  # sizes that no student can have are refused before anybody counts to them
     gpt2 = config["model_type"] == "gpt2"
     if gpt2:
         plain = {name.removeprefix("transformer."): value for name, value in arrays.items()}
@@ -279,14 +297,11 @@ def _as_in_mlx(arrays: Arrays) -> Arrays:
 def _safetensors(folder: Path) -> Arrays:
     files = sorted(folder.glob("model*.safetensors"))
     if files:
-        arrays: Arrays = {}
-        for file in files:
-            part: Any = mx.load(str(file))
-            arrays |= {name: value.astype(mx.float32) for name, value in part.items()}
-        return arrays
+        parts = (item for file in files for item in safetensors.load(file).items())
+        return {name: value.astype(mx.float32) for name, value in parts}
     if (folder / "pytorch_model.bin").is_file():
         saved = _unpickled(folder / "pytorch_model.bin")
-        return {name: _from_torch(value) for name, value in saved.items()}
+        return {name: _from_torch(value) for name, value in saved.items() if hasattr(value, "numpy")}
     raise UsageError(f"{folder} holds neither model.safetensors nor pytorch_model.bin", "Is it whole?")
 
 
@@ -300,7 +315,8 @@ def _array(arrays: Mapping[str, mx.array], name: str, path: Path) -> mx.array:
 
 
 def _layers(arrays: Mapping[str, mx.array], pattern: str) -> int:
-    return 1 + max((int(m[1]) for name in arrays if (m := re.match(pattern, name))), default=-1)
+    """How many blocks there are: as many as have a number, so that no name makes us count to a billion."""
+    return len({m[1] for name in arrays if (m := re.match(pattern, name))})
 
 
 def _same(one: mx.array, other: mx.array) -> bool:

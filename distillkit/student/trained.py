@@ -64,7 +64,10 @@ class Trained:
         if not isinstance(student, Student):
             raise UsageError(f"{network['arch']!r} is not a student")
         model = student.build(network["vocab_size"])
-        model.load_weights(list(checkpoint.weights().items()))
+        try:
+            model.load_weights(list(checkpoint.weights().items()))
+        except ValueError as error:
+            raise CorruptError(f"the weights in {checkpoint.path} are not those of its student: {error}") from error
         mx.eval(model.parameters())
         return cls(model, Tokenizer.load(tokenizer), student.context, _fingerprint(checkpoint, tokenizer))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
@@ -110,7 +109,7 @@ class Provider:
     def _line(self, line: bytes, where: str) -> dict[str, Any]:
         """One line of a result file: whose it is, and what came of it."""
         try:
-            values = json.loads(self.hidden(line.decode()))
+            values = keys.parsed(line.decode(), self._secret)
             if isinstance(values["custom_id"], str) and isinstance(values.get("response") or {}, dict):
                 return cast(dict[str, Any], values)
             raise ValueError("it is no line of a batch")
@@ -154,7 +153,11 @@ class Provider:
 
     def hidden(self, text: str) -> str:
         """What a provider said, without the key that its client holds."""
-        return keys.hidden(text, getattr(self.client, "api_key", None))
+        return keys.hidden(text, self._secret)
+
+    @property
+    def _secret(self) -> str | None:
+        return getattr(self.client, "api_key", None)
 
     def _wait(self, value: Any) -> Any:
         """A value, or what an asynchronous client will give, on one loop for as long as its connections live."""

@@ -72,6 +72,8 @@ class ChatTeacher(Teacher):
                 raise ValueError('expected an address such as "http://127.0.0.1:8000/v1"')
             if parts.username or parts.password:
                 raise ValueError("an address with a password in it would be kept with the answers; use a key")
+            if parts.query or parts.fragment:
+                raise ValueError("what stands after the path of an address may hold a key, which would be kept")
             return value.rstrip("/")
 
     def __init__(self, options: Any = None) -> None:
@@ -244,7 +246,7 @@ class ChatTeacher(Teacher):
         """What a refusal means, in the provider's words, without the key."""
         headers = error.response.headers
         self._hear(headers)
-        words = keys.hidden(replies.words_of(error.body, error.response.text), self._secret)
+        words = replies.words_of(error.body, error.response.text, lambda said: keys.hidden(said, self._secret))
         fault = replies.fault(error.status_code, headers, error.body, words, self.variable, time.time())
         if error.status_code in (400, 422):
             return RefusedError(fault.message, fault.hint, getattr(error, "param", None) or _parameter(error.body))
@@ -252,11 +254,12 @@ class ChatTeacher(Teacher):
 
     def _json(self, content: bytes) -> dict[str, Any]:
         try:
-            value = json.loads(keys.hidden(content.decode(), self._secret))
-        except ValueError:
+            value = keys.parsed(content.decode(), self._secret)
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise TryAgain(f"what came is not a JSON object: {content[:60]!r}")
+            said = keys.hidden(content.decode(errors="replace"), self._secret)
+            raise TryAgain(f"what came is not a JSON object: {said[:60]!r}")
         return value
 
     def _hear(self, headers: Mapping[str, str]) -> None:
@@ -277,7 +280,10 @@ class ChatTeacher(Teacher):
             tokens = logprobs.tokens(choice.get("logprobs"), text, wanted) if text and wanted else ()
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise TryAgain(f"the answer is misshapen: {type(error).__name__}: {error}") from None
-        return Answer(text or "", tokens, finish, _usage(body), body.get("model"), _raw(body, choice))
+        model = body.get("model")
+        return Answer(
+            text or "", tokens, finish, _usage(body), model if isinstance(model, str) else None, _raw(body, choice)
+        )
 
     # ------------------------------------------------------------------------------------------ the connection
 

@@ -5,13 +5,16 @@ A key is looked up when a client is made, and put nowhere else. Knows no provide
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
+from ..secrets import HIDDEN
 
-HIDDEN = "[key]"
 NO_KEY = "none"  # what an SDK is given that insists on a key, where there is none
+SHORTEST = 8  # letters of a key; what is shorter ("EMPTY", "ollama") is a word, and stays in what a teacher says
 
 
 def key(variable: str) -> str | None:
@@ -38,4 +41,20 @@ def dotenv(path: Path) -> dict[str, str]:
 
 def hidden(text: str, secret: str | None) -> str:
     """A text in which a key does not appear, whoever put it there."""
-    return text.replace(secret, HIDDEN) if secret and secret != NO_KEY and secret in text else text
+    return text.replace(secret, HIDDEN) if secret and len(secret) >= SHORTEST and secret in text else text
+
+
+def parsed(text: str, secret: str | None) -> Any:
+    """The value of a JSON text, without the key, however its letters are written there."""
+    value = json.loads(hidden(text, secret))
+    return _without(value, secret) if "\\/" in text or "\\u00" in text else value
+
+
+def _without(value: Any, secret: str | None) -> Any:
+    if isinstance(value, str):
+        return hidden(value, secret)
+    if isinstance(value, list):
+        return [_without(item, secret) for item in value]
+    if isinstance(value, dict):
+        return {hidden(key, secret): _without(item, secret) for key, item in value.items()}
+    return value

@@ -114,8 +114,7 @@ def label(
         for mine in _portions(cache, waiting, terms, done, voice):
             with closing(asking.ask(mine)) as answers:
                 for key, answer in answers:
-                    cache.put(key, wanted[key][1], answer)
-                    done.found[key] = answer
+                    done.found[key] = cache.put(key, wanted[key][1], answer)
                     done.asked += 1
                     there = len(done.found) - before
                     voice.progress(asking.progress(there, due), last=there == due)

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import CorruptError, UsageError
-from ..files import read_json, read_lines, replacing, write_json
+from ..files import private, read_json, read_lines, replacing, write_json
 from .cache import Cache
 
 FORMAT = 1
@@ -81,7 +81,7 @@ class Part:
 
 def begin(folder: Path, asked: Mapping[str, dict[str, Any]], lines: Iterable[dict[str, Any]], **facts: Any) -> Part:
     """A new part on disk; its state is written last."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private(folder)
     part = Part(folder=folder, id=uuid4().hex[:16], count=len(asked), **facts)
     _write(part._asked_file, ({"key": key, "asked": what} for key, what in asked.items()))
     _write(part.lines, lines)

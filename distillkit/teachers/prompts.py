@@ -86,7 +86,7 @@ def _lines(path: Path) -> list[str]:
 def _row(line: str, where: str) -> Prompt:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}", "Mend or remove it.") from error
     if isinstance(row, str):
         return row

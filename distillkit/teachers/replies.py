@@ -6,10 +6,11 @@ Knows the words and headers of OpenAI-style providers, and neither SDKs nor sock
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from .. import secrets
 from ..errors import DistillkitError, LimitReached, SlowDown, TeacherError, TryAgain
 from ..records import Allowance
 
@@ -74,12 +75,12 @@ def _number(text: str | None) -> float | None:
     return float(text) if text and re.fullmatch(r"\d+(\.\d+)?", text.strip()) else None
 
 
-def words_of(body: Any, text: str) -> str:
-    """The provider's own words, in whatever shape it said them."""
+def words_of(body: Any, text: str, hide: Callable[[str], str] = str) -> str:
+    """The provider's own words, in whatever shape it said them. What is hidden goes first: half a key is one, too."""
     error = body.get("error", body) if isinstance(body, Mapping) else body
     said = error.get("message") if isinstance(error, Mapping) else error
     plain = said if isinstance(said, str) and said.strip() else re.sub(r"<[^>]*>", " ", text)
-    return " ".join(plain.split())[:400] or "no words"
+    return secrets.hidden(hide(" ".join(plain.split())))[:400] or "no words"
 
 
 def fault(

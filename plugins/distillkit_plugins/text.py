@@ -138,7 +138,7 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(_decode(path, raw, at))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not JSON: {error}", "Mend or remove it.") from error
         yield _field(row, field, f"{path}, line {number}")
 

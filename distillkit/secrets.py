@@ -1,0 +1,51 @@
+"""What looks like a key, so that it is refused where it would be kept, and not repeated where it is refused.
+
+Knows how providers write their keys. Does not know anybody's key: that is `teachers/keys`.
+"""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "[key]"
+ADVICE = (
+    "A recipe is kept with every run, so a key in it is no secret any more: make a new one. Keys are read from the "
+    "environment or from .env (see .env.example)."
+)
+
+_KINDS = {
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a password in an address": r"(?<=://)[^/\s:@\[\]]*:[^/\s@]+(?=@)",
+    "a key in an address": r"(?<=[?&])(?:api[-_]?key|key|(?:access[-_]?|auth[-_]?)?token|sig|signature)=[^&\s\"']{6,}",
+    "a key in a header": r"\b(?:Bearer|Authorization:\s*Basic)\s+(?=\S*\d)[A-Za-z0-9._~+/=-]{12,}",
+    "a Groq key": r"\bgsk_[A-Za-z0-9]{16,}",
+    "an OpenAI or Anthropic key": r"\bsk-[A-Za-z0-9][A-Za-z0-9_-]{15,}",
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
+    "a Google key": r"\bAIza[A-Za-z0-9_-]{30,}",
+    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})",
+    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
+    "a signed token": r"\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
+}
+_ANY = re.compile("|".join(f"(?P<k{i}>{pattern})" for i, pattern in enumerate(_KINDS.values())))
+_NAMES = re.compile(
+    r"(?:[a-z0-9]+[-_])*?(?:api[-_]?key|api[-_]?token|access[-_]?key|access[-_]?token|auth[-_]?token|private[-_]?key"
+    r"|secret[-_]?key|client[-_]?secret|authorization|passwo?r?d|passphrase)",
+    re.IGNORECASE,
+)
+
+
+def found(text: str) -> str | None:
+    """What kind of key a text seems to hold, or None."""
+    match = _ANY.search(text)
+    return list(_KINDS)[int(str(match.lastgroup)[1:])] if match else None
+
+
+def hidden(text: str) -> str:
+    """A text without anything in it that looks like a key."""
+    return _ANY.sub(HIDDEN, text)
+
+
+def names_one(word: str) -> bool:
+    """Whether what stands under such a name is a key, whatever it looks like."""
+    return _NAMES.fullmatch(word) is not None
