@@ -299,7 +299,7 @@ def test_a_damaged_answer_is_said_with_its_place(cache: Cache, text: str) -> Non
 
 def test_a_database_that_is_none_is_said(tmp_path: Path) -> None:
     (tmp_path / "cache.db").write_bytes(b"not a database, but long enough to look like one" * 100)
-    with pytest.raises(DistillkitError, match="cannot be opened"):
+    with pytest.raises(DistillkitError, match="is damaged: file is not a database"):
         Cache(tmp_path)
 
 
