@@ -73,6 +73,8 @@ away
 performance
 study
 seeds
+trust
+dependencies
 design
 ```
 """
