@@ -80,7 +80,10 @@ blas.load()
 source = Plugins.load().build("sources", "text", {"path": sys.argv[1], "separator": "<|endoftext|>"})
 bpe = {"kind": "bpe", "vocab_size": 4096}
 corpus = prepare(source, tokenizer=bpe, options={"held_out": 0.01}, folder=Path(sys.argv[2]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+if sys.platform == "darwin":
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+else:  # the other figure begins with that of the process which started this one
+    peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e3
 print(json.dumps({"peak": peak, "seconds": time.process_time(), "tokens": corpus.train.tokens, **corpus.counts}))
 """
 

@@ -55,6 +55,8 @@ PIECE_CHARS = 1 << 18
 # What no word of a language is: a run of so many letters or spaces. Learning merges from one would take hours.
 LONG_WORD = 1 << 12
 LONG = re.compile(rf"\S{{{LONG_WORD}}}|\s{{{LONG_WORD}}}")
+VAST_SPACE = 1 << 16  # tiktoken's expressions give up on some hundred thousand spaces in a row
+VAST = re.compile(rf"\s{{{VAST_SPACE}}}")
 
 # Where all three patterns end a word, whatever came before: the pieces of a text cut here have its tokens.
 SAFE_CUT = re.compile(r"(?<=[A-Za-z0-9,.;:!?]) (?=[A-Za-z])")
@@ -83,10 +85,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; special tokens written in it are ordinary text."""
-        return self._encoding.encode_ordinary(text)
+        return [token for part in _cut(text, VAST, VAST_SPACE) for token in self._encoding.encode_ordinary(part)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of many texts, on all cores."""
+        if any(len(text) > VAST_SPACE for text in texts):
+            return [self.encode(text) for text in texts]
         return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads())
 
     def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
@@ -95,7 +99,13 @@ class Tokenizer:
 
         def encode(start: int) -> list[NDArray[np.uint32]]:
             group = texts[start : start + size]
-            return [self._encoding.encode_to_numpy(text, disallowed_special=()) for text in group]
+            return [whole(text) for text in group]
+
+        def whole(text: str) -> NDArray[np.uint32]:
+            parts = [
+                self._encoding.encode_to_numpy(part, disallowed_special=()) for part in _cut(text, VAST, VAST_SPACE)
+            ]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
         # Several texts at once: handing over one short text costs as much as encoding it.
         size = max(1, len(texts) // (8 * threads()))
@@ -299,11 +309,16 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Tokenizer:
 def _without_long_words(texts: Iterator[str]) -> Iterator[str]:
     """The same texts, cut where a word would be longer than any is."""
     for text in texts:
-        start = 0
-        for long in LONG.finditer(text) if len(text) > LONG_WORD else ():
-            yield text[start : long.end()]
-            start = long.end()
-        yield text[start:]
+        yield from _cut(text, LONG, LONG_WORD)
+
+
+def _cut(text: str, long: re.Pattern[str], least: int) -> Iterator[str]:
+    """The text, cut behind all that is too long; that has so many letters at least."""
+    start = 0
+    for found in long.finditer(text) if len(text) > least else ():
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:]
 
 
 def _learn(texts: Iterator[str], size: int) -> dict[bytes, int]:

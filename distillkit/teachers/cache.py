@@ -203,7 +203,8 @@ class Cache:
                 self._rows._sql("SELECT count(*) FROM Settings").fetchall()  # the moment is that of the first look
             yield
         finally:
-            self._rows._sql("COMMIT")
+            with self._said("read"):
+                self._rows._sql("COMMIT")
 
     def drop(self, rows: Iterable[Row]) -> int:
         """Remove rows, unless they were written again since they were read; how many were removed."""
@@ -220,8 +221,9 @@ class Cache:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self.free()
-        self._rows.close()
+        with self._said("closed"):
+            self.free()
+            self._rows.close()
 
     @contextmanager
     def _said(self, done: str) -> Iterator[None]:

@@ -192,7 +192,7 @@ def newest(home: Path, name: str = "tiny") -> Run | None:
     return Run(max(found, key=lambda path: int(path.name))) if found else None
 
 
-def outcome(home: Path) -> dict[str, Any]:
+def outcome(home: Path, swept: bool = True) -> dict[str, Any]:
     """All that a home has come to, but for times and the numbers of runs."""
     brought = {name: run for name in ("tiny", "brought") if (run := newest(home, name))}
     return {
@@ -200,7 +200,7 @@ def outcome(home: Path) -> dict[str, Any]:
         "answers": {key: answer for key, (_, answer) in sorted(_answers(home).items())},
         "exported": {file.name: file_digest(file) for file in sorted((home / "exported").glob("*"))},
         "archive": _archive(home / "answers.jsonl.gz"),
-        "whole": whole(home),
+        "whole": whole(home, swept),
     }
 
 
