@@ -6,8 +6,9 @@
     python docs/walk.py --folder F ...    works in F, and leaves out needed chapters that were walked there before
 
 What is run are ```` ```console ```` blocks (lines with `$ ` are commands, `> ` goes on with one, all others are what it
-printed) and ```` ```python ```` blocks (what they print stands in the ```` ```text ```` block behind them). An HTML
-comment in the line before a block tells what is different about it; `;` divides several:
+printed), ```` ```sh ```` blocks (every line is a command; what it prints is not shown) and ```` ```python ```` blocks (what
+they print stands in the ```` ```text ```` block behind them). An HTML comment in the line before a block tells what is
+different about it; `;` divides several:
 
     <!-- exit: 2 -->                      the last command ends so
     <!-- loose -->                        what is printed is not compared
@@ -81,7 +82,7 @@ class Block:
     @property
     def run(self) -> bool:
         """Whether it is run at all."""
-        return self.language in ("console", "python") and not {"shown", "file"} & self.marks.keys()
+        return self.language in ("console", "sh", "python") and not {"shown", "file"} & self.marks.keys()
 
 
 FENCE = re.compile(r"^(`{3,})\s*(\S*)(?:\s.*)?$")
@@ -122,7 +123,11 @@ def _marks(page: Path, lines: list[str], at: int) -> dict[str, str]:
 
 
 def steps(block: Block) -> list[Step]:
-    """The commands of a console block, each with what it printed."""
+    """The commands of a block, each with what it printed."""
+    if block.language == "python":
+        return [Step(block.text)]
+    if block.language == "sh":
+        return [Step(line) for line in re.split(r"(?<!\\)\n", block.text) if line.strip()]
     found: list[Step] = []
     more = False
     for line in block.text.splitlines():
@@ -176,9 +181,10 @@ class Ran:
 class Folder:
     """Where the walk happens: a folder, and the variables of a shell in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **variables: str) -> None:
         self.path = path.resolve()
         self.own = self.path / ".walk"
+        self.variables = variables
         (self.own / "home").mkdir(parents=True, exist_ok=True)
 
     def environment(self) -> dict[str, str]:
@@ -193,6 +199,7 @@ class Folder:
             "PYTHONPATH": str(self.path),
             "PYTHONDONTWRITEBYTECODE": "1",
             **{"COLUMNS": str(COLUMNS), "TERM": "dumb", "NO_COLOR": "1", "LC_ALL": "C.UTF-8", "PAGER": "cat"},
+            **self.variables,
         }
 
     def write(self, block: Block) -> None:
@@ -347,10 +354,12 @@ def walk(page: Path, folder: Folder, write: bool, compare: bool) -> list[Problem
         if not block.run:
             continue
         text = behind if behind is not None and _directly(block, behind) else None
-        told = steps(block) if block.language == "console" else [Step(block.text, text.text if text else "")]
-        ran = folder.console(block) if block.language == "console" else folder.python(block)
-        found += problems(block, told, ran, compare)
-        if block.language == "console" or text or ran[0].printed:
+        told = steps(block)
+        if text is not None:
+            told[0].printed = text.text
+        ran = folder.python(block) if block.language == "python" else folder.console(block)
+        found += problems(block, told, ran, compare and block.language != "sh")
+        if block.language == "console" or (block.language == "python" and (text or ran[0].printed)):
             fresh.append(_fresh(block, text, told, ran))
     if write:
         lines = text_before.split("\n")

@@ -159,7 +159,7 @@ def test_the_tutorial_followed_to_the_letter(fresh: dict[str, str], tmp_path: Pa
     for file, language, text in snippets():
         if file:
             steps.append(f"cat > {tmp_path}/{file} <<'END'\n{text}END\n")
-        elif language == "bash":
+        elif language == "sh":
             steps.append(text)
     said = ran(["bash", "-c", "\n".join(steps)], tmp_path, **fresh)
     assert said.count("1 passed") == 4
