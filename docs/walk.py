@@ -6,7 +6,7 @@
     python docs/walk.py --folder F ...    works in F, and leaves out needed chapters that were walked there before
 
 What is run are ```` ```console ```` blocks (lines with `$ ` are commands, `> ` goes on with one, all others are what it
-printed), ```` ```sh ```` blocks (every line is a command; what it prints is not shown) and ```` ```python ```` blocks (what
+printed), ```` ```sh ```` blocks (a command a line, what it prints is not shown) and ```` ```python ```` blocks (what
 they print stands in the ```` ```text ```` block behind them). An HTML comment in the line before a block tells what is
 different about it; `;` divides several:
 
