@@ -13,6 +13,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -51,7 +52,6 @@ def test_the_tutorials_plugins_are_as_short_as_is_said(kind: str, most: int) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_package_is_sound_and_its_tests_pass(kind: str, tmp_path: Path) -> None:
-    import importlib.util
     import tomllib
 
     import distillkit.testing
@@ -64,12 +64,7 @@ def test_a_new_package_is_sound_and_its_tests_pass(kind: str, tmp_path: Path) ->
     assert project["project"]["entry-points"]["distillkit"] == {f"my-{kind}-one": module}
     assert tomllib.loads((folder / "example.toml").read_text())["name"] == f"my-{kind}-one-example"
     assert not [file for file in folder.rglob("*") if file.is_file() and re.search(r"\$[a-z]", file.read_text())]
-    spec = importlib.util.spec_from_file_location(module, folder / f"{module}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    (offered,) = getattr(made, f"register_{kind}s")()
+    (offered,) = getattr(script(folder / f"{module}.py"), f"register_{kind}s")()
     assert offered.name == f"my-{kind}-one"
     assert getattr(distillkit.testing, f"check_{kind}")(offered)
 

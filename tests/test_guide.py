@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from types import ModuleType
 
 import click
 import pytest
+from scripts import script
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -30,18 +30,7 @@ def written() -> list[Path]:
     return sorted(set(listed))
 
 
-def module(name: str) -> ModuleType:
-    """A script of docs/."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[name] = made
-    spec.loader.exec_module(made)
-    return made
-
-
-walk = module("walk")
+walk = script("docs/walk.py")
 
 # ------------------------------------------------------------------------------------------------- reading a page
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,22 +12,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts import script
 
 HERE = Path(__file__).parent.parent / "docs" / "notebooks"
 FILES = sorted(HERE.glob("[0-9]_*.ipynb"))
 Notebook = dict[str, Any]
 
 
-def runner() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("notebooks_run", HERE / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-RUN = runner()
+RUN = script("docs/notebooks/run.py")
 
 
 def test_they_are_numbered_in_the_order_of_reading():

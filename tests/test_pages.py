@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 from judge_provider import Judge
 from provider import serving
+from scripts import script
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,18 +22,7 @@ NEEDS = {"away": ("gguf", "mlx_lm")}  # packages
 ELSEWHERE = {"plugins": "tests/test_docs.py walks it", "api": "docs/generate.py writes it"}
 
 
-def module(name: str) -> ModuleType:
-    """A script of docs/."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[name] = made
-    spec.loader.exec_module(made)
-    return made
-
-
-walk = module("walk")
+walk = script("docs/walk.py")
 WALKED = [page for page in PAGES if page.stem not in ELSEWHERE and any(block.run for block in walk.blocks(page))]
 
 
