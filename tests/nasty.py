@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from small import small
 
 from distillkit.teachers.cache import Cache
 
@@ -35,19 +36,9 @@ FORMULA = '=HYPERLINK("http://evil.example","x")'
 
 # ------------------------------------------------------------------------------------------------ recipes
 
-TINY = """
-name = "tiny"
-[data]
-source = "tales"
-stories = 60
-held_out = 0.2
-[tokenizer]
-vocab_size = 300
-[student]
-layers = 1
-heads = 2
-width = 16
-context = 16
+TINY = small(
+    "tiny",
+    """
 [train]
 steps = 2
 batch_size = 2
@@ -56,7 +47,8 @@ checkpoint_every = 2
 [sampling]
 count = 2
 max_tokens = 8
-"""
+""",
+)
 
 VALUES = [
     *("true", "-1", "0", "1e400", "nan", "-inf", "1979-05-27T07:32:00Z", '""', '"\\u0000"', "[]", "[[[[[[1]]]]]]"),

@@ -21,6 +21,7 @@ from distillkit_plugins.groq import PATH, Groq
 from distillkit_plugins.openai import OpenAI
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import small
 from test_teachers import Counting, prompts
 
 from distillkit.errors import CorruptError, LimitReached, TeacherError, UsageError
@@ -449,26 +450,17 @@ def test_two_sittings_at_once_send_each_request_once(provider: Any, tmp_path: Pa
 
 # ------------------------------------------------------------------------------------------------ the command
 
-RECIPE = """
-name = "batched"
-[data]
-source = "tales"
-stories = 80
-held_out = 0.2
-[tokenizer]
-vocab_size = 300
-[student]
-layers = 1
-heads = 2
-width = 16
-context = 16
+RECIPE = small(
+    "batched",
+    """
 [teacher]
 provider = "batcher"
 base_url = "{url}"
 prompts = 4
 prompt_tokens = 4
 max_tokens = 6
-"""
+""",
+)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import small
 from test_teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
 
 from distillkit.errors import CorruptError, DistillkitError, UsageError
@@ -753,25 +754,16 @@ def test_the_commands_of_the_cache_as_a_user_meets_them(tmp_path: Path) -> None:
     assert command(tmp_path, "verify").returncode == 0
 
 
-ASKING = """
-name = "asking"
-[data]
-source = "tales"
-stories = 80
-held_out = 0.2
-[tokenizer]
-vocab_size = 300
-[student]
-layers = 1
-heads = 2
-width = 16
-context = 16
+ASKING = small(
+    "asking",
+    """
 [teacher]
 provider = "checkpoint"
 prompts = 3
 prompt_tokens = 4
 max_tokens = 6
-"""
+""",
+)
 
 
 def test_explain_says_what_of_a_recipe_is_not_there_and_why(tmp_path: Path) -> None:

@@ -13,20 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small import small
 
-TINY = """
-name = "tiny"
-[data]
-source = "tales"
-stories = 80
-held_out = 0.2
-[tokenizer]
-vocab_size = 300
-[student]
-layers = 1
-heads = 2
-width = 16
-context = 16
+TINY = small(
+    "tiny",
+    """
 [train]
 steps = 6
 batch_size = 2
@@ -35,7 +26,8 @@ checkpoint_every = 3
 [sampling]
 count = 2
 max_tokens = 8
-"""
+""",
+)
 
 
 def distillkit(home: Path, *words: str, timeout: float = 300, **more: object) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from judge_provider import Judge
 from provider import serving
+from small import small
 
 from distillkit import first, plan
 from distillkit.assembly import Assembly
@@ -60,19 +61,9 @@ def register_teachers():
     return [Told]
 '''
 
-BASE = """
-name = "base"
-[data]
-source = "tales"
-stories = 60
-held_out = 0.2
-[tokenizer]
-vocab_size = 300
-[student]
-layers = 1
-heads = 2
-width = 16
-context = 16
+BASE = small(
+    "base",
+    """
 [train]
 steps = 4
 batch_size = 2
@@ -81,7 +72,8 @@ checkpoint_every = 2
 [sampling]
 count = 1
 max_tokens = 4
-"""
+""",
+)
 OUTER = """
 extends = "base.toml"
 name = "outer"

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from distillkit_plugins.checkpoint import Checkpoint
+from small import small
 
 from distillkit import plan
 from distillkit.assembly import Assembly
@@ -23,26 +24,17 @@ from distillkit.reporting import page, tables
 from distillkit.runs import Run, newest
 from distillkit.teachers import reading
 
-TINY = """
-name = "tiny"
-judge = []
-[data]
-source = "tales"
-stories = 40
-held_out = 0.2
-[tokenizer]
-vocab_size = 300
-[student]
-layers = 1
-heads = 2
-width = 16
-context = 16
+TINY = small(
+    "tiny",
+    """
 [train]
 steps = 4
 batch_size = 4
 warmup = 2
 checkpoint_every = 4
-"""
+""",
+    top="judge = []",
+)
 PUPIL = """
 extends = "tiny.toml"
 name = "pupil"

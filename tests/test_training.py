@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from small import small
 
 from distillkit.assembly import Assembly
 from distillkit.data.batches import sequential
@@ -34,20 +35,9 @@ from distillkit.student import checkpoint as checkpoints
 from distillkit.student.optimizer import flat
 from distillkit.student.precision import FACTOR, OVERFLOWS
 
-TINY = """
-name = "tiny"
-judge = []
-[data]
-source = "tales"
-stories = 60
-held_out = 0.2
-[tokenizer]
-vocab_size = 300
-[student]
-layers = 1
-heads = 2
-width = 16
-context = 16
+TINY = small(
+    "tiny",
+    """
 dropout = 0.1
 [train]
 steps = 12
@@ -58,7 +48,9 @@ warmup = 2
 evaluate_every = 4
 evaluate_batches = 2
 checkpoint_every = 3
-"""
+""",
+    top="judge = []",
+)
 
 PUPIL = """
 extends = "tiny.toml"

@@ -17,6 +17,7 @@ from typing import Any
 from judge_provider import Judge
 from nursery import Ended, Nursery
 from provider import PROBE, Call, Provider
+from small import small
 
 from distillkit.data.corpus import Corpus
 from distillkit.files import file_digest, read_json, read_lines
@@ -26,19 +27,9 @@ from distillkit.teachers import upkeep
 from distillkit.teachers.cache import Cache
 
 OUT = 3  # calls that may be out at once
-RECIPE = """
-name = "tiny"
-[data]
-source = "tales"
-stories = 60
-held_out = 0.2
-[tokenizer]
-vocab_size = 300
-[student]
-layers = 1
-heads = 2
-width = 16
-context = 16
+RECIPE = small(
+    "tiny",
+    """
 [teacher]
 provider = "compatible"
 model = "m"
@@ -64,7 +55,8 @@ name = "perplexity"
 [[judge]]
 name = "rubric"
 teacher = {{ provider = "compatible", model = "judge", base_url = "{url}", concurrency = {out} }}
-"""
+""",
+)
 TIMES = {"started", "seconds", "speed"}  # of a report: when, and how fast
 
 
