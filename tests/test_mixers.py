@@ -27,7 +27,7 @@ from distillkit.roles import Mixer
 from distillkit.student import loss as engine
 from distillkit.student.gpt import GPT, Shape, initialise
 from distillkit.student.journal import Balance, Overfitting
-from distillkit.student.loss import mixed_loss, slope_lengths, totals
+from distillkit.student.loss import mixed_loss, slope_squares, totals
 from distillkit.student.onpolicy import OnPolicy
 from distillkit.student.optimizer import AdamW
 from distillkit.student.parallel import Lanes
@@ -606,27 +606,43 @@ def test_the_teachers_logits_never_exist_at_once(mixer: Mixer) -> None:
 @pytest.mark.parametrize("k", [None, 3])
 def test_gradient_norms_are_the_lengths_of_each_weighted_terms_slope(name: str, k: int | None) -> None:
     rows, formula = some_rows(4, 7, 9, k), formulas(2.0)[name]
-    lengths = slope_lengths(
+    whole = totals(formula.mixer, rows.targets, ["hard", "soft"], 3)
+    squares = slope_squares(
         formula.mixer,
         mx.array(rows.logits.astype(np.float32)),
         (mx.eye(9), None),
         rows.targets,
         mx.array(0),
         formula.mixer.weights(0),
+        {name: float(count.item()) for name, count in whole.items()},  # type: ignore[arg-type]
         chunk=3,
     )
+    lengths = {name: square**0.5 for name, square in squares.items()}
     counts = (rows.weight * rows.has_soft)[:, None]
     soft = 0.7 * soft_slope(rows, formula, 2.0) * counts / counts.sum()
     norms = {"hard": np.linalg.norm(0.3 * hard_slope(rows)), "soft": np.linalg.norm(soft)}
     assert lengths == pytest.approx(norms, rel=1e-3)
 
 
+def norms_after_a_step(from_teacher: list[int], lanes: int) -> dict[str, float]:
+    """Of a student that reads six rows, some of them the teacher's text."""
+    arrays = batch_of(3)
+    arrays["from_teacher"][:] = np.array(from_teacher)[:, None]
+    job = job_of(tiny_model(), Batch(**arrays), mixing(Sequence), None, lanes)
+    job.teacher = None
+    state = fresh(job.model, job.settings.optimizer)
+    advance(job, state)
+    return gradient_norms(job, state)
+
+
+def test_gradient_norms_are_those_of_the_whole_batch_however_it_was_cut() -> None:
+    whole = norms_after_a_step([0, 0, 0, 0, 0, 1], lanes=1)  # the teacher's rows come last
+    assert whole.keys() == {"hard", "sequence"}
+    assert norms_after_a_step([0, 0, 0, 0, 0, 1], lanes=3) == pytest.approx(whole, rel=1e-4)
+
+
 def test_terms_that_count_no_row_have_no_gradient_norm() -> None:
-    rows = some_rows(4)
-    rows.has_soft[:] = 0
-    mixer, hidden = mixing(JSD), mx.array(rows.logits.astype(np.float32))
-    found = slope_lengths(mixer, hidden, (mx.eye(9), None), rows.targets, mx.array(0), {}, 3)
-    assert found.keys() == {"hard"}
+    assert norms_after_a_step([0] * 6, lanes=2).keys() == {"hard"}
 
 
 def test_a_term_that_is_lost_beside_another_is_pointed_out_once() -> None:

@@ -18,7 +18,7 @@ from ..roles import Mixer
 from .elementary import ours
 from .targets import Head, Opinion, Targets, TopK
 
-__all__ = ["Head", "Opinion", "Targets", "TopK", "chunk_rows", "mixed_loss", "slope_lengths", "term_names", "totals"]
+__all__ = ["Head", "Opinion", "Targets", "TopK", "chunk_rows", "mixed_loss", "slope_squares", "term_names", "totals"]
 
 PIECE = 2**19  # numbers
 
@@ -140,32 +140,30 @@ def _spans(size: int, chunk: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + chunk, size)) for start in range(0, size, chunk))
 
 
-def slope_lengths(
+def slope_squares(
     mixer: Mixer,
     hidden: mx.array,
     head: Head,
     targets: Targets,
     step: mx.array,
     weights: Mapping[str, float],
+    totals: Mapping[str, float],
     chunk: int,
 ) -> dict[str, float]:
-    """How long the gradient of each weighted term is at the logits of rows [N, D], each term being its mean over them.
+    """The squared length of the gradient of each weighted term at the logits of rows [N, D].
 
-    Terms that count none of the rows are left out.
+    `totals` says how much all rows of the whole batch count in each term, so that the squares of parts add up.
     """
     weight, bias = head
-    names = term_names(mixer, weight.shape[0], targets)
-    counts = {name: float(n.item()) for name, n in totals(mixer, targets, names, chunk).items()}  # type: ignore[arg-type]
-    counts = {name: count for name, count in counts.items() if count > 0}
-    squares = dict.fromkeys(counts, 0.0)
+    squares = dict.fromkeys(totals, 0.0)
     for start, stop in _spans(hidden.shape[0], chunk):
         logits = hidden[start:stop] @ weight.T
         logits = logits if bias is None else logits + bias
         some = targets.rows(start, stop).at_hand([])
-        for name, count in counts.items():
+        for name, count in totals.items():
             slope = _slope_of(mixer, name, logits.astype(mx.float32), some, step) * (weights.get(name, 1.0) / count)
             squares[name] += float(mx.square(slope).sum().item())  # type: ignore[arg-type]
-    return {name: square**0.5 for name, square in squares.items()}
+    return squares
 
 
 def _slope_of(mixer: Mixer, name: str, logits: mx.array, targets: Targets, step: mx.array) -> mx.array:

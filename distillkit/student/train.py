@@ -25,7 +25,7 @@ from ..progress import Voice
 from ..roles import Mixer, Teacher, Tracker
 from . import checkpoint as checkpoints
 from .journal import Balance, Journal, Overfitting
-from .loss import Opinion, Targets, TopK, mixed_loss, slope_lengths, term_names, totals
+from .loss import Opinion, Targets, TopK, mixed_loss, slope_squares, term_names, totals
 from .onpolicy import OnPolicy
 from .optimizer import AdamW, LearningRate, Tree, flat, global_norm, grown, recalled
 from .parallel import Lanes
@@ -101,7 +101,7 @@ class State:
     best_step: int | None = None
     best_loss: float = math.inf
     overflows: int = 0  # in a row, in this sitting
-    last: Arrays = field(default_factory=dict)  # the first part of the last batch of this process
+    last: list[Arrays] = field(default_factory=list)  # this process's parts of the last batch
 
 
 @dataclass
@@ -143,9 +143,9 @@ def train(job: Job, state: State) -> State:
                 watch.trained(values)
                 journal.step(state.step, values)
             looked = _due(state.step, settings.evaluate_every, settings.steps)
-            loss = evaluate(job) if looked else math.inf
+            loss, lengths = (evaluate(job), gradient_norms(job, state)) if looked else (math.inf, {})
             with world.together() as vote:
-                better = looked and _look(job, state, loss, journal, watch, balance)
+                better = looked and _look(job, state, loss, lengths, journal, watch, balance)
                 if better or _due(state.step, settings.checkpoint_every, settings.steps):
                     journal.keep()
                     _save(job, state)
@@ -160,11 +160,18 @@ def train(job: Job, state: State) -> State:
     return state
 
 
-def _look(job: Job, state: State, loss: float, journal: Journal, watch: Overfitting, balance: Balance) -> bool:
+def _look(
+    job: Job,
+    state: State,
+    loss: float,
+    lengths: Mapping[str, float],
+    journal: Journal,
+    watch: Overfitting,
+    balance: Balance,
+) -> bool:
     """Take note of a validation loss: whether it is the best so far. And of how much each term weighs in truth."""
     if not math.isfinite(loss):
         raise _diverged(job, state.step, f"validation loss {loss}")
-    lengths = gradient_norms(job, state) if job.world.writes else {}
     journal.evaluation(state.step, loss, lengths)
     watch.evaluated(state.step, loss, state.best_loss)
     balance.evaluated(state.step, lengths)
@@ -197,7 +204,7 @@ def advance(job: Job, state: State) -> dict[str, Any]:
         "gradient_norm": None if norm is None else norm.item(),
         "tokens": batch["inputs"].shape[1] * share.whole,
     }
-    state.step, state.last = step + 1, parts[0]
+    state.step, state.last = step + 1, parts
     return values
 
 
@@ -325,13 +332,17 @@ def _opinion(asked: mx.array | Opinion) -> dict[str, Any]:
 
 
 def _totals(job: Job, parts: Sequence[Arrays]) -> Arrays:
+    """What the terms of the batch's rows are divided by, for their mean at the scale of the precision."""
+    factor = FACTOR[job.settings.precision]
+    return {name: mx.maximum(total, 1e-9) / factor for name, total in _counted(job, parts).items()}
+
+
+def _counted(job: Job, parts: Sequence[Arrays]) -> Arrays:
     """How much all rows of the batch, those of other machines too, count in each term."""
     targets = [_targets(job, part) for part in parts]
     names = term_names(job.mixer, job.vocab_size, targets[0])
     counts = [totals(job.mixer, some, names, job.settings.chunk) for some in targets]
-    whole = job.world.sum({name: mx.stack([count[name] for count in counts]).sum() for name in names})
-    factor = FACTOR[job.settings.precision]
-    return {name: mx.maximum(total, 1e-9) / factor for name, total in whole.items()}
+    return job.world.sum({name: mx.stack([count[name] for count in counts]).sum() for name in names})
 
 
 def _part_loss(
@@ -350,12 +361,22 @@ def _part_loss(
 
 
 def gradient_norms(job: Job, state: State) -> dict[str, float]:
-    """How long each weighted term's gradient at the logits is, over the first part of the last batch."""
-    step = state.step - 1
-    hidden = job.model(state.last["inputs"])
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), _targets(job, state.last)
-    weights = job.mixer.weights(step)
-    return slope_lengths(job.mixer, hidden, job.model.head, targets, mx.array(step), weights, job.settings.chunk)
+    """How long each weighted term's gradient at the logits is, over the last batch of all machines.
+
+    Terms that count none of its rows are left out.
+    """
+    step, weights = state.step - 1, job.mixer.weights(state.step - 1)
+    counts = {name: float(count.item()) for name, count in _counted(job, state.last).items()}  # type: ignore[arg-type]
+    counts = {name: count for name, count in counts.items() if count > 0}
+    squares = dict.fromkeys(counts, 0.0)
+    for part in state.last:
+        hidden, targets = job.model(part["inputs"]), _targets(job, part)
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        settings = (mx.array(step), weights, counts, job.settings.chunk)
+        for name, square in slope_squares(job.mixer, hidden, job.model.head, targets, *settings).items():
+            squares[name] += square
+    whole = job.world.sum({name: mx.array(square) for name, square in squares.items()})
+    return {name: float(square.item()) ** 0.5 for name, square in whole.items()}  # type: ignore[arg-type]
 
 
 def evaluate(job: Job) -> float:
