@@ -71,6 +71,11 @@ class Assembly:
         if self.teacher is not None and table is not None:
             self.teacher.identity()
             self.soft.check()
+            if self.reads_in_steps and not self.teacher.reads:
+                raise UsageError(
+                    f"teacher.on_policy: the teacher {table.provider!r} reads no text of others ({self.recipe.file})",
+                    'Leave it out, or take one that reads: provider = "compatible" with api = "plain".',
+                )
             if table.system and not self.teacher.chats:
                 raise UsageError(
                     f"teacher.system: the teacher {table.provider!r} does not chat ({self.recipe.file})",
@@ -276,17 +281,23 @@ class Assembly:
         """Where answers are kept."""
         return Cache(cache_folder() / "teachers")
 
-    def ask(self, teacher: Teacher, requests: list[Request], terms: Terms, done: Labelled | None = None) -> Labelled:
+    def ask(
+        self,
+        teacher: Teacher,
+        requests: list[Request],
+        terms: Terms,
+        done: Labelled | None = None,
+        voice: Voice | None = None,
+    ) -> Labelled:
         """Answers to all requests, one by one or in batches."""
         from .teachers.batch import label_in_batches
 
+        voice = voice or self.voice
         self.refuse_twice(teacher, requests, terms)
         with self.cache() as cache:
             if terms.batch:
-                return label_in_batches(
-                    teacher, requests, cache, self._batches, terms=terms, voice=self.voice, done=done
-                )
-            return label(teacher, requests, cache, terms=terms, voice=self.voice, done=done)
+                return label_in_batches(teacher, requests, cache, self._batches, terms=terms, voice=voice, done=done)
+            return label(teacher, requests, cache, terms=terms, voice=voice, done=done)
 
     def refuse_twice(self, teacher: Teacher, requests: list[Request], terms: Terms) -> None:
         """Refuse to ask one by one for what is in a batch already: it would be paid for twice."""
@@ -390,6 +401,12 @@ class Assembly:
     def teaches_online(self) -> bool:
         """Whether the teacher's logits are part of every training step."""
         return self.soft.source == STEP
+
+    @property
+    def reads_in_steps(self) -> bool:
+        """Whether the teacher is asked in every step what it thinks of what the student has just written."""
+        table = self.recipe.teacher
+        return table is not None and table.on_policy is not None and self.soft.source == ANSWERS
 
     def logits_teacher(self) -> Teacher | None:
         """The teacher whose logits join the training step; its tokens must be the student's."""

@@ -104,14 +104,14 @@ def signal_faults(
 
 
 def _on_policy_faults(recipe: Recipe, given: str, mixer: Offer) -> Iterator[RecipeError]:
-    """What the student writes in a step is judged in that step: by logits, for a mixer that looks at them."""
+    """What the student writes in a step is judged in that step, for a mixer that looks at what was likely."""
     file = recipe.said_by(("teacher", "on_policy")).file
     if recipe.teacher and recipe.teacher.store:
         wrong = "found it beside store = true, which asks the teacher before the student has written anything"
         yield RecipeError(f"{file}: teacher.on_policy: {wrong}", "Leave one of them out.")
-    elif given != "logits":
+    elif not gives(given, "top_logprobs"):
         has = f"the teacher {recipe.teacher.provider!r} gives {given}" if recipe.teacher else ""
-        hint = 'Leave it out, or take a teacher with logits: provider = "checkpoint".'
+        hint = 'Leave it out, or take a teacher with logits (provider = "checkpoint") or with top_logprobs.'
         yield RecipeError(f"{file}: teacher.on_policy: {has}, so it cannot judge what the student writes", hint)
     elif not gives(mixer.signal, "top_logprobs"):
         needs = f"the mixer {mixer.name!r} does not look at the teacher's opinion of what the student writes"
@@ -142,8 +142,9 @@ def _given(recipe: Recipe, most: str) -> tuple[str, str]:
 
 
 def _answers_faults(recipe: Recipe, table: TeacherTable, needs: str) -> Iterator[RecipeError]:
-    """Soft targets that come with answers need answers, with log-probabilities."""
-    asked = {"top_logprobs": table.top_logprobs, "prompts": table.prompts or bool(table.prompts_file)}
+    """Soft targets that come with answers need answers, or texts of the student's, with log-probabilities."""
+    told = table.prompts or bool(table.prompts_file) or table.on_policy is not None
+    asked = {"top_logprobs": table.top_logprobs, "prompts": told}
     for key, found in asked.items():
         if not found:
             file = recipe.said_by(("teacher", key)).file

@@ -30,6 +30,7 @@ FLOAT = 4
 FREE = {"input": 0.0, "output": 0.0}
 LEAST_WRITTEN = 0.2  # of what an answer may be long
 LEAST_GRADED, GRADED = 0.1, 0.4  # the same of a judge's answer, and how long it usually is
+MISREAD = (0.7, 1.5)  # of a text's tokens by the student's tokenizer, how many the teacher may count
 MISCOUNTED = (0.9, 1.25)  # an estimate of tokens is between these shares of the truth
 MANY_EPOCHS = 4
 OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products alone, at best and at worst
@@ -77,6 +78,9 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
         "input": {"low": round(read / 6), "high": round(read / 2 + (TEMPLATE_TOKENS * calls if teacher.chats else 0))},
         "output": {"low": round(calls * table.max_tokens * LEAST_WRITTEN), "high": calls * table.max_tokens},
     }
+    judged = _judged_in_steps(parts)
+    for end, factor in zip(("low", "high"), MISREAD, strict=True):
+        tokens["input"][end] += round(factor * judged["tokens"])
     price = terms.price_of(teacher)
     return {
         "provider": table.provider,
@@ -91,8 +95,18 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
         "seconds": _at_limits(terms.given, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
         "online": parts.teaches_online,
+        "judged": judged,
         "soft": parts.soft.foreseen(len(requests)) if parts.at_hand else None,
     }
+
+
+def _judged_in_steps(parts: Assembly) -> dict[str, int]:
+    """How many rows of the student's own a teacher is asked to read while it learns, and their tokens."""
+    train, table = parts.recipe.train, parts.recipe.teacher
+    if table is None or not parts.reads_in_steps:
+        return {"rows": 0, "tokens": 0}
+    rows = train.steps * round((table.on_policy or 0) * train.batch_size * train.accumulate)
+    return {"rows": rows, "tokens": rows * parts.student.context}
 
 
 def asked_of(parts: Assembly) -> list[Request]:
@@ -164,11 +178,11 @@ def _at_limits(given: dict[tuple[str, float], float], calls: int, tokens: dict[s
 def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
     """What the calls of a plan may cost, in words; None when they cost nothing. Refuses what cannot be asked."""
     teacher = parts.teacher
-    if teacher is None or not teaching or not teaching["calls"]:
+    if teacher is None or not teaching or not (calls := teaching["calls"] + teaching["judged"]["rows"]):
         return None
     parts.terms(cast(TeacherTable, parts.recipe.teacher)).budget(teacher)
     teacher.check(asked_of(parts))
-    asking = f"{teaching['calls']} calls to {teaching['provider']} may cost"
+    asking = f"{calls} calls to {teaching['provider']} may cost"
     if teaching["usd"] is None:
         return f"{asking} money; how much is unknown without teacher.price" if teacher.paid else None
     low, high = teaching["usd"]["low"], teaching["usd"]["high"]
@@ -383,10 +397,12 @@ def _text_of(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _asking(teacher: dict[str, Any]) -> list[tuple[str, str]]:
     """What the calls would take: tokens, money, time, disk."""
-    if not teacher["calls"]:
+    if not teacher["calls"] and not teacher["judged"]["rows"]:
         return []
     tokens = [f"{teacher['tokens'][way]['low']:,} to {teacher['tokens'][way]['high']:,}" for way in ("input", "output")]
     rows = [("asked", f"{tokens[0]} tokens in, {tokens[1]} out, about {teacher['disk_bytes'] / 2**20:,.1f} MiB")]
+    if judged := teacher["judged"]["rows"]:
+        rows.insert(0, ("judged", f"{judged:,} rows that the student writes, each by a call or more in its step"))
     rows.append(("cost", _cost_of(teacher)))
     if teacher["seconds"] is not None:
         rows.append(("waiting", f"at least {clock(teacher['seconds'])}, by the limits of the recipe"))
@@ -419,11 +435,9 @@ def text(foreseen: dict[str, Any]) -> str:
         rows.append(("begins with", f"the student of {begins}{first}"))
     rows += _text_of(foreseen["data"])
     if teacher:
+        in_steps = teacher["online"] or teacher["judged"]["rows"]
         rows += [
-            (
-                "teacher",
-                f"{teacher['provider']}, {'in every step' if teacher['online'] else 'before training'}",
-            ),
+            ("teacher", f"{teacher['provider']}, {'in every step' if in_steps else 'before training'}"),
             (
                 "calls",
                 f"{teacher['calls']} ({teacher['cached']} of {teacher['prompts']} answers are known already)",

@@ -88,7 +88,7 @@ class Student(Role):
 class Teacher(Role):
     """Answers requests. `signal` is the most it can give: text, top_logprobs or logits.
 
-    One with `signal = "logits"` also has `tokenizer` and `logits(tokens)`; one that scores given text has `score`.
+    One with `signal = "logits"` also has `tokenizer` and `logits(tokens)`; one that `reads` judges given text.
     If it has a head too, it may offer `hidden(tokens)` [B, T, D] and `head` (its weight [V, D], and its bias [V] or
     None): then its logits are made a few rows at a time while a student learns, and never all at once.
     An asynchronous one raises `TryAgain` or `SlowDown` when asking again would help, and the host does so;
@@ -121,6 +121,14 @@ class Teacher(Role):
     @property
     def chats(self) -> bool:
         """Whether it replies to messages; if not, it goes on from a prompt."""
+        return False
+
+    @property
+    def reads(self) -> bool:
+        """Whether it judges given text: asked for no words (`max_tokens = 0`), it answers with the prompt itself.
+
+        The answer's tokens are the prompt's, each with the `top_logprobs` likeliest in its place; the first may not.
+        """
         return False
 
     @property

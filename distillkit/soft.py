@@ -165,7 +165,7 @@ class Softness:
         Of an answer in other tokens at most each of the teacher's has one; the student's may be twice as many.
         """
         table = self.table
-        if table is None or self.source not in (STORE, ANSWERS):
+        if table is None or self.source not in (STORE, ANSWERS) or (self.source == ANSWERS and not answers):
             return None
         binding = self.binding(self.parts.corpus.train)
         written, begun = answers * table.max_tokens, answers * table.prompt_tokens

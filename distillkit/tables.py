@@ -189,7 +189,8 @@ class TeacherTable(PluginTable):
     on_policy: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
         description="share of each batch's rows that the student goes on with itself, after prompt_tokens of each, "
-        "while a teacher with logits judges every word of it; such rows carry no hard loss",
+        "while its teacher judges every word of it: by logits, or by the top_logprobs of a server that reads given "
+        "text; such rows carry no hard loss",
     )
     learn_prompts: bool = Field(default=False, description="learn the prompts of answers too, not only the answers")
     share: Share | None = Field(

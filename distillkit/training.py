@@ -23,6 +23,7 @@ from .assembly import Assembly
 from .data.batches import Ahead, Batch, Batches, sequential
 from .errors import UsageError
 from .files import read_lines, sweep
+from .onpolicy import Reader
 from .recipe import Recipe
 from .roles import Tracker
 from .runs import Run
@@ -91,6 +92,9 @@ class Training:
                 if self.world.writes:
                     self.run.record(training={**self.run.info.get("training", {}), **self._spent(begun)})
                 raise
+            finally:
+                if self.world.writes and self.reader and self.reader.spent:
+                    self.run.record(spent=dict(self.reader.spent))
         of_teacher = self._on_the_teachers_text(job)
         return self._came_to(state) | of_teacher | self._spent(begun) if self.world.writes else {}
 
@@ -334,7 +338,12 @@ class Training:
         table, context, end = self.recipe.teacher, self.parts.student.context, self.parts.tokenizer.end_of_text
         if table is None or table.on_policy is None:
             return None
-        return OnPolicy(table.on_policy, table.prompt_tokens, context, end, self.recipe.seed)
+        return OnPolicy(table.on_policy, table.prompt_tokens, context, end, self.recipe.seed, self.reader)
+
+    @cached_property
+    def reader(self) -> Reader | None:
+        """Who asks the teacher about what the student has just written, where no logits join the step."""
+        return Reader(self.parts, self.run.info.get("spent") or {}) if self.parts.reads_in_steps else None
 
     def _compute_again(self) -> None:
         """Have the network keep nothing of its blocks, if it can do without."""
@@ -418,6 +427,8 @@ class Training:
         rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
         losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
         looks = [row for row in rows if row["kind"] == "validation"]
+        judged = [row["judged"] for row in rows if "judged" in row]
+        read = {key: sum(one[key] for one in judged) / len(judged) for key in (judged[0] if judged else ())}
         return {
             "steps": state.step,
             "tokens": state.step * table.batch_size * table.accumulate * context,
@@ -428,6 +439,7 @@ class Training:
             "best_loss": state.best_loss if looks else None,
             "gradient_norms": looks[-1].get("gradient_norms", {}) if looks else {},
             "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
+            **({"judged": read} if read else {}),
         }
 
 

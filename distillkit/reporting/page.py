@@ -162,10 +162,13 @@ def _training(training: Mapping[str, Any]) -> Iterator[Fact]:
     if spoken := training.get("teacher_text"):
         note = f"nats a token; {figure(spoken['bits_per_byte'])} bits per byte of the answers that were held out"
         yield Fact("on the teacher's text", figure(spoken["loss"]), note)
+    if judged := training.get("judged"):
+        note = f"of its tokens, which name {judged['mass']:.1%} of the teacher's mass"
+        yield Fact("judged of the student's own text", f"{judged['share']:.1%}", note)
     yield from _unknown(
         training,
         *("steps", "tokens", "epochs", "seconds", "loss", "validation_loss", "best_step", "best_loss"),
-        *("gradient_norms", "weights_sha256", "teacher_text"),
+        *("gradient_norms", "weights_sha256", "teacher_text", "judged"),
     )
 
 

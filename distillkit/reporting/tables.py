@@ -173,7 +173,7 @@ def _columns(rows: Rows, first: list[str]) -> list[str]:
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of metrics with its terms, and their gradients, beside the loss."""
-    tables = {"terms": "term", "gradient_norms": "gradient_norm"}
+    tables = {"terms": "term", "gradient_norms": "gradient_norm", "judged": "judged"}
     inner = {f"{word}_{name}": one for key, word in tables.items() for name, one in (row.get(key) or {}).items()}
     return {**{key: value for key, value in row.items() if key not in tables}, **inner}
 

@@ -83,8 +83,9 @@ class Journal:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """The logged values without tables in them; a gradient that overflowed has no length."""
-    terms = {f"term/{name}": value for name, value in values["terms"].items()}
-    return {name: value for name, value in values.items() if name != "terms" and value is not None} | terms
+    tables = {"terms": "term", "judged": "judged"}
+    inner = {f"{word}/{name}": one for key, word in tables.items() for name, one in values.get(key, {}).items()}
+    return {name: value for name, value in values.items() if name not in tables and value is not None} | inner
 
 
 class Overfitting:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..roles import Mixer, Teacher, Tracker
 from . import checkpoint as checkpoints
 from .journal import Balance, Journal, Overfitting
 from .loss import Opinion, Targets, TopK, mixed_loss, slope_squares, term_names, totals
-from .onpolicy import OnPolicy
+from .onpolicy import OnPolicy, judged
 from .optimizer import AdamW, LearningRate, Tree, flat, global_norm, grown, recalled
 from .parallel import Lanes
 from .precision import FACTOR, OVERFLOWS, lowered
@@ -191,7 +191,8 @@ def advance(job: Job, state: State) -> dict[str, Any]:
     batch = arrays_of(job.batch(step))
     share = job.share or Share.of(ALONE, len(batch["inputs"]), settings.accumulate * job.lanes.count)
     if job.on_policy:
-        batch = job.on_policy.continued(job.model, batch, share, step)
+        with job.world.together() if job.on_policy.judge else nullcontext():  # who is asked may fail one process alone
+            batch = job.on_policy.continued(job.model, batch, share, step)
     job.model.train()
     parts = list(_parts(batch, share))
     loss, terms, gradients = _gradients(job, parts, share, step)
@@ -204,6 +205,8 @@ def advance(job: Job, state: State) -> dict[str, Any]:
         "gradient_norm": None if norm is None else norm.item(),
         "tokens": batch["inputs"].shape[1] * share.whole,
     }
+    if job.on_policy and job.on_policy.judge:
+        values["judged"] = judged(batch)
     state.step, state.last = step + 1, parts
     return values
 

@@ -94,6 +94,11 @@ class ChatTeacher(Teacher):
         return bool(self.options.api == "chat")
 
     @property
+    def reads(self) -> bool:
+        """Plain completions can give a prompt back, with what was likely at each of its tokens: `echo`."""
+        return not self.chats and gives(self.signal, "top_logprobs")
+
+    @property
     def paid(self) -> bool:
         """Whether it may cost money: a server on this machine does not."""
         return urlsplit(self.options.base_url).hostname not in ("127.0.0.1", "localhost", "::1")
@@ -124,7 +129,7 @@ class ChatTeacher(Teacher):
         while True:
             body = self._body(replace(small, top_logprobs=asked), facts)
             try:
-                return {**facts, "top_logprobs": _most_given(await self._post(body))}
+                return {**facts, "top_logprobs": _most_given(await self._post(body), small)}
             except RefusedError as error:
                 asked = self._without(error, body, facts, asked)
 
@@ -155,6 +160,11 @@ class ChatTeacher(Teacher):
         for way, request in _ways(requests).items():
             facts = self.found.get(f"parameters {json.dumps(way)}", {})
             most = facts.get("top_logprobs", request.top_logprobs) if gives(self.signal, "top_logprobs") else 0
+            if request.top_logprobs > most and not request.max_tokens:
+                raise self._lacks(
+                    f"does not say how likely {request.top_logprobs} tokens are at each place of a given text",
+                    "Leave out teacher.on_policy, or serve the teacher with vLLM, which does (echo with logprobs).",
+                )
             if request.top_logprobs > most:
                 told = (
                     f"{most} log-probabilities a token, not {request.top_logprobs}" if most else "no log-probabilities"
@@ -218,7 +228,7 @@ class ChatTeacher(Teacher):
         most = request.top_logprobs
         if most:
             drawn |= {"logprobs": True, "top_logprobs": most} if self.chats else {"logprobs": most}
-        return drawn
+        return drawn if request.max_tokens else {**drawn, "echo": True}
 
     async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """One call: what came back as JSON, or an exception that says what to do about it.
@@ -276,11 +286,14 @@ class ChatTeacher(Teacher):
             finish = FINISHES[choice["finish_reason"]]
             if text is not None and not isinstance(text, str):
                 raise TypeError(f"its text is a {type(text).__name__}")
-            wanted = request.top_logprobs
-            tokens = logprobs.tokens(choice.get("logprobs"), text, wanted) if text and wanted else ()
+            if not (request.max_tokens or (text or "").startswith(str(request.prompt))):
+                raise ValueError("the text that was to be read did not come back")
+            wanted, given = request.top_logprobs, not request.max_tokens
+            tokens = logprobs.tokens(choice.get("logprobs"), text, wanted, given) if text and wanted else ()
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise TryAgain(f"the answer is misshapen: {type(error).__name__}: {error}") from None
         model = body.get("model")
+        text = request.prompt if given else text  # a server may write a word all the same
         return Answer(
             text or "", tokens, finish, _usage(body), model if isinstance(model, str) else None, _raw(body, choice)
         )
@@ -330,19 +343,23 @@ def _strictly(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
 
 
-def _way(request: Request) -> tuple[float, float, bool, bool, int]:
+def _way(request: Request) -> tuple[Any, ...]:
     """What of a request an endpoint may not take."""
-    return request.temperature, request.top_p, bool(request.stop), request.seed is not None, request.top_logprobs
+    drawn = request.temperature, request.top_p, bool(request.stop), request.seed is not None, request.top_logprobs
+    return drawn if request.max_tokens else (*drawn, "read")
 
 
-def _ways(requests: Iterable[Request]) -> dict[tuple[float, float, bool, bool, int], Request]:
+def _ways(requests: Iterable[Request]) -> dict[tuple[Any, ...], Request]:
     return {_way(request): request for request in requests}
 
 
-def _most_given(body: Mapping[str, Any]) -> int:
-    """The most alternatives that any token of an answer came with."""
+def _most_given(body: Mapping[str, Any], request: Request) -> int:
+    """The most alternatives that any token of an answer came with; none where a text was to be read, and was not."""
     try:
-        told = logprobs.tokens(body["choices"][0]["logprobs"], "", 1000)
+        choice, given = body["choices"][0], not request.max_tokens
+        if given and not choice["text"].startswith(request.prompt):
+            return 0
+        told = logprobs.tokens(choice["logprobs"], "", 1000, given)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return 0
     return max((len(token.top) for token in told), default=0)

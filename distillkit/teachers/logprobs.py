@@ -28,11 +28,14 @@ class Piece:
     logprob: float
 
 
-def tokens(logprobs: Any, text: str, most: int) -> tuple[Token, ...]:
-    """The tokens of an answer, with at most so many alternatives each."""
+def tokens(logprobs: Any, text: str, most: int, given: bool = False) -> tuple[Token, ...]:
+    """The tokens of an answer, with at most so many alternatives each.
+
+    Of a text that was given, not written, the first token has nothing before it, and may have no log-probability.
+    """
     if not isinstance(logprobs, Mapping):
         raise ValueError("there are no log-probabilities")
-    rows = list(_chat(logprobs["content"]) if logprobs.get("content") is not None else _plain(logprobs))
+    rows = list(_chat(logprobs["content"]) if logprobs.get("content") is not None else _plain(logprobs, given))
     if not rows and text:
         raise ValueError("there are no log-probabilities")
     pieces = [piece for piece, _ in rows]
@@ -52,12 +55,14 @@ def _chat(content: Any) -> Iterable[tuple[Piece, list[Piece]]]:
         yield _piece(row), [_piece(other) for other in _list(row.get("top_logprobs") or [])]
 
 
-def _plain(logprobs: Mapping[str, Any]) -> Iterable[tuple[Piece, list[Piece]]]:
+def _plain(logprobs: Mapping[str, Any], given: bool) -> Iterable[tuple[Piece, list[Piece]]]:
     """The shape of plain completions: lists side by side."""
     texts, values = _list(logprobs.get("tokens")), _list(logprobs.get("token_logprobs"))
     tops = _list(logprobs.get("top_logprobs") or [{}] * len(texts))
     if not len(texts) == len(values) == len(tops):
         raise ValueError("lists of log-probabilities differ in length")
+    if given and values and values[0] is None:
+        values, tops = [0.0, *values[1:]], [{}, *tops[1:]]
     for text, value, top in zip(texts, values, tops, strict=True):
         pairs = [{"token": name, "logprob": at} for name, at in (top or {}).items()]
         yield _piece({"token": text, "logprob": value}), [_piece(pair) for pair in pairs]

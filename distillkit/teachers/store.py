@@ -57,6 +57,15 @@ class Rows(NamedTuple):
         none = np.zeros(0)
         return cls(np.zeros(positions, np.int64), none.astype(np.int64), none, np.full(positions, NOTHING))
 
+    def dense(self, width: int) -> tuple[Ints, Floats]:
+        """Names and values side by side [N, width]; NOTHING is the value of a place that is not used."""
+        size = len(self.counts)
+        ids, values = np.zeros((size, width), np.int32), np.full((size, width), NOTHING, np.float32)
+        at = np.repeat(np.arange(size), self.counts)
+        column = np.arange(len(self.ids)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        ids[at, column], values[at, column] = self.ids, self.values
+        return ids, values
+
 
 @dataclass(frozen=True)
 class Binding:
@@ -215,20 +224,15 @@ class Store:
         return self._dense(Rows.joined(parts) if parts else Rows.blank(0))
 
     def _dense(self, rows: Rows) -> tuple[Ints, Floats, Floats, Floats]:
-        size = len(rows.counts)
-        ids, logs = np.zeros((size, self.width), np.int32), np.full((size, self.width), NOTHING, np.float32)
-        at = np.repeat(np.arange(size), rows.counts)
-        column = np.arange(len(rows.ids)) - np.repeat(np.cumsum(rows.counts) - rows.counts, rows.counts)
-        ids[at, column] = rows.ids
-        has = rows.counts > 0
+        ids, logs = rows.dense(self.width)
+        used, has = logs > NOTHING, rows.counts > 0
         if self.binding.samples:
-            logs[at, column] = np.log(rows.values / np.float32(self.binding.samples))
-            residuals = np.full(size, NOTHING, np.float32)
+            logs[used] = np.log(logs[used] / np.float32(self.binding.samples))
+            residuals = np.full(len(has), NOTHING, np.float32)
         else:
-            logs[at, column] = rows.values
             residuals = np.where(has, rows.residuals, NOTHING).astype(np.float32)
             total = np.where(has, np.log(np.exp(logs).sum(axis=1) + np.exp(residuals) + ~has), 0)
-            logs[at, column] -= total[at]
+            logs = np.where(used, logs - total[:, None], NOTHING).astype(np.float32)
             residuals = np.where(residuals > NOTHING, residuals - total, NOTHING).astype(np.float32)
         return ids, logs, residuals, has.astype(np.float32)
 

@@ -40,6 +40,7 @@ def check_teacher(
         answers_each_of_many_at_once,
         can_be_asked_in_a_second_sitting,
         tells_the_truth_of_its_answers,
+        reads_what_it_is_given,
     ]
     if repeatable:
         promises.append(repeats_itself)
@@ -163,6 +164,18 @@ def tells_the_truth_of_its_answers(case: Case) -> None:
         count = answer.usage.completion_tokens if answer.usage else len(answer.tokens)
         remedy = "Pass request.max_tokens on, and count the tokens of the answer alone."
         expect(count <= MAX_TOKENS, f"asked for at most {MAX_TOKENS} tokens, it used {count}", remedy)
+        _tokens_are_sound(answer)
+
+
+def reads_what_it_is_given(case: Case) -> None:
+    """If it says that it reads: asked for no words, it gives the text back, with what is likely at its tokens."""
+    if not case.new().reads:
+        return
+    request = Request("1", STORY, max_tokens=0, top_logprobs=3)
+    for answer in ask(case, case.new(), [request]).answers:
+        remedy = "Answer a request with max_tokens = 0 by its prompt, or do not say that it `reads`."
+        expect(answer.text == STORY, f"asked for no words, it said {answer.text!r}", remedy)
+        expect(any(token.top for token in answer.tokens), "none of the text's tokens names the likeliest", remedy)
         _tokens_are_sound(answer)
 
 

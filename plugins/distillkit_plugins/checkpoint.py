@@ -74,9 +74,10 @@ class Checkpoint(Teacher):
             _prompt(request)  # what cannot be answered is refused before anything is written
             alike = (request.max_tokens, request.temperature, request.top_p)
             groups.setdefault(alike, []).append(request)
-        for group in groups.values():
+        for (most, *_), group in groups.items():
             for start in range(0, len(group), BATCH):
-                yield from self._together(group[start : start + BATCH])
+                some = group[start : start + BATCH]
+                yield from self._together(some) if most else map(self._read, some)
 
     def _together(self, requests: list[Request]) -> Iterator[tuple[Request, Answer]]:
         from distillkit.student import Sampling
@@ -93,8 +94,19 @@ class Checkpoint(Teacher):
             tokens = self._opinions(prompt, text, ended, request.top_logprobs) if request.top_logprobs else ()
             yield request, Answer(text, tokens, finish, usage, self.options.model)
 
+    @property
+    def reads(self) -> bool:
+        """It can read any text."""
+        return True
+
+    def _read(self, request: Request) -> tuple[Request, Answer]:
+        """A text that is given, and what it held for likely at each token."""
+        text = _prompt(request)
+        tokens = self._opinions("", text, False, request.top_logprobs)
+        return request, Answer(text, tokens, "length", Usage(len(tokens), 0), self.options.model)
+
     def _opinions(self, prompt: str, text: str, ended: bool, most: int) -> tuple[Token, ...]:
-        """What it held for likely at each token of a text of its own, by reading the text once more."""
+        """What it holds for likely at each token of a text behind a prompt, by reading both."""
         import mlx.core as mx
         import numpy as np
 

@@ -1,0 +1,258 @@
+"""A teacher with other tokens judges what the student has just written: it reads it, on the wire or here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from distillkit_plugins.checkpoint import Checkpoint
+from distillkit_plugins.compatible import Compatible
+from provider import Act, Call, Provider, serving
+from students import f64, log_softmax
+from test_soft import FOREIGN, assemble, home, sit, trained
+
+from distillkit import plan
+from distillkit.errors import DistillkitError, TeacherError, UsageError
+from distillkit.files import read_lines
+from distillkit.onpolicy import Reader, readable
+from distillkit.records import Answer, Request
+from distillkit.student.onpolicy import SOFT, OnPolicy, judged
+from distillkit.student.targets import NOTHING
+from distillkit.student.trained import Trained
+from distillkit.student.world import Share
+from distillkit.teachers.asking import Terms
+from distillkit.teachers.cache import Cache
+from distillkit.teachers.label import label
+from distillkit.testing import check_teacher
+
+__all__ = ["home", "trained"]  # fixtures
+
+READS = ("teacher.signal=top_logprobs", "teacher.on_policy=0.5", "teacher.prompts=0", "mixer.name=topk-tail")
+
+# ------------------------------------------------------------------------------------------------ what is text
+
+HALVES = [
+    (["One", " day"], (0, 2)),
+    (["", "caf", "é"], (0, 3)),
+    ([b"caf", b"\xc3", b"\xa9", b"!"], (0, 4)),
+    ([b"\xa9", b"t\xc3\xa9", b"\xc3"], (1, 2)),
+    ([b"a", b"\xc3", b"b", b"c"], (0, 1)),
+    ([b"\xff", b"a"], (0, 0)),
+    ([b"\x80\x80"], (1, 1)),
+    ([], (0, 0)),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), HALVES)
+def test_halves_of_characters_at_the_ends_are_left_out(words: list[Any], expected: tuple[int, int]) -> None:
+    assert readable([word.encode() if isinstance(word, str) else word for word in words]) == expected
+
+
+# ---------------------------------------------------------------------------------------------- what it thinks
+
+
+def test_a_reader_with_the_students_tokens_thinks_what_its_logits_say(home: Path) -> None:
+    parts = assemble(*READS, "teacher.top_logprobs=300")
+    tokenizer, end = parts.tokenizer, parts.tokenizer.end_of_text
+    one, two = tokenizer.encode("One day, a fox"), tokenizer.encode("The moon was big.")
+    rows = np.array([[*one, end, *two][:14], [*two, end, *one][:14]], np.int32)
+    ids, logs, residuals, has = Reader(parts, {})(rows)
+    teacher = Trained.load("tiny")
+    for row, tokens in enumerate(rows):
+        at = int(np.flatnonzero(tokens == end)[0])
+        for start, stop in ((0, at), (at + 1, len(tokens))):
+            opinion = log_softmax(f64(teacher.logits(mx.array([[end, *tokens[start : stop - 1].tolist()]])))[0])
+            for place in range(max(start, 1), stop):
+                found = np.full(opinion.shape[1], NOTHING)
+                found[ids[row, place - 1]] = logs[row, place - 1]
+                np.testing.assert_allclose(found, opinion[place - start], atol=2e-3)
+                assert residuals[row, place - 1] < np.log(1e-3)
+        assert has[row].tolist() == [float(place != at) for place in range(1, len(tokens))]
+
+
+def test_with_other_tokens_it_thinks_something_at_some_places(home: Path) -> None:
+    parts = assemble(*FOREIGN, *READS[1:])
+    text = "One day, a little fox went home. " * 2
+    tokens = np.array([parts.tokenizer.encode(text)], np.int32)
+    ids, logs, residuals, has = Reader(parts, {})(tokens)
+    assert ids.shape == (1, tokens.shape[1] - 1, 10)
+    assert has.mean() > 0.3
+    mass = np.exp(logs).sum(axis=-1) + np.exp(residuals)
+    np.testing.assert_allclose(mass[has > 0], 1, atol=1e-5)
+    assert (logs[has == 0] == NOTHING).all()
+
+
+def test_a_text_that_is_refused_has_no_soft_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = assemble(*FOREIGN, *READS[1:])
+    monkeypatch.setattr(Checkpoint, "_read", lambda self, request: (request, Answer("", finish="content_filter")))
+    *_, has = Reader(parts, {})(np.array([parts.tokenizer.encode("One day, a fox")], np.int32))
+    assert not has.any()
+
+
+# ------------------------------------------------------------------------------------------------- in a batch
+
+
+class Two:
+    """Names two tokens at each place, always the same."""
+
+    width = 2
+
+    def __call__(self, rows: Any) -> tuple[Any, ...]:
+        size = rows[:, 1:].shape
+        logs = np.log(np.broadcast_to([0.6, 0.3], (*size, 2)))
+        return np.broadcast_to([3, 4], (*size, 2)), logs, np.full(size, np.log(0.1)), np.ones(size)
+
+
+@pytest.mark.parametrize("width", [0, 1, 3])
+def test_what_is_thought_stands_in_the_batch_beside_what_was_there(width: int) -> None:
+    from test_mixers import batch_of, tiny_model
+
+    arrays = batch_of(1)
+    size = arrays["weight"].shape
+    if width:
+        had = (np.full((*size, width), 7), np.full((*size, width), -1.0), np.full(size, -2.0), np.ones(size))
+        arrays |= dict(zip(SOFT, had, strict=True))
+    policy = OnPolicy(0.5, 3, 8, 0, 1, Two())
+    written = policy.continued(tiny_model(), arrays, Share(range(6), (6,), 0, 6), 4)
+    own = policy.rows(6, 4)
+    others = [row for row in range(6) if row not in own]
+    assert written["soft_ids"].shape == (*size, max(width, 2))
+    assert (written["soft_ids"][own, :, :2] == [3, 4]).all()
+    assert (written["soft_log_probs"][own, :, 2:] == NOTHING).all()
+    np.testing.assert_allclose(np.exp(written["soft_residual"][own]), 0.1)
+    assert (written["has_soft"][others] == float(width > 0)).all()
+    if width:
+        np.testing.assert_array_equal(written["soft_log_probs"][others, :, :width], -1.0)
+    assert judged(written) == pytest.approx({"share": 1.0, "mass": 0.9})
+
+
+# ------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_a_run_asks_for_what_it_wrote_once_and_comes_to_the_same_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sit(*FOREIGN, *READS[1:], "teacher.prompt_tokens=4")
+    rows = [row for row in read_lines(first.metrics) if row["kind"] == "train"]
+    assert all(row["terms"]["soft"] > 0 and row["terms"]["hard"] > 0 for row in rows)
+    mean = sum(row["judged"]["share"] for row in rows) / len(rows)
+    assert first.info["training"]["judged"]["share"] == pytest.approx(mean)
+    assert 0.1 < mean < 1
+    monkeypatch.setattr(Checkpoint, "_read", lambda *_: pytest.fail("it was asked again"))
+    again = sit(*FOREIGN, *READS[1:], "teacher.prompt_tokens=4")
+    assert again.info["training"]["weights_sha256"] == first.info["training"]["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ("teacher.provider=compatible", "teacher.model=m", 'teacher.base_url="http://127.0.0.1:1/v1"'),
+            "reads no text of others",
+        ),
+        (("teacher.top_logprobs=0",), "teacher.top_logprobs: found 0, expected at least 1"),
+        (("teacher.signal=text", "mixer.name=hard"), "gives text, so it cannot judge what the student writes"),
+    ],
+)
+def test_a_teacher_that_cannot_judge_is_refused_by_the_recipe(
+    home: Path, overrides: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(DistillkitError, match=told):
+        assemble(*FOREIGN, *READS[1:], *overrides).check()
+
+
+def test_the_plan_counts_what_is_to_be_judged_and_says_that_it_may_cost(home: Path) -> None:
+    parts = assemble(*FOREIGN, *READS[1:])
+    foreseen = plan.foresee(parts)
+    assert foreseen["teacher"]["judged"] == {"rows": 8, "tokens": 8 * 16}
+    assert "8 rows that the student writes" in plan.text(foreseen)
+    there = (
+        "teacher.provider=compatible",
+        "teacher.model=m",
+        'teacher.base_url="https://a.example/v1"',
+        "teacher.api=plain",
+    )
+    paid = assemble(*FOREIGN, *READS[1:], *there)
+    assert str(plan.spending(paid, plan.teaching(paid))).startswith("8 calls to compatible may cost money")
+
+
+# ------------------------------------------------------------------------------------------------ on the wire
+
+
+def read(url: str, texts: list[str], folder: Path) -> list[Answer]:
+    """What a server makes of texts."""
+    teacher = Compatible(Compatible.Options(base_url=url, model="m", api="plain"))
+    requests = [Request(str(i), text, max_tokens=0, top_logprobs=2) for i, text in enumerate(texts)]
+    with Cache(folder) as cache:
+        return label(teacher, requests, cache, terms=Terms(attempts=2)).replies
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    with serving() as server:
+        yield server
+
+
+def echoing(call: Call) -> Act:
+    """A server that gives prompts back, nothing being known of the first token, and adds a word as some do."""
+    assert call.body["echo"] is True
+    words = call.body["prompt"].split(" ")
+    pieces = [words[0], *(f" {word}" for word in words[1:]), " more"]
+    tops = [None, *({piece: -0.5, " other": -1.5} for piece in pieces[1:])]
+    told = {"tokens": pieces, "token_logprobs": [None, *[-0.5] * (len(pieces) - 1)], "top_logprobs": tops}
+    return Act(change=lambda body: body["choices"][0].update(text="".join(pieces), logprobs=told))
+
+
+def test_a_server_that_gives_prompts_back_is_a_reader(provider: Provider, tmp_path: Path) -> None:
+    provider.rule = echoing
+    (answer,) = read(provider.url, ["One day a fox"], tmp_path)
+    assert answer.text == "One day a fox"
+    assert [token.bytes for token in answer.tokens] == [b"One", b" day", b" a", b" fox", b" more"]
+    assert answer.tokens[0].top == ()
+    assert answer.tokens[1].top == ((b" day", -0.5), (b" other", -1.5))
+
+
+def test_a_server_that_does_not_is_named_before_anything_is_read(provider: Provider, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not say how likely 2 tokens are at each place of a given text"):
+        read(provider.url, ["One day a fox"], tmp_path)
+    assert provider.prompts == ["one, two,"]
+
+
+def test_a_text_that_comes_back_changed_is_asked_for_again_and_then_told(provider: Provider, tmp_path: Path) -> None:
+    provider.rule = echoing
+    read(provider.url, ["One day"], tmp_path)  # so that it is known to read
+
+    def changed(call: Call) -> Act:
+        return Act(change=lambda body: body["choices"][0].update(text="Two days", logprobs=None))
+
+    provider.rule = changed
+    provider.forget()
+    with pytest.raises(TeacherError, match="the text that was to be read did not come back"):
+        read(provider.url, ["The moon was"], tmp_path)
+    assert len(provider.calls) == 2
+
+
+def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -> None:
+    from test_serve import serving as served
+
+    from distillkit.student.serve import Service
+
+    student = Trained.load("tiny")
+    texts = ["One day, a fox", "The hen 🦊 and the moon"]
+    with served(Service(student, ["m"])) as url:
+        found = read(url, texts, tmp_path / "wire")
+    teacher = Checkpoint(Checkpoint.Options(model="tiny"))
+    for text, answer in zip(texts, found, strict=True):
+        own = teacher.answer(Request("1", text, max_tokens=0, top_logprobs=2))
+        assert (answer.text, own.text) == (text, text)
+        assert [token.bytes for token in answer.tokens] == [token.bytes for token in own.tokens]
+        ours, theirs = ([value for token in one.tokens for _, value in token.top] for one in (own, answer))
+        assert theirs == pytest.approx(ours, abs=1e-3)
+
+
+def test_a_teacher_that_says_it_reads_is_held_to_it(home: Path) -> None:
+    assert "reads what it is given" in check_teacher(Checkpoint, {"model": "tiny"})
