@@ -279,6 +279,17 @@ def test_what_cannot_be_is_refused_by_the_recipe(home: Path, overrides: tuple[st
         assemble(*overrides)
 
 
+def test_the_recipe_says_whether_prompts_are_learnt(home: Path) -> None:
+    learnt = {}
+    for said in ("false", "true"):
+        run = sit(f"teacher.learn_prompts={said}", stages=("label",))
+        (stream,) = (one for one in assemble().streams(run.answers) if one.from_teacher)
+        learnt[said] = stream.weights(0, stream.tokens)
+    assert len(learnt["true"]) == len(learnt["false"])
+    assert (learnt["false"] == 0).sum() >= 12 * 7  # a prompt has eight tokens, the last of which may reach beyond it
+    assert (learnt["true"] == 0).sum() < 12  # at most the first of each, after an answer that was cut
+
+
 @pytest.mark.parametrize("store", ["true", "false"])
 def test_logits_of_other_tokens_are_never_used(home: Path, asked: Asked, store: str) -> None:
     with pytest.raises(DistillkitError, match="the teacher's tokenizer is not the student's") as caught:
