@@ -4,9 +4,12 @@ the student of another."""
 from __future__ import annotations
 
 import json
+import os
+import pty
 import random
 import re
 import socket
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -196,13 +199,36 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def distillkit(*words: str, answer: str | None = None) -> str:
+def distillkit(*words: str) -> str:
     """The program in this process: what it says, or the error that it ends with."""
-    done = CliRunner().invoke(cli, ["-p", "told.py", *words], input=answer)
+    done = CliRunner().invoke(cli, ["-p", "told.py", *words])
     if isinstance(done.exception, DistillkitError):
         raise done.exception
     assert done.exception is None, done.exception
     return done.output
+
+
+def at_a_terminal(*words: str, answer: str) -> tuple[int, str]:
+    """The program with somebody at a terminal who answers its question: how it ends, and all that stands there then."""
+    theirs, ours = pty.openpty()
+    command = [sys.executable, "-m", "distillkit", *words]
+    with subprocess.Popen(command, stdin=ours, stdout=ours, stderr=ours, start_new_session=True) as program:
+        os.close(ours)
+        said = b""
+        while more := read(theirs):
+            asked, said = b"Go on?" in said, said + more
+            if b"Go on?" in said and not asked:
+                os.write(theirs, f"{answer}\n".encode())
+    os.close(theirs)
+    return program.returncode, said.decode()
+
+
+def read(terminal: int) -> bytes:
+    """What comes next; nothing once the program has ended, of which Linux makes an error."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
 
 
 def numbers(recipe: str) -> list[str]:
@@ -389,6 +415,24 @@ def test_a_recipe_that_begins_with_another_runs_that_one_first(home: Path) -> No
     assert (base["status"], outer["status"]) == ("done", "done")
     assert load(str(Run(home / "reports/outer/1").recipe)).student.from_ == "base/1"
     assert base["training"]["weights_sha256"] != outer["training"]["weights_sha256"]
+
+
+@pytest.mark.parametrize(("answer", "begun"), [("n", []), pytest.param("y", ["1"], marks=pytest.mark.slow)])
+def test_who_sits_at_a_terminal_is_asked_before_the_first_one_is_trained(
+    home: Path, answer: str, begun: list[str]
+) -> None:
+    code, said = at_a_terminal("run", "outer.toml", "--until", "train", answer=answer)
+    assert "outer begins with the student of base, which is trained first:" in said
+    assert said.count("Go on? [y/N]:") == 1
+    assert numbers("base") == numbers("outer") == begun
+    if begun:
+        assert code == 0
+        assert load("reports/outer/1/recipe.toml").student.from_ == "base/1"
+    else:
+        assert code == 2
+        assert "nothing was begun" in said
+        assert "--set student.from=RUN" in said
+        assert not [*home.glob("reports/*")]
 
 
 def test_a_run_that_fits_is_taken_and_one_that_does_not_is_named(home: Path) -> None:
