@@ -3,6 +3,7 @@ the student of another."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -15,7 +16,7 @@ import tomllib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -617,6 +618,21 @@ def test_tokenizers_are_compared_on_text_that_none_of_them_has_seen(
     table = distillkit(*words)
     assert "bytes a token" in table
     assert "bpe, 600" in table
+
+
+@pytest.mark.usefixtures("home")
+def test_tokenizers_are_timed_and_the_seconds_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(0, 1.25)  # a clock that goes on when it is looked at
+    monkeypatch.setattr("distillkit.data.tokenizers.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    words = ["data", "tokenizers", "base.toml", "--also", "tales-teacher"]
+    rows = {row["kind"]: row for row in json.loads(distillkit(*words, "--json"))["tokenizers"]}
+    assert (rows["bpe"]["train_seconds"], rows["bpe"]["encode_seconds"]) == (1.25, 1.25)
+    lines = distillkit(*words).splitlines()
+    (head,) = (line for line in lines if "bytes a token" in line)
+    assert head.split("  ")[-2:] == ["trained in", "encoded in"]
+    shown = {line.partition(",")[0]: re.split(r" {2,}", line)[-2:] for line in lines if line.endswith(" s")}
+    assert shown["bpe"] == ["1.25 s", "1.25 s"]
+    assert shown["tales-teacher"] == ["-", "1.25 s"]
 
 
 def test_a_kind_that_is_trained_needs_a_size(home: Path) -> None:
