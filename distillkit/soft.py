@@ -20,6 +20,7 @@ from .files import alone, private, replacing_folder
 from .records import Answer
 from .roles import Teacher, gives
 from .runs import cache_folder
+from .schedules import Schedule
 from .teachers import reading
 from .teachers.align import RULE, Aligner
 from .teachers.store import Binding, Store, Writer
@@ -50,8 +51,7 @@ class Softness:
     def check(self) -> None:
         """Refuse what was drawn at temperature 1 for a mixer that would soften it: counts of draws cannot be."""
         heat = getattr(self.parts.mixer.options, "temperature", 1.0)
-        steps = self.parts.recipe.train.steps
-        heats = [heat.at(step, steps) for step in (0, steps // 2, steps)] if hasattr(heat, "at") else [heat]
+        heats = heat.values if isinstance(heat, Schedule) else (heat,)
         if self.table and self.table.store_samples and any(one != 1 for one in heats):
             raise UsageError(
                 f"teacher.store_samples counts draws at temperature 1, and mixer.temperature is not 1 "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distillkit.data.tales import story
 from distillkit.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, O200K_PATTERN, Tokenizer, build, train_bpe
 from distillkit.records import Answer, Token
 from distillkit.teachers.align import CONTROL, ENDS, Aligner
@@ -19,6 +21,8 @@ from distillkit.teachers.store import NOTHING, Rows
 
 GPT2 = Path(__file__).parent.parent.parent / "shared" / "data" / "gpt2.tiktoken"
 STORIES = ["The old fox said: “Naïve 😀 hens!” They ran, they hid; nobody won 1,234 races…\n\nThe end."] * 3
+TALES = [story(1, i) for i in range(400)]
+TALE = TALES[-1][:400]
 Top = tuple[tuple[bytes, float], ...]
 
 
@@ -39,6 +43,7 @@ def masses(rows: Rows) -> list[dict[int, float]]:
 # ------------------------------------------------------------------------------------- the slow and plain way
 
 
+@cache
 def destination(piece: bytes, tokenizer: Tokenizer) -> int | None:
     """Where a teacher's token goes, by looking at every token there is."""
     if piece.decode("utf-8", "replace") in ENDS:
@@ -150,14 +155,19 @@ def test_alignment_is_what_enumeration_says(case: tuple[list[int], str, Answer, 
 # ------------------------------------------------------------------------------------------- real vocabularies
 
 
+@cache
 def gpt2() -> Tokenizer:
     """GPT-2's own, where its ranks are at hand; otherwise one that was learnt in the same manner."""
-    return build("gpt2", ranks=GPT2) if GPT2.exists() else train_bpe(iter(STORIES), 300)
+    return build("gpt2", ranks=GPT2) if GPT2.exists() else train_bpe(iter([*TALES, *STORIES]), 3000)
 
 
+@cache
 def o200k_like() -> Tokenizer:
-    """Another pattern, and tokens that were learnt from other text."""
-    learnt = train_bpe(iter(["A fox is old, and a hen said: “Nobody runs!” They ended; he won a race. " * 2]), 285)
+    """Four thousand tokens of words that another pattern cuts out: with contractions, with a quote before them."""
+    shouted = [tale.upper() for tale in TALES[:100]]  # or there are not so many
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distillkit.data.tokenizer._GPT2_AS_PUBLISHED", O200K_PATTERN)
+        learnt = train_bpe(iter([*TALES, *shouted, *STORIES]), 4000)
     return Tokenizer("like", O200K_PATTERN, learnt.ranks, {END_OF_TEXT: learnt.end_of_text})
 
 
@@ -173,14 +183,22 @@ def answered(tokenizer: Tokenizer, text: str, most: int, seed: int = 0, end: byt
     return Answer(text, tuple(said))
 
 
+@pytest.mark.parametrize("text", [STORIES[0], TALE], ids=["all sorts", "a tale"])
 @pytest.mark.parametrize("way", ["gpt2 learns", "gpt2 teaches"])
-def test_gpt2_and_an_o200k_like_vocabulary(way: str) -> None:
+def test_gpt2_and_an_o200k_like_vocabulary(way: str, text: str) -> None:
     student, teacher = (gpt2(), o200k_like()) if way == "gpt2 learns" else (o200k_like(), gpt2())
-    answer = answered(teacher, STORIES[0], 20)
-    tokens = [*student.encode(STORIES[0]), student.end_of_text]
+    answer = answered(teacher, text, 20)
+    tokens = [*student.encode(text), student.end_of_text]
     rows = agree(tokens, "", answer, student)
     assert (rows.counts > 0).mean() > 0.3
     assert rows.counts[-1] > 0  # the end of the text, too
+
+
+def test_the_o200k_like_vocabulary_is_another_one() -> None:
+    mine, theirs = o200k_like(), gpt2()
+    assert mine.vocab_size == 4000
+    assert len(mine.ranks.keys() - theirs.ranks.keys()) > 500
+    assert [*map(mine.bytes_of, mine.encode(TALE))] != [*map(theirs.bytes_of, theirs.encode(TALE))]
 
 
 def test_equal_vocabularies_lose_nothing() -> None:

@@ -278,6 +278,15 @@ def test_prompts_are_read_and_answers_are_learnt(tmp_path: Path, tokenizer: Toke
     assert Batches([stream], 4, 1, 0).batch(0).from_teacher.all()
 
 
+def test_prompts_are_learnt_too_if_asked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    pairs = [("Once upon", " a time.", True), ("The f", "ox ran", False), ("One", " day.", True)]
+    stream = pack_texts(pairs, tokenizer, tmp_path / "t", learn_prompts=True)
+    tokens, weights = stream.read(0, stream.tokens), stream.weights(0, stream.tokens)
+    first = len(flat(tokenizer, ["Once upon a time."])) + len(tokenizer.encode("The fox ran"))
+    assert np.flatnonzero(weights == 0).tolist() == [first]  # only what would seem to follow the answer that was cut
+    assert tokenizer.decode(tokens[weights == 1]).startswith(f"Once upon a time.{END_OF_TEXT}The fox ran")
+
+
 def test_a_token_that_is_partly_prompt_is_not_learnt(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert tokenizer.encode(" fox") != tokenizer.encode(" f") + tokenizer.encode("ox")
     stream = pack_texts([("The f", "ox ran", True)], tokenizer, tmp_path / "t")

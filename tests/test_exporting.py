@@ -526,17 +526,22 @@ def test_the_built_in_exporters_keep_what_exporters_promise(kind: str, peer: Any
 
 # ---------------------------------------------------------------------------------------------- llama.cpp
 
-NODE = os.environ.get("DISTILLKIT_LLAMA")  # a folder whose node_modules holds node-llama-cpp
-llama_cpp = pytest.mark.skipif(
-    not NODE or not shutil.which("node"), reason="DISTILLKIT_LLAMA names no folder with node-llama-cpp"
-)
+
+def llama_cpp() -> str | None:
+    """The folder with node-llama-cpp, if there is one. Where peers are required and npm can fetch it, there must be."""
+    folder = os.environ.get("DISTILLKIT_LLAMA")
+    if folder and shutil.which("node"):
+        return folder
+    if os.environ.get("DISTILLKIT_PEERS") == "required" and shutil.which("npm"):
+        pytest.fail("DISTILLKIT_LLAMA names no folder with node-llama-cpp, and npm is there to fetch it")
+    return None
 
 
-def by_llama_cpp(file: Path, rows: list[list[int]], text: str, context: int) -> dict[str, Any]:
+def by_llama_cpp(folder: str, file: Path, rows: list[list[int]], text: str, context: int) -> dict[str, Any]:
     """Chances of the next tokens by the real llama.cpp, and how it cuts a text."""
     script = str(Path(__file__).with_name("llama.mjs"))
     run = subprocess.run(
-        ["node", script, str(NODE), str(file), json.dumps(rows), text, str(context)],
+        ["node", script, folder, str(file), json.dumps(rows), text, str(context)],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -544,12 +549,12 @@ def by_llama_cpp(file: Path, rows: list[list[int]], text: str, context: int) -> 
     return found
 
 
-def assert_llama_cpp_agrees(run: Run, file: Path, text: str) -> tuple[float, float]:
+def assert_llama_cpp_agrees(folder: str, run: Run, file: Path, text: str) -> tuple[float, float]:
     from distillkit.student.proving import texts_of
 
     student = Trained.load(run.path)
     rows = texts_of(run, student)
-    found = by_llama_cpp(file, rows, text, student.context)
+    found = by_llama_cpp(folder, file, rows, text, student.context)
     assert found["tokens"] == student.tokenizer.encode(text)
     own, surprises = Own(student.model, ""), []
     for row in rows:
@@ -563,13 +568,26 @@ def assert_llama_cpp_agrees(run: Run, file: Path, text: str) -> tuple[float, flo
 
 @pytest.mark.slow
 @pytest.mark.peer
-@llama_cpp
 @pytest.mark.parametrize("name", ["as it was", "untied, tanh", "no biases, shared keys", *IN_LLAMA])
 def test_llama_cpp_says_what_the_student_says(name: str, peer: Any) -> None:
+    folder = llama_cpp()
+    if folder is None:
+        pytest.skip("DISTILLKIT_LLAMA names no folder with node-llama-cpp")
     peer("gguf")
     run = run_with((IN_GPT2 | IN_LLAMA)[name])
     assert command("export", run.name, "--to", "there", "--format", "gguf").exit_code == 0
-    assert_llama_cpp_agrees(run, Path("there/model.gguf").absolute(), "One day a fox's   hen.\n\n They ran 12,345 漢")
+    text = "One day a fox's   hen.\n\n They ran 12,345 漢"
+    assert_llama_cpp_agrees(folder, run, Path("there/model.gguf").absolute(), text)
+
+
+def test_a_llama_cpp_that_could_be_had_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISTILLKIT_LLAMA", raising=False)
+    monkeypatch.setenv("DISTILLKIT_PEERS", "required")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(pytest.fail.Exception, match="npm is there to fetch it"):
+        llama_cpp()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert llama_cpp() is None
 
 
 @pytest.mark.slow
@@ -604,7 +622,6 @@ def test_the_seeds_student_goes_everywhere(peer: Any) -> None:
         if kind != "gguf":
             assert proof["largest_difference"] < 1e-3
             assert proof["greedy"] == {"tokens": 64, "alike": 64}
-    if NODE and shutil.which("node"):
-        print(
-            assert_llama_cpp_agrees(run, Path("gguf/model.gguf").absolute(), "One day a fox's   hen.\n\n They ran 12")
-        )
+    if folder := llama_cpp():
+        text = "One day a fox's   hen.\n\n They ran 12"
+        print(assert_llama_cpp_agrees(folder, run, Path("gguf/model.gguf").absolute(), text))

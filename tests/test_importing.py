@@ -148,11 +148,15 @@ def test_an_imported_student_lives_like_any_other(home: Path, words: str) -> Non
         ["bench", "seed/1", "--steps", "1", "--batch", "2"],
         ["generate", "seed/1", "--prompt", "One day", "--max-tokens", "4"],
         ["compare", "seed/1", "seed/1"],
+        ["export", "seed/1", "--to", "there", "--format", "hf"],
         ["runs"],
     ):
         said = command(*words_)
         assert said.exit_code == 0, (words_, said.exception)
     assert runs.find("seed/1").info["judges"]["perplexity"]["perplexity"]["value"] > 1
+    proof = json.loads((home / "there" / "proof.json").read_text())
+    assert proof["largest_difference"] < 1e-3
+    assert proof["greedy"] == {"tokens": 16, "alike": 16}  # as many as its context takes
     (home / "more.toml").write_text(
         'extends = "small.toml"\nname = "more"\n[tokenizer]\nkind = "seed/1"\n'
         '[student]\nfrom = "seed/1"\nlayers = 2\nheads = 4\nwidth = 32\nhidden = 64\ncontext = 24\n'

@@ -430,6 +430,81 @@ def test_a_mixer_without_its_teachers_opinion_says_what_to_do() -> None:
             measured(formulas(1.0)[name].mixer, rows, some_rows(1).logits)
 
 
+# ------------------------------------------------------------------ what holds for mixers without a temperature
+
+
+def plain(kind: str, seed: int) -> tuple[Mixer, Rows, Targets, Callable[[Array], float]]:
+    """A mixer, its rows and targets, and its loss in float64 at any logits."""
+    rows = some_rows(seed, 13, 10, 4 if kind == "topk-tail" else None)
+    taught = (np.arange(13) % 3 == 0).astype(float)
+    targets = replace(rows.targets, from_teacher=mx.array(taught.astype(np.float32)))
+
+    def surprise(logits: Array, counts: Array) -> float:
+        each = -log_softmax(logits)[np.arange(13), rows.hard]
+        return float((each * counts).sum() / counts.sum())
+
+    def both(logits: Array) -> float:
+        return 0.3 * surprise(logits, rows.weight * (1 - taught)) + 0.7 * surprise(logits, rows.weight * taught)
+
+    forward = Formula(mixing(TopKTail), kl, lambda p, q: -p / q)
+    mixer, loss = {
+        "hard": (Hard(), lambda logits: surprise(logits, rows.weight)),
+        "sequence": (mixing(Sequence), both),
+        "topk-tail": (forward.mixer, lambda logits: expected(rows, forward, 1.0, logits=logits)),
+    }[kind]
+    return mixer, rows, targets, loss
+
+
+PLAIN = pytest.mark.parametrize("kind", ["hard", "sequence", "topk-tail"])
+
+
+@PLAIN
+@pytest.mark.parametrize("seed", range(3))
+def test_plain_mixers_have_the_slope_that_finite_differences_give(kind: str, seed: int) -> None:
+    mixer, rows, targets, loss = plain(kind, seed)
+    value, _, slope = measured(mixer, targets, rows.logits)
+    assert value == pytest.approx(loss(rows.logits), rel=1e-5)
+    direction, nudge = np.random.default_rng(seed).normal(size=rows.logits.shape), 1e-6
+    ends = [loss(rows.logits + sign * nudge * direction) for sign in (1, -1)]
+    assert (slope * direction).sum() == pytest.approx((ends[0] - ends[1]) / (2 * nudge), rel=1e-3, abs=1e-5)
+
+
+@PLAIN
+@pytest.mark.parametrize("pieces", [1, 30])
+@pytest.mark.parametrize("chunk", [1, 3, 13])
+def test_plain_mixers_do_not_see_chunks(kind: str, chunk: int, pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer, rows, targets, _ = plain(kind, 3)
+    whole, terms, slope = measured(mixer, targets, rows.logits, chunk=100)
+    monkeypatch.setattr(engine, "PIECE", pieces)
+    again, same, slopes = measured(mixer, targets, rows.logits, chunk=chunk)
+    assert again == pytest.approx(whole, rel=1e-5)
+    assert same == pytest.approx(terms, rel=1e-5)
+    np.testing.assert_allclose(slopes, slope, atol=1e-6)
+
+
+@PLAIN
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_plain_mixers_come_close_in_half_precision(kind: str, dtype: Any) -> None:
+    mixer, rows, targets, _ = plain(kind, 9)
+    value, slope = in_half(mixer, targets, rows.logits, dtype)
+    whole, _, exact = measured(mixer, targets, rows.logits)
+    assert value == pytest.approx(whole, rel=2e-2)
+    np.testing.assert_allclose(slope, exact, atol=2e-2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_topk_tail_of_all_tokens_is_the_dense_divergence(seed: int) -> None:
+    dense = some_rows(seed, 6, 9)
+    sparse = cut(dense, 9, 0, np.random.default_rng(seed))
+    (loss, terms, slope), (of_sparse, sparse_terms, sparse_slope) = (
+        measured(mixing(TopKTail), rows) for rows in (dense, sparse)
+    )
+    assert of_sparse == pytest.approx(loss, rel=1e-5, abs=2e-6)
+    assert sparse_terms == pytest.approx(terms, rel=1e-5, abs=2e-6)
+    np.testing.assert_allclose(sparse_slope, slope, atol=1e-5)
+    assert loss == pytest.approx(expected(dense, Formula(mixing(TopKTail), kl, lambda p, q: -p / q), 1.0), rel=1e-5)
+
+
 # ------------------------------------------------------------------------------------- published formulas
 
 
@@ -465,6 +540,19 @@ def test_the_forward_divergence_is_torchtunes_less_what_does_not_depend_on_the_s
     entropy = -((p * np.log(p)).sum(axis=-1) * rows.weight).sum() / rows.weight.sum()
     _, terms, _ = measured(mixing(AlphaTemperature, temperature=1.0), rows)
     assert terms["soft"] == pytest.approx(theirs - entropy, rel=1e-5)
+
+
+def test_the_reverse_divergence_is_torchtunes() -> None:
+    """There nothing is left out: -(sum(q log p) - sum(q log q)), a mean over the labels that are not ignored."""
+    rows = some_rows(12, 9, 12)
+    rows.weight, rows.has_soft = (np.arange(9) % 3 > 0).astype(float), np.ones(9)
+    q, log_p, log_q = softmax(rows.logits), log_softmax(rows.teacher), log_softmax(rows.logits)
+    apart = (q * log_p).sum(axis=-1) - (q * log_q).sum(axis=-1)
+    theirs = -(apart * rows.weight).sum() / rows.weight.sum()
+    _, terms, _ = measured(mixing(ReverseKL), rows)
+    assert terms["soft"] == pytest.approx(theirs, rel=1e-5)
+    _, forward, _ = measured(mixing(AlphaTemperature, temperature=1.0), rows)
+    assert abs(forward["soft"] - theirs) > 0.01  # these rows tell one direction from the other
 
 
 def test_fixed_numbers_stay_what_they_were_worked_out_to_be() -> None:
@@ -522,21 +610,28 @@ def _torch_divergence(torch: Any, name: str, theirs: Any, ours: Any) -> Any:
 # --------------------------------------------------------------------------------- precision and memory
 
 
+def in_half(mixer: Mixer, targets: Targets, logits: Array, dtype: Any) -> tuple[float, Array]:
+    """Loss and gradient where hidden states and head are in half precision, as is the gradient."""
+    size = logits.shape[1]
+    names, head = engine.term_names(mixer, size, targets), mx.eye(size).astype(dtype)
+    whole = {term: mx.maximum(total, 1e-9) for term, total in totals(mixer, targets, names, 5).items()}
+
+    def loss(hidden: mx.array) -> Any:
+        return mixed_loss(mixer, hidden, (head, None), targets, mx.array(0), mixer.weights(0), whole, 5)[0]
+
+    value, slope = mx.value_and_grad(loss)(mx.array(logits.astype(np.float32)).astype(dtype))
+    assert slope.dtype == dtype
+    return value.item(), f64(slope)
+
+
 @every
 @pytest.mark.parametrize("k", [None, 4])
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_half_precision_comes_close(name: str, k: int | None, dtype: Any) -> None:
     rows, mixer = some_rows(9, 16, 12, k), formulas(2.0)[name].mixer
-    targets, head = rows.targets, mx.eye(12).astype(dtype)
-    whole = {term: mx.maximum(total, 1e-9) for term, total in totals(mixer, targets, ["hard", "soft"], 5).items()}
-
-    def loss(hidden: mx.array) -> Any:
-        return mixed_loss(mixer, hidden, (head, None), targets, mx.array(0), mixer.weights(0), whole, 5)[0]
-
-    value, slope = mx.value_and_grad(loss)(mx.array(rows.logits.astype(np.float32)).astype(dtype))
-    assert slope.dtype == dtype
-    assert value.item() == pytest.approx(measured(mixer, rows)[0], rel=2e-2)
-    np.testing.assert_allclose(f64(slope), measured(mixer, rows)[2], atol=2e-2)
+    value, slope = in_half(mixer, rows.targets, rows.logits, dtype)
+    assert value == pytest.approx(measured(mixer, rows)[0], rel=2e-2)
+    np.testing.assert_allclose(slope, measured(mixer, rows)[2], atol=2e-2)
 
 
 def opinion_of(rows: Rows, width: int = 5) -> tuple[Targets, Rows]:

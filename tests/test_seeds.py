@@ -3,15 +3,20 @@ the student of another."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import pty
 import random
 import re
 import socket
+import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,7 +49,95 @@ SIZES = {
     "slm_small_28m": 29_499_904,
     "slm_medium_70m": 68_212_000,
 }
-EPOCHS = {"tinystories_53m_base": 92.16, "tinystories_53m": 25.5, "finewebedu_53m": 30.55, "gpt2_nano_44m": 3.31}
+EPOCHS = {
+    "tinystories_53m_base": 92.16,
+    "tinystories_53m": 25.5,
+    "finewebedu_53m": 30.55,
+    "gpt2_nano_44m": 3.31,
+    "slm_nano_1m": 1.02,
+    "slm_tiny_10m": 0.98,
+    "slm_small_28m": 1.02,
+    "slm_medium_70m": 2.04,
+}
+
+# What each recipe says. First what the issue and the documents give, then, below a line of dashes, what is ours.
+ADAMW = {"train.schedule": "cosine", "train.weight_decay": 0.1, "train.clip": 1.0, "train.accumulate": 1}
+GPT2 = {
+    "student.arch": "gpt", "student.positions": "learned", "student.norm": "layernorm", "student.qk_norm": False,
+    "student.kv_heads": None, "student.attention_out": True, "student.final_norm": True, "student.head_bias": False,
+    "student.bias": True, "student.activation": "gelu", "student.from": None,
+}  # fmt: skip
+ALONE = {"teacher": None, "mixer": {"name": "hard"}, "judge": [{"name": "perplexity"}]}
+BASE_53M = GPT2 | ADAMW | ALONE | {
+    "data.source": "hub", "data.dataset": "tinystories", "data.tokens": 2_000_000, "tokenizer.kind": "gpt2",
+    "student.layers": 8, "student.heads": 8, "student.width": 384, "student.hidden": 1536, "student.context": 512,
+    "student.dropout": 0.1, "student.tied": False,
+    "train.steps": 30_000, "train.batch_size": 12, "train.learning_rate": 3e-4, "train.final_learning_rate": 3e-5,
+    "train.warmup": 2000, "train.betas": [0.9, 0.95], "train.evaluate_every": 500, "train.checkpoint_every": 500,
+    # ----
+    "data.block_chars": 8000,
+}  # fmt: skip
+TAUGHT_53M = BASE_53M | {
+    "student.from": "tinystories_53m_base",
+    "teacher.provider": "groq", "teacher.model": "openai/gpt-oss-20b", "teacher.prompts": 1100,
+    "mixer": {"name": "sequence", "alpha": 0.7},
+    "sampling.count": 50, "judge.0.name": "perplexity", "judge.1.name": "rubric",
+    # ----
+    "teacher.max_tokens": 512, "teacher.max_usd": 1.0, "sampling.max_tokens": 200,
+    "judge.1.teacher.provider": "openai", "judge.1.teacher.model": "gpt-4.1-mini", "judge.1.teacher.max_usd": 1.0,
+}  # fmt: skip
+del TAUGHT_53M["teacher"], TAUGHT_53M["judge"]  # which are told key by key
+GUIDE = GPT2 | ADAMW | ALONE | {
+    "data.source": "hub", "data.dataset": "tinystories", "tokenizer.kind": "bpe", "tokenizer.vocab_size": 8192,
+    "student.context": 256, "student.bias": False, "student.dropout": 0.1, "student.tied": True, "student.hidden": None,
+    "sampling.temperature": 0.8, "sampling.top_k": 50, "sampling.max_tokens": 200,
+    # ----
+    "data.held_out": 0.01, "data.block_chars": 4000, "train.batch_size": 64, "train.final_learning_rate": None,
+    "train.betas": [0.9, 0.95], "train.evaluate_every": 250, "train.checkpoint_every": 500,
+}  # fmt: skip
+FIGURES: dict[str, dict[str, Any]] = {
+    "tinystories_53m_base": BASE_53M,
+    "tinystories_53m": TAUGHT_53M | {
+        "train.steps": 10_000,
+        # ----
+        "train.learning_rate": 1e-4, "train.final_learning_rate": 1e-5, "train.warmup": 200,
+        "teacher.prompt_tokens": 32, "teacher.share": 0.17,
+    },
+    "finewebedu_53m": TAUGHT_53M | {
+        "data.dataset": "fineweb-edu", "data.tokens": 10_000_000,
+        "train.steps": 35_000, "train.final_learning_rate": 1.5e-5,
+        # ----
+        "data.held_out": 0.02, "teacher.prompt_tokens": 64, "teacher.share": 0.09, "sampling.prompts": "held_out",
+    },
+    "gpt2_nano_44m": GPT2 | ADAMW | ALONE | {
+        "data.source": "hub", "data.dataset": "fineweb-edu", "data.tokens": 99_000_000,
+        "tokenizer.kind": "bpe", "tokenizer.vocab_size": 9157,
+        "student.layers": 12, "student.heads": 8, "student.width": 512, "student.hidden": 2048,
+        "student.context": 1024, "student.positions": "sinusoidal", "student.activation": "relu",
+        "student.attention_out": False, "student.final_norm": False, "student.tied": False, "student.head_bias": True,
+        "train.steps": 10_000, "train.batch_size": 32, "train.learning_rate": 3e-4,
+        # ----
+        "data.held_out": 0.01, "data.block_chars": 6000, "student.dropout": 0.0, "train.final_learning_rate": 1e-6,
+        "train.warmup": 0, "train.betas": [0.9, 0.999], "train.evaluate_every": 500, "train.checkpoint_every": 500,
+    },
+    # Of the guide's sizes all shapes, budgets and rates are ours.
+    "slm_nano_1m": GUIDE | {
+        "data.tokens": 20_000_000, "student.layers": 2, "student.heads": 3, "student.width": 96,
+        "train.steps": 5000, "train.batch_size": 16, "train.learning_rate": 2e-3, "train.warmup": 200,
+    },
+    "slm_tiny_10m": GUIDE | {
+        "data.tokens": 200_000_000, "student.layers": 6, "student.heads": 5, "student.width": 320,
+        "train.steps": 12_000, "train.learning_rate": 1e-3, "train.warmup": 500,
+    },
+    "slm_small_28m": GUIDE | {
+        "data.tokens": 450_000_000, "student.layers": 8, "student.heads": 8, "student.width": 512,
+        "train.steps": 28_000, "train.learning_rate": 6e-4, "train.warmup": 1000,
+    },
+    "slm_medium_70m": GUIDE | {
+        "data.tokens": 450_000_000, "student.layers": 8, "student.heads": 10, "student.width": 800,
+        "train.steps": 28_000, "train.accumulate": 2, "train.learning_rate": 4e-4, "train.warmup": 1000,
+    },
+}  # fmt: skip
 
 TEACHER = '''
 from distillkit import Answer, Teacher, hookimpl
@@ -107,13 +200,36 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def distillkit(*words: str, answer: str | None = None) -> str:
+def distillkit(*words: str) -> str:
     """The program in this process: what it says, or the error that it ends with."""
-    done = CliRunner().invoke(cli, ["-p", "told.py", *words], input=answer)
+    done = CliRunner().invoke(cli, ["-p", "told.py", *words])
     if isinstance(done.exception, DistillkitError):
         raise done.exception
     assert done.exception is None, done.exception
     return done.output
+
+
+def at_a_terminal(*words: str, answer: str) -> tuple[int, str]:
+    """The program with somebody at a terminal who answers its question: how it ends, and all that stands there then."""
+    theirs, ours = pty.openpty()
+    command = [sys.executable, "-m", "distillkit", *words]
+    with subprocess.Popen(command, stdin=ours, stdout=ours, stderr=ours, start_new_session=True) as program:
+        os.close(ours)
+        said = b""
+        while more := read(theirs):
+            asked, said = b"Go on?" in said, said + more
+            if b"Go on?" in said and not asked:
+                os.write(theirs, f"{answer}\n".encode())
+    os.close(theirs)
+    return program.returncode, said.decode()
+
+
+def read(terminal: int) -> bytes:
+    """What comes next; nothing once the program has ended, of which Linux makes an error."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
 
 
 def numbers(recipe: str) -> list[str]:
@@ -133,14 +249,43 @@ def test_every_seed_checks_and_plans_offline_with_the_parameters_that_it_says(na
     foreseen = plan.foresee(parts)
     assert foreseen["student"]["parameters"]["unique"] == SIZES[name]
     assert foreseen["data"]["here"] is False
-    assert foreseen["data"]["train"]["tokens"] == recipe.data.tokens
-    assert foreseen["training"]["epochs"] == pytest.approx(EPOCHS.get(name, foreseen["training"]["epochs"]), abs=0.01)
+    assert foreseen["data"]["train"]["tokens"] == FIGURES[name]["data.tokens"]
+    assert foreseen["training"]["epochs"] == pytest.approx(EPOCHS[name], abs=0.01)
     if recipe.teacher:
         assert foreseen["teacher"]["calls"] == recipe.teacher.prompts == 1100
     text = plan.text(foreseen)
     assert f"{SIZES[name]:,}" in text
-    assert ("learns by heart" in text) == (EPOCHS.get(name, 0) >= 4)
+    assert ("learns by heart" in text) == (EPOCHS[name] >= 4)
     assert ("distillkit plan tinystories_53m_base" in text) == (name in ("tinystories_53m", "finewebedu_53m"))
+
+
+def at(tree: Any, key: str) -> Any:
+    """What stands at a dotted key; None where nothing does."""
+    for part in key.split("."):
+        tree = tree[int(part)] if isinstance(tree, list) else (tree or {}).get(part)
+    return tree
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_recipe_keeps_the_figures_of_its_document(name: str) -> None:
+    parts = Assembly(Plugins.load().check(load(name)), Plugins.load())
+    said = parts.recipe.values()
+    said["student"] = parts.student.options.model_dump() | said["student"]  # and what it leaves to the student's own
+    assert {key: at(said, key) for key in FIGURES[name]} == FIGURES[name]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_figure_of_a_recipe_is_missing_among_those_that_are_held(name: str) -> None:
+    def keys(tree: Any, before: str = "") -> set[str]:
+        if isinstance(tree, list) and isinstance(tree[0], dict):
+            tree = dict(enumerate(tree))
+        if not isinstance(tree, dict):
+            return {before[1:]}
+        return {key for inner, value in tree.items() for key in keys(value, f"{before}.{inner}")}
+
+    written = keys(tomllib.loads(bundled()[name].read_text()))
+    assert written - keys(FIGURES[name]) <= {"name", "extends", "teacher.system"}
 
 
 def test_the_parameters_are_those_of_the_documents() -> None:
@@ -271,6 +416,24 @@ def test_a_recipe_that_begins_with_another_runs_that_one_first(home: Path) -> No
     assert (base["status"], outer["status"]) == ("done", "done")
     assert load(str(Run(home / "reports/outer/1").recipe)).student.from_ == "base/1"
     assert base["training"]["weights_sha256"] != outer["training"]["weights_sha256"]
+
+
+@pytest.mark.parametrize(("answer", "begun"), [("n", []), pytest.param("y", ["1"], marks=pytest.mark.slow)])
+def test_who_sits_at_a_terminal_is_asked_before_the_first_one_is_trained(
+    home: Path, answer: str, begun: list[str]
+) -> None:
+    code, said = at_a_terminal("run", "outer.toml", "--until", "train", answer=answer)
+    assert "outer begins with the student of base, which is trained first:" in said
+    assert said.count("Go on? [y/N]:") == 1
+    assert numbers("base") == numbers("outer") == begun
+    if begun:
+        assert code == 0
+        assert load("reports/outer/1/recipe.toml").student.from_ == "base/1"
+    else:
+        assert code == 2
+        assert "nothing was begun" in said
+        assert "--set student.from=RUN" in said
+        assert not [*home.glob("reports/*")]
 
 
 def test_a_run_that_fits_is_taken_and_one_that_does_not_is_named(home: Path) -> None:
@@ -455,6 +618,21 @@ def test_tokenizers_are_compared_on_text_that_none_of_them_has_seen(
     table = distillkit(*words)
     assert "bytes a token" in table
     assert "bpe, 600" in table
+
+
+@pytest.mark.usefixtures("home")
+def test_tokenizers_are_timed_and_the_seconds_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(0, 1.25)  # a clock that goes on when it is looked at
+    monkeypatch.setattr("distillkit.data.tokenizers.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    words = ["data", "tokenizers", "base.toml", "--also", "tales-teacher"]
+    rows = {row["kind"]: row for row in json.loads(distillkit(*words, "--json"))["tokenizers"]}
+    assert (rows["bpe"]["train_seconds"], rows["bpe"]["encode_seconds"]) == (1.25, 1.25)
+    lines = distillkit(*words).splitlines()
+    (head,) = (line for line in lines if "bytes a token" in line)
+    assert head.split("  ")[-2:] == ["trained in", "encoded in"]
+    shown = {line.partition(",")[0]: re.split(r" {2,}", line)[-2:] for line in lines if line.endswith(" s")}
+    assert shown["bpe"] == ["1.25 s", "1.25 s"]
+    assert shown["tales-teacher"] == ["-", "1.25 s"]
 
 
 def test_a_kind_that_is_trained_needs_a_size(home: Path) -> None:

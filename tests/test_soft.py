@@ -170,6 +170,32 @@ def test_draws_can_be_stored_instead(home: Path) -> None:
     assert "mixer.temperature = 1.0" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("heat", "refused"),
+    [
+        ('{schedule="linear", from=1.0, to=2.0}', True),
+        ('{schedule="cosine", from=1.5, to=1.0, steps=1}', True),
+        ('{schedule="warm-stable-decay", from=1.0, to=2.0, steps=2}', True),  # and is 1 again for the rest of the run
+        ('{schedule="warm-stable-decay", from=1.0, to=1.0, end=0.5}', True),
+        ('{schedule="linear", from=1.0, to=1.0}', False),
+        ("1.0", False),
+    ],
+)
+def test_draws_are_refused_whenever_they_would_be_softened(home: Path, heat: str, refused: bool) -> None:
+    parts = assemble(
+        "teacher.store=true",
+        "teacher.store_samples=30",
+        "train.steps=100",
+        "mixer.name=alpha-temperature",
+        f"mixer.temperature={heat}",
+    )
+    if not refused:
+        parts.soft.check()
+        return
+    with pytest.raises(UsageError, match="counts draws at temperature 1"):
+        parts.soft.check()
+
+
 def test_interrupted_the_teacher_goes_on_reading_where_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 256)
     monkeypatch.setattr("distillkit.teachers.store.Writer.__init__.__defaults__", (512,))
@@ -277,6 +303,17 @@ def test_the_plan_counts_the_bytes(home: Path) -> None:
 def test_what_cannot_be_is_refused_by_the_recipe(home: Path, overrides: tuple[str, ...], told: str) -> None:
     with pytest.raises(UsageError, match=re.escape(told)):
         assemble(*overrides)
+
+
+def test_the_recipe_says_whether_prompts_are_learnt(home: Path) -> None:
+    learnt = {}
+    for said in ("false", "true"):
+        run = sit(f"teacher.learn_prompts={said}", stages=("label",))
+        (stream,) = (one for one in assemble().streams(run.answers) if one.from_teacher)
+        learnt[said] = stream.weights(0, stream.tokens)
+    assert len(learnt["true"]) == len(learnt["false"])
+    assert (learnt["false"] == 0).sum() >= 12 * 7  # a prompt has eight tokens, the last of which may reach beyond it
+    assert (learnt["true"] == 0).sum() < 12  # at most the first of each, after an answer that was cut
 
 
 @pytest.mark.parametrize("store", ["true", "false"])
