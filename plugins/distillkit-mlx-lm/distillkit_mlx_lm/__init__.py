@@ -1,4 +1,5 @@
-"""Any model that mlx-lm can load, as a teacher on this machine: text, log-probabilities, full logits, scores.
+"""Any model that mlx-lm can load, as a teacher on this machine: text, log-probabilities, full logits, and of given text
+what is likely in it.
 
 Here stand the options and what the host calls. Where a model lies is `folder`'s affair, what its tokens are in bytes
 `vocabulary`'s, how many answers are written at once `writing`'s. Neither mlx nor mlx-lm is imported before a model is
@@ -91,7 +92,11 @@ class MlxLm(Teacher):
         from .writing import write
 
         asked = [self._asked(request) for request in requests]  # what cannot be answered is refused before any is
-        for number, written in write(self.model, asked, self.options.batch_size):
+        given = [number for number, one in enumerate(asked) if not one.most]
+        yield from ((requests[number], self._read(requests[number], asked[number])) for number in given)
+        rest = [number for number, one in enumerate(asked) if one.most]
+        for place, written in write(self.model, [asked[number] for number in rest], self.options.batch_size):
+            number = rest[place]
             yield requests[number], self._answer(requests[number], asked[number], written)
 
     def _asked(self, request: Request) -> Asked:
@@ -133,6 +138,20 @@ class MlxLm(Teacher):
         tokens = tuple(Token(*token) for token in written.tokens) if request.top_logprobs else ()
         return Answer(written.text, tokens, written.finish, usage, self.options.model)
 
+    @property
+    def reads(self) -> bool:
+        """It can read any text, also where it chats."""
+        return True
+
+    def _read(self, request: Request, asked: Asked) -> Answer:
+        """A text that is given, and what is likely at each of its tokens."""
+        from .writing import read
+
+        if request.prompt is None:
+            raise UsageError("a text to be read is a prompt, not messages", "Ask for some words, or give a prompt.")
+        tokens = tuple(Token(*token) for token in read(self.model, asked.tokens, request.top_logprobs))
+        return Answer(request.prompt, tokens, "length", Usage(len(asked.tokens), 0), self.options.model)
+
     # ------------------------------------------------------------------------------------------ logits
 
     @property
@@ -144,14 +163,6 @@ class MlxLm(Teacher):
         """What it thinks of every next token, in float32, by the numbers of its tokenizer."""
         self.tokenizer  # noqa: B018 - refused where numbers would mean other tokens
         return self.model.logits(tokens)
-
-    def score(self, tokens: mx.array) -> mx.array:
-        """The log-probability [B, T - 1] of each of its tokens [B, T] but the first, given those before it."""
-        import mlx.core as mx
-
-        logits = self.logits(tokens[:, :-1])
-        chosen = mx.take_along_axis(logits, tokens[:, 1:, None].astype(mx.int32), axis=-1).squeeze(-1)
-        return chosen - mx.logsumexp(logits, axis=-1)
 
 
 @hookimpl

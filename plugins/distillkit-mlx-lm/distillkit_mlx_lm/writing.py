@@ -175,6 +175,17 @@ class Row:
         return Written(text, tuple(_within(self.tokens, begin, begin + whole)), self.finish, self.count)
 
 
+def read(model: Model, tokens: Sequence[int], top: int) -> list[Piece]:
+    """The tokens of a given text, and the likeliest in the place of each; nothing is known of the first."""
+    import mlx.core as mx
+
+    logits = model.logits(mx.array([list(tokens)]))[0]
+    logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    names = [b"" if token in model.vocabulary.special else _bytes(model, token) for token in tokens]
+    seen = (_seen(model, token, row, top) for token, row in zip(tokens[1:], logs, strict=False))
+    return [(names[0], 0.0, ()), *((name, *rest) for name, rest in zip(names[1:], seen, strict=True))]
+
+
 def _bytes(model: Model, token: int) -> bytes:
     every = model.vocabulary.every
     return every[token] if token < len(every) else b""

@@ -179,16 +179,24 @@ def test_log_probabilities_are_those_of_its_logits(kind: str, request: pytest.Fi
 
 
 @pytest.mark.parametrize("kind", ["tiny", "plain"])
-def test_scores_sum_up_the_log_probabilities_of_given_tokens(kind: str, request: pytest.FixtureRequest) -> None:
-    mine = teacher(request.getfixturevalue(kind))
-    tokens = mx.array([[5, 9, 300, 17, 42], [301, 8, 8, 250, 6]])
-    logits = mine.logits(tokens)
+def test_a_given_text_is_read_by_its_logits(kind: str, request: pytest.FixtureRequest) -> None:
+    mine, text = teacher(request.getfixturevalue(kind)), "The fox went home, and the hen slept."
+    written = Request("w", "One day", max_tokens=2, seed=1)
+    found = {
+        one.id: answer for one, answer in mine.answers([written, Request("r", text, max_tokens=0, top_logprobs=3)])
+    }
+    answer, tokens = found["r"], mine.model.prompt(text)
+    logits = mine.logits(mx.array([tokens]))
     assert logits.dtype == mx.float32
-    assert logits.shape == (2, 5, mine.tokenizer.vocab_size)
-    logp, chosen = log_softmax(logits)[:, :-1], np.array(tokens)[:, 1:]
-    expected = np.take_along_axis(logp, chosen[..., None], -1)[..., 0]
-    np.testing.assert_allclose(np.array(mine.score(tokens)), expected, atol=1e-4)
-    np.testing.assert_allclose(np.array(mine.score(tokens)).sum(-1), expected.sum(-1), atol=1e-3)
+    assert logits.shape == (1, len(tokens), mine.tokenizer.vocab_size)
+    logp = log_softmax(logits)[0, :-1]
+    assert answer.text == text
+    assert b"".join(token.bytes for token in answer.tokens) == text.encode()
+    assert answer.tokens[0].top == ()
+    for token, chosen, row in zip(answer.tokens[1:], tokens[1:], logp, strict=True):
+        assert math.isclose(token.logprob, row[chosen], abs_tol=1e-4)
+        assert len(token.top) == 3
+        np.testing.assert_allclose([value for _, value in token.top], np.sort(row)[::-1][:3], atol=1e-4)
 
 
 def test_numbers_that_no_token_has_are_left_out_of_its_logits(tmp_path: Path) -> None:
