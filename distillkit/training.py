@@ -31,7 +31,7 @@ from .student import blas, precision
 from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
-from .student.onpolicy import OnPolicy
+from .student.onpolicy import OnPolicy, judged_in_all
 from .student.optimizer import AdamW, LearningRate, flat, grown
 from .student.parallel import Lanes, keep_memory
 from .student.train import Job, Settings, State, asked, evaluate, fresh, restored, train
@@ -427,8 +427,6 @@ class Training:
         rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
         losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
         looks = [row for row in rows if row["kind"] == "validation"]
-        judged = [row["judged"] for row in rows if "judged" in row]
-        read = {key: sum(one[key] for one in judged) / len(judged) for key in (judged[0] if judged else ())}
         return {
             "steps": state.step,
             "tokens": state.step * table.batch_size * table.accumulate * context,
@@ -439,7 +437,7 @@ class Training:
             "best_loss": state.best_loss if looks else None,
             "gradient_norms": looks[-1].get("gradient_norms", {}) if looks else {},
             "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
-            **({"judged": read} if read else {}),
+            **judged_in_all(rows),
         }
 
 

@@ -32,7 +32,7 @@ FLOORS = [
     ["plugins installed contracts options scaffold", "runs"],
     ["data", "teachers", "student", "judging", "reporting"],
     ["testing"],
-    ["assembly soft subjects", "tracking", "distillkit_plugins", *(path.name for path in OTHERS)],
+    ["assembly onpolicy soft subjects", "tracking", "distillkit_plugins", *(path.name for path in OTHERS)],
     ["training pipeline plan bench first"],
     [
         "cli stage_commands judge_commands cache_commands plugin_commands away_commands data_commands student_commands "

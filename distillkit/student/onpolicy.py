@@ -7,7 +7,7 @@ teachers only that some must be asked what they think of a row; others read the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -94,6 +94,12 @@ def judged(arrays: Mapping[str, Array]) -> dict[str, float]:
     soft = own & (arrays["has_soft"] > 0)
     mass = float(np.exp(arrays["soft_log_probs"][soft]).sum())
     return {"share": float(soft.sum() / max(1, own.sum())), "mass": mass / max(1, int(soft.sum()))}
+
+
+def judged_in_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The same over all steps that were logged, if anybody was asked."""
+    found = [row["judged"] for row in rows if "judged" in row]
+    return {"judged": {key: sum(one[key] for one in found) / len(found) for key in found[0]}} if found else {}
 
 
 def _with_soft(arrays: Mapping[str, Array], width: int) -> dict[str, Array]:
