@@ -23,6 +23,8 @@ from typing import Any
 
 from measure import table, tell
 
+from distillkit.plugins import Plugins
+from distillkit.recipe import load
 from distillkit.stats import Difference, holm, mean_interval, paired_difference, verdict
 
 HERE = Path(__file__).parent
@@ -37,6 +39,7 @@ ARMS = {
     "_reverse": "the same, reverse KL",
     "_onpolicy": "on the student's own text (on-policy, JSD)",
 }
+TEACHER = "(the teacher itself, trained once for all)"
 STAGES = ("label", "train", "report")
 
 
@@ -59,10 +62,12 @@ def main() -> None:
     home.mkdir(parents=True, exist_ok=True)
     text, found = [], {}
     for corpus in options.corpus or _corpora():
-        if TEACHERS[corpus]:
-            _run(home, TEACHERS[corpus], 1)
+        teacher = _run(home, TEACHERS[corpus], 1) if TEACHERS[corpus] else None
         results = {arm: [_run(home, corpus + arm, seed) for seed in range(1, options.seeds + 1)] for arm in ARMS}
         rows, figures = _compared(results)
+        if teacher:
+            rows.append(_row_of(TEACHER, [teacher]))
+            figures[TEACHER] = _figures_of([teacher], None)
         found[corpus] = figures
         tell(f"{corpus}: {options.seeds} seeds, beside hard labels", rows, figures, None)
         text.append((corpus, rows, figures))
@@ -96,6 +101,7 @@ def _run(home: Path, recipe: str, seed: int) -> Result:
     """One recipe with one seed, stage by stage, unless that was done before."""
     name = f"study_{recipe}" if seed == 1 else f"study_{recipe}_{seed}"
     folder = home / "reports" / name / "1"
+    _must_be_of(folder, recipe, name, seed)
     for stage in STAGES:
         if not _done(folder, stage):
             print(f"{name}: {stage}", file=sys.stderr, flush=True)
@@ -103,11 +109,26 @@ def _run(home: Path, recipe: str, seed: int) -> Result:
     return _result(folder)
 
 
+def _must_be_of(folder: Path, recipe: str, name: str, seed: int) -> None:
+    """Refuse a run that was begun by another recipe than stands there now."""
+    if not (folder / "recipe.toml").is_file():
+        return
+    made = Plugins.load().check(load(str(RECIPES / f"{recipe}.toml"), _own(name, seed)))
+    if made.to_toml() != (folder / "recipe.toml").read_text(encoding="utf-8"):
+        raise SystemExit(f"{folder} was made by another recipe than {recipe}.toml is now. Remove it, or give --home.")
+
+
+def _own(name: str, seed: int) -> list[str]:
+    """What a run says beside its recipe."""
+    return [f"seed={seed}", f'name="{name}"']
+
+
 def _command(folder: Path, recipe: str, name: str, seed: int, stage: str) -> list[str]:
     until = ["--until", stage, "--yes"]
     if (folder / "run.json").is_file():
         return ["run", str(folder), "--resume", *until]
-    return ["run", str(RECIPES / f"{recipe}.toml"), "--set", f"seed={seed}", "--set", f'name="{name}"', *until]
+    own = [word for one in _own(name, seed) for word in ("--set", one)]
+    return ["run", str(RECIPES / f"{recipe}.toml"), *own, *until]
 
 
 def _done(folder: Path, stage: str) -> bool:
@@ -160,36 +181,46 @@ def _result(folder: Path) -> Result:
 def _compared(results: dict[str, list[Result]]) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """A row for each way, paired with hard labels; and the figures behind it."""
     differences = {arm: _difference(runs, results[""]) for arm, runs in results.items() if arm}
-    corrected = dict(zip(differences, holm([one.p or 0.0 for one in differences.values()]), strict=True))
+    corrected = dict(
+        zip(differences, holm([1.0 if one.p is None else one.p for one in differences.values()]), strict=True)
+    )
     rows, figures = [], {}
     for arm, runs in results.items():
-        mean = mean_interval(*_averaged(runs))
         each = [_mean(run) - _mean(hard) for run, hard in zip(runs, results[""], strict=True)]
-        row = {
-            "what the student learns from": ARMS[arm],
-            "bits a byte": f"{mean.value:.4f}",
-            "beside hard labels": "",
-            "each seed": "",
-            "that is": "",
-            "teacher, s": f"{max(run.labelling for run in runs):.0f}",
-            "training, s": f"{statistics.median(run.training for run in runs):.0f}",
-            "kept": f"{statistics.median(run.stored for run in runs) / 1e6:.1f} MB",
-        }
+        row = _row_of(ARMS[arm], runs)
         if arm:
             one = differences[arm]
             row["beside hard labels"] = f"{one.value:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
             row["each seed"] = " ".join(f"{value:+.4f}" for value in each)
             row["that is"] = verdict(one, "lower") if corrected[arm] < 0.05 else "not distinguishable"
         rows.append(row)
-        figures[ARMS[arm]] = {
-            "bits_per_byte": mean.value,
-            "difference": vars(differences[arm]) | {"holm": corrected[arm]} if arm else None,
-            "seeds": [_mean(run) for run in runs],
-            "seconds": {"label": [r.labelling for r in runs], "train": [r.training for r in runs]},
-            "processor": [run.processor for run in runs],
-            "bytes": [run.stored for run in runs],
-        }
+        figures[ARMS[arm]] = _figures_of(runs, vars(differences[arm]) | {"holm": corrected[arm]} if arm else None)
     return rows, figures
+
+
+def _row_of(name: str, runs: list[Result]) -> dict[str, str]:
+    """What is told of some runs, beside nothing."""
+    return {
+        "what the student learns from": name,
+        "bits a byte": f"{mean_interval(*_averaged(runs)).value:.4f}",
+        "beside hard labels": "",
+        "each seed": "",
+        "that is": "",
+        "teacher, s": f"{max(run.labelling for run in runs):.0f}",
+        "training, s": f"{statistics.median(run.training for run in runs):.0f}",
+        "kept": f"{statistics.median(run.stored for run in runs) / 1e6:.1f} MB",
+    }
+
+
+def _figures_of(runs: list[Result], difference: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "bits_per_byte": mean_interval(*_averaged(runs)).value,
+        "difference": difference,
+        "seeds": [_mean(run) for run in runs],
+        "seconds": {"label": [run.labelling for run in runs], "train": [run.training for run in runs]},
+        "processor": [run.processor for run in runs],
+        "bytes": [run.stored for run in runs],
+    }
 
 
 def _difference(runs: list[Result], hard: list[Result]) -> Difference:
