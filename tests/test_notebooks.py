@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from scripts import script
 
 HERE = Path(__file__).parent.parent / "docs" / "notebooks"
 FILES = sorted(HERE.glob("[0-9]_*.ipynb"))
+LONGEST = 180.0  # seconds
 Notebook = dict[str, Any]
 
 
@@ -102,13 +104,20 @@ def test_a_kernel_and_a_folder_of_their_own(
     assert not RUN._done(written(tmp_path, "1 / 0"), keep=True)
 
 
+def processor() -> float:
+    """The seconds that programs of this one have used so far, of any core."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_they_run(peer: Callable[[str], ModuleType], file: Path):
     peer("nbclient")
     peer("ipykernel")
-    before = file.read_bytes()
+    before, used = file.read_bytes(), processor()
     done = subprocess.run([sys.executable, str(HERE / "run.py"), "--check", file.stem], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{file.stem}: ")
     assert file.read_bytes() == before
+    assert processor() - used < 2 * LONGEST  # what two cores do in that time, however busy they are
