@@ -50,6 +50,15 @@ max_tokens = 8
 """,
 )
 
+TAUGHT = f"""{TINY.replace('"tiny"', '"taught"')}
+[teacher]
+provider = "compatible"
+model = "m"
+base_url = "http://127.0.0.1:9/v1"
+prompts = 3
+prompt_tokens = 4
+"""
+
 VALUES = [
     *("true", "-1", "0", "1e400", "nan", "-inf", "1979-05-27T07:32:00Z", '""', '"\\u0000"', "[]", "[[[[[[1]]]]]]"),
     *("{}", "9223372036854775807", "9" * 400, "0x" + "f" * 100, f'"{"x" * 100_000}"', '"\\u001b[2J"', '"🦊\\n"'),
@@ -64,8 +73,30 @@ KEYS = [
     *("teacher.template", "teacher.template.text", "teacher.template.words", "teacher.prompts_file", "teacher.extra"),
     *("mixer", "mixer.name", "mixer.alpha", "mixer.temperature", "train", "train.steps", "train.batch_size"),
     *("train.learning_rate", "train.betas", "train.schedule", "train.chunk", "train.precision", "sampling.count"),
-    *("sampling.prompts", "sampling.temperature", "judge", "judge.0.name", "judge.0.teacher", "tracker", "stranger"),
+    *("teacher.repeats", "teacher.concurrency", "teacher.timeout", "teacher.prompt_tokens", "teacher.top_logprobs"),
+    *(
+        "sampling.repeats",
+        "sampling.max_tokens",
+        "sampling.prompts",
+        "sampling.temperature",
+        "judge",
+        "judge.0.name",
+        "judge.0.teacher",
+        "tracker",
+        "stranger",
+    ),
 ]
+
+
+def base(key: str) -> str:
+    """The recipe in which a key means something: some need a teacher."""
+    return "taught.toml" if key.partition(".")[0] in ("teacher", "mixer") else "tiny.toml"
+
+
+def write_bases(home: Path) -> None:
+    """The recipes whose keys are set."""
+    (home / "tiny.toml").write_text(TINY)
+    (home / "taught.toml").write_text(TAUGHT)
 
 
 def recipes(home: Path) -> dict[str, bytes]:
