@@ -124,7 +124,7 @@ EXAMPLES = size(25, full=1_000)
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow],
 )
 @given(st.dictionaries(st.sampled_from(KEYS), leaves, max_size=5), st.binary(max_size=20))
 def _no_drawn_recipe_ends_in_a_traceback(home: Path, values: dict[str, str], tail: bytes) -> None:

@@ -74,6 +74,7 @@ def test_a_recipe_that_holds_a_key_is_refused_with_advice(kind: str, where: str,
     assert "environment or from .env" in refused.value.hint
     assert "hunter2" not in str(refused.value)
     assert secret not in str(refused.value)
+    held("Secrets: a recipe that holds what looks like a key is refused with advice", 1, 1, f"{len(SHAPES)} kinds")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,7 @@ def test_what_stands_under_the_name_of_a_key_is_one(name: str, tmp_path: Path) -
     )
     with pytest.raises(RecipeError, match="holds what looks like a key"):
         load(str(tmp_path / "mine.toml"))
+    held("Secrets: what stands under the name of a key is refused", 1, 1)
 
 
 @pytest.mark.parametrize(
