@@ -412,30 +412,40 @@ def test_no_page_does_what_a_run_says(browser: Browser, tmp_path: Path) -> None:
     )
 
 
+TORN = [
+    "<script>document.title = 'owned'</script>",
+    "<img src='http://127.0.0.1:9/x' onerror=\"document.title='owned'\">",
+    "<svg onload=\"document.title='owned'\"></svg>",
+    "<iframe src='http://127.0.0.1:9/'></iframe>",
+    "<link rel=stylesheet href='http://127.0.0.1:9/x.css'>",
+    "<style>@import 'http://127.0.0.1:9/x.css'; body { background: url(http://127.0.0.1:9/y) }</style>",
+    "<form id=f action='http://127.0.0.1:9/'></form><script>f.submit()</script>",
+    "<base href='http://127.0.0.1:9/'><object data='x'></object><embed src='x'>",
+]
+
+
 @pytest.mark.slow
-def test_the_policy_of_a_report_stops_what_escaping_would_let_through(browser: Browser, tmp_path: Path) -> None:
+def test_the_policy_of_a_page_stops_what_escaping_would_let_through(browser: Browser, tmp_path: Path) -> None:
     """The second wall, tried with the first one torn down."""
-    run = make(tmp_path)
-    tables.write(run)
-    whole = (run.path / "report.html").read_text()
-    tries = [
-        "<script>document.title = 'owned'</script>",
-        "<img src='http://127.0.0.1:9/x' onerror=\"document.title='owned'\">",
-        "<svg onload=\"document.title='owned'\"></svg>",
-        "<iframe src='http://127.0.0.1:9/'></iframe>",
-        "<link rel=stylesheet href='http://127.0.0.1:9/x.css'>",
-        "<style>@import 'http://127.0.0.1:9/x.css'; body { background: url(http://127.0.0.1:9/y) }</style>",
-        "<form id=f action='http://127.0.0.1:9/'></form><script>f.submit()</script>",
-        "<base href='http://127.0.0.1:9/'><object data='x'></object><embed src='x'>",
-    ]
-    for attempt in tries:
-        torn = tmp_path / "torn.html"
-        torn.write_text(whole.replace("<footer>", f"{attempt}<footer>"))
-        browser.open(torn)
-        browser.settle()
-        assert browser.js("document.title") != "owned", attempt
-        asked = [url for url in browser.requests if not url.startswith(("file:", "data:"))]
-        blocked = " ".join(browser.complaints)
-        assert not asked or "blocked" in blocked or "violates" in blocked, attempt
-        assert browser.js("location.protocol") == "file:"
-    held("Bad input: a page's policy stops what escaping would let through", len(tries), len(tries))
+    runs = [make(tmp_path / "reports", f"one/{number}", seed=number) for number in (1, 2)]
+    tables.write(runs[0])
+    sides = compare.read(runs)
+    comparison = compare_page.html(compare.contrast(sides, anyway=True), sides)
+    for whole in ((runs[0].path / "report.html").read_text(), comparison):
+        assert whole.count("<footer>") == 1
+        for attempt in TORN:
+            torn = tmp_path / "torn.html"
+            torn.write_text(whole.replace("<footer>", f"{attempt}<footer>"))
+            browser.open(torn)
+            browser.settle()
+            assert browser.js("document.title") != "owned", attempt
+            asked = [url for url in browser.requests if not url.startswith(("file:", "data:"))]
+            blocked = " ".join(browser.complaints)
+            assert not asked or "blocked" in blocked or "violates" in blocked, attempt
+            assert browser.js("location.protocol") == "file:"
+    held(
+        "Bad input: a page's policy stops what escaping would let through",
+        2 * len(TORN),
+        2 * len(TORN),
+        "report and comparison, Chromium",
+    )
