@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import batch_provider
 import pytest
 from ledger import held
 from many import Outcome, faults, outcomes
@@ -318,3 +319,31 @@ def test_what_teachers_said_lies_in_folders_for_their_owner_alone(home: Path) ->
     said = [folder for folder in home.rglob("*") if folder.is_dir() and folder.name in ("teachers", "soft", "answers")]
     assert sorted(said) == sorted(wanted)
     held("Code from data: folders that hold answers are 0700", len(wanted), len(wanted))
+
+
+BATCHED = f"""{TINY.replace('"tiny"', '"batched"')}
+[teacher]
+provider = "openai"
+model = "m"
+base_url = "URL"
+prompts = 2
+prompt_tokens = 4
+max_tokens = 6
+"""
+
+
+@pytest.mark.slow
+def test_what_is_out_in_batches_lies_in_such_a_folder_too(home: Path) -> None:
+    before = os.umask(0)
+    try:
+        with batch_provider.serving() as (batches, url):
+            batches.looks = 9
+            (home / "batched.toml").write_text(BATCHED.replace("URL", url))
+            (sent,) = outcomes([["label", "batched.toml", "--batch"]], home, OPENAI_API_KEY="no-key-at-all")
+    finally:
+        os.umask(before)
+    assert sent.code == 3, sent.err
+    parts = list((home / "cache").rglob("*.upload.jsonl"))
+    assert parts
+    assert {stat.S_IMODE(part.parent.stat().st_mode) for part in parts} == {0o700}
+    held("Code from data: folders that hold answers are 0700", len(parts), len(parts))
