@@ -343,7 +343,7 @@ def test_what_is_out_in_batches_lies_in_such_a_folder_too(home: Path) -> None:
     finally:
         os.umask(before)
     assert sent.code == 3, sent.err
-    parts = list((home / "cache").rglob("*.upload.jsonl"))
+    parts = list((home / "cache").rglob("*.asked.jsonl"))
     assert parts
     assert {stat.S_IMODE(part.parent.stat().st_mode) for part in parts} == {0o700}
     held("Code from data: folders that hold answers are 0700", len(parts), len(parts))
