@@ -37,6 +37,7 @@ def held(promise: str, tried: int, held: int, figure: str = "", test: str | None
     Of promises that say how often they are tried, `least` is that number: with fewer, all added up, no table is made.
     """
     assert promise.partition(": ")[0] in SECTIONS, f"{promise!r} begins with none of {', '.join(SECTIONS)}"
+    assert tried > 0, f"{promise}: nothing was tried"
     if folder := os.environ.get(FOLDER):
         row = {"promise": promise, "test": test or _running(), "tried": tried, "held": held, "figure": figure}
         row |= {"least": least} if least else {}

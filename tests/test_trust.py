@@ -48,6 +48,8 @@ def test_what_was_tried_is_added_up_and_put_between_the_marks(tmp_path: Path, pa
         held("Disk: half of it", 2, 1)
     with pytest.raises(AssertionError, match="begins with none"):
         held("Manners: no", 1, 1)
+    with pytest.raises(AssertionError, match="nothing was tried"):
+        held("Disk: nothing", 0, 0)
     fill("Secrets", "Crashes", "Disk")
     text = made(tmp_path / "ledger", page)
     here = "`test_trust.py::test_what_was_tried_is_added_up_and_put_between_the_marks`"
