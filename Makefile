@@ -38,10 +38,11 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
-# The table is written also when something did not hold: it says so.
+# The table is written also when something did not hold: it says so. It wants Chromium, and root for small disks.
 trust: $(VENV)/.dev
 	rm -rf $(VENV)/trust
-	DISTILLKIT_TRUST=$(CURDIR)/$(VENV)/trust $(BIN)/python -m pytest -m trust; code=$$?; \
+	DISTILLKIT_TRUST=$(CURDIR)/$(VENV)/trust $(BIN)/python -m pytest -m trust \
+		--junitxml=$(VENV)/trust/tests.xml; code=$$?; \
 	$(BIN)/python tests/trust.py $(VENV)/trust && exit $$code
 
 # The packages stand in a folder of their own, not in .venv: the other tests and the generated docs must not see them.
@@ -66,7 +67,7 @@ audit:
 	test -x $(VENV)/audit/bin/pip-audit || $(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install "pip-audit>=2.9"
 	$(VENV)/audit/bin/pip-audit --disable-pip --require-hashes --desc -r requirements.lock -r requirements-dev.lock \
-		$(addprefix --ignore-vuln ,$(ARGUED))
+		-r requirements-docs.lock $(addprefix --ignore-vuln ,$(ARGUED))
 
 # Every claim, also when one does not hold. Peers (torch, mlx-lm) are measured where they are installed.
 bench:

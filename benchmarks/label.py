@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -119,28 +120,42 @@ def throughput(count: int, concurrency: int, rounds: int, delay: float) -> dict[
 
 
 class Watched(Compatible):
-    """The teacher of other measurements, and the longest time in which its loop did nothing else."""
+    """The teacher of other measurements, and the longest time in which its loop did nothing else.
+
+    Before the first call, while nothing is out that could wait, and afterwards are told apart.
+    """
 
     BEAT = 0.01
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        self.longest, self.watch = 0.0, None
+        self.before, self.longest, self.watch = 0.0, 0.0, None
+        self.asked = False
+
+    def check(self, requests: Any) -> None:
+        """The first thing that the loop does."""
+        if self.watch is None:
+            self.watch = asyncio.ensure_future(self._watch(time.perf_counter(), _ready()))
+        super().check(requests)
 
     async def answer(self, request: Request) -> Any:
-        if self.watch is None:
-            self.watch = asyncio.ensure_future(self._watch())
+        self.asked = True
         return await super().answer(request)
 
-    async def _watch(self) -> None:
+    async def _watch(self, began: float, ready: float) -> None:
         """Sleep a little, again and again; whatever comes later than it should was held up by the loop.
 
         For how long this thread was ready and the machine had no core for it is known, and is not the loop's doing.
         """
+        nap, asked = 0.0, False
         while True:
-            began, ready = time.perf_counter(), _ready()
-            await asyncio.sleep(self.BEAT)
-            self.longest = max(self.longest, time.perf_counter() - began - (_ready() - ready) - self.BEAT)
+            stop = time.perf_counter() - began - (_ready() - ready) - nap
+            if asked:
+                self.longest = max(self.longest, stop)
+            else:
+                self.before = max(self.before, stop)
+            began, ready, nap, asked = time.perf_counter(), _ready(), self.BEAT, self.asked
+            await asyncio.sleep(nap)
 
     async def close(self) -> None:
         if self.watch is not None:
@@ -179,32 +194,44 @@ def part(name: str, url: str, count: int, concurrency: int) -> dict[str, Any]:
         worked = time.process_time()
         done = label(teacher, asked, cache, terms=Terms(concurrency=concurrency))
         worked = time.process_time() - worked
-        facts = {"answers": len(done.answers), "asked": done.asked, "longest_stop": teacher.longest}
+        facts = {"answers": len(done.answers), "asked": done.asked}
+        facts |= {"longest_stop": teacher.longest, "stop_before": teacher.before}
         assert len(cache) >= count
     return {"processor": worked, "peak": _peak(), "before": before, **facts}
 
 
 def load(count: int, concurrency: int, delay: float, failing: float) -> dict[str, Any]:
     """Both under load, one after the other, each with a server of its own that fails now and then."""
-    found = {}
+    found, log = {}, {}
     for name in ("bare", "ours"):
-        with server(delay=delay, failing=failing) as (url, _):
+        with server(delay=delay, failing=failing) as (url, stop):
             words = ["--part", name, "--url", url, "--prompts", str(count), "--concurrency", str(concurrency)]
             ran = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
-            found[name] = json.loads(ran.stdout)
+            found[name], log[name] = json.loads(ran.stdout), counted(stop())
     ours_, bare_ = found["ours"], found["bare"]
     return {
         "prompts": count,
         "failing": failing,
         "answers": ours_["answers"],
         "asked": ours_["asked"],
+        **log["ours"],
+        "bare_faults": log["bare"]["faults"],
         "processor_ms": round(1e3 * ours_["processor"] / count, 3),
         "bare_processor_ms": round(1e3 * bare_["processor"] / count, 3),
         "processor_ratio": round(ours_["processor"] / bare_["processor"], 3),
         "peak_mb": round(ours_["peak"]),
         "bytes_an_answer": round(1e6 * (ours_["peak"] - ours_["before"]) / count),
         "longest_stop_ms": round(1e3 * ours_["longest_stop"], 1),
+        "stop_before_ms": round(1e3 * ours_["stop_before"], 1),
     }
+
+
+def counted(calls: list[tuple[str, float, int]]) -> dict[str, int]:
+    """What a server saw: its calls but for probes, those it failed, and the prompts it answered once and again."""
+    asked = [(prompt, status) for prompt, _, status in calls if prompt.startswith(WORDS)]
+    good = Counter(prompt for prompt, status in asked if status == 200)
+    faults = sum(status != 200 for _, status in asked)
+    return {"calls": len(asked), "faults": faults, "once": len(good), "again": good.total() - len(good)}
 
 
 def rate(per_minute: int, minutes: float) -> dict[str, Any]:

@@ -288,7 +288,9 @@ class SamplingTable(Table):
     `count` samples are written.
     """
 
-    count: Natural = Field(default=8, description="how many samples, at each temperature")
+    count: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=8, description="how many samples, at each temperature"
+    )
     prompts: Annotated[str, Field(min_length=1)] = Field(
         default="stories", description="stories (those that ship), held_out documents, or a file with one prompt a line"
     )

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from .errors import DistillkitError, UsageError
+from .secrets import HIDDEN
 
 
 def endpoint() -> str:
@@ -43,8 +44,8 @@ def push(folder: Path, name: str, private: bool) -> str:
         api.upload_folder(repo_id=known.repo_id, folder_path=folder, commit_message="Upload from distillkit")
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DistillkitError(
-            f"{endpoint()} did not take it: {first}",
+        raise DistillkitError(  # without what led to it: the hub may quote the token
+            f"{endpoint()} did not take it: {first.replace(key, HIDDEN)}",
             later(folder, name, private),
-        ) from error
+        ) from None
     return f"{endpoint()}/{known.repo_id}"

@@ -34,6 +34,8 @@ class Provider:
         self.replies: dict[str, list[int]] = {}  # statuses to give instead, by "METHOD /path"
         self.hold: dict[str, tuple[threading.Event, threading.Event]] = {}  # reached, go on; by "METHOD /path after"
         self.words = ""  # of the faults that `replies` tells it to give
+        self.echo = False  # whether it quotes the key that it was shown, wherever it says something
+        self.heard = ""  # the key, as the last header had it
         self.lock = threading.RLock()
 
     # What the endpoints do.
@@ -90,7 +92,8 @@ class Provider:
         """Answer what the fate lets be answered, and put the rest among the errors."""
         batch["status"] = self.end
         if self.end == "failed":
-            batch["errors"] = {"object": "list", "data": [{"code": "invalid", "message": "no such model"}]}
+            why = self.quoting({"code": "invalid", "message": "no such model to be had"})
+            batch["errors"] = {"object": "list", "data": [why]}
             return
         good, bad = [], []
         for line in map(json.loads, self.files[batch["input_file_id"]].splitlines()):
@@ -101,10 +104,10 @@ class Provider:
             elif fate == "forgotten":
                 continue
             elif fate == 200:
-                said = reply(body)
+                said = self.quoting(reply(body))
                 good.append({"custom_id": key, "response": {"status_code": 200, "body": said}, "error": None})
             elif isinstance(fate, int):
-                error = {"error": {"message": f"no, {fate}"}}
+                error = self.quoting({"error": {"message": f"no, {fate} to you"}})
                 bad.append({"custom_id": key, "response": {"status_code": fate, "body": error}, "error": None})
             else:
                 good.append(fate)
@@ -112,6 +115,13 @@ class Provider:
             if lines:
                 content = "".join(json.dumps(line) + "\n" for line in lines).encode()
                 batch[field] = self.upload(content)["id"]
+
+    def quoting(self, said: dict[str, Any]) -> dict[str, Any]:
+        """What it says, with the key in every text and beside, if it is one that quotes."""
+        if not self.echo:
+            return said
+        quoted = json.loads(json.dumps(said).replace("to ", f"to {self.heard} "))
+        return {**quoted, "model": self.heard, "metadata": {self.heard: [self.heard]}}
 
 
 def prompt_of(body: dict[str, Any]) -> str:
@@ -142,6 +152,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
+        self.provider.heard = self.headers["authorization"]
         body = self.rfile.read(int(self.headers["content-length"]))
         if self.where() == "/v1/files":
             boundary = self.headers["content-type"].partition("boundary=")[2].encode()
@@ -156,9 +167,9 @@ class Handler(BaseHTTPRequestHandler):
         """Answer one request alone."""
         self.provider.alone.append(body)
         if refusal := self.provider.refusal(body):
-            self.send(400, json.dumps(refusal).encode())
+            self.send(400, json.dumps(self.provider.quoting(refusal)).encode())
         else:
-            self.reply(lambda: reply(body))
+            self.reply(lambda: self.provider.quoting(reply(body)))
 
     def do_GET(self) -> None:
         path, query = self.where(), self.path.partition("?")[2]
@@ -186,7 +197,8 @@ class Handler(BaseHTTPRequestHandler):
         with provider.lock:
             statuses = provider.replies.get(what, [])
             status = statuses.pop(0) if statuses else 200
-            value = act() if status in (200, 599) else {"error": {"message": provider.words or f"told to say {status}"}}
+            told = provider.words or f"told to say {status}"
+            value = act() if status in (200, 599) else provider.quoting({"error": {"message": told}})
             content = value if isinstance(value, bytes) else json.dumps(value).encode()
         if what in provider.hold:
             reached, go_on = provider.hold[what]

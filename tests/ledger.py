@@ -21,7 +21,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
+
+import pytest
 
 Size = TypeVar("Size")
 FOLDER = "DISTILLKIT_TRUST"
@@ -29,15 +31,25 @@ FILE = "ledger.jsonl"
 SECTIONS = ["Crashes", "Disk", "Two at once", "Determinism", "Load", "Bad input", "Secrets", "Code from data", "Supply"]
 
 
-def held(promise: str, tried: int, held: int, figure: str = "", test: str | None = None) -> None:
-    """Write down that a promise held so many times of so many; the test is the one that runs, unless it is named."""
+def held(promise: str, tried: int, held: int, figure: str = "", test: str | None = None, least: int = 0) -> None:
+    """Write down that a promise held so many times of so many; the test is the one that runs, unless it is named.
+
+    Of promises that say how often they are tried, `least` is that number: with fewer, all added up, no table is made.
+    """
     assert promise.partition(": ")[0] in SECTIONS, f"{promise!r} begins with none of {', '.join(SECTIONS)}"
+    assert tried > 0, f"{promise}: nothing was tried"
     if folder := os.environ.get(FOLDER):
         row = {"promise": promise, "test": test or _running(), "tried": tried, "held": held, "figure": figure}
+        row |= {"least": least} if least else {}
         Path(folder).mkdir(parents=True, exist_ok=True)
         with (Path(folder) / FILE).open("ab", buffering=0) as file:  # one write, for tests may run side by side
             file.write(json.dumps(row).encode() + b"\n")
     assert held == tried, f"{promise}: {held} of {tried}"
+
+
+def lacking(what: str) -> NoReturn:
+    """Skip a test for want of something; under `make trust` it fails, or a promise would go untried in silence."""
+    (pytest.fail if os.environ.get(FOLDER) else pytest.skip)(what)
 
 
 def size(small: Size, full: Size) -> Size:

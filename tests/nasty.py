@@ -50,6 +50,15 @@ max_tokens = 8
 """,
 )
 
+TAUGHT = f"""{TINY.replace('"tiny"', '"taught"')}
+[teacher]
+provider = "compatible"
+model = "m"
+base_url = "http://127.0.0.1:9/v1"
+prompts = 3
+prompt_tokens = 4
+"""
+
 VALUES = [
     *("true", "-1", "0", "1e400", "nan", "-inf", "1979-05-27T07:32:00Z", '""', '"\\u0000"', "[]", "[[[[[[1]]]]]]"),
     *("{}", "9223372036854775807", "9" * 400, "0x" + "f" * 100, f'"{"x" * 100_000}"', '"\\u001b[2J"', '"🦊\\n"'),
@@ -64,8 +73,30 @@ KEYS = [
     *("teacher.template", "teacher.template.text", "teacher.template.words", "teacher.prompts_file", "teacher.extra"),
     *("mixer", "mixer.name", "mixer.alpha", "mixer.temperature", "train", "train.steps", "train.batch_size"),
     *("train.learning_rate", "train.betas", "train.schedule", "train.chunk", "train.precision", "sampling.count"),
-    *("sampling.prompts", "sampling.temperature", "judge", "judge.0.name", "judge.0.teacher", "tracker", "stranger"),
+    *("teacher.repeats", "teacher.concurrency", "teacher.timeout", "teacher.prompt_tokens", "teacher.top_logprobs"),
+    *(
+        "sampling.repeats",
+        "sampling.max_tokens",
+        "sampling.prompts",
+        "sampling.temperature",
+        "judge",
+        "judge.0.name",
+        "judge.0.teacher",
+        "tracker",
+        "stranger",
+    ),
 ]
+
+
+def base(key: str) -> str:
+    """The recipe in which a key means something: some need a teacher."""
+    return "taught.toml" if key.partition(".")[0] in ("teacher", "mixer") else "tiny.toml"
+
+
+def write_bases(home: Path) -> None:
+    """The recipes whose keys are set."""
+    (home / "tiny.toml").write_text(TINY)
+    (home / "taught.toml").write_text(TAUGHT)
 
 
 def recipes(home: Path) -> dict[str, bytes]:
@@ -246,6 +277,28 @@ def mine(folder: Path, ran: Path, keys: list[str]) -> int:
         plant(folder, key=bomb, raw=0, mode=1, value="{}", store_time=1.0, tag=bomb)
         count += 1
     return count
+
+
+# Rows of the table from which diskcache sets attributes and pragmas of its own, whatever they are.
+SETTINGS: dict[str | bytes, Any] = {
+    "disk_qickle_protocol": 5,  # one bit beside a real one
+    "sqlite_writable_schema": 1,
+    "sqlite_cache_size = 1; ATTACH": "'/tmp/ran'",
+    "_sql": "SELECT 1",
+    "_directory": "../../../outside",
+    "__class__": "os",
+    "disk_fetch": "print",
+    "": None,
+    "\x1b[2J": 1,
+    b"\xff": 1,
+}
+
+
+def preset(folder: Path, key: str | bytes, value: Any) -> None:
+    """Put a setting into the database of a cache behind its back."""
+    Cache(folder).__exit__()
+    with contextlib.closing(sqlite3.connect(folder / "cache.db")) as rows, rows:
+        rows.execute("INSERT OR REPLACE INTO Settings VALUES (?, ?)", (key, value))
 
 
 def header(tensors: Any, data: bytes = b"\0" * 8, size: int | None = None, raw: bytes | None = None) -> bytes:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import stat
 from pathlib import Path
 from typing import Any
 
+import batch_provider
 import pytest
 from ledger import held
 from many import Outcome, faults, outcomes
-from nasty import CONFIGS, HEADERS, TINY, Bomb, archives, bombs, mine, plant
+from nasty import CONFIGS, HEADERS, SETTINGS, TINY, Bomb, archives, bombs, mine, plant, preset
 from students import tokenizer
 
 from distillkit.errors import CorruptError
@@ -100,6 +103,58 @@ def test_a_row_cannot_name_a_file_that_is_then_read_or_deleted(home: Path) -> No
                 cache.put(f"k{i}{mode}", {}, Answer("over it"))
         assert len(cache) == 12
     assert elsewhere(home) == before
+    held("Code from data: no row of the cache has a file read, written or deleted", 12, 12)
+
+
+def test_no_planted_setting_of_the_cache_is_believed(home: Path) -> None:
+    folder = home / "cache" / "teachers"
+    before = elsewhere(home)
+    for number, (key, value) in enumerate(SETTINGS.items()):
+        place = folder / str(number)
+        preset(place, key, value)
+        with pytest.raises(CorruptError, match="is damaged in its settings") as refused:
+            Cache(place)
+        assert f"sqlite3 {place / 'cache.db'} 'DELETE FROM Settings'" in refused.value.hint
+        with contextlib.closing(sqlite3.connect(place / "cache.db")) as rows, rows:
+            rows.execute("DELETE FROM Settings")
+        with Cache(place) as cache:
+            cache.put("k", {}, Answer("sound again"))
+            assert len(cache) == 1
+    known = {"eviction_policy": "evil", "cull_limit": bombs(ran(home))[0], "sqlite_journal_mode": "(evil", "count": "x"}
+    for key, value in known.items():
+        preset(folder, key, value)
+        with Cache(folder) as cache:
+            cache.put(key, {}, Answer("a"))
+            assert cache.get(key) == Answer("a")
+    assert [path for path in folder.rglob("*") if path.suffix == ".val"] == []
+    assert not ran(home).exists()
+    assert elsewhere(home) == before
+    tried = len(SETTINGS) + len(known)
+    held("Code from data: no planted setting of the cache is believed", tried, tried)
+
+
+def test_an_index_that_leads_to_another_answer_is_told(home: Path) -> None:
+    """As a flipped bit in it would: both rows are sound, but they change places."""
+    folder = home / "cache" / "teachers"
+    with Cache(folder) as cache:
+        for key in ("one", "two"):
+            cache.put(key, {}, Answer(key))
+    with contextlib.closing(sqlite3.connect(folder / "cache.db", isolation_level=None)) as rows:
+        index = rows.execute("SELECT * FROM sqlite_schema WHERE name = 'Cache_key_raw'").fetchone()
+        rows.execute("PRAGMA writable_schema = 1")
+        rows.execute("DELETE FROM sqlite_schema WHERE name = 'Cache_key_raw'")
+    with contextlib.closing(sqlite3.connect(folder / "cache.db", isolation_level=None)) as rows:
+        rows.execute("UPDATE Cache SET key = CASE key WHEN 'one' THEN 'two' ELSE 'one' END")
+        rows.execute("PRAGMA writable_schema = 1")
+        rows.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", index)
+    with Cache(folder) as cache, pytest.raises(CorruptError, match="its index finds another row") as refused:
+        cache.get("one")
+    assert "REINDEX" in refused.value.hint
+    with contextlib.closing(sqlite3.connect(folder / "cache.db")) as rows:
+        rows.execute("REINDEX")
+    with Cache(folder) as cache:
+        assert cache.get("one") == Answer("two")  # as the rows say whose they are
+    held("Disk: a damaged index of the cache gives nobody another's answer", 1, 1)
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -113,6 +168,7 @@ def test_a_header_that_lies_is_refused(name: str, tmp_path: Path) -> None:
         return
     with pytest.raises(CorruptError, match="is damaged"):
         safetensors.load(tmp_path / "model.safetensors")
+    held("Code from data: weights whose header lies are refused", 1, 1)
 
 
 def student(home: Path) -> Path:
@@ -263,3 +319,31 @@ def test_what_teachers_said_lies_in_folders_for_their_owner_alone(home: Path) ->
     said = [folder for folder in home.rglob("*") if folder.is_dir() and folder.name in ("teachers", "soft", "answers")]
     assert sorted(said) == sorted(wanted)
     held("Code from data: folders that hold answers are 0700", len(wanted), len(wanted))
+
+
+BATCHED = f"""{TINY.replace('"tiny"', '"batched"')}
+[teacher]
+provider = "openai"
+model = "m"
+base_url = "URL"
+prompts = 2
+prompt_tokens = 4
+max_tokens = 6
+"""
+
+
+@pytest.mark.slow
+def test_what_is_out_in_batches_lies_in_such_a_folder_too(home: Path) -> None:
+    before = os.umask(0)
+    try:
+        with batch_provider.serving() as (batches, url):
+            batches.looks = 9
+            (home / "batched.toml").write_text(BATCHED.replace("URL", url))
+            (sent,) = outcomes([["label", "batched.toml", "--batch"]], home, OPENAI_API_KEY="no-key-at-all")
+    finally:
+        os.umask(before)
+    assert sent.code == 3, sent.err
+    parts = list((home / "cache").rglob("*.asked.jsonl"))
+    assert parts
+    assert {stat.S_IMODE(part.parent.stat().st_mode) for part in parts} == {0o700}
+    held("Code from data: folders that hold answers are 0700", len(parts), len(parts))

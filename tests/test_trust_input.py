@@ -17,7 +17,7 @@ from browser import Browser, found
 from folders import graded, history, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledger import held, size
+from ledger import held, lacking, size
 from many import Outcome, faults, outcomes, shown
 from nasty import (
     ANSWERS,
@@ -32,8 +32,10 @@ from nasty import (
     TINY,
     TURNED,
     VALUES,
+    base,
     recipes,
     texts,
+    write_bases,
     write_recipes,
 )
 from provider import Act, Call, Provider, error, serving
@@ -91,11 +93,11 @@ def test_nasty_files_are_refused_in_words(home: Path) -> None:
 
 
 def test_nasty_values_of_every_key_are_refused_in_words_or_taken(home: Path) -> None:
-    (home / "tiny.toml").write_text(TINY)
-    every = [f"{key}={value}" for key in KEYS for value in VALUES]
+    write_bases(home)
+    every = [(key, value) for key in KEYS for value in VALUES]
     tried = random.Random(9).sample(every, size(100, full=len(every)))
     before = time.process_time()
-    told = [refusal("tiny.toml", override) for override in tried]
+    told = [refusal(base(key), f"{key}={value}") for key, value in tried]
     assert time.process_time() - before < 0.2 * len(tried)
     assert all(len(text) < 2500 for text in told)
     assert sum(map(bool, told)) > len(told) / 2
@@ -116,27 +118,39 @@ leaves = (
 )
 
 
+EXAMPLES = size(25, full=1_000)
+
+
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 @given(st.dictionaries(st.sampled_from(KEYS), leaves, max_size=5), st.binary(max_size=20))
-def test_no_recipe_that_anybody_thinks_of_ends_in_a_traceback(home: Path, values: dict[str, str], tail: bytes) -> None:
-    (home / "tiny.toml").write_text(TINY)
-    refusal("tiny.toml", *(f"{key}={value}" for key, value in values.items()))
+def _no_drawn_recipe_ends_in_a_traceback(home: Path, values: dict[str, str], tail: bytes) -> None:
+    write_bases(home)
+    for name in ("tiny.toml", "taught.toml"):
+        refusal(name, *(f"{key}={value}" for key, value in values.items()))
     lines = [f"{key} = {value}\n" for key, value in values.items() if ".0" not in key]
     (home / "drawn.toml").write_bytes("".join(lines).encode("utf-8", "replace") + tail)
     refusal("drawn.toml")
 
 
+def test_no_recipe_that_anybody_thinks_of_ends_in_a_traceback(home: Path) -> None:
+    _no_drawn_recipe_ends_in_a_traceback(home)  # which fails at the first that does
+    held("Bad input: no recipe that Hypothesis thinks of ends in a traceback", EXAMPLES, EXAMPLES)
+
+
 @pytest.mark.slow
 def test_no_command_falls_over_a_recipe(home: Path) -> None:
     names = write_recipes(home)
-    (home / "tiny.toml").write_text(TINY)
-    every = [f"{key}={value}" for key in KEYS for value in VALUES if len(value) < 1000]
-    every = [one for one in every if not one.startswith("data.stories=9")]  # that many can be had, in a million years
-    sets = random.Random(4).sample(every, size(16, full=400))
+    write_bases(home)
+    every = [(key, value) for key in KEYS for value in VALUES if len(value) < 1000]
+    many = ("data.stories", "teacher.repeats")  # so many can be had, in an age
+    every = [(key, value) for key, value in every if key not in many or value[0] != "9"]
+    sets = random.Random(4).sample(every, size(20, full=len(every)))
     checks = [["recipe", "check", name] for name in (names if size(0, 1) else names[::3])]
-    plans = [["plan", "tiny.toml", "--json", "--set", one] for one in sets]
+    plans = [["plan", base(key), "--json", "--set", f"{key}={value}"] for key, value in sets]
     shows = [["recipe", "show", name] for name in names[1::9]]
     strange = ["circle a.toml", "its own.toml", "link out.toml", "nothing.toml", *NAMES[:3]]
     runs = [["run", name, "--yes"] for name in strange] + [["-p", name, "plugins"] for name in strange[:2]]
@@ -153,6 +167,7 @@ def test_a_recipe_cannot_have_a_device_read_for_ever(home: Path) -> None:
     (home / "b.toml").write_text(TINY.replace("[tokenizer]", '[tokenizer]\nkind = "gpt2"\nranks = "/dev/zero"\n#'))
     for name in ("a.toml", "b.toml"):
         assert "expected a file that exists" in str(next(iter(load(name).missing_files())))
+    held("Bad input: a recipe cannot have a device read for ever", 2, 2)
 
 
 # ------------------------------------------------------------------------------------------------ texts
@@ -313,7 +328,8 @@ def refused(home: Path, provider: Provider) -> list[Outcome]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     if found() is None:
-        (pytest.fail if os.environ.get("DISTILLKIT_PEERS") == "required" else pytest.skip)("no Chromium is installed")
+        assert os.environ.get("DISTILLKIT_PEERS") != "required", "no Chromium is installed"
+        lacking("no Chromium is installed")
     with Browser(tmp_path_factory.mktemp("profile")) as one:
         yield one
 
@@ -396,30 +412,40 @@ def test_no_page_does_what_a_run_says(browser: Browser, tmp_path: Path) -> None:
     )
 
 
+TORN = [
+    "<script>document.title = 'owned'</script>",
+    "<img src='http://127.0.0.1:9/x' onerror=\"document.title='owned'\">",
+    "<svg onload=\"document.title='owned'\"></svg>",
+    "<iframe src='http://127.0.0.1:9/'></iframe>",
+    "<link rel=stylesheet href='http://127.0.0.1:9/x.css'>",
+    "<style>@import 'http://127.0.0.1:9/x.css'; body { background: url(http://127.0.0.1:9/y) }</style>",
+    "<form id=f action='http://127.0.0.1:9/'></form><script>f.submit()</script>",
+    "<base href='http://127.0.0.1:9/'><object data='x'></object><embed src='x'>",
+]
+
+
 @pytest.mark.slow
-def test_the_policy_of_a_report_stops_what_escaping_would_let_through(browser: Browser, tmp_path: Path) -> None:
+def test_the_policy_of_a_page_stops_what_escaping_would_let_through(browser: Browser, tmp_path: Path) -> None:
     """The second wall, tried with the first one torn down."""
-    run = make(tmp_path)
-    tables.write(run)
-    whole = (run.path / "report.html").read_text()
-    tries = [
-        "<script>document.title = 'owned'</script>",
-        "<img src='http://127.0.0.1:9/x' onerror=\"document.title='owned'\">",
-        "<svg onload=\"document.title='owned'\"></svg>",
-        "<iframe src='http://127.0.0.1:9/'></iframe>",
-        "<link rel=stylesheet href='http://127.0.0.1:9/x.css'>",
-        "<style>@import 'http://127.0.0.1:9/x.css'; body { background: url(http://127.0.0.1:9/y) }</style>",
-        "<form id=f action='http://127.0.0.1:9/'></form><script>f.submit()</script>",
-        "<base href='http://127.0.0.1:9/'><object data='x'></object><embed src='x'>",
-    ]
-    for attempt in tries:
-        torn = tmp_path / "torn.html"
-        torn.write_text(whole.replace("<footer>", f"{attempt}<footer>"))
-        browser.open(torn)
-        browser.settle()
-        assert browser.js("document.title") != "owned", attempt
-        asked = [url for url in browser.requests if not url.startswith(("file:", "data:"))]
-        blocked = " ".join(browser.complaints)
-        assert not asked or "blocked" in blocked or "violates" in blocked, attempt
-        assert browser.js("location.protocol") == "file:"
-    held("Bad input: a page's policy stops what escaping would let through", len(tries), len(tries))
+    runs = [make(tmp_path / "reports", f"one/{number}", seed=number) for number in (1, 2)]
+    tables.write(runs[0])
+    sides = compare.read(runs)
+    comparison = compare_page.html(compare.contrast(sides, anyway=True), sides)
+    for whole in ((runs[0].path / "report.html").read_text(), comparison):
+        assert whole.count("<footer>") == 1
+        for attempt in TORN:
+            torn = tmp_path / "torn.html"
+            torn.write_text(whole.replace("<footer>", f"{attempt}<footer>"))
+            browser.open(torn)
+            browser.settle()
+            assert browser.js("document.title") != "owned", attempt
+            asked = [url for url in browser.requests if not url.startswith(("file:", "data:"))]
+            blocked = " ".join(browser.complaints)
+            assert not asked or "blocked" in blocked or "violates" in blocked, attempt
+            assert browser.js("location.protocol") == "file:"
+    held(
+        "Bad input: a page's policy stops what escaping would let through",
+        2 * len(TORN),
+        2 * len(TORN),
+        "report and comparison, Chromium",
+    )

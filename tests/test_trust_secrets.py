@@ -5,10 +5,18 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import batch_provider
 import click
@@ -74,6 +82,7 @@ def test_a_recipe_that_holds_a_key_is_refused_with_advice(kind: str, where: str,
     assert "environment or from .env" in refused.value.hint
     assert "hunter2" not in str(refused.value)
     assert secret not in str(refused.value)
+    held("Secrets: a recipe that holds what looks like a key is refused with advice", 1, 1, f"{len(SHAPES)} kinds")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +94,7 @@ def test_what_stands_under_the_name_of_a_key_is_one(name: str, tmp_path: Path) -
     )
     with pytest.raises(RecipeError, match="holds what looks like a key"):
         load(str(tmp_path / "mine.toml"))
+    held("Secrets: what stands under the name of a key is refused", 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +186,7 @@ max_tokens = 20
 attempts = 1
 """
 BATCHED = WIRED.replace("compatible", "openai").replace("attempts = 1\n", "")
+PRICED = ("--set", "teacher.price={input=1.0, output=1.0}")
 
 
 def echo(call: Call) -> Act:
@@ -215,14 +226,79 @@ def faulty() -> list[Any]:
         lambda call: Act(body=call.headers["authorization"].encode()),
         lambda call: Act(body=json.dumps([call.headers]).encode()),
         lambda call: Act(body=json.dumps({"choices": call.headers}).encode()),
+        *(lambda call, to=to, status=status: redirected(call, to, status) for to, status in REDIRECTS),
     ]
 
 
-def commands(batches: str) -> list[list[str]]:
+REDIRECTS = [("/v1/chat/completions", 307), ("http://127.0.0.1:9/", 302), ("http://127.0.0.1:9/", 308), ("ftp:", 302)]
+
+
+def redirected(call: Call, to: str, status: int) -> Act:
+    """Elsewhere, with the key in the address: to itself, again and again, or where nobody is."""
+    key = call.headers["authorization"].removeprefix("Bearer ")
+    return Act(status, {"Location": f"{to}?key={key}&again={quote(key, safe='')}"}, key.encode())
+
+
+class Echo(BaseHTTPRequestHandler):
+    """A hub that takes nothing, and quotes the header wherever a refusal may say something."""
+
+    def do_POST(self) -> None:
+        told = self.headers["authorization"]
+        body = json.dumps({"error": f"no: {told}", told: told}).encode()
+        self.send_response(403, told)
+        for name in ("X-Request-Id", "X-Error-Message", "X-Error-Code", "WWW-Authenticate"):
+            self.send_header(name, told)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_HEAD = do_POST  # noqa: N815 - as it is named there
+
+    def log_message(self, *words: Any) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def hub() -> Iterator[str]:
+    """Where it answers."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def served(home: Path, environment: dict[str, str]) -> Outcome:
+    """`serve`, asked with the key, with half of it and with none, and then ended."""
+    words = ["serve", "wired", "--port", "0"]
+    variables = {**os.environ, "DISTILLKIT_HOME": str(home), **environment}
+    command = [sys.executable, "-m", "distillkit", *words]
+    with subprocess.Popen(command, cwd=home, env=variables, text=True, stdout=-1, stderr=-1) as process:
+        assert process.stdout is not None
+        try:
+            url = urlsplit(process.stdout.readline().split()[-1])
+            key, statuses, said = KEYS["DISTILLKIT_SERVE_KEY"], [], ""
+            for shown in (key, key[:-6], ""):
+                connection = HTTPConnection(url.hostname or "", url.port or 0)
+                body = json.dumps({"model": "wired", "prompt": "Once", "max_tokens": 2})
+                connection.request("POST", f"{url.path}/completions", body, {"Authorization": f"Bearer {shown}"})
+                reply = connection.getresponse()
+                statuses.append(reply.status)
+                said += f"{reply.headers}{reply.read().decode()}"
+                connection.close()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert statuses == [200, 401, 401]
+    assert process.returncode == 130, err
+    return Outcome(words, 0, out + said, err)
+
+
+def commands() -> list[list[str]]:
     """Every command that there is, in an order in which each finds what it needs."""
     return [
         ["run", "wired.toml", "--yes"],
-        ["label", "batched.toml", "--batch", "--wait", "--yes", "--set", "teacher.price={input=1.0, output=1.0}"],
+        ["label", "batched.toml", "--batch", "--wait", "--yes", *PRICED],
         *(
             ["label", "wired", "--yes"],
             ["train", "wired"],
@@ -259,35 +335,79 @@ def homely(home: Path, provider: Provider, batches: str) -> dict[str, str]:
         WIRED.replace("URL", provider.url).replace("NAME", "bad").replace("= 4\nm", "= 5\nm")
     )
     (home / "batched.toml").write_text(BATCHED.replace("URL", batches).replace("NAME", "batched"))
+    bad = BATCHED.replace("URL", batches).replace("NAME", "bad-batch").replace("= 4\nm", "= 5\nm")
+    (home / "bad-batch.toml").write_text(bad)
     (home / ".env").write_text(f"# {NOTE}\nexport DISTILLKIT_API_KEY='{KEYS['DISTILLKIT_API_KEY']}'\n")
     given = {name: key for name, key in KEYS.items() if name != "DISTILLKIT_API_KEY"}
-    return {**given, "DISTILLKIT_API_KEY": "", "TMPDIR": str(home / "tmp")}
+    return {**given, "DISTILLKIT_API_KEY": "", "TMPDIR": str(home / "tmp"), "HOME": str(home)}
+
+
+def refusals(home: Path, provider: Provider, batches: batch_provider.Provider, given: dict[str, str]) -> list[Outcome]:
+    """Every way in which a provider, a batch, a hub or a recipe is refused, with the key in what is said."""
+    found: list[Outcome] = []
+    for rule in faulty():
+        provider.rule = rule
+        found += outcomes([["--debug", "run", "bad.toml", "--yes"]], home, **given)
+    found += outcomes([["run", "bad.toml", "--yes"]], home, **given)
+    batching = ["label", "bad-batch.toml", "--batch", "--wait", "--yes", *PRICED]
+    batches.words = "it is to be refused"
+    for what in ("POST /v1/files", "POST /v1/batches", "GET /v1/batches/batch-2"):
+        batches.replies[what] = [401] * 5
+        found += outcomes([["--debug", *batching]], home, **given)
+        batches.replies.clear()
+    batches.fate = lambda key, body: 400
+    found += outcomes([batching], home, **given)
+    batches.end = "failed"
+    found += outcomes([["--debug", *batching, "--set", "teacher.max_tokens=21"]], home, **given)
+    with hub() as url:
+        push = ["export", "wired", "--format", "hf", "--to", "pushed", "--push", "me/tiny", "--yes"]
+        found += outcomes([["--debug", *push]], home, **given, HF_ENDPOINT=url)
+    return found
+
+
+def in_addresses() -> list[list[str]]:
+    """Commands whose recipe has a key in an address."""
+    key = KEYS["DISTILLKIT_API_KEY"]
+    urls = (f"http://127.0.0.1:9/v1?api_key={key}", f"http://me:{quote(key, safe='')}@127.0.0.1:9/v1")
+    return [["run", "wired.toml", "--set", f"teacher.base_url={url}"] for url in urls]
+
+
+WANTED = {name: forms(key) for name, key in KEYS.items()} | {".env": {NOTE.encode()}}
+
+
+def scanned(home: Path) -> dict[str, list[str]]:
+    """The files under a home that hold a key, and whose."""
+    return {str(path): names for path, content in contents(home) if (names := leaks(content, WANTED))}
 
 
 @pytest.mark.slow
 def test_no_command_leaves_a_key_anywhere(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    with serving() as provider, batch_provider.serving() as (_, batches):
-        environment = homely(home, provider, batches)
+    with serving() as provider, batch_provider.serving() as (batches, url):
+        batches.echo, batches.looks = True, 2
+        environment = homely(home, provider, url)
         provider.rule = echo
-        done = outcomes(commands(batches), home, seconds=60, **environment)
+        sent = outcomes([["label", "batched.toml", "--batch", "--yes", *PRICED]], home, **environment)
+        assert [one.code for one in sent] == [3], sent[0].err  # until it is collected, its parts lie there
+        assert scanned(home) == {}
+        done = [*outcomes(commands(), home, seconds=60, **environment), served(home, environment)]
         assert [(one.words, one.err) for one in done if one.code] == []
-        refused: list[Outcome] = []
-        for rule in faulty():
-            provider.rule = rule
-            refused += outcomes([["--debug", "run", "bad.toml", "--yes"]], home, **environment)
-        refused += outcomes([["run", "bad.toml", "--yes"]], home, **environment)
-        assert {one.code for one in refused} <= {1, 3}
+        refused = [*sent, *refusals(home, provider, batches, environment)]
+        assert KEYS["OPENAI_API_KEY"] in batches.heard
+        assert {one.code for one in refused} <= {1, 3}, [(one.words, one.err) for one in refused if one.code == 0]
         assert all(KEYS["DISTILLKIT_API_KEY"] in call.headers["authorization"] for call in provider.calls)
+        addressed = outcomes(in_addresses(), home, **environment)
+        assert {one.code for one in addressed} == {2}
+        refused += addressed
     assert not faults(done + [one for one in refused if "--debug" not in one.words])
     asked = {path for path in every_command() if any(one.words[: len(path)] == list(path) for one in done)}
-    assert set(every_command()) - asked == {("serve",)}  # which writes nothing, and has tests of its own
-    wanted = {name: forms(key) for name, key in KEYS.items()} | {".env": {NOTE.encode()}}
-    found = {str(path): names for path, content in contents(home) if (names := leaks(content, wanted))}
-    said = {" ".join(one.words): leaks((one.out + one.err).encode(), wanted) for one in done + refused}
+    assert set(every_command()) == asked
+    found = scanned(home)
+    said = {i: leaks((one.out + one.err).encode(), WANTED) for i, one in enumerate(done + refused)}
     assert found == {}
-    assert {words: names for words, names in said.items() if names} == {}
+    leaking = [(done + refused)[i] for i, names in said.items() if names]
+    assert leaking == []
     files = sum(1 for _ in contents(home))
     assert files > 100
     figure = f"{files} files of {len(said)} commands, secrets found 0"

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,7 @@ def rows(
     times: dict[str, int] = {}
     found = []
     for temperature in temperatures:
-        each = [pair for pair in prompts for _ in range(repeats)][:count]
-        for name, prompt in each:
+        for name, prompt in islice((pair for pair in prompts for _ in range(repeats)), count):
             own = f"{name}#{times.get(name, 0)}"
             times[name] = times.get(name, 0) + 1
             found.append(Row(own, prompt, seed_of(seed, own), temperature))

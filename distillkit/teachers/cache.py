@@ -27,6 +27,7 @@ NO_FILES = 1 << 40  # bytes from which diskcache would put a value in a file of 
 AT_ONCE = 500  # rows of one query
 SEAL = "sha256"  # the last key of a row
 DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+_REPAIR = "distillkit cache verify --repair"
 _SALVAGE = "SQLite's own tool reads what is left: sqlite3 cache.db .recover"
 _SEALED, _END = f', "{SEAL}": "', '"}'
 _LONG = len(_SEALED) + 64 + len(_END)
@@ -52,20 +53,22 @@ class Cache:
     """Answers under the digest of what was asked of whom."""
 
     def __init__(self, folder: Path, lease: float = LEASE) -> None:
-        import diskcache
-
         self.folder = folder.absolute()
         self._lease = lease
         self._claims: Claims | None = None
         with self._said("opened"):
-            private(self.folder)
-            self._rows = diskcache.Cache(
-                str(self.folder),
-                disk=_text_disk(),
-                disk_min_file_size=NO_FILES,
-                eviction_policy="none",
-                cull_limit=0,
-            )
+            self._rows = self._opened()
+
+    def _opened(self) -> Any:
+        """The database, which is told all of its settings: of those that lie in it none is believed."""
+        try:
+            return _text_cache()(str(private(self.folder)), disk=_text_disk(), **_settings())
+        except (*DAMAGE, CorruptError) as error:
+            raise CorruptError(
+                f"the cache {self.folder} is damaged in its settings: {error}",
+                "Its answers may be sound. Have the settings made again:"
+                f" sqlite3 {self.folder / 'cache.db'} 'DELETE FROM Settings'; then: distillkit cache verify",
+            ) from error
 
     # ------------------------------------------------------------------------------------------ answers
 
@@ -97,25 +100,34 @@ class Cache:
         except DAMAGE as error:
             raise CorruptError(
                 f"the cached answer {key[:12]} in {self.folder} is damaged: {type(error).__name__}: {error}",
-                "Ask for it again: distillkit cache verify --repair",
+                f"Ask for it again: {_REPAIR}",
             ) from error
 
     def _texts(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """What is stored under keys: many rows with one query, as bytes, for SQLite takes any for text."""
+        """What is stored under keys: many rows with one query, as bytes, for SQLite takes any for text.
+
+        The index says where a key's row is, and the row whose it is: a damaged index gives nobody another's answer.
+        """
         keys = list(keys)
         for start in range(0, len(keys), AT_ONCE):
             some = keys[start : start + AT_ONCE]
             query = (
-                "SELECT key, mode = 1 AND typeof(value) = 'text', CAST(value AS BLOB) FROM Cache WHERE raw = 1"
-                f" AND key IN ({', '.join('?' * len(some))}) AND (expire_time IS NULL OR expire_time > ?)"
+                "SELECT found.key, own.key, own.mode = 1 AND typeof(own.value) = 'text', CAST(own.value AS BLOB)"
+                " FROM Cache found JOIN Cache own ON own.rowid = found.rowid WHERE found.raw = 1"
+                f" AND found.key IN ({', '.join('?' * len(some))}) AND (own.expire_time IS NULL OR own.expire_time > ?)"
             )
             with self._said("read"):
                 rows = self._rows._sql(query, (*some, time.time())).fetchall()
-            for key, readable, value in rows:
+            for key, own, readable, value in rows:
+                if own != key:
+                    raise CorruptError(
+                        f"the cache {self.folder} is damaged: its index finds another row under {key[:12]}",
+                        f"Have it made again: sqlite3 {self.folder / 'cache.db'} REINDEX; then: {_REPAIR}",
+                    )
                 if not readable:
                     raise CorruptError(
                         f"the cache {self.folder} holds a row that is not text, {key[:12]}; it was not read",
-                        "Drop it: distillkit cache verify --repair",
+                        f"Drop it: {_REPAIR}",
                     )
                 yield key, value
 
@@ -135,7 +147,7 @@ class Cache:
 
     def __len__(self) -> int:
         with self._said("read"):
-            return len(self._rows)
+            return int(self._rows._sql("SELECT count(*) FROM Cache").fetchone()[0])
 
     # ------------------------------------------------------------------------------------------ claims
 
@@ -287,6 +299,31 @@ def _name(key: bytes | None) -> str:
     """A key as it can be shown."""
     text = (key or b"").decode("ascii", "backslashreplace")
     return text if text.isprintable() else ascii(text)
+
+
+def _settings() -> dict[str, Any]:
+    """Every setting that diskcache knows, so that it takes none from the file."""
+    import diskcache
+
+    ours = {"disk_min_file_size": NO_FILES, "eviction_policy": "none", "cull_limit": 0}
+    return {**diskcache.DEFAULT_SETTINGS, **ours}
+
+
+def _text_cache() -> Any:
+    """A `diskcache.Cache` with our settings; its own sets whatever attribute or pragma a row of the file names."""
+    import diskcache
+
+    settings = _settings()
+
+    class TextCache(diskcache.Cache):  # type: ignore[misc]
+        """Knows its settings, and refuses others: one more could send it to another folder."""
+
+        def reset(self, key: str, value: Any = diskcache.core.ENOVAL, update: bool = True) -> Any:
+            if key not in settings and key not in diskcache.core.METADATA:
+                raise CorruptError(f"it has none of the name {key!r}")
+            return super().reset(key, settings.get(key, value), update)
+
+    return TextCache
 
 
 def _text_disk() -> Any:

@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from boundaries import Fault
-from ledger import held, size
+from ledger import held, lacking, size
 from nursery import Ended
-from scenes import SCENES, Scene, Stage, kept, newest, outcome, whole
+from scenes import SCENES, Scene, Stage, kept, newest, of_run, outcome, whole
 from test_crashes import chosen, difference
 
 pytestmark = [pytest.mark.slow, pytest.mark.trust]
@@ -39,7 +40,7 @@ def told(ended: Ended) -> bool:
 def test_a_disk_that_refuses_is_told_and_costs_nothing(stage: Stage, scene: Scene, what: str) -> None:
     expected, undisturbed = stage.expected(scene)
     chance = random.Random(f"{scene.name} {what}")
-    places = chosen(undisturbed.spots, size(1, 8), chance)
+    places = chosen(undisturbed.spots, size(1, full=5), chance)
     wrong = []
     for at in places:
         home = stage.copy(scene.home)
@@ -66,31 +67,71 @@ def test_a_disk_that_refuses_is_told_and_costs_nothing(stage: Stage, scene: Scen
     )
 
 
+READING = (("runs",), ("generate", "tiny", "--prompt", "One day", "--max-tokens", "4"), ("compare", "tiny", "tiny"))
+WRITING = (
+    *(scene.words for scene in SCENES if scene.home == "done"),
+    *(("run", "tiny.toml", "--yes"), ("train", "tiny")),
+)
+
+
 @pytest.fixture
 def small_disk(stage: Stage) -> Iterator[Path]:
-    """A disk of a few megabytes with a finished run on it, where this machine lets us mount one."""
+    """A disk of a few megabytes, where this machine lets us mount one."""
     disk = stage.folder / "disk"
     disk.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("this machine does not let us mount a small disk")
+        lacking("this machine does not let us mount a small disk: only root may, and not everywhere")
     try:
-        shutil.copytree(stage.folder / "done", disk, dirs_exist_ok=True)
         yield disk
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def lay(stage: Stage, disk: Path, kind: str) -> None:
+    """Put a home of a kind on a disk, and nothing else."""
+    for path in disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(stage.folder / kind, disk, dirs_exist_ok=True)
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk to the last byte; the file that does."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as stream, suppress(OSError):
+        while True:
+            stream.write(b"0" * 4096)
+    return filler
+
+
+def unwritable(stage: Stage, home: Path, **how: bool) -> list[tuple[str, ...]]:
+    """The commands that do not do as they should in a folder that nobody may write to."""
+    wrong = [words for words in WRITING if not told(stage.nursery.run(home, *words, **how))]
+    return wrong + [words for words in READING if stage.nursery.run(home, *words, **how).code]
+
+
 def test_on_a_disk_mounted_read_only_what_reads_works_and_what_writes_says_so(stage: Stage, small_disk: Path) -> None:
+    lay(stage, small_disk, "done")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    writing = [scene.words for scene in SCENES if scene.home == "done"] + [
-        ("run", "tiny.toml", "--yes"),
-        ("train", "tiny"),
-    ]
-    reading = [("runs",), ("generate", "tiny", "--prompt", "One day", "--max-tokens", "4"), ("compare", "tiny", "tiny")]
-    wrong = [words for words in writing if not told(stage.nursery.run(small_disk, *words))]
-    wrong += [words for words in reading if stage.nursery.run(small_disk, *words).code]
-    tries = len(writing) + len(reading)
+    wrong, tries = unwritable(stage, small_disk), len(READING) + len(WRITING)
+    held(
+        "Disk: on a folder that is read-only what reads works, and what writes says so",
+        tries,
+        tries - len(wrong),
+        str(wrong or ""),
+    )
+
+
+def test_in_a_folder_that_is_not_ours_to_write_to_what_reads_works_and_what_writes_says_so(stage: Stage) -> None:
+    home = stage.copy("done")
+    folders = [home, *(path for path in home.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        wrong, tries = unwritable(stage, home, held_back=True), len(READING) + len(WRITING)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
     held(
         "Disk: on a folder that is read-only what reads works, and what writes says so",
         tries,
@@ -100,10 +141,8 @@ def test_on_a_disk_mounted_read_only_what_reads_works_and_what_writes_says_so(st
 
 
 def test_a_disk_that_is_really_full_loses_nothing(stage: Stage, small_disk: Path) -> None:
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as stream, suppress(OSError):
-        while True:
-            stream.write(b"0" * 4096)
+    lay(stage, small_disk, "done")
+    filler = fill(small_disk)
     before = outcome(stage.look(small_disk))
     scenes = [scene for scene in SCENES if scene.home == "done" and scene.name != "cache export"]
     wrong = [scene.name for scene in scenes if not told(stage.nursery.run(small_disk, *scene.words))]
@@ -119,6 +158,24 @@ def test_a_disk_that_is_really_full_loses_nothing(stage: Stage, small_disk: Path
     )
 
 
+@pytest.mark.parametrize("name", size(["train"], full=["run", "label", "train", "judge"]))
+def test_what_meets_a_full_disk_at_work_finishes_when_there_is_room(stage: Stage, small_disk: Path, name: str) -> None:
+    scene = next(scene for scene in SCENES if scene.name == name)
+    expected, _ = stage.expected(scene)
+    lay(stage, small_disk, scene.home)
+    before, filler = kept(stage.look(small_disk)), fill(small_disk)
+    ended = stage.nursery.run(small_disk, *scene.words)
+    look = stage.look(small_disk)
+    assert whole(look)
+    assert before <= kept(look)
+    filler.unlink()
+    again = stage.nursery.run(small_disk, *scene.again(small_disk))
+    found = outcome(small_disk)
+    print(ended.err, again.err, difference(expected, found))
+    good = told(ended) and again.code == 0 and found == expected
+    held("Disk: what meets a disk that is really full finishes when there is room again", 1, int(good), name)
+
+
 # ------------------------------------------------------------------------------------------- files that were damaged
 
 
@@ -129,10 +186,11 @@ class Damage:
     files: str
     remedy: tuple[str, ...] = ()
     lost: bool = False  # whether the command cannot finish any more
+    each: bool = False  # whether every one of the files is tried in the smaller size, too
 
 
 DAMAGE = {
-    "checkpoint": Damage("reports/tiny/1/checkpoints/step-00000004/*"),
+    "checkpoint": Damage("reports/tiny/1/checkpoints/step-00000004/*", each=True),
     "shard": Damage("cache/data/*/*/*.bin"),
     "corpus": Damage("cache/data/*/*.json*"),
     "tokenizer of a corpus": Damage("cache/data/*/tokenizer/*"),
@@ -154,11 +212,15 @@ def test_a_damaged_file_is_told_or_mended_and_never_believed(halfway: Stage, nam
     damage, chance = DAMAGE[name], random.Random(name)
     scene = Scene("halfway", "halfway", GO_ON)
     expected, _ = halfway.expected(scene)
-    tries, wrong, count = size(2, 24), [], {"told": 0, "mended": 0, "harmless": 0}
+    home = halfway.folder / "halfway"
+    names = sorted(
+        str(path.relative_to(home)) for path in home.glob(damage.files) if path.is_file() and path.stat().st_size
+    )
+    tries = size(len(names) if damage.each else 2, full=12)
+    wrong, count = [], {"told": 0, "mended": 0, "harmless": 0}
     for number in range(tries):
         home = halfway.copy("halfway")
-        files = sorted(path for path in home.glob(damage.files) if path.is_file() and path.stat().st_size)
-        file = files[number % len(files)]
+        file = home / names[number % len(names)]
         where = f"{file.relative_to(home)} {spoil(file, chance)}"
         ended = halfway.nursery.run(home, *GO_ON)
         if ended.code == 0 and outcome(home) == expected:
@@ -210,7 +272,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damaged_one_is_kept
 
 
 def test_a_damaged_answer_is_told_and_asked_again(stage: Stage) -> None:
-    tries, chance, wrong = size(3, 40), random.Random(7), []
+    tries, chance, wrong = size(3, full=20), random.Random(7), []
     for _ in range(tries):
         home = stage.copy("labelled")
         expected = outcome(home)["answers"]
@@ -241,16 +303,23 @@ def test_a_damaged_answer_is_told_and_asked_again(stage: Stage) -> None:
 
 
 def test_a_damaged_database_is_told_and_never_believed(stage: Stage) -> None:
-    tries, chance, wrong, count = size(2, 30), random.Random(11), [], 0
+    """What a command does not read it does not see: then the run is as it would be, and `verify` says the rest."""
+    tries, chance, wrong, count = size(3, full=20), random.Random(11), [], Counter[str]()
+    sound = of_run(newest(stage.folder / "labelled"))
     for _ in range(tries):
         home = stage.copy("labelled")
-        expected = outcome(home)["answers"]
-        spoil(home / "cache" / "teachers" / "cache.db", chance)
+        where = spoil(home / "cache" / "teachers" / "cache.db", chance)
         ended = stage.nursery.run(home, "label", "tiny")
-        count += ended.code != 0
-        if ended.code and not told(ended):
-            wrong.append(ended.err)
-        if ended.code == 0 and outcome(home)["runs"] != outcome(stage.folder / "labelled")["runs"]:
-            wrong.append(difference(expected, outcome(home)["answers"]))
+        if ended.code:
+            count["told"] += 1
+            wrong += [] if told(ended) else [f"{where}: exit {ended.code}: {ended.err}"]
+            continue
+        if (found := of_run(newest(home))) != sound:
+            wrong.append(f"{where}: {difference(sound, found)}")
+        verified = stage.nursery.run(home, "cache", "verify")
+        count["told by verify" if verified.code else "harmless"] += 1
+        if verified.code and not told(verified):
+            wrong.append(f"{where}: verify: exit {verified.code}: {verified.err}")
     print("\n".join(wrong))
-    held("Disk: a damaged database of answers is told, and never believed", tries, tries - len(wrong), f"{count} told")
+    figure = ", ".join(f"{many} {how}" for how, many in count.items())
+    held("Disk: a damaged database of answers is told, and never believed", tries, tries - len(wrong), figure)

@@ -92,9 +92,11 @@ def test_judging_while_it_trains_disturbs_neither(stage: Stage, second: Nursery)
                 ended = second.run(home, "judge", "tiny", "--yes")
                 assert ended.code == 0, ended.err
                 judged += not training.done()
-                assert run.info["status"] == ("done" if training.done() else "running")
+                over = training.done()  # between the last word of the record and the end of a process there is time
+                assert run.info["status"] in (("done",) if over else ("running", "done"))
     assert training.result().code == 0, training.result().err
     found = outcome(home)["runs"]["tiny"]
+    assert found["status"] == "done"
     assert found["training"] == expected["runs"]["tiny"]["training"]
     assert found["checkpoints"] == expected["runs"]["tiny"]["checkpoints"]
     assert run.info.keys() >= {"judges", "training", "sampling"}
