@@ -184,7 +184,7 @@ class TeacherTable(PluginTable):
     temperature: Real = Field(default=1.0, description="how freely it writes")
     top_p: Nucleus = Field(default=1.0, description="draw from the fewest tokens that hold this share")
     top_logprobs: Natural = Field(default=0, description="how many log-probabilities a token to ask for")
-    repeats: Positive = Field(default=1, description="answers a prompt")
+    repeats: Annotated[int, Field(gt=0, le=10_000)] = Field(default=1, description="answers a prompt")
     stop: list[str] = Field(default=[], description="words that end an answer")
     on_policy: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,

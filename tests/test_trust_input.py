@@ -146,8 +146,7 @@ def test_no_command_falls_over_a_recipe(home: Path) -> None:
     names = write_recipes(home)
     write_bases(home)
     every = [(key, value) for key in KEYS for value in VALUES if len(value) < 1000]
-    many = ("data.stories", "teacher.repeats")  # so many can be had, in an age
-    every = [(key, value) for key, value in every if key not in many or value[0] != "9"]
+    every = [pair for pair in every if pair[0] != "data.stories" or pair[1][0] != "9"]  # so many can be had, in an age
     sets = random.Random(4).sample(every, size(20, full=len(every)))
     checks = [["recipe", "check", name] for name in (names if size(0, 1) else names[::3])]
     plans = [["plan", base(key), "--json", "--set", f"{key}={value}"] for key, value in sets]
