@@ -274,7 +274,7 @@ WRONG = {
 @pytest.mark.parametrize("fault", WRONG)
 def test_wrong_input_gives_one_clear_message_and_exit_2(home: Path, fault: str) -> None:
     (home / "bad.toml").write_text('name = "bad\n')
-    (home / "text.toml").write_text(TINY.replace('source = "tales"\nstories = 80', 'source = "text"'))
+    (home / "text.toml").write_text(TINY.replace('source = "tales"\nstories = 60', 'source = "text"'))
     (home / "empty.txt").write_text("")
     (home / "short.txt").write_text("One short text.")
     (home / "binary.txt").write_bytes(b"text\x00\xff\xfe" * 50)

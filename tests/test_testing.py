@@ -513,6 +513,7 @@ TEACHERS = [
         {"answer": lambda self, request: Answer(str(random.random()))},
         "repeatable=False",
     ),
+    Bad(teachers.reads_what_it_is_given, Echo, {"reads": True}, "asked for no words, it said"),
     Bad(teachers.gives_log_probabilities, Echo, {"signal": "top_logprobs"}, "its answer has no tokens"),
     Bad(
         teachers.gives_log_probabilities,
