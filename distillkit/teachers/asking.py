@@ -25,6 +25,7 @@ BATCH_PRICE = 0.5  # of the price of a call alone, at all providers that we know
 HOPELESS = 5  # requests that failed for good, one after another, before the others are not even tried
 TEMPLATE_TOKENS = 200  # tokens that a chat template may add to a prompt
 PROBE_TOKENS = 16
+AT_ONCE = 16  # answers that are handed over before the loop goes on
 AWAITED, MADE_HERE = 120.0, 3600.0  # seconds that an answer may take, from elsewhere or from this machine
 WAITS = (0.5, 30.0)  # seconds: at most so long before a second try, doubling, and before any
 
@@ -113,7 +114,9 @@ class Asking:
         coming = self._answers(requests)
         try:
             while (pairs := self.runner.run(_next(coming))) is not None:
-                yield from pairs
+                for start in range(0, len(pairs), AT_ONCE):
+                    yield from pairs[start : start + AT_ONCE]
+                    self.runner.run(asyncio.sleep(0))  # while answers are kept nobody listens to those that are out
         finally:
             self.runner.run(coming.aclose())
 

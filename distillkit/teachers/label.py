@@ -7,10 +7,12 @@ An answer is on disk before the next one is looked at. Does not know what answer
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Protocol
 
 from ..errors import DistillkitError, Interrupted, TeacherError
@@ -23,6 +25,7 @@ from .asking import MADE_HERE, Asking, Terms, is_asynchronous
 from .cache import Cache, asked, key_of
 
 Row = tuple[Request, str, dict[str, Any]]
+SETTLED = 4000  # answers
 PAUSE = 0.25  # seconds between two looks at what another process has answered
 
 
@@ -112,8 +115,9 @@ def label(
     asking = _Asking(teacher, terms, cache, voice, done)
     try:
         for mine in _portions(cache, waiting, terms, done, voice):
-            with closing(asking.ask(mine)) as answers:
+            with _short_pauses(len(mine)) as settle, closing(asking.ask(mine)) as answers:
                 for key, answer in answers:
+                    settle()
                     done.found[key] = cache.put(key, wanted[key][1], answer)
                     done.asked += 1
                     there = len(done.found) - before
@@ -129,6 +133,30 @@ def label(
         asking.close()
     done.cached = len(done.requests) - done.asked
     return done
+
+
+@contextmanager
+def _short_pauses(requests: int) -> Iterator[Callable[[], None]]:
+    """Of many requests, have Python look for garbage only among what is new since some thousand answers.
+
+    A look through a hundred thousand that wait takes most of a second, in which nobody is listened to.
+    """
+    if requests < SETTLED:
+        yield lambda: None
+        return
+    came = count(1)
+
+    def settle() -> None:
+        if next(came) % SETTLED == 0:
+            gc.collect()
+            gc.freeze()
+
+    gc.collect()
+    gc.freeze()
+    try:
+        yield settle
+    finally:
+        gc.unfreeze()
 
 
 def _settled(cache: Cache, keys: Iterable[str], terms: Terms) -> dict[str, Answer]:
