@@ -25,7 +25,7 @@ from .asking import MADE_HERE, Asking, Terms, is_asynchronous
 from .cache import Cache, asked, key_of
 
 Row = tuple[Request, str, dict[str, Any]]
-SETTLED = 4000  # answers
+SETTLED = 1000  # answers
 PAUSE = 0.25  # seconds between two looks at what another process has answered
 
 
