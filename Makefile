@@ -21,7 +21,7 @@ help:
 	@echo "make test-plugins the packages of plugins/, each installed with what it needs"
 	@echo "make trust        what is promised of answers, weights, keys and disks, tried in full and written to docs/trust.md"
 	@echo "make bench        measure every claim of benchmarks/README.md (RESULTS=... for another folder)"
-	@echo "make study        what each way to distil is worth: about an hour, written to docs/study.md"
+	@echo "make study        what each way to distil is worth: 80 minutes, written to docs/study.md"
 	@echo "make check        format, lint, types, generated docs, secrets, no code from data"
 	@echo "make audit        look up known weaknesses of the pinned versions (needs the network)"
 	@echo "make docs         write the generated docs again, and build the site: build/site/index.html"
