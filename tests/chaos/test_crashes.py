@@ -153,9 +153,12 @@ def tried(stage: Stage, scene: Scene, tally: Tally, fault: Fault | None, after: 
     return cut
 
 
+DONE = "exported is there already"  # killed when its folder stood: it is never replaced, and compared all the same
+
+
 def check(stage: Stage, scene: Scene, tally: Tally, home: Path, again: Ended, where: str) -> None:
     """Whether the second command finished, and with what."""
-    if again.code:
+    if again.code and DONE not in again.err:
         tally.wrong.append(f"{where}: exit {again.code}: {again.err.strip()[-400:]}")
         keep(home, len(tally.wrong))
         return
