@@ -587,9 +587,7 @@ def test_after_a_failure_nothing_goes_on_asking(cache: Cache) -> None:
 
 def test_asynchronous_answers_are_awaited_together(cache: Cache) -> None:
     teacher = Sleeping(0.1)
-    began = time.perf_counter()
     label(teacher, prompts(8), cache, concurrency=8)
-    assert time.perf_counter() - began < 0.4
     assert teacher.most == 8
 
 
@@ -602,13 +600,18 @@ def test_there_are_never_more_calls_at_once_than_allowed(cache: Cache, concurren
 
 def test_a_slow_answer_does_not_hold_up_the_others(cache: Cache) -> None:
     class Uneven(Sleeping):
-        async def answer(self, request: Request) -> Answer:
-            self.seconds = 0.2 if request.prompt == "prompt 0" else 0.01
-            return await super().answer(request)
+        """Its first answer comes when all others have been given, or too late."""
 
-    began = time.perf_counter()
+        async def answer(self, request: Request) -> Answer:
+            if request.prompt == "prompt 0":
+                await asyncio.wait_for(others.wait(), 30)
+            answer = await super().answer(request)
+            if len(self.asked) == 19:
+                others.set()
+            return answer
+
+    others = asyncio.Event()
     labelled = label(Uneven(), prompts(20), cache, concurrency=2)
-    assert time.perf_counter() - began < 0.4
     assert [answer.text for answer in labelled.answers] == [f"to prompt {i}" for i in range(20)]
 
 
