@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,7 +31,7 @@ from distillkit.packing import pack, unpack
 from distillkit.progress import Voice
 from distillkit.records import Answer, Request, Token, Usage
 from distillkit.teachers import archive, explain, upkeep
-from distillkit.teachers.cache import Cache, asked, key_of
+from distillkit.teachers.cache import LOG, Cache, asked, key_of
 from distillkit.teachers.label import known, label
 
 
@@ -417,6 +418,22 @@ def test_two_that_wait_for_each_other_free_what_they_have_asked_for(tmp_path: Pa
         free: list[bool] = []
         assert label(teacher, requests, one, voice=Freeing()).asked == 4
         assert free == [True]
+
+
+def test_a_thread_empties_the_log_so_that_whoever_writes_need_not(cache: Cache) -> None:
+    database = cache.folder / "cache.db"
+    often = "PRAGMA wal_autocheckpoint"
+    with cache.emptied_aside():
+        [[pages]] = cache._rows._sql(often).fetchall()
+        for i in range(50):
+            keep(cache, Answer("x" * 40_000), i)  # 2 MB, which SQLite alone would leave in the log
+        until = time.monotonic() + 30
+        while database.stat().st_size < 2_000_000 and time.monotonic() < until:
+            time.sleep(0.05)
+    assert database.stat().st_size > 2_000_000
+    assert pages > LOG and len(cache) == 50
+    assert cache._rows._sql(often).fetchall() == [(LOG,)]
+    assert "log" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_failure_frees_what_was_claimed(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def label(
     asking = _Asking(teacher, terms, cache, voice, done)
     try:
         for mine in _portions(cache, waiting, terms, done, voice):
-            with _short_pauses(len(mine)) as settle, closing(asking.ask(mine)) as answers:
+            with _short_pauses(cache, len(mine)) as settle, closing(asking.ask(mine)) as answers:
                 for key, answer in answers:
                     settle()
                     done.found[key] = cache.put(key, wanted[key][1], answer)
@@ -136,10 +136,11 @@ def label(
 
 
 @contextmanager
-def _short_pauses(requests: int) -> Iterator[Callable[[], None]]:
+def _short_pauses(cache: Cache, requests: int) -> Iterator[Callable[[], None]]:
     """Of many requests, have Python look for garbage only among what is new since some thousand answers.
 
-    A look through a hundred thousand that wait takes most of a second, in which nobody is listened to.
+    A look through a hundred thousand that wait takes most of a second, in which nobody is listened to; and whoever
+    empties the cache's log waits for the disk, so that is done aside.
     """
     if requests < SETTLED:
         yield lambda: None
@@ -154,7 +155,8 @@ def _short_pauses(requests: int) -> Iterator[Callable[[], None]]:
     gc.collect()
     gc.freeze()
     try:
-        yield settle
+        with cache.emptied_aside():
+            yield settle
     finally:
         gc.unfreeze()
 
