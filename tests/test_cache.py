@@ -431,7 +431,8 @@ def test_a_thread_empties_the_log_so_that_whoever_writes_need_not(cache: Cache) 
         while database.stat().st_size < 2_000_000 and time.monotonic() < until:
             time.sleep(0.05)
     assert database.stat().st_size > 2_000_000
-    assert pages > LOG and len(cache) == 50
+    assert pages > LOG
+    assert len(cache) == 50
     assert cache._rows._sql(often).fetchall() == [(LOG,)]
     assert "log" not in {thread.name for thread in threading.enumerate()}
 
