@@ -109,7 +109,7 @@ WALK ?= --check
 figures: $(VENV)/.docs
 	@for figure in $(FIGURES); do echo $$figure; $(BIN)/python $$figure || exit 1; done
 	$(BIN)/python docs/compare_picture.py docs/compare.png
-	$(BIN)/python docs/picture.py docs/quickstart.svg "make run" $(BIN)/distillkit run recipes/quickstart.toml
+	$(BIN)/python docs/picture.py docs/quickstart.svg "make run" $(abspath $(BIN))/distillkit run quickstart
 
 walk: $(VENV)/.docs
 	$(BIN)/python docs/walk.py $(WALK)

@@ -1,6 +1,8 @@
 """Draw a real terminal: run a command in one, and write what stands on its screen at the end as an SVG.
 
-python docs/picture.py docs/quickstart.svg "make run" distillkit run recipes/quickstart.toml
+python docs/picture.py docs/quickstart.svg "make run" distillkit run quickstart
+
+The command runs in an empty folder, so that the picture shows what somebody new to it sees.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import os
 import pty
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -17,18 +20,21 @@ from rich.text import Text
 WIDTH, HEIGHT = 112, 60
 
 
-def main(picture: str, title: str, command: list[str]) -> None:
+def main(picture: Path, title: str, command: list[str]) -> None:
     """Run, then draw."""
-    screen: list[bytes] = []
+    picture, screen = picture.absolute(), list[bytes]()
 
     def read(handle: int) -> bytes:
         piece = os.read(handle, 4096)
         screen.append(piece)
         return piece
 
-    os.environ |= {"COLUMNS": str(WIDTH), "LINES": str(HEIGHT)}
-    status = pty.spawn(command, read)
-    draw(Path(picture), f"$ {title}\n" + shown(b"".join(screen).decode("utf-8", "replace")))
+    with tempfile.TemporaryDirectory() as home:
+        os.environ |= {"COLUMNS": str(WIDTH), "LINES": str(HEIGHT), "DISTILLKIT_HOME": home}
+        os.chdir(home)
+        status = pty.spawn(command, read)
+        os.chdir(picture.parent)
+    draw(picture, f"$ {title}\n" + shown(b"".join(screen).decode("utf-8", "replace")))
     sys.exit(os.waitstatus_to_exitcode(status))
 
 
@@ -48,4 +54,4 @@ def shown(output: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
