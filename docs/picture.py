@@ -30,7 +30,8 @@ def main(picture: Path, title: str, command: list[str]) -> None:
         return piece
 
     with tempfile.TemporaryDirectory() as home:
-        os.environ |= {"COLUMNS": str(WIDTH), "LINES": str(HEIGHT), "DISTILLKIT_HOME": home}
+        os.environ |= {"COLUMNS": str(WIDTH), "LINES": str(HEIGHT)}
+        os.environ.pop("DISTILLKIT_HOME", None)
         os.chdir(home)
         status = pty.spawn(command, read)
         os.chdir(picture.parent)
