@@ -115,7 +115,7 @@ FIGURES: dict[str, dict[str, Any]] = {
         "student.layers": 12, "student.heads": 8, "student.width": 512, "student.hidden": 2048,
         "student.context": 1024, "student.positions": "sinusoidal", "student.activation": "relu",
         "student.attention_out": False, "student.final_norm": False, "student.tied": False, "student.head_bias": True,
-        "train.steps": 10_000, "train.batch_size": 32, "train.learning_rate": 3e-4,
+        "train.steps": 10_000, "train.batch_size": 8, "train.accumulate": 4, "train.learning_rate": 3e-4,
         # ----
         "data.held_out": 0.01, "data.block_chars": 6000, "student.dropout": 0.0, "train.final_learning_rate": 1e-6,
         "train.warmup": 0, "train.betas": [0.9, 0.999], "train.evaluate_every": 500, "train.checkpoint_every": 500,
