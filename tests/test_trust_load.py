@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.trust, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 
 MOST_STOP = 100.0  # milliseconds in which the event loop did nothing else
-CALLS = 32  # out at once: all may end together, and the SDK takes 1.5 ms for each, one after the other
+CALLS = 32  # out at once: all may end together, and the SDK takes over a millisecond for each, in turn
 
 
 def test_many_prompts_cost_little_more_than_a_bare_loop_over_the_sdk() -> None:
