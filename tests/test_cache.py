@@ -231,9 +231,9 @@ def test_claims_are_no_answers(cache: Cache) -> None:
 
 
 def test_an_owner_that_lives_keeps_its_claims_beyond_the_lease(tmp_path: Path) -> None:
-    with Cache(tmp_path, lease=0.3) as one, Cache(tmp_path, lease=0.3) as two:
+    with Cache(tmp_path, lease=1.0) as one, Cache(tmp_path, lease=1.0) as two:
         assert one.claim(["a"])
-        until = time.monotonic() + 1
+        until = time.monotonic() + 2
         while time.monotonic() < until:
             assert two.claim(["a"]) == set()
             time.sleep(0.05)
@@ -318,7 +318,7 @@ class Telling(Counting):
 
 print("ready", flush=True)
 sys.stdin.readline()
-with Cache(Path({folder!r}), lease=1.0) as cache:
+with Cache(Path({folder!r}), lease=5.0) as cache:
     done = label(Telling(), prompts({count}), cache)
     assert [answer.text for answer in done.answers] == [f"to prompt {{i}}" for i in range({count})]
     print("done", done.asked, done.cached, flush=True)

@@ -444,9 +444,9 @@ def test_ten_thousand_cached_answers_are_read_in_two_seconds(cache: Cache) -> No
         for request in requests:
             what = asked(teacher.name, teacher.identity(), request)
             cache.put(key_of(what), what, Answer(" ".join(words), usage=Usage(32, 96)))
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: others may keep the machine busy
     labelled = label(teacher, requests, cache)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     assert (labelled.asked, labelled.cached) == (0, 10_000)
     assert seconds < 2
 
