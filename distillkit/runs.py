@@ -101,7 +101,7 @@ class Run:
         file = self.path / "run.json"
         try:
             values = read_json(file)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (ValueError, OSError) as error:
             raise CorruptError(f"{file} cannot be read: {error}", self._instead) from error

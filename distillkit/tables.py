@@ -80,7 +80,9 @@ class TokenizerTable(Table):
         description="bpe or sentencepiece (trained on the corpus), gpt2, a tiktoken name, a folder, a run "
         "or a bundled student",
     )
-    vocab_size: Positive | None = Field(default=None, description="for bpe and sentencepiece: how many tokens")
+    vocab_size: Positive | None = Field(
+        default=None, description="for bpe and sentencepiece: how many tokens; 2048 if not set"
+    )
     ranks: str | None = Field(
         default=None, description="for a tiktoken name: its ranks, from a file instead of the network"
     )
@@ -334,7 +336,7 @@ OptionalTeacher = Annotated[TeacherTable | None, BeforeValidator(_no_teacher)]
 
 
 class JudgeTable(PluginTable):
-    """One judge, with a teacher of its own if it asks one."""
+    """One judge, with a teacher of its own if it asks one. Without any, `perplexity` judges; a list replaces it."""
 
     name: str = Field(description="a judge plugin")
     teacher: OptionalTeacher = None

@@ -105,7 +105,7 @@ def _kind(value: dict[str, Any]) -> str:
     kinds = [value, *value.get("anyOf", ())]
     words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false", "array": "list"}
     words["object"] = "table"
-    names = [words[kind["type"]] for kind in kinds if kind.get("type") in words and "enum" not in kind]
+    names = [words[kind["type"]] for kind in kinds if kind.get("type") in words and not {"enum", "const"} & kind.keys()]
     names += [f"`{option}`" for kind in kinds for option in kind.get("enum", [])]
     names += [f"`{kind['const']}`" for kind in kinds if "const" in kind]
     return ", ".join(dict.fromkeys(names))

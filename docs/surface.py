@@ -69,7 +69,11 @@ def members(cls: type, inherited: bool = False) -> Iterator[tuple[str, str]]:
     )
     for name in sorted(known - INHERITED - fields | built):
         value = inspect.getattr_static(cls, name)
-        about = (inspect.getdoc(value) or "").partition("\n")[0] if not isinstance(value, (str, tuple)) else ""
+        about = (
+            (inspect.getdoc(value) or "").partition("\n")[0]
+            if not isinstance(value, (str, tuple, int, frozenset))
+            else ""
+        )
         if name.startswith("_") and name != "__init__":
             continue
         if isinstance(value, property):

@@ -222,6 +222,12 @@ def test_a_recipe_is_checked_shown_and_described(home: Path) -> None:
     assert "tales" in json.dumps(json.loads(distillkit(home, "recipe", "schema").stdout))
 
 
+def test_a_recipe_is_named_by_any_path(home: Path) -> None:
+    for path in ("tiny.toml", "./tiny.toml", str(home / "tiny.toml"), f"../{home.name}/tiny.toml"):
+        done = distillkit(home, "plan", path)
+        assert done.returncode == 0, done.stderr
+
+
 def test_init_writes_a_recipe_that_is_fine(home: Path) -> None:
     assert distillkit(home, "init", "mine").returncode == 0
     assert distillkit(home, "recipe", "check", "mine.toml").returncode == 0

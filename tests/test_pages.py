@@ -16,6 +16,8 @@ from judge_provider import Judge
 from provider import serving
 from scripts import script
 
+from distillkit.testing import check_judge
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {"away": ("gguf", "mlx_lm")}  # packages
@@ -50,6 +52,14 @@ def test_every_command_on_a_page_is_run_or_says_why_not() -> None:
         for block in walk.blocks(page):
             assert block.language not in ("bash", "shell"), f"{block.where}: say sh, so that it is run"
     assert {page.stem for page in WALKED} >= {"README", "away", "distillation", "judging", "reports", "serving"}
+
+
+def test_the_judge_on_the_page_keeps_every_promise(tmp_path: Path) -> None:
+    (block,) = (one for one in walk.blocks(ROOT / "docs/judging.md") if one.language == "python")
+    page: dict[str, Any] = {}
+    exec(block.text, page)
+    (judge,) = page["register_judges"]()
+    assert "copes with a teacher that refuses" in check_judge(judge, teacher=lambda request: "Yes.")
 
 
 # What the pages take for granted: runs of the quickstart, as small as can be, whose judges ask a server here.
