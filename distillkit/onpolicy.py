@@ -9,7 +9,7 @@ soft target. Does not know which rows these are, nor what a mixer makes of them.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -41,14 +41,17 @@ class Piece:
 
 
 class Reader:
-    """Asks a teacher what it thinks of rows, in the step in which they were written."""
+    """Asks a teacher what it thinks of rows, in the step in which they were written.
 
-    def __init__(self, parts: Assembly, spent: Mapping[str, float]) -> None:
+    What that has cost is told each time, for a process that is killed says nothing at its end.
+    """
+
+    def __init__(self, parts: Assembly, spent: Mapping[str, float], told: Callable[[dict[str, float]], None]) -> None:
         table = cast(TeacherTable, parts.recipe.teacher)
         self.parts, self.teacher, self.aligner = parts, parts.teacher, Aligner(parts.tokenizer)
         self.width = table.top_logprobs
         self.terms = parts.terms(table, spent=dict(spent), batch=False, shard=None)
-        self.voice = Aside(parts.voice)
+        self.voice, self.told = Aside(parts.voice), told
 
     def __call__(self, rows: Ints) -> tuple[Ints, Floats, Floats, Floats]:
         """Of rows of tokens [B, T + 1] the soft targets of all but the first [B, T], as a batch has them."""
@@ -63,11 +66,6 @@ class Reader:
                 ids[place], logs[place] = found.dense(self.width)
                 residuals[place], has[place] = found.residuals, found.counts > 0
         return ids[:, 1:], logs[:, 1:], residuals[:, 1:], has[:, 1:]
-
-    @property
-    def spent(self) -> Mapping[str, float]:
-        """What the teacher has cost so far, before training too."""
-        return self.terms.spent
 
     def _pieces(self, row: int, tokens: Ints) -> Iterator[Piece]:
         """The documents of a row, each as far as it is text."""
@@ -90,8 +88,12 @@ class Reader:
         if not requests or self.teacher is None:
             return []
         done = Labelled([], [])
-        self.parts.ask(self.teacher, requests, self.terms, done, self.voice)
-        self.terms = replace(self.terms, spent=done.spent or self.terms.spent)
+        try:
+            self.parts.ask(self.teacher, requests, self.terms, done, self.voice)
+        finally:
+            if done.spent:
+                self.terms = replace(self.terms, spent=done.spent)
+                self.told(dict(done.spent))
         return done.replies
 
 

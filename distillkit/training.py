@@ -92,9 +92,6 @@ class Training:
                 if self.world.writes:
                     self.run.record(training={**self.run.info.get("training", {}), **self._spent(begun)})
                 raise
-            finally:
-                if self.world.writes and self.reader and self.reader.spent:
-                    self.run.record(spent=dict(self.reader.spent))
         of_teacher = self._on_the_teachers_text(job)
         return self._came_to(state) | of_teacher | self._spent(begun) if self.world.writes else {}
 
@@ -343,7 +340,14 @@ class Training:
     @cached_property
     def reader(self) -> Reader | None:
         """Who asks the teacher about what the student has just written, where no logits join the step."""
-        return Reader(self.parts, self.run.info.get("spent") or {}) if self.parts.reads_in_steps else None
+        if not self.parts.reads_in_steps:
+            return None
+        return Reader(self.parts, self.run.info.get("spent") or {}, self._keep_what_was_spent)
+
+    def _keep_what_was_spent(self, spent: dict[str, float]) -> None:
+        """What on-policy reading has cost goes into the run at once: a budget must outlive a killed process."""
+        if self.world.writes and spent != self.run.info.get("spent"):
+            self.run.record(spent=spent)
 
     def _compute_again(self) -> None:
         """Have the network keep nothing of its blocks, if it can do without."""

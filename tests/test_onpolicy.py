@@ -20,6 +20,7 @@ from distillkit.errors import DistillkitError, TeacherError, UsageError
 from distillkit.files import read_lines
 from distillkit.onpolicy import Reader, readable
 from distillkit.records import Answer, Request
+from distillkit.runs import newest
 from distillkit.student.onpolicy import SOFT, OnPolicy, judged
 from distillkit.student.targets import NOTHING
 from distillkit.student.trained import Trained
@@ -60,7 +61,7 @@ def test_a_reader_with_the_students_tokens_thinks_what_its_logits_say(home: Path
     tokenizer, end = parts.tokenizer, parts.tokenizer.end_of_text
     one, two = tokenizer.encode("One day, a fox"), tokenizer.encode("The moon was big.")
     rows = np.array([[*one, end, *two][:14], [*two, end, *one][:14]], np.int32)
-    ids, logs, residuals, has = Reader(parts, {})(rows)
+    ids, logs, residuals, has = Reader(parts, {}, dict)(rows)
     teacher = Trained.load("tiny")
     for row, tokens in enumerate(rows):
         at = int(np.flatnonzero(tokens == end)[0])
@@ -78,7 +79,7 @@ def test_with_other_tokens_it_thinks_something_at_some_places(home: Path) -> Non
     parts = assemble(*FOREIGN, *READS[1:])
     text = "One day, a little fox went home. " * 2
     tokens = np.array([parts.tokenizer.encode(text)], np.int32)
-    ids, logs, residuals, has = Reader(parts, {})(tokens)
+    ids, logs, residuals, has = Reader(parts, {}, dict)(tokens)
     assert ids.shape == (1, tokens.shape[1] - 1, 10)
     assert has.mean() > 0.3
     mass = np.exp(logs).sum(axis=-1) + np.exp(residuals)
@@ -89,7 +90,7 @@ def test_with_other_tokens_it_thinks_something_at_some_places(home: Path) -> Non
 def test_a_text_that_is_refused_has_no_soft_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = assemble(*FOREIGN, *READS[1:])
     monkeypatch.setattr(Checkpoint, "_read", lambda self, request: (request, Answer("", finish="content_filter")))
-    *_, has = Reader(parts, {})(np.array([parts.tokenizer.encode("One day, a fox")], np.int32))
+    *_, has = Reader(parts, {}, dict)(np.array([parts.tokenizer.encode("One day, a fox")], np.int32))
     assert not has.any()
 
 
@@ -234,6 +235,22 @@ def test_a_text_that_comes_back_changed_is_asked_for_again_and_then_told(provide
     with pytest.raises(TeacherError, match="the text that was to be read did not come back"):
         read(provider.url, ["The moon was"], tmp_path)
     assert len(provider.calls) == 2
+
+
+def test_what_reading_costs_is_written_down_step_by_step(home: Path, provider: Provider) -> None:
+    """For a process that is killed writes nothing at its end, and a budget holds for all sittings."""
+    known: list[float] = []
+
+    def rule(call: Call) -> Act:
+        known.append(newest("pupil").info.get("spent", {}).get("requests", 0))
+        return echoing(call)
+
+    provider.rule = rule
+    wire = ("teacher.provider=compatible", "teacher.api=plain", "teacher.model=m", f'teacher.base_url="{provider.url}"')
+    run = sit(*FOREIGN, *READS, *wire, "teacher.prompt_tokens=4", "teacher.top_logprobs=2", "teacher.concurrency=1")
+    steps = [before for before, after in zip([0, *known], known, strict=False) if after > before]
+    assert 0 < len(steps) < len(known)
+    assert run.info["spent"]["requests"] >= known[-1] > 0
 
 
 def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -> None:
