@@ -431,6 +431,28 @@ def test_an_endpoint_without_logprobs_is_refused(provider: Provider, cache: Cach
     assert provider.prompts == []
 
 
+@pytest.mark.parametrize("asked", [0, 3])
+@pytest.mark.parametrize("extra", [{"logprobs": True}, {"top_logprobs": 5}], ids=["logprobs", "top_logprobs"])
+def test_log_probabilities_that_extra_asks_for_and_the_endpoint_refuses_end_the_probe(
+    provider: Provider, cache: Cache, extra: dict[str, Any], asked: int
+) -> None:
+    (name,) = extra
+
+    def strict(call: Call) -> Act | None:
+        if len(provider.calls) > 20:  # enough: the stage ends
+            return error(401, "go away")
+        found = next((key for key in ("logprobs", "top_logprobs") if key in call.body), None)
+        return error(400, f"Unsupported parameter: '{found}'", param=found) if found else None
+
+    provider.rule = strict
+    asking = teacher(provider.url, extra=extra)
+    with pytest.raises(UsageError, match=f"does not take {name}") as refused:
+        label(asking, requests(top_logprobs=asked), cache, terms=fast())
+    assert refused.value.hint.startswith(f"Leave out teacher.extra.{name}.")
+    assert len(provider.calls) <= 3
+    assert provider.prompts == []
+
+
 def test_a_schema_is_probed(provider: Provider) -> None:
     import asyncio
 
