@@ -597,6 +597,29 @@ def test_draws_are_seeded_and_no_two_are_alike() -> None:
         prompts.drawn(few, 5, 1)
 
 
+def test_a_template_may_have_more_draws_than_a_range_has_numbers() -> None:
+    slots = [f"s{i}" for i in range(9)]
+    words = {slot: [f"{slot}-{i}" for i in range(200)] for slot in slots}
+    template = TemplateTable(text=" ".join(f"{{{slot}}}" for slot in slots), words=words)
+    many = prompts.drawn(template, 1000, 7)
+    assert len(set(many)) == 1000
+    assert (
+        len({word for text in many for word in text.split(" ")}) > 1700
+    )  # of 1,800: no slot keeps to some of its words
+    assert prompts.drawn(template, 1000, 7) == many != prompts.drawn(template, 1000, 8)
+
+
+def test_draws_never_change_between_versions() -> None:
+    """Cached answers hang on them."""
+    words = {"verb": [f"v{i}" for i in range(50)], "noun": [f"n{i}" for i in range(50)]}
+    assert prompts.drawn(TemplateTable(text="{verb} {noun}", words=words), 4, 1) == [
+        "v48 n36",
+        "v41 n47",
+        "v5 n8",
+        "v29 n30",
+    ]
+
+
 def test_bundled_words_fill_the_bundled_slots() -> None:
     assert set(WORDS) == set(SLOTS)
     assert all(len(words) == len(set(words)) > 100 for words in WORDS.values())
