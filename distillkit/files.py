@@ -185,10 +185,11 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; a last line cut short by a crash is left out."""
-    if not path.exists():
+    """Read a file of JSON lines, none where there is none; a last line cut short by a crash is left out."""
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")  # bytes: the cut may go through a character
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    *lines, _ = path.read_bytes().split(b"\n")  # bytes: the cut may go through a character
     rows = []
     for number, line in enumerate(lines, 1):
         try:

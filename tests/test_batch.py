@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from small import small
 from test_teachers import Counting, prompts
 
+from distillkit import files
 from distillkit.errors import CorruptError, LimitReached, TeacherError, UsageError
 from distillkit.progress import Voice
 from distillkit.records import REFUSED, Price, Request, Token, Usage
@@ -194,6 +195,40 @@ def test_what_is_in_a_batch_is_not_asked_for_one_by_one(provider: Any, cache: Ca
     pending.refuse(folder, keys_of(teacher, prompts(9, temperature=0.5)), cache)
     send(teacher, prompts(5), cache)
     pending.refuse(folder, keys_of(teacher, prompts(9)), cache)
+
+
+@pytest.mark.parametrize("step", ["stat", "read_text", "read_bytes"])
+def test_a_part_that_another_process_drops_during_a_look_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    gone, there = (
+        pending.begin(tmp_path, {key: {}}, [], teacher="t", identity="i", endpoint="e") for key in ("a", "b")
+    )
+    plain = getattr(Path, step)
+
+    def dropped_first(path: Path, *given: Any, **named: Any) -> Any:
+        if path.name.startswith(gone.id):
+            gone.drop()
+        return plain(path, *given, **named)
+
+    monkeypatch.setattr(Path, step, dropped_first)
+    assert pending.in_batches(tmp_path, ["a", "b"]) == {"b": there.path}
+    assert not gone.path.exists()
+    assert pending.parts(tmp_path) == [there]
+
+
+def test_a_part_that_is_dropped_before_it_is_read_again_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = pending.begin(tmp_path, {"a": {}}, [], teacher="t", identity="i", endpoint="e")
+    assert part.read() == part
+
+    def read_json(path: Path) -> Any:
+        part.drop()
+        return files.read_json(path)
+
+    monkeypatch.setattr(pending, "read_json", read_json)
+    assert part.read() is None
 
 
 # ------------------------------------------------------------------------------------------------- what fails

@@ -32,6 +32,7 @@ from distillkit.progress import Voice
 from distillkit.records import Answer, Request, Token, Usage
 from distillkit.teachers import archive, explain, upkeep
 from distillkit.teachers.cache import LOG, Cache, asked, key_of
+from distillkit.teachers.claims import Claims
 from distillkit.teachers.label import known, label
 
 
@@ -221,6 +222,25 @@ def test_a_claim_is_of_one_owner_until_it_is_freed(tmp_path: Path) -> None:
         assert one.claim(["a"]) == set()
     with Cache(tmp_path) as three:
         assert three.claim(["a", "b", "c"]) == {"a", "b", "c"}
+
+
+def test_what_is_freed_while_others_are_claimed_is_for_the_next_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Claims._taken
+
+    with Cache(tmp_path) as one, Cache(tmp_path) as two:
+
+        def then_freed(self: Claims, keys: list[str]) -> dict[str, str]:
+            found = taken(self, keys)
+            two.free()
+            return found
+
+        assert two.claim(["a"]) == {"a"}
+        monkeypatch.setattr(Claims, "_taken", then_freed)
+        assert one.claim(["a", "b"]) == {"b"}
+        assert one.claim(["a", "b"]) == {"a", "b"}
+        assert two.claim(["a", "b"]) == set()
 
 
 def test_claims_are_no_answers(cache: Cache) -> None:

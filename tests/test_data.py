@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from distillkit.data.batches import Ahead, Batches, sequential
 from distillkit.data.corpus import Corpus, cut, pack_texts, prepare
-from distillkit.data.downloads import Download
+from distillkit.data.downloads import Download, Kept
 from distillkit.data.shards import Packer, Stream
 from distillkit.data.tokenizer import END_OF_TEXT, PUBLISHED, Tokenizer, train_bpe
 from distillkit.errors import CorruptError, DataError, UsageError
@@ -805,6 +805,27 @@ def test_whatever_stops_a_download_nothing_is_lost_or_fetched_twice(
         assert list(download([0], opened, asked)) == ALL9  # from the disk alone
         assert len(opened) == times
         assert len(asked) <= 1 + sum(state is None for state in opened[1:])
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full")], ids=["Ctrl-C", "a full disk"])
+@pytest.mark.parametrize("border", [0, 1, 2])
+def test_a_download_that_is_stopped_while_a_shard_is_noted_has_every_text_once(
+    monkeypatch: pytest.MonkeyPatch, border: int, error: BaseException
+) -> None:
+    note, errors = Download._note, [error]
+
+    def stopped(self: Download, kept: Kept) -> None:
+        if len(kept.shards) == border + 1 and errors:
+            raise errors.pop()
+        note(self, kept)
+
+    monkeypatch.setattr(Download, "_note", stopped)
+    with pytest.raises(type(error)):
+        list(download([], [], []))
+    assert not errors
+    assert list(download([], [], [])) == ALL9
+    assert list(download([], [], [])) == ALL9  # from the disk alone
 
 
 @pytest.mark.usefixtures("cache")

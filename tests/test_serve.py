@@ -380,6 +380,8 @@ BAD: dict[str, tuple[str, str | None, str]] = {
     "a stop word of nothing": ('{"stop": ""}', "stop", "empty"),
     "the best of many": ('{"best_of": 4}', None, "best_of"),
     "a penalty": ('{"presence_penalty": 1.0}', "presence_penalty", "less than or equal to 0"),
+    "too many texts": (json.dumps({"prompt": ["One"] * 17, "n": 121, "max_tokens": 0}), None, "is 2,057"),
+    "a prompt too many": (json.dumps({"prompt": ["One"] * 2049, "max_tokens": 0}), None, "at most 2,048 texts"),
     "a suffix": ('{"suffix": "end"}', "suffix", "at most 0"),
 }
 
@@ -392,6 +394,12 @@ def test_what_cannot_be_is_refused_in_openais_shape(url: str, case: str) -> None
     assert answer["error"]["type"] == "invalid_request_error"
     assert answer["error"]["param"] == param
     assert says in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(("count", "n"), [(2048, 1), (16, 128)])
+def test_as_many_texts_as_one_request_gets_are_answered(url: str, count: int, n: int) -> None:
+    status, answer = post(url, json.dumps({"prompt": ["One"] * count, "n": n, "max_tokens": 0}).encode())
+    assert (status, len(answer["choices"])) == (200, 2048)
 
 
 @pytest.mark.parametrize(

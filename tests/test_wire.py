@@ -431,6 +431,28 @@ def test_an_endpoint_without_logprobs_is_refused(provider: Provider, cache: Cach
     assert provider.prompts == []
 
 
+@pytest.mark.parametrize("asked", [0, 3])
+@pytest.mark.parametrize("extra", [{"logprobs": True}, {"top_logprobs": 5}], ids=["logprobs", "top_logprobs"])
+def test_log_probabilities_that_extra_asks_for_and_the_endpoint_refuses_end_the_probe(
+    provider: Provider, cache: Cache, extra: dict[str, Any], asked: int
+) -> None:
+    (name,) = extra
+
+    def strict(call: Call) -> Act | None:
+        if len(provider.calls) > 20:  # enough: the stage ends
+            return error(401, "go away")
+        found = next((key for key in ("logprobs", "top_logprobs") if key in call.body), None)
+        return error(400, f"Unsupported parameter: '{found}'", param=found) if found else None
+
+    provider.rule = strict
+    asking = teacher(provider.url, extra=extra)
+    with pytest.raises(UsageError, match=f"does not take {name}") as refused:
+        label(asking, requests(top_logprobs=asked), cache, terms=fast())
+    assert refused.value.hint.startswith(f"Leave out teacher.extra.{name}.")
+    assert len(provider.calls) <= 3
+    assert provider.prompts == []
+
+
 def test_a_schema_is_probed(provider: Provider) -> None:
     import asyncio
 
@@ -573,6 +595,29 @@ def test_draws_are_seeded_and_no_two_are_alike() -> None:
     assert not any("{" in text or "  " in text for text in many)
     with pytest.raises(RecipeError, match="has 4 different draws"):
         prompts.drawn(few, 5, 1)
+
+
+def test_a_template_may_have_more_draws_than_a_range_has_numbers() -> None:
+    slots = [f"s{i}" for i in range(9)]
+    words = {slot: [f"{slot}-{i}" for i in range(200)] for slot in slots}
+    template = TemplateTable(text=" ".join(f"{{{slot}}}" for slot in slots), words=words)
+    many = prompts.drawn(template, 1000, 7)
+    assert len(set(many)) == 1000
+    assert (
+        len({word for text in many for word in text.split(" ")}) > 1700
+    )  # of 1,800: no slot keeps to some of its words
+    assert prompts.drawn(template, 1000, 7) == many != prompts.drawn(template, 1000, 8)
+
+
+def test_draws_never_change_between_versions() -> None:
+    """Cached answers hang on them."""
+    words = {"verb": [f"v{i}" for i in range(50)], "noun": [f"n{i}" for i in range(50)]}
+    assert prompts.drawn(TemplateTable(text="{verb} {noun}", words=words), 4, 1) == [
+        "v48 n36",
+        "v41 n47",
+        "v5 n8",
+        "v29 n30",
+    ]
 
 
 def test_bundled_words_fill_the_bundled_slots() -> None:

@@ -95,10 +95,10 @@ class Download:
                 texts.append(text)
                 chars += len(text)
                 if chars >= self.shard_chars:
+                    state = stream.state()
                     self._keep(kept, texts)
-                    kept.state, kept.skip = stream.state(), 0
+                    kept.state, kept.skip, texts, chars = state, 0, [], 0  # before the note, which may be interrupted
                     self._note(kept)
-                    texts, chars = [], 0
                 yield text
             kept.done = True
         finally:

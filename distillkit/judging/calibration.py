@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -74,7 +75,10 @@ def _given(row: Mapping[str | None, Any], where: str) -> list[tuple[str, str, st
 
 def _number(text: str, where: str) -> float:
     try:
-        return float(text)
+        value = float(text)
+        if not isfinite(value):
+            raise ValueError("nan and inf are grades of nothing")
+        return value
     except ValueError as error:
         raise UsageError(f"{where}: found {text!r}, expected a number", EXAMPLE) from error
 

@@ -18,6 +18,7 @@ from .drawing import Sampling
 
 TOP = 1000  # alternatives to a token, at most
 CHOICES = 128
+TEXTS = 2048  # choices of all prompts of a request together, at most
 USUAL = 16  # tokens of a completion that names no number, as at OpenAI's
 LONGEST = 1 << 20  # tokens of an answer, at most
 
@@ -136,6 +137,13 @@ class AskedCompletion(Asked):
     def _as_many_as_are_shown(self) -> AskedCompletion:
         if self.best_of not in (None, self.n or 1):
             raise ValueError("best_of other than n is not offered")
+        return self
+
+    @model_validator(mode="after")
+    def _not_too_many_together(self) -> AskedCompletion:
+        texts = len(self.prompt) * (self.n or 1)
+        if texts > TEXTS:
+            raise ValueError(f"prompts times n is {texts:,}, and one request gets at most {TEXTS:,} texts")
         return self
 
     @property

@@ -147,7 +147,7 @@ class ChatTeacher(Teacher):
             raise error
         if name == facts["max_tokens"] == "max_tokens":
             facts["max_tokens"] = "max_completion_tokens"
-        elif name in ("top_logprobs", "logprobs"):
+        elif name in ("top_logprobs", "logprobs") and name not in self.options.extra:  # what extra says stays as it is
             lower = [int(n) for n in re.findall(r"\b\d+\b", error.message.partition(":")[2]) if 0 < int(n) < asked]
             return max(lower, default=0)
         else:
@@ -159,6 +159,8 @@ class ChatTeacher(Teacher):
         self._key()
         for way, request in _ways(requests).items():
             facts = self.found.get(f"parameters {json.dumps(way)}", {})
+            for name in facts.get("refused", ()):
+                self._can_do_without(name, request)
             most = facts.get("top_logprobs", request.top_logprobs) if gives(self.signal, "top_logprobs") else 0
             if request.top_logprobs > most and not request.max_tokens:
                 raise self._lacks(
@@ -171,14 +173,14 @@ class ChatTeacher(Teacher):
                 )
                 instead = "" if most else ", and a mixer that needs none"
                 raise self._lacks(f"gives {told}", f"Set teacher.top_logprobs = {most}{instead}.")
-            for name in facts.get("refused", ()):
-                self._can_do_without(name, request)
 
     def _can_do_without(self, name: str, request: Request) -> None:
         """Refuse a recipe that says what the endpoint does not take; a seed and our own defaults are left out."""
         value = getattr(request, name, None)
         asked = value and value != NEUTRAL.get(name) and name != "seed"
-        if asked or name in self.options.extra or name in self.options.model_fields_set:
+        if name in self.options.extra:
+            raise self._lacks(f"does not take {name}", f"Leave out teacher.extra.{name}.")
+        if asked or name in self.options.model_fields_set:
             raise self._lacks(f"does not take {name}", f"Leave out teacher.{name}.")
 
     def _lacks(self, what: str, remedy: str) -> UsageError:

@@ -51,7 +51,8 @@ class Claims:
                 rows = ((key, self.owner) for key in free)
                 self.rows._con.executemany("INSERT OR IGNORE INTO Claims VALUES (?, ?)", rows)
             taken = self._taken(wanted)
-        return {key for key in wanted if taken[key] == self.owner}
+        # A key that another owner freed between the two looks is nobody's now, and for the next claim to take.
+        return {key for key in wanted if taken.get(key) == self.owner}
 
     def close(self) -> None:
         """Free everything. Where the disk refuses even that, the claims end with this process, or a lease later."""

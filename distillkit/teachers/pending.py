@@ -71,7 +71,7 @@ class Part:
 
     def read(self) -> Part | None:
         """The part as it stands on disk now, or None when it is gone."""
-        return _read(self.path) if self.path.exists() else None
+        return _read(self.path)
 
     def drop(self) -> None:
         """Forget it: first the state, without which the rest means nothing."""
@@ -95,9 +95,17 @@ def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def parts(folder: Path) -> list[Part]:
-    """All parts, oldest first."""
+    """All parts, oldest first, without those that another process drops meanwhile."""
     files = [path for path in folder.glob("*.json") if not path.name.startswith(".")] if folder.is_dir() else []
-    return [_read(path) for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name))]
+    return [part for path in sorted(files, key=_age) if (part := _read(path)) is not None]
+
+
+def _age(path: Path) -> tuple[int, str]:
+    """What parts are sorted by; for one that is gone anything will do."""
+    try:
+        return path.stat().st_mtime_ns, path.name
+    except FileNotFoundError:
+        return 0, path.name
 
 
 @lru_cache(maxsize=64)
@@ -106,7 +114,8 @@ def _asked(file: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row["asked"] for row in read_lines(file)}
 
 
-def _read(path: Path) -> Part:
+def _read(path: Path) -> Part | None:
+    """The part whose state a file holds, or None when it is gone."""
     try:
         values = read_json(path)
         if values.pop("format") != FORMAT or values["status"] not in STATES:
@@ -115,6 +124,8 @@ def _read(path: Path) -> Part:
         if part.id != path.stem:
             raise ValueError("it has another part's name")
         return part
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(
             f"{path} does not say how far its batch has come: {error}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -36,8 +37,18 @@ def drawn(template: TemplateTable, count: int, seed: int) -> list[str]:
 
 def _distinct(sizes: Sequence[int], count: int, rng: random.Random) -> list[list[int]]:
     """Different choices of one from each list; each choice is one number."""
-    numbers = rng.sample(range(math.prod(sizes)), count)
+    numbers = _numbers(math.prod(sizes), count, rng)
     return [[number // math.prod(sizes[:i]) % size for i, size in enumerate(sizes)] for number in numbers]
+
+
+def _numbers(possible: int, count: int, rng: random.Random) -> Sequence[int]:
+    """Different numbers below one that may be larger than Python lets a range be."""
+    if possible <= sys.maxsize:
+        return rng.sample(range(possible), count)
+    numbers: dict[int, None] = {}  # a set that keeps its order
+    while len(numbers) < count:
+        numbers[rng.randrange(possible)] = None
+    return list(numbers)
 
 
 def _filled(
