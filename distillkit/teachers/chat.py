@@ -372,7 +372,7 @@ def _complained_of(error: RefusedError, body: Mapping[str, Any]) -> str | None:
     names = [name for name in body if name not in ("model", "messages", "prompt")]
     if error.parameter in names:
         return error.parameter
-    named = [name for name in names if re.search(rf"(?<![a-z_]){name}(?![a-z_])", error.message)]
+    named = [name for name in names if re.search(rf"(?<![a-z_]){re.escape(name)}(?![a-z_])", error.message)]
     return max(named, key=len, default=None)
 
 
