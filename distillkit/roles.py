@@ -168,6 +168,11 @@ class Teacher(Role):
         """The tokenizer of the tokens that `logits` reads."""
         raise AttributeError(f"the teacher {self.name!r} gives no logits, so it shows no tokenizer")
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens that `logits` reads at once, if that is known: a student that reads more is refused."""
+        return None
+
     def logits(self, tokens: mx.array) -> mx.array:
         """Logits [B, T, V] of the tokens [B, T]."""
         raise AttributeError(f"the teacher {self.name!r} gives no logits")

@@ -49,6 +49,12 @@ class Softness:
         return ANSWERS
 
     def check(self) -> None:
+        """Refuse what could only be taught wrongly, before anything is spent."""
+        self._draws_stay_as_they_are()
+        if self.source in (STEP, STORE):
+            self._must_read_as_much()
+
+    def _draws_stay_as_they_are(self) -> None:
         """Refuse what was drawn at temperature 1 for a mixer that would soften it: counts of draws cannot be."""
         heat = getattr(self.parts.mixer.options, "temperature", 1.0)
         heats = heat.values if isinstance(heat, Schedule) else (heat,)
@@ -59,9 +65,21 @@ class Softness:
                 "Set mixer.temperature = 1.0, or leave out store_samples: the likeliest tokens can be softened.",
             )
 
+    def _must_read_as_much(self) -> None:
+        """Refuse a teacher whose context is below the student's: of what lies beyond it the teacher knows nothing."""
+        teacher, ours = self.parts.teacher, self.parts.student.context
+        assert teacher is not None
+        theirs = teacher.context
+        if theirs is not None and theirs < ours:
+            raise UsageError(
+                f"student.context = {ours}, and the teacher reads {theirs} tokens at once: there its logits end "
+                f"({self.parts.recipe.file})",
+                f"Set student.context = {theirs}, or take another teacher, that reads {ours}.",
+            )
+
     @property
     def teacher(self) -> Teacher:
-        """Who gives logits; its tokens are the student's, or it is refused."""
+        """Who gives logits; its tokens are the student's and it reads as many at once, or it is refused."""
         teacher, tokenizer = self.parts.teacher, self.parts.tokenizer
         assert teacher is not None
         if teacher.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -72,6 +90,7 @@ class Softness:
                 f'Give the student the teacher\'s own, tokenizer.kind = "{named}"; or align what it writes: '
                 'teacher.signal = "top_logprobs", teacher.top_logprobs = 20 and teacher.prompts.',
             )
+        self._must_read_as_much()
         return teacher
 
     # ------------------------------------------------------------------------------------------ what is kept

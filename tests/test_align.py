@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,11 +46,19 @@ def masses(rows: Rows) -> list[dict[int, float]]:
 
 
 @cache
+def text_tokens(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """Every token that is text, by its bytes; of a byte and a piece of SentencePiece's, the piece."""
+    everything = range(tokenizer.vocab_size)
+    found = {tokenizer.bytes_of(token): token for token in everything if token != tokenizer.end_of_text}
+    return {piece: token for piece, token in found.items() if piece}
+
+
+@cache
 def destination(piece: bytes, tokenizer: Tokenizer) -> int | None:
     """Where a teacher's token goes, by looking at every token there is."""
     if piece.decode("utf-8", "replace") in ENDS:
         return tokenizer.end_of_text
-    everything = tokenizer.ranks
+    everything = text_tokens(tokenizer)
     if piece in everything:
         return everything[piece]
     if not piece or CONTROL.fullmatch(piece):
@@ -208,6 +218,38 @@ def test_equal_vocabularies_lose_nothing() -> None:
     for said, named in zip(answer.tokens, masses(rows), strict=True):
         assert sum(named.values()) == pytest.approx(sum(math.exp(v) for v in dict(said.top).values()), abs=0.2)
         assert len(named) >= len({piece for piece, _ in said.top}) - 1
+
+
+@cache
+def unigrams() -> Tokenizer:
+    return build("sentencepiece", vocab_size=900, texts=lambda: iter(TALES))
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("teacher", [gpt2, o200k_like], ids=["gpt2 teaches", "o200k teaches"])
+def test_a_student_of_sentencepiece_is_taught_as_one_of_bpe_is(
+    teacher: Callable[[], Tokenizer], peer: Callable[[str], Any]
+) -> None:
+    peer("sentencepiece")
+    for student in (unigrams(), train_bpe(iter(TALES), 900)):
+        rows = agree([*student.encode(TALE), student.end_of_text], "", answered(teacher(), TALE, 20), student)
+        soft = rows.counts > 0
+        masses_left = np.array([sum(one.values()) for one in masses(rows)]) + np.exp(rows.residuals)
+        assert masses_left[soft] == pytest.approx(1.0)
+        assert soft.mean() > 0.3
+        assert soft[-1]  # the end of the text, too
+
+
+@pytest.mark.peer
+def test_sentencepiece_gets_the_tokens_that_it_would_write_and_no_others(peer: Callable[[str], Any]) -> None:
+    peer("sentencepiece")
+    student = unigrams()
+    landing = Aligner(student).landing
+    for text in ("a", "e", " the", "é", "漢"):  # the last as bytes, which begin other letters
+        written = student.encode(text)
+        assert landing[text.encode()] == written[0], text
+    assert landing[END_OF_TEXT.encode()] == student.end_of_text
+    assert [landing[control] for control in (b"", b"<unk>", b"<s>")] == [-1, -1, -1]
 
 
 # ------------------------------------------------------------------------------------------------ by hand

@@ -285,6 +285,14 @@ def test_a_proof_sees_what_is_off(off: float, holds: bool) -> None:
         prove(run, student, Wrong(student.model, "a test", 3.0), Bounds(exact=False))
 
 
+@pytest.mark.parametrize(("context", "written"), [(2, 1), (3, 2), (8, 4), (9, 5)])
+def test_a_proof_of_a_student_with_a_small_context_ends(context: int, written: int) -> None:
+    run = run_with(replace(TINY, context=context))
+    student = Trained.load(run.path)
+    proof = prove(run, student, Own(student.model, "a test"), Bounds())
+    assert proof["greedy"] == {"tokens": written, "alike": written}
+
+
 def test_an_export_that_is_not_the_student_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_with(TINY)
     monkeypatch.setattr(export_hf, "loaded", lambda folder, member: Own(lively(TINY, seed=5), "a test"))

@@ -175,6 +175,12 @@ def test_writing_to_nobody_ends_at_once() -> None:
     assert list(write(small_model(), 8, [], [], Sampling(1.0), 0)) == []
 
 
+def test_writing_nothing_ends_at_once() -> None:
+    model = counting(8)
+    assert list(write(model, 8, [[1], [2]], [3, 4], Sampling(1.0), 0, max_tokens=0)) == []
+    assert model.given == []
+
+
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 @pytest.mark.parametrize(
     ("rows", "size", "width"), [(1, 5000, 384), (3, 50, 16), (16, 3001, 64), (5, 1, 4), (70, 9, 3)]

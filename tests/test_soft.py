@@ -323,3 +323,28 @@ def test_logits_of_other_tokens_are_never_used(home: Path, asked: Asked, store: 
     assert 'tokenizer.kind = "tiny"' in caught.value.hint
     assert 'teacher.signal = "top_logprobs"' in caught.value.hint
     assert asked.calls == 0
+
+
+@pytest.mark.parametrize("store", ["true", "false"])
+def test_a_teacher_that_reads_less_than_the_student_is_refused_by_the_check(
+    home: Path, asked: Asked, store: str
+) -> None:
+    longer = assemble("student.context=17", f"teacher.store={store}")
+    with pytest.raises(UsageError, match=r"student\.context = 17, and the teacher reads 16 tokens") as caught:
+        longer.check()
+    assert "student.context = 16" in caught.value.hint
+    with pytest.raises(UsageError, match="the teacher reads 16 tokens"):
+        plan.foresee(longer)  # and whoever did not check is refused its logits
+    assert asked.calls == 0
+    assemble("student.context=12", f"teacher.store={store}").check()
+
+
+def test_a_teacher_that_reads_less_may_teach_by_what_it_writes(home: Path) -> None:
+    sit("student.context=24", *FOREIGN)
+
+
+def test_a_teacher_that_does_not_say_how_much_it_reads_is_not_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "context", None)
+    assemble("student.context=17").check()

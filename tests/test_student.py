@@ -534,6 +534,25 @@ def test_a_later_token_changes_nothing_before_it() -> None:
         assert np.abs(after[:, place:] - before[:, place:]).max(axis=-1).min() > 1e-4
 
 
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope"])
+def test_more_tokens_than_the_context_are_refused_and_not_read_as_noise(positions: Any) -> None:
+    model = lively(Shape(30, layers=2, heads=2, width=16, hidden=32, context=10, positions=positions))
+    student, whole = Trained(model, tokenizer(), 10), mx.zeros((2, 10), mx.int32)
+    longer = mx.zeros((2, 11), mx.int32)
+    for read in (model, student.hidden, student.logits, student.attention):
+        read(whole)
+        with pytest.raises(UsageError, match="reads 10 tokens at once, and was given 11"):
+            read(longer)
+
+
+def test_a_cache_is_not_filled_beyond_the_context() -> None:
+    model = lively(Shape(30, layers=2, heads=2, width=16, hidden=32, context=10))
+    past = model.cache([3, 5])  # padding is no part of it
+    model.extend(mx.zeros((2, 13), mx.int32), past)
+    with pytest.raises(UsageError, match="reads 10 tokens at once, and was given 11"):
+        model.extend(mx.zeros((2, 1), mx.int32), past)
+
+
 def test_initialisation_is_gpt2s() -> None:
     model = GPT(Shape(1000, layers=8, heads=4, width=128, hidden=512, context=256, tied=False))
     initialise(model, 5)

@@ -38,6 +38,8 @@ def write(
 
     A row ends with the token `end`, and all rows after `max_tokens`. Without either, whoever asks decides when to stop.
     """
+    if max_tokens == 0:
+        return
     batch = Batch(model, context, prompts, seeds, sampling, padding)
     pending = batch.next_tokens(None) if prompts else mx.array([])
     count = 0

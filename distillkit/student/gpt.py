@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import UsageError
 from .attention import attention_weights, causal_attention
 from .cache import Cache
 from .elementary import gelu, silu
@@ -177,11 +178,11 @@ class GPT(nn.Module):
 
     def __call__(self, tokens: mx.array) -> mx.array:
         """Hidden states of tokens."""
-        return self._read(tokens, mx.arange(tokens.shape[1]), "causal", None)
+        return self._read(tokens, self._places(tokens), "causal", None)
 
     def attention(self, tokens: mx.array) -> list[mx.array]:
         """How much each position takes from each [B, H, T, T], block by block: the same numbers as in a call."""
-        x, around = self._begun(tokens, mx.arange(tokens.shape[1]), "causal", None)
+        x, around = self._begun(tokens, self._places(tokens), "causal", None)
         found = []
         for layer, block in enumerate(self.blocks):
             found.append(block.attention.weights(block.attention_norm(x), around.turn))
@@ -198,6 +199,7 @@ class GPT(nn.Module):
         The padding at the left of a row is neither numbered nor seen.
         """
         length, before = tokens.shape[1], past.held
+        self._must_fit(before + length - min(past.starts, default=0))
         places = mx.arange(before, before + length)
         mask: mx.array | str | None = "causal" if before == 0 else None
         if any(past.starts) or (before and length > 1):
@@ -207,6 +209,20 @@ class GPT(nn.Module):
         hidden = self._read(tokens, places, mask, past)
         past.held += length
         return hidden
+
+    def _places(self, tokens: mx.array) -> mx.array:
+        """The places of tokens that begin a text."""
+        length = tokens.shape[1]
+        self._must_fit(length)
+        return mx.arange(length)
+
+    def _must_fit(self, length: int) -> None:
+        """Refuse more tokens than there are places: MLX would look beyond its tables, and find anything there."""
+        if length > self.shape.context:
+            raise UsageError(
+                f"this student reads {self.shape.context} tokens at once, and was given {length}",
+                "Give it fewer at once.",
+            )
 
     def _read(self, tokens: mx.array, places: mx.array, mask: mx.array | str | None, past: Cache | None) -> mx.array:
         x, around = self._begun(tokens, places, mask, past)

@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 TEXTS, TEXT_TOKENS = 4, 128
 GREEDY = 64  # tokens written by both
-BEGUN = 8  # tokens that they go on from
+BEGUN = 8  # tokens that they go on from, and half of the context at most: a small one must have room for more
 NUMBERS = 30_000_000  # of logits, at most, that one row of chance may have
 EXACT, OF_LARGEST = 1e-3, 1e-4  # how far logits may be apart: so much, or that share of the largest
 
@@ -75,7 +75,7 @@ def prove(run: Run, student: Trained, reader: Reader, bounds: Bounds) -> dict[st
     own = Own(student.model, "the student itself")
     texts, chance = texts_of(run, student), _chance(student)
     pairs = [(own.logits(row), reader.logits(row)) for row in (*texts, chance)]
-    begun = texts[0][:BEGUN]
+    begun = texts[0][: min(BEGUN, student.context // 2)]
     count = min(GREEDY, student.context - len(begun))
     mine, theirs = own.greedy(begun, count), reader.greedy(begun, count)
     proof = {

@@ -54,7 +54,7 @@ class Landing(dict[bytes, int]):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__({end.encode(): tokenizer.end_of_text for end in ENDS})
-        self.own = tokenizer.ranks
+        self.own = _text_tokens(tokenizer)
         self.ordered = sorted(self.own)
         self.longest = max(map(len, self.own))
 
@@ -74,6 +74,16 @@ class Landing(dict[bytes, int]):
         """Whether some token of the student's begins with these bytes, and goes on."""
         at = bisect_right(self.ordered, piece)
         return at < len(self.ordered) and self.ordered[at].startswith(piece)
+
+
+def _text_tokens(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """The student's tokens that are text, by their bytes; of two with the same bytes, the later.
+
+    SentencePiece has its bytes first, and then a piece for some of them, which is what it writes.
+    """
+    special = set(tokenizer.special.values())
+    pieces = enumerate(tokenizer.vocabulary)
+    return {piece: token for token, piece in pieces if piece and token not in special}
 
 
 class Aligner:

@@ -48,6 +48,11 @@ class Checkpoint(Teacher):
         """The tokenizer that it was trained with."""
         return self.trained.tokenizer
 
+    @property
+    def context(self) -> int:
+        """The most tokens it reads at once."""
+        return self.trained.context
+
     def identity(self) -> Any:
         """Its weights, whatever they are called and wherever they lie, and how it was told to write."""
         from distillkit.student import fingerprint

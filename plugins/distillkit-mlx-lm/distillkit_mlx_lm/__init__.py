@@ -159,6 +159,11 @@ class MlxLm(Teacher):
         """Its tokenizer in distillkit's own terms; refused where it cannot be said in them."""
         return self.model.vocabulary.tokenizer()
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens it reads at once, if its configuration says so."""
+        return self.model.context
+
     def logits(self, tokens: mx.array) -> mx.array:
         """What it thinks of every next token, in float32, by the numbers of its tokenizer."""
         self.tokenizer  # noqa: B018 - refused where numbers would mean other tokens

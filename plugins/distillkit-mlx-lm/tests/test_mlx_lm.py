@@ -154,6 +154,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(plain: Path) ->
     assert "teacher.max_tokens" in caught.value.hint
 
 
+def test_it_says_how_much_it_reads_so_that_no_student_reads_more(plain: Path) -> None:
+    assert teacher(plain).context == 256
+
+
 def test_nothing_asked_nothing_written(tiny: Path) -> None:
     assert list(teacher(tiny).answers([])) == []
 
