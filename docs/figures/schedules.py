@@ -20,7 +20,7 @@ def main() -> None:
             steps = range(recipe.train.steps)
             axes.plot(steps, [rate(step) for step in steps], color=colour, label=shape, linewidth=wide)
         axes.axvspan(0, recipe.train.warmup, color=COLOURS[0], alpha=0.08)
-        axes.text(recipe.train.warmup / 4, 0.0058, "warm-up", rotation=90, ha="center", va="top", fontsize=9.5)
+        axes.text(recipe.train.warmup / 4, 0.0038, "warm-up", rotation=90, ha="center", va="top", fontsize=9.5)
         axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None), title="The quickstart's learning rate")
         axes.legend(loc="lower left", bbox_to_anchor=(0.16, 0.04))
 
