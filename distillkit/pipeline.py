@@ -59,7 +59,7 @@ class Pipeline:
                     raise self.run.busy
                 self._training().check()
             write_text(self.run.recipe, self.recipe.to_toml())
-        with self._recorded():
+        with self._recorded(stages):
             for stage in stages:
                 with self._timed(stage), self.parts.plugins.named(f"in the stage {stage}"):
                     getattr(self, stage)()
@@ -181,10 +181,11 @@ class Pipeline:
         )
 
     def report(self) -> None:
-        """Write the report from what the run folder holds; it is the last stage, so the run is done."""
+        """Write the report from what the run folder holds; the run is done if no stage is missing."""
         from .reporting import tables
 
-        self._ended("done", finished=now())
+        lacks = tables.missing(self.run.info, self.recipe.to_toml())
+        self._ended("unfinished" if lacks else "done", finished=now())
         report = tables.write(self.run)
         for tracker in self.trackers:
             tracker.finish(report)
@@ -266,7 +267,7 @@ class Pipeline:
             self.run.revise(longer)
 
     @contextmanager
-    def _recorded(self) -> Iterator[None]:
+    def _recorded(self, stages: tuple[str, ...]) -> Iterator[None]:
         """Keep `status` true, whatever happens."""
         if not self.watched:
             self.run.begins()
@@ -285,7 +286,8 @@ class Pipeline:
             with suppress(OSError):  # what failed may have been the disk
                 self._ended("failed", error=told)
             raise
-        self._ended("done", finished=now())
+        if "report" not in stages:  # that stage has said it, as far as nothing is missing
+            self._ended("done", finished=now())
 
     def _ended(self, status: str, **more: Any) -> None:
         """Record how the run ended, unless that is for the process to say that trains it."""

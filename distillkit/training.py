@@ -86,11 +86,14 @@ class Training:
                 checkpoints.prune(self.run.checkpoints, self.recipe.train.keep, state.best_step)
         else:
             self._announce(done)
+            with self.world.together():
+                if self.world.writes:
+                    self.run.revise(_without_figures)
             try:
                 state = train(job, state)
             except BaseException:
                 if self.world.writes:
-                    self.run.record(training={**self.run.info.get("training", {}), **self._spent(begun)})
+                    self.run.record(training=self._saved(job) | self._spent(begun))
                 raise
             finally:
                 if self.world.writes and self.reader and self.reader.spent:
@@ -422,6 +425,11 @@ class Training:
         before = self.run.info.get("training", {}).get("seconds", 0.0)
         return {"seconds": round(before + time.perf_counter() - begun, 3)}
 
+    def _saved(self, job: Job) -> dict[str, Any]:
+        """What a sitting came to that did not end: the state that the next one goes on from."""
+        saved, _ = checkpoints.newest_good(self.run.checkpoints)
+        return self._came_to(restored(job.model, saved)) if saved else {}
+
     def _came_to(self, state: State) -> dict[str, Any]:
         table, context = self.recipe.train, self.parts.student.context
         rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
@@ -439,6 +447,12 @@ class Training:
             "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
             **judged_in_all(rows),
         }
+
+
+def _without_figures(info: dict[str, Any]) -> dict[str, Any]:
+    """A run's record once its weights move: nothing that was said of them is left, but for the time they took."""
+    training = info.get("training") or {}
+    return {**info, "training": {key: value for key, value in training.items() if key == "seconds"}}
 
 
 def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings:

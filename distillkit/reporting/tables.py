@@ -83,7 +83,7 @@ def build(run: Run, log: Rows | None = None) -> Report:
         "recipe": info.get("recipe") or run.path.parent.name,
         "status": info.get("status") or "not known",
         "started": info.get("started"),
-        "missing": _missing(info, recipe_text),
+        "missing": missing(info, recipe_text),
         "judges": info.get("judges") or {},
         "judges_protocol": info.get("judges_protocol") or {},
         "judges_design": info.get("judges_design") or {},
@@ -104,8 +104,8 @@ def build(run: Run, log: Rows | None = None) -> Report:
     return dict(plain(report))
 
 
-def _missing(info: Mapping[str, Any], recipe_text: str) -> list[str]:
-    """The stages that the recipe asks for and that left no record."""
+def missing(info: Mapping[str, Any], recipe_text: str) -> list[str]:
+    """The stages that the recipe asks for and that left no record of their end."""
     try:
         recipe = tomllib.loads(recipe_text)
     except tomllib.TOMLDecodeError:
@@ -116,10 +116,21 @@ def _missing(info: Mapping[str, Any], recipe_text: str) -> list[str]:
     there = {
         "data": bool(info.get("data")),
         "label": bool(info.get("teacher")) or not teaches,
-        "train": bool(info.get("training")),
+        "train": _trained(info, recipe),
         "judge": bool(info.get("judges")) or not judges,
     }
     return [stage for stage, done in there.items() if not done]
+
+
+def _trained(info: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Whether the student was trained to the recipe's last step; one from elsewhere was trained there."""
+    if info.get("imported"):
+        return True
+    training, wanted = info.get("training") or {}, (recipe.get("train") or {}).get("steps")
+    if not isinstance(wanted, int):
+        return bool(training)
+    steps = training.get("steps")
+    return isinstance(steps, int) and steps >= wanted
 
 
 def _speed(metrics: Rows, seconds: Mapping[str, Any]) -> dict[str, Any]:
