@@ -160,7 +160,8 @@ class Pipeline:
         """Let the student write, and the judges grade."""
         from .student import Trained
 
-        subject = Subjects(self.parts, self.run).subject(Trained.load(self.run.path), self.others)
+        student = Trained.load(self.run.path)
+        subject = Subjects(self.parts, self.run).subject(student, self.others)
         spent = dict(self.run.info.get("spent_on_judges") or {})
         jury = Jury(self.parts, spent, lambda spent: self.run.record(spent_on_judges=spent))
         verdicts, lower = [], {}
@@ -178,14 +179,14 @@ class Pipeline:
             judges_protocol={v.judge: v.protocol.to_json() for v in verdicts},
             judges_design={v.judge: v.design for v in verdicts if v.design},
             lower_is_better=lower,
+            judged_weights=student.weights_sha256,
         )
 
     def report(self) -> None:
         """Write the report from what the run folder holds; the run is done if no stage is missing."""
         from .reporting import tables
 
-        lacks = tables.missing(self.run.info, self.recipe.to_toml())
-        self._ended("unfinished" if lacks else "done", finished=now())
+        self._ended("unfinished" if tables.missing(self.run) else "done", finished=now())
         report = tables.write(self.run)
         for tracker in self.trackers:
             tracker.finish(report)

@@ -26,7 +26,7 @@ from .files import read_lines, sweep
 from .onpolicy import Reader
 from .recipe import Recipe
 from .roles import Tracker
-from .runs import Run
+from .runs import VERDICTS, Run
 from .student import blas, precision
 from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
@@ -88,7 +88,7 @@ class Training:
             self._announce(done)
             with self.world.together():
                 if self.world.writes:
-                    self.run.revise(_without_figures)
+                    self._forget()
             try:
                 state = train(job, state)
             except BaseException:
@@ -425,6 +425,12 @@ class Training:
         before = self.run.info.get("training", {}).get("seconds", 0.0)
         return {"seconds": round(before + time.perf_counter() - begun, 3)}
 
+    def _forget(self) -> None:
+        """The weights move from here on: nothing is left that was said of them, but for the time that they took."""
+        self.run.revise(_without_figures)
+        for written in (self.run.samples, self.run.grades):
+            written.unlink(missing_ok=True)
+
     def _saved(self, job: Job) -> dict[str, Any]:
         """What a sitting came to that did not end: the state that the next one goes on from."""
         saved, _ = checkpoints.newest_good(self.run.checkpoints)
@@ -450,9 +456,9 @@ class Training:
 
 
 def _without_figures(info: dict[str, Any]) -> dict[str, Any]:
-    """A run's record once its weights move: nothing that was said of them is left, but for the time they took."""
+    kept = {key: value for key, value in info.items() if key not in (*VERDICTS, "judged_weights", "sampling")}
     training = info.get("training") or {}
-    return {**info, "training": {key: value for key, value in training.items() if key == "seconds"}}
+    return {**kept, "training": {key: value for key, value in training.items() if key == "seconds"}}
 
 
 def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings:

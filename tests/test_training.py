@@ -25,7 +25,7 @@ from distillkit.assembly import Assembly
 from distillkit.data.batches import sequential
 from distillkit.errors import DistillkitError, Interrupted, TrainingError, UsageError
 from distillkit.files import read_lines
-from distillkit.pipeline import Pipeline, begin
+from distillkit.pipeline import STAGES, Pipeline, begin
 from distillkit.plugins import Plugins, current
 from distillkit.progress import Voice
 from distillkit.recipe import load
@@ -382,6 +382,24 @@ def test_an_extended_run_that_is_stopped_has_no_figures_of_its_first_end(home: P
     again = run.info["training"]
     assert (again["steps"], again["loss"] != first["loss"]) == (kept.step + 2, True)
     assert weights(run) != first["weights_sha256"]
+
+
+def test_who_trains_on_has_no_verdicts_samples_or_grades_of_the_weights_before(home: Path) -> None:
+    judged = ('judge.0.name="perplexity"', "sampling.count=2", "sampling.max_tokens=4")
+    run = sit(*judged, stages=STAGES)
+    assert run.info["judged_weights"] == weights(run)
+    assert tables.build(run)["missing"] == []
+    sit(*judged, "train.steps=16", resume=True, stages=("train",))
+    report = tables.write(run)
+    assert (report["judges"], report["missing"]) == ({}, ["judge"])
+    assert not run.samples.exists()
+    assert not run.grades.exists()
+    sit(*judged, "train.steps=16", resume=True, stages=("judge", "report"))
+    assert run.info["judged_weights"] == weights(run)
+    assert tables.build(run)["missing"] == []
+    before = run.samples.read_bytes()
+    sit(*judged, "train.steps=16", resume=True, stages=("train",))  # nothing is left to train
+    assert (tables.build(run)["missing"], run.samples.read_bytes()) == ([], before)
 
 
 def kill_and_go_on(home: Path, kills: int, steps: int, seed: int, longest: float) -> None:

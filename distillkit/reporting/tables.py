@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DistillkitError
 from ..files import read_lines, write_json, write_text
 from ..records import Grade, Sample
-from ..runs import SCHEMA, Run
+from ..runs import SCHEMA, VERDICTS, Run
 from . import markdown, page, terminal, words
 
 if TYPE_CHECKING:
@@ -76,14 +76,14 @@ def build(run: Run, log: Rows | None = None) -> Report:
 
     `log` is the run's history, for those who have read it already.
     """
-    info, recipe_text = run.info, _recipe_text(run)
+    info, recipe_text = _of_these_weights(run.info), _recipe_text(run)
     report = {
         "schema": SCHEMA,
         "run": info.get("run") or run.name,
         "recipe": info.get("recipe") or run.path.parent.name,
         "status": info.get("status") or "not known",
         "started": info.get("started"),
-        "missing": missing(info, recipe_text),
+        "missing": _missing(info, recipe_text),
         "judges": info.get("judges") or {},
         "judges_protocol": info.get("judges_protocol") or {},
         "judges_design": info.get("judges_design") or {},
@@ -104,8 +104,20 @@ def build(run: Run, log: Rows | None = None) -> Report:
     return dict(plain(report))
 
 
-def missing(info: Mapping[str, Any], recipe_text: str) -> list[str]:
-    """The stages that the recipe asks for and that left no record of their end."""
+def _of_these_weights(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's record without verdicts on other weights: those of a student that was judged while it was trained."""
+    judged, own = info.get("judged_weights"), (info.get("training") or {}).get("weights_sha256")
+    if None in (judged, own) or judged == own:
+        return info
+    return {key: value for key, value in info.items() if key not in VERDICTS}
+
+
+def missing(run: Run) -> list[str]:
+    """The stages that a run's recipe asks for and that left no record of their end."""
+    return _missing(_of_these_weights(run.info), _recipe_text(run))
+
+
+def _missing(info: Mapping[str, Any], recipe_text: str) -> list[str]:
     try:
         recipe = tomllib.loads(recipe_text)
     except tomllib.TOMLDecodeError:
@@ -241,7 +253,7 @@ def listing(runs: Sequence[Run]) -> Rows:
 
 def _listed(run: Run) -> dict[str, Any]:
     try:
-        info = plain(run.info)
+        info = _of_these_weights(plain(run.info))
     except DistillkitError:
         info = {"status": "unreadable"}
     judge, metric, figures = _headline(info.get("judges") or {})
