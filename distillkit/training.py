@@ -314,7 +314,7 @@ class Training:
             return sequential(self.parts.corpus.held_out, context, table.batch_size, table.evaluate_batches)
 
         if table.checkpointing:
-            self._compute_again()
+            compute_again(self.parts.network, self.recipe.student.arch)
         return Job(
             model=self.parts.network,
             vocab_size=self.parts.tokenizer.vocab_size,
@@ -347,14 +347,6 @@ class Training:
     def reader(self) -> Reader | None:
         """Who asks the teacher about what the student has just written, where no logits join the step."""
         return Reader(self.parts, self.run.info.get("spent") or {}) if self.parts.reads_in_steps else None
-
-    def _compute_again(self) -> None:
-        """Have the network keep nothing of its blocks, if it can do without."""
-        if not hasattr(self.parts.network, "recompute"):
-            raise UsageError(
-                f"the student {self.recipe.student.arch!r} cannot do train.checkpointing", "Leave it out, or take gpt."
-            )
-        self.parts.network.recompute = True
 
     def _state(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
         """Where to begin; one process knows, and tells the others."""
@@ -459,6 +451,13 @@ def _without_figures(info: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in info.items() if key not in (*VERDICTS, "judged_weights", "sampling")}
     training = info.get("training") or {}
     return {**kept, "training": {key: value for key, value in training.items() if key == "seconds"}}
+
+
+def compute_again(network: Any, arch: str) -> None:
+    """Have a network keep nothing of its blocks, if it can do without."""
+    if not hasattr(network, "recompute"):
+        raise UsageError(f"the student {arch!r} cannot do train.checkpointing", "Leave it out, or take gpt.")
+    network.recompute = True
 
 
 def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings:
