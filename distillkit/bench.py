@@ -29,10 +29,10 @@ from .student import blas, precision
 from .student.drawing import Sampling
 from .student.generate import write
 from .student.gpt import Shape, count
-from .student.parallel import Lanes, keep_memory
+from .student.parallel import Lanes, compute_again, keep_memory
 from .student.train import Job, advance, asked, fresh
 from .student.trained import Trained, locate, parameters
-from .training import chunk_of, compute_again, settings, streams_of
+from .training import chunk_of, settings, streams_of
 
 if TYPE_CHECKING:
     from .reporting.words import Fact

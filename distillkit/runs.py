@@ -134,6 +134,18 @@ class Run:
 
         self.revise(ended)
 
+    def trains_on(self) -> None:
+        """Forget all that was said of its weights, which move from here on, but for the time that they took."""
+
+        def moved(info: dict[str, Any]) -> dict[str, Any]:
+            kept = {key: value for key, value in info.items() if key not in (*VERDICTS, "judged_weights", "sampling")}
+            training = info.get("training") or {}
+            return {**kept, "training": {key: value for key, value in training.items() if key == "seconds"}}
+
+        self.revise(moved)
+        for written in (self.samples, self.grades):
+            written.unlink(missing_ok=True)
+
     def record(self, **values: Any) -> None:
         """Add to `run.json`; what stood under the same keys is replaced."""
         self.revise(lambda info: {**info, **values})

@@ -26,14 +26,14 @@ from .files import read_lines, sweep
 from .onpolicy import Reader
 from .recipe import Recipe
 from .roles import Tracker
-from .runs import VERDICTS, Run
+from .runs import Run
 from .student import blas, precision
 from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
 from .student.onpolicy import OnPolicy, judged_in_all
 from .student.optimizer import AdamW, LearningRate, flat, grown
-from .student.parallel import Lanes, keep_memory
+from .student.parallel import Lanes, compute_again, keep_memory
 from .student.train import Job, Settings, State, asked, evaluate, fresh, restored, train
 from .student.trained import Trained, filled, locate
 from .student.world import ALONE, Share, World
@@ -88,7 +88,7 @@ class Training:
             self._announce(done)
             with self.world.together():
                 if self.world.writes:
-                    self._forget()
+                    self.run.trains_on()
             try:
                 state = train(job, state)
             except BaseException:
@@ -417,12 +417,6 @@ class Training:
         before = self.run.info.get("training", {}).get("seconds", 0.0)
         return {"seconds": round(before + time.perf_counter() - begun, 3)}
 
-    def _forget(self) -> None:
-        """The weights move from here on: nothing is left that was said of them, but for the time that they took."""
-        self.run.revise(_without_figures)
-        for written in (self.run.samples, self.run.grades):
-            written.unlink(missing_ok=True)
-
     def _saved(self, job: Job) -> dict[str, Any]:
         """What a sitting came to that did not end: the state that the next one goes on from."""
         saved, _ = checkpoints.newest_good(self.run.checkpoints)
@@ -445,19 +439,6 @@ class Training:
             "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
             **judged_in_all(rows),
         }
-
-
-def _without_figures(info: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in info.items() if key not in (*VERDICTS, "judged_weights", "sampling")}
-    training = info.get("training") or {}
-    return {**kept, "training": {key: value for key, value in training.items() if key == "seconds"}}
-
-
-def compute_again(network: Any, arch: str) -> None:
-    """Have a network keep nothing of its blocks, if it can do without."""
-    if not hasattr(network, "recompute"):
-        raise UsageError(f"the student {arch!r} cannot do train.checkpointing", "Leave it out, or take gpt.")
-    network.recompute = True
 
 
 def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings:
