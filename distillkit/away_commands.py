@@ -76,10 +76,12 @@ def _exported(ctx: click.Context, run: Run, folder: Path, kind: str, options: di
 
 
 def _reported(run: Run) -> Run:
-    """A run with a report, for the card is made of it."""
-    if not run.report.is_file():
-        from .reporting import tables
+    """A run with a report of what it is now, for the card is made of it."""
+    from .files import read_json
+    from .reporting import tables
 
+    told, now = read_json(run.report) if run.report.is_file() else {}, tables.build(run)
+    if any(told.get(key) != now[key] for key in ("training", "judges", "missing")):
         tables.write(run)
     return run
 

@@ -25,11 +25,11 @@ from .assembly import Assembly
 from .data.batches import Batch
 from .runs import Run
 from .soft import ANSWERS, STORE
-from .student import blas
+from .student import blas, precision
 from .student.drawing import Sampling
 from .student.generate import write
 from .student.gpt import Shape, count
-from .student.parallel import Lanes, keep_memory
+from .student.parallel import Lanes, compute_again, keep_memory
 from .student.train import Job, advance, asked, fresh
 from .student.trained import Trained, locate, parameters
 from .training import chunk_of, settings, streams_of
@@ -123,15 +123,22 @@ class Subject:
         rest = np.full(batch.hard.shape, np.log(0.1), np.float32)
         return replace(batch, soft_ids=ids, soft_log_probs=even, soft_residual=rest, has_soft=batch.weight)
 
+    @property
+    def precision(self) -> str:
+        """What a step of the train stage is computed in here."""
+        return precision.chosen(self.table.precision)
+
     def job(self) -> Job:
         """What the train stage would do, but for the text and for files: there are none."""
+        if self.table.checkpointing:
+            compute_again(self.student.model, self.parts.recipe.student.arch)
         return Job(
             model=self.student.model,
             vocab_size=self.vocab_size,
             mixer=self.parts.mixer,
             batch=self.batch,
             validation=tuple,
-            settings=settings(self.parts.recipe, chunk_of(self.table, self.vocab_size)),
+            settings=settings(self.parts.recipe, chunk_of(self.table, self.vocab_size), self.precision),
             student={},
             facts={},
             folder=Path(os.devnull),
@@ -177,7 +184,8 @@ def _training(subject: Subject, steps: int) -> tuple[Report, int]:
     held = mx.get_active_memory()
     mx.reset_peak_memory()
     speeds = _speeds(subject.step_tokens, [_seconds(lambda: advance(job, state)) for _ in range(steps)])
-    return {**speeds, "teacher": subject.teacher is not None}, mx.get_peak_memory() - held
+    how = {"teacher": subject.teacher is not None, "precision": subject.precision}
+    return {**speeds, **how}, mx.get_peak_memory() - held
 
 
 def _writing(subject: Subject, rows: int) -> Report:
@@ -292,10 +300,12 @@ def text(report: Mapping[str, Any]) -> str:
     if report["accumulate"] > 1:
         size += f", {report['accumulate']} of them a training step"
     about = Text(f"Batches of {size}; medians of {report['steps']}, where nothing else is said.", "dim")
-    taught = ", the teacher's forward pass" if report["training"]["teacher"] else ""
+    training = report["training"]
+    taught = ", the teacher's forward pass" if training["teacher"] else ""
+    lowered = f" in {training['precision']}" if training["precision"] != "float32" else ""
     facts = {
         "reading": _speed_facts(report["forward"], "batch", "a forward pass to logits"),
-        "training": _speed_facts(report["training"], "step", f"forward, backward, optimizer{taught}; on a copy"),
+        "training": _speed_facts(training, "step", f"forward, backward, optimizer{taught}{lowered}; on a copy"),
         "writing": [_writing_fact(row) for row in report["generation"]],
         "memory": _memory_facts(report),
         "machine": _machine_facts(report),

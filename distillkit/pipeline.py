@@ -59,7 +59,7 @@ class Pipeline:
                     raise self.run.busy
                 self._training().check()
             write_text(self.run.recipe, self.recipe.to_toml())
-        with self._recorded():
+        with self._recorded(stages):
             for stage in stages:
                 with self._timed(stage), self.parts.plugins.named(f"in the stage {stage}"):
                     getattr(self, stage)()
@@ -160,7 +160,8 @@ class Pipeline:
         """Let the student write, and the judges grade."""
         from .student import Trained
 
-        subject = Subjects(self.parts, self.run).subject(Trained.load(self.run.path), self.others)
+        student = Trained.load(self.run.path)
+        subject = Subjects(self.parts, self.run).subject(student, self.others)
         spent = dict(self.run.info.get("spent_on_judges") or {})
         jury = Jury(self.parts, spent, lambda spent: self.run.record(spent_on_judges=spent))
         verdicts, lower = [], {}
@@ -178,13 +179,14 @@ class Pipeline:
             judges_protocol={v.judge: v.protocol.to_json() for v in verdicts},
             judges_design={v.judge: v.design for v in verdicts if v.design},
             lower_is_better=lower,
+            judged_weights=student.weights_sha256,
         )
 
     def report(self) -> None:
-        """Write the report from what the run folder holds; it is the last stage, so the run is done."""
+        """Write the report from what the run folder holds; the run is done if no stage is missing."""
         from .reporting import tables
 
-        self._ended("done", finished=now())
+        self._ended("unfinished" if tables.missing(self.run) else "done", finished=now())
         report = tables.write(self.run)
         for tracker in self.trackers:
             tracker.finish(report)
@@ -266,7 +268,7 @@ class Pipeline:
             self.run.revise(longer)
 
     @contextmanager
-    def _recorded(self) -> Iterator[None]:
+    def _recorded(self, stages: tuple[str, ...]) -> Iterator[None]:
         """Keep `status` true, whatever happens."""
         if not self.watched:
             self.run.begins()
@@ -285,7 +287,8 @@ class Pipeline:
             with suppress(OSError):  # what failed may have been the disk
                 self._ended("failed", error=told)
             raise
-        self._ended("done", finished=now())
+        if "report" not in stages:  # that stage has said it, as far as nothing is missing
+            self._ended("done", finished=now())
 
     def _ended(self, status: str, **more: Any) -> None:
         """Record how the run ended, unless that is for the process to say that trains it."""

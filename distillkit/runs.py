@@ -21,6 +21,7 @@ from .processes import gone, this
 SCHEMA = 1
 RUNNING, CUT_OFF = "running", "cut off"  # by whatever ended its process: nobody could say more
 CHECKSUM = "checksum"  # of all else that `run.json` says
+VERDICTS = ("judges", "judges_protocol", "judges_design", "lower_is_better")  # of the weights that were judged
 
 
 def home() -> Path:
@@ -132,6 +133,18 @@ class Run:
             return {**{key: value for key, value in info.items() if key != "error"}, "status": status, **more}
 
         self.revise(ended)
+
+    def trains_on(self) -> None:
+        """Forget all that was said of its weights, which move from here on, but for the time that they took."""
+
+        def moved(info: dict[str, Any]) -> dict[str, Any]:
+            kept = {key: value for key, value in info.items() if key not in (*VERDICTS, "judged_weights", "sampling")}
+            training = info.get("training") or {}
+            return {**kept, "training": {key: value for key, value in training.items() if key == "seconds"}}
+
+        self.revise(moved)
+        for written in (self.samples, self.grades):
+            written.unlink(missing_ok=True)
 
     def record(self, **values: Any) -> None:
         """Add to `run.json`; what stood under the same keys is replaced."""

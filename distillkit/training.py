@@ -33,7 +33,7 @@ from .student.gpt import GPT, initialise
 from .student.loss import chunk_rows
 from .student.onpolicy import OnPolicy, judged_in_all
 from .student.optimizer import AdamW, LearningRate, flat, grown
-from .student.parallel import Lanes, keep_memory
+from .student.parallel import Lanes, compute_again, keep_memory
 from .student.train import Job, Settings, State, asked, evaluate, fresh, restored, train
 from .student.trained import Trained, filled, locate
 from .student.world import ALONE, Share, World
@@ -86,11 +86,14 @@ class Training:
                 checkpoints.prune(self.run.checkpoints, self.recipe.train.keep, state.best_step)
         else:
             self._announce(done)
+            with self.world.together():
+                if self.world.writes:
+                    self.run.trains_on()
             try:
                 state = train(job, state)
             except BaseException:
                 if self.world.writes:
-                    self.run.record(training={**self.run.info.get("training", {}), **self._spent(begun)})
+                    self.run.record(training=self._saved(job) | self._spent(begun))
                 raise
         of_teacher = self._on_the_teachers_text(job)
         return self._came_to(state) | of_teacher | self._spent(begun) if self.world.writes else {}
@@ -308,7 +311,7 @@ class Training:
             return sequential(self.parts.corpus.held_out, context, table.batch_size, table.evaluate_batches)
 
         if table.checkpointing:
-            self._compute_again()
+            compute_again(self.parts.network, self.recipe.student.arch)
         return Job(
             model=self.parts.network,
             vocab_size=self.parts.tokenizer.vocab_size,
@@ -348,14 +351,6 @@ class Training:
         """What on-policy reading has cost goes into the run at once: a budget must outlive a killed process."""
         if self.world.writes and spent != self.run.info.get("spent"):
             self.run.record(spent=spent)
-
-    def _compute_again(self) -> None:
-        """Have the network keep nothing of its blocks, if it can do without."""
-        if not hasattr(self.parts.network, "recompute"):
-            raise UsageError(
-                f"the student {self.recipe.student.arch!r} cannot do train.checkpointing", "Leave it out, or take gpt."
-            )
-        self.parts.network.recompute = True
 
     def _state(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
         """Where to begin; one process knows, and tells the others."""
@@ -425,6 +420,11 @@ class Training:
         """The time of all sittings."""
         before = self.run.info.get("training", {}).get("seconds", 0.0)
         return {"seconds": round(before + time.perf_counter() - begun, 3)}
+
+    def _saved(self, job: Job) -> dict[str, Any]:
+        """What a sitting came to that did not end: the state that the next one goes on from."""
+        saved, _ = checkpoints.newest_good(self.run.checkpoints)
+        return self._came_to(restored(job.model, saved)) if saved else {}
 
     def _came_to(self, state: State) -> dict[str, Any]:
         table, context = self.recipe.train, self.parts.student.context

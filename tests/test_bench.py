@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,13 @@ import numpy as np
 import pytest
 from test_cli import TINY, distillkit
 
+from distillkit.assembly import Assembly
+from distillkit.bench import Subject
 from distillkit.files import file_digest
+from distillkit.plugins import Plugins, current
+from distillkit.recipe import load
+from distillkit.runs import Run, find
+from distillkit.student.train import advance, fresh
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 LATENCY = {"mean", "p50", "p95", "p99"}
@@ -55,7 +62,7 @@ def test_every_figure_is_there_and_positive_and_the_run_is_as_it_was(home: Path)
     assert (report["schema"], report["run"], report["step"]) == (1, "tiny/1", 6)
     assert (report["batch"], report["accumulate"], report["context"], report["steps"]) == (2, 1, 16, 3)
     assert set(report["forward"]) == SPEEDS
-    assert set(report["training"]) == SPEEDS | {"teacher"}
+    assert set(report["training"]) == SPEEDS | {"teacher", "precision"}
     for speeds in (report["forward"], report["training"]):
         assert set(speeds["latency_ms"]) == LATENCY
         assert all(value > 0 for value in (*speeds["latency_ms"].values(), speeds["of_matmul_rate"]))
@@ -82,6 +89,36 @@ def test_operations_are_those_of_the_shape_and_training_has_three_times_as_many(
     # The teacher is of the same shape and only reads; two batches make a step.
     assert taught["training"]["flops"] == 2 * (3 + 1) * taught["forward"]["flops"]
     assert (alone["training"]["teacher"], taught["training"]["teacher"]) == (False, True)
+
+
+def test_training_is_measured_in_the_precision_and_with_the_memory_of_the_recipe(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILLKIT_HOME", str(home))
+    run = find("tiny/1")
+    plain, lowered = (Subject(assembled(run, *how), run) for how in ((), LOWERED))
+    for subject, precision, recompute in ((plain, "float32", False), (lowered, "float16", True)):
+        job = subject.job()
+        assert (job.settings.precision, job.model.recompute) == (precision, recompute)
+        advance(job, fresh(job.model, job.settings.optimizer))
+
+
+LOWERED = ("train.precision=float16", "train.checkpointing=true")
+
+
+def assembled(run: Run, *overrides: str) -> Assembly:
+    plugins = Plugins.load()
+    return Assembly(plugins.check(load(str(run.recipe), overrides)), current())
+
+
+def test_the_table_says_in_what_precision_training_was_measured_where_it_is_not_float32(
+    home: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(home, tmp_path / "copy")
+    recipe = own / "reports/tiny/1/recipe.toml"
+    recipe.write_text(recipe.read_text().replace('precision = "auto"', 'precision = "float16"'))
+    said = [distillkit(folder, "bench", "tiny", "--steps", "1") for folder in (home, own)]
+    assert [("float" in done.stdout, done.returncode) for done in said] == [(False, 0), (True, 0)], said
 
 
 def test_a_batch_can_be_of_another_size_and_the_table_says_what_is_what(home: Path) -> None:

@@ -336,6 +336,17 @@ def test_the_card_is_one_that_the_hub_reads(monkeypatch: pytest.MonkeyPatch) -> 
         assert words in card.text
 
 
+def test_the_card_says_what_the_run_says_now_and_not_what_an_older_report_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with(TINY)
+    metric = {"value": 1.25, "low": 1.2, "high": 1.3, "n": 40}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for folder, judges in (("before", {"perplexity": {"bits_per_byte": metric}}), ("after", {})):
+        run.record(judges=judges)
+        assert command("export", run.name, "--to", folder, "--format", "hf").exit_code == 0
+    cards = [Path(folder, "README.md").read_text() for folder in ("before", "after")]
+    assert ["1.25 [1.2, 1.3]" in card for card in cards] == [True, False]
+
+
 # ---------------------------------------------------------------------------------------------- the command
 
 

@@ -70,6 +70,33 @@ def test_unfinished_runs_say_what_is_missing(tmp_path, lost, missing):
         assert "left no record" in (run.path / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("training", "imported", "missing"),
+    [
+        ({"steps": 600}, None, []),
+        ({"steps": 30, "loss": 5.0}, None, ["train"]),
+        ({"seconds": 4.0}, None, ["train"]),  # of a run from before steps were kept of what was interrupted
+        ({"steps": "many"}, None, ["train"]),
+        ({}, {"from": "model.npz"}, []),
+    ],
+)
+def test_a_student_is_trained_when_it_has_all_steps_of_its_recipe_or_came_from_elsewhere(
+    tmp_path, training, imported, missing
+):
+    run = make(tmp_path, training=training, imported=imported)
+    run.recipe.write_text(RECIPE + "[train]\nsteps = 600\n")
+    assert tables.build(run)["missing"] == missing
+
+
+def test_verdicts_on_other_weights_are_none_of_the_student(tmp_path):
+    run = make(tmp_path, judges_protocol={"perplexity": {"hash": "ab12"}}, judged_weights="ab" * 32)
+    assert (tables.build(run)["missing"], tables.listing([run])[0]["metric"]) == ([], "bits_per_byte")
+    run.record(judged_weights="cd" * 32)
+    report = tables.build(run)
+    assert (report["judges"], report["judges_protocol"], report["missing"]) == ({}, {}, ["judge"])
+    assert tables.listing([run])[0]["metric"] is None
+
+
 def test_an_empty_folder_has_a_report(tmp_path):
     run = Run(tmp_path / "quickstart" / "1")
     run.path.mkdir(parents=True)

@@ -25,10 +25,11 @@ from distillkit.assembly import Assembly
 from distillkit.data.batches import sequential
 from distillkit.errors import DistillkitError, Interrupted, TrainingError, UsageError
 from distillkit.files import read_lines
-from distillkit.pipeline import Pipeline, begin
+from distillkit.pipeline import STAGES, Pipeline, begin
 from distillkit.plugins import Plugins, current
 from distillkit.progress import Voice
 from distillkit.recipe import load
+from distillkit.reporting import tables
 from distillkit.runs import Run, find, newest
 from distillkit.student import Sampling, Trained
 from distillkit.student import checkpoint as checkpoints
@@ -348,6 +349,57 @@ def test_the_time_of_all_sittings_adds_up(home: Path) -> None:
     first = run.info["training"]["seconds"]
     sit(resume=True)
     assert run.info["training"]["seconds"] > first > 0
+
+
+def test_a_run_that_was_stopped_says_how_far_it_came_and_is_not_done_when_it_is_judged(home: Path) -> None:
+    run = stopped_at(5, 'judge.0.name="perplexity"')
+    came = run.info["training"]
+    assert (came["steps"], came["tokens"]) == (5, 5 * 2 * 2 * 16)
+    sit('judge.0.name="perplexity"', resume=True, stages=("judge", "report"))
+    report = tables.build(run)
+    assert (report["status"], report["missing"]) == ("unfinished", ["train"])
+    assert "not to the end" in tables.text(report)
+    sit('judge.0.name="perplexity"', resume=True, stages=("train", "judge", "report"))
+    report = tables.build(run)
+    assert (report["status"], report["missing"]) == ("done", [])
+
+
+def test_an_extended_run_that_is_stopped_has_no_figures_of_its_first_end(home: Path) -> None:
+    first = sit().info["training"]
+    with pytest.raises(TrainingError):
+        sit("train.steps=40", "train.learning_rate=1e30", resume=True)
+    run = newest("tiny")
+    (kept,) = checkpoints.every(run.checkpoints)[-1:]
+    assert run.info["training"]["steps"] == kept.step
+    assert weights(run) == checkpoints.weights_digest(kept.weights())
+    assert tables.build(run)["missing"] == ["train"]
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        sit(
+            *("train.steps=60", "tracker.0.name=diary", "tracker.0.file=diary"),
+            f"tracker.0.signal_at={kept.step + 2}",
+            resume=True,
+        )
+    again = run.info["training"]
+    assert (again["steps"], again["loss"] != first["loss"]) == (kept.step + 2, True)
+    assert weights(run) != first["weights_sha256"]
+
+
+def test_who_trains_on_has_no_verdicts_samples_or_grades_of_the_weights_before(home: Path) -> None:
+    judged = ('judge.0.name="perplexity"', "sampling.count=2", "sampling.max_tokens=4")
+    run = sit(*judged, stages=STAGES)
+    assert run.info["judged_weights"] == weights(run)
+    assert tables.build(run)["missing"] == []
+    sit(*judged, "train.steps=16", resume=True, stages=("train",))
+    report = tables.write(run)
+    assert (report["judges"], report["missing"]) == ({}, ["judge"])
+    assert not run.samples.exists()
+    assert not run.grades.exists()
+    sit(*judged, "train.steps=16", resume=True, stages=("judge", "report"))
+    assert run.info["judged_weights"] == weights(run)
+    assert tables.build(run)["missing"] == []
+    before = run.samples.read_bytes()
+    sit(*judged, "train.steps=16", resume=True, stages=("train",))  # nothing is left to train
+    assert (tables.build(run)["missing"], run.samples.read_bytes()) == ([], before)
 
 
 def kill_and_go_on(home: Path, kills: int, steps: int, seed: int, longest: float) -> None:

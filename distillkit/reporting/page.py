@@ -237,7 +237,9 @@ STAGES = {
 
 def lacks(report: Report) -> list[str]:
     """What this run did not do, one sentence a stage."""
-    return [f"{STAGES.get(stage, stage)}: the stage {stage!r} left no record." for stage in report["missing"]]
+    return [
+        f"{STAGES.get(stage, stage)}: the stage {stage!r} left no record of its end." for stage in report["missing"]
+    ]
 
 
 def lede(report: Report) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DistillkitError
 from ..files import read_lines, write_json, write_text
 from ..records import Grade, Sample
-from ..runs import SCHEMA, Run
+from ..runs import SCHEMA, VERDICTS, Run
 from . import markdown, page, terminal, words
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def build(run: Run, log: Rows | None = None) -> Report:
 
     `log` is the run's history, for those who have read it already.
     """
-    info, recipe_text = run.info, _recipe_text(run)
+    info, recipe_text = _of_these_weights(run.info), _recipe_text(run)
     report = {
         "schema": SCHEMA,
         "run": info.get("run") or run.name,
@@ -104,8 +104,20 @@ def build(run: Run, log: Rows | None = None) -> Report:
     return dict(plain(report))
 
 
+def _of_these_weights(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's record without verdicts on other weights: those of a student that was judged while it was trained."""
+    judged, own = info.get("judged_weights"), (info.get("training") or {}).get("weights_sha256")
+    if None in (judged, own) or judged == own:
+        return info
+    return {key: value for key, value in info.items() if key not in VERDICTS}
+
+
+def missing(run: Run) -> list[str]:
+    """The stages that a run's recipe asks for and that left no record of their end."""
+    return _missing(_of_these_weights(run.info), _recipe_text(run))
+
+
 def _missing(info: Mapping[str, Any], recipe_text: str) -> list[str]:
-    """The stages that the recipe asks for and that left no record."""
     try:
         recipe = tomllib.loads(recipe_text)
     except tomllib.TOMLDecodeError:
@@ -116,10 +128,21 @@ def _missing(info: Mapping[str, Any], recipe_text: str) -> list[str]:
     there = {
         "data": bool(info.get("data")),
         "label": bool(info.get("teacher")) or not teaches,
-        "train": bool(info.get("training")),
+        "train": _trained(info, recipe),
         "judge": bool(info.get("judges")) or not judges,
     }
     return [stage for stage, done in there.items() if not done]
+
+
+def _trained(info: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Whether the student was trained to the recipe's last step; one from elsewhere was trained there."""
+    if info.get("imported"):
+        return True
+    training, wanted = info.get("training") or {}, (recipe.get("train") or {}).get("steps")
+    if not isinstance(wanted, int):
+        return bool(training)
+    steps = training.get("steps")
+    return isinstance(steps, int) and steps >= wanted
 
 
 def _speed(metrics: Rows, seconds: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,7 +253,7 @@ def listing(runs: Sequence[Run]) -> Rows:
 
 def _listed(run: Run) -> dict[str, Any]:
     try:
-        info = plain(run.info)
+        info = _of_these_weights(plain(run.info))
     except DistillkitError:
         info = {"status": "unreadable"}
     judge, metric, figures = _headline(info.get("judges") or {})

@@ -137,7 +137,7 @@ def _limitations(report: Report, student: Trained) -> Iterator[str]:
     if training.get("epochs", 0) >= 4:
         yield f"It saw each token {training['epochs']:.1f} times, so it may repeat its training text word for word."
     yield from (str(warning) for warning in report.get("warnings") or [])
-    yield from (f"The stage {stage!r} of its run left no record." for stage in report.get("missing") or [])
+    yield from (f"The stage {stage!r} of its run left no record of its end." for stage in report.get("missing") or [])
 
 
 def _made(run: Run, report: Report) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,5 @@
-"""Several cores at work on one step: parts of a batch, each on an MLX stream of its own; memory that stays at hand.
+"""Several cores at work on one step: parts of a batch, each on an MLX stream of its own; memory that stays
+at hand, or is not needed.
 
 On the CPU an MLX stream is one thread, so a part a stream uses all cores. One thread, the caller's, builds all
 graphs and hands them to MLX in one evaluation; MLX feeds the streams. Results come back in the order of the
@@ -11,16 +12,24 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..errors import UsageError
 from .blas import cores
 
 T = TypeVar("T")
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
+
+
+def compute_again(network: Any, arch: str) -> None:
+    """Have a network keep nothing of its blocks, if it can do without."""
+    if not hasattr(network, "recompute"):
+        raise UsageError(f"the student {arch!r} cannot do train.checkpointing", "Leave it out, or take gpt.")
+    network.recompute = True
 
 
 def keep_memory() -> None:

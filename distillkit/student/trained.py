@@ -21,9 +21,10 @@ from ..plugins import current
 from ..records import Sample
 from ..roles import Student
 from ..runs import bundled_checkpoint, bundled_checkpoints, find
-from .checkpoint import Checkpoint, newest_good
+from .checkpoint import Checkpoint, newest_good, weights_digest
 from .drawing import Sampling
 from .generate import logits_of, write
+from .optimizer import flat
 from .score import Scored, score_tokens
 
 BATCH = 32
@@ -70,6 +71,11 @@ class Trained:
             raise CorruptError(f"the weights in {checkpoint.path} are not those of its student: {error}") from error
         mx.eval(model.parameters())
         return cls(model, Tokenizer.load(tokenizer), student.context, _fingerprint(checkpoint, tokenizer))
+
+    @property
+    def weights_sha256(self) -> str:
+        """The SHA-256 of its weights, as a run records it of what it trained."""
+        return weights_digest(flat(self.model.trainable_parameters()))
 
     def logits(self, tokens: mx.array) -> mx.array:
         """Logits [B, T, V] of tokens [B, T]."""
