@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
+Told = Callable[[Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Reader:
     What that has cost is told each time, for a process that is killed says nothing at its end.
     """
 
-    def __init__(self, parts: Assembly, spent: Mapping[str, float], told: Callable[[dict[str, float]], None]) -> None:
+    def __init__(self, parts: Assembly, spent: Mapping[str, float], told: Told | None = None) -> None:
         table = cast(TeacherTable, parts.recipe.teacher)
         self.parts, self.teacher, self.aligner = parts, parts.teacher, Aligner(parts.tokenizer)
         self.width = table.top_logprobs
@@ -93,7 +94,8 @@ class Reader:
         finally:
             if done.spent:
                 self.terms = replace(self.terms, spent=done.spent)
-                self.told(dict(done.spent))
+                if self.told:
+                    self.told(done.spent)
         return done.replies
 
 

@@ -150,6 +150,11 @@ class Run:
         """Add to `run.json`; what stood under the same keys is replaced."""
         self.revise(lambda info: {**info, **values})
 
+    def spends(self, spent: Mapping[str, float]) -> None:
+        """Record what teachers have cost so far, at once: a budget must outlive a process that is killed."""
+        if dict(spent) != self.info.get("spent"):
+            self.record(spent=dict(spent))
+
     def revise(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Change what `run.json` says. Of two processes that do so at once, the second sees what the first has said."""
         file = self.path / "run.json"

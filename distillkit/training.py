@@ -345,12 +345,7 @@ class Training:
         """Who asks the teacher about what the student has just written, where no logits join the step."""
         if not self.parts.reads_in_steps:
             return None
-        return Reader(self.parts, self.run.info.get("spent") or {}, self._keep_what_was_spent)
-
-    def _keep_what_was_spent(self, spent: dict[str, float]) -> None:
-        """What on-policy reading has cost goes into the run at once: a budget must outlive a killed process."""
-        if self.world.writes and spent != self.run.info.get("spent"):
-            self.run.record(spent=spent)
+        return Reader(self.parts, self.run.info.get("spent") or {}, self.run.spends if self.world.writes else None)
 
     def _state(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
         """Where to begin; one process knows, and tells the others."""

@@ -61,7 +61,7 @@ def test_a_reader_with_the_students_tokens_thinks_what_its_logits_say(home: Path
     tokenizer, end = parts.tokenizer, parts.tokenizer.end_of_text
     one, two = tokenizer.encode("One day, a fox"), tokenizer.encode("The moon was big.")
     rows = np.array([[*one, end, *two][:14], [*two, end, *one][:14]], np.int32)
-    ids, logs, residuals, has = Reader(parts, {}, dict)(rows)
+    ids, logs, residuals, has = Reader(parts, {})(rows)
     teacher = Trained.load("tiny")
     for row, tokens in enumerate(rows):
         at = int(np.flatnonzero(tokens == end)[0])
@@ -79,7 +79,7 @@ def test_with_other_tokens_it_thinks_something_at_some_places(home: Path) -> Non
     parts = assemble(*FOREIGN, *READS[1:])
     text = "One day, a little fox went home. " * 2
     tokens = np.array([parts.tokenizer.encode(text)], np.int32)
-    ids, logs, residuals, has = Reader(parts, {}, dict)(tokens)
+    ids, logs, residuals, has = Reader(parts, {})(tokens)
     assert ids.shape == (1, tokens.shape[1] - 1, 10)
     assert has.mean() > 0.3
     mass = np.exp(logs).sum(axis=-1) + np.exp(residuals)
@@ -90,7 +90,7 @@ def test_with_other_tokens_it_thinks_something_at_some_places(home: Path) -> Non
 def test_a_text_that_is_refused_has_no_soft_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = assemble(*FOREIGN, *READS[1:])
     monkeypatch.setattr(Checkpoint, "_read", lambda self, request: (request, Answer("", finish="content_filter")))
-    *_, has = Reader(parts, {}, dict)(np.array([parts.tokenizer.encode("One day, a fox")], np.int32))
+    *_, has = Reader(parts, {})(np.array([parts.tokenizer.encode("One day, a fox")], np.int32))
     assert not has.any()
 
 
