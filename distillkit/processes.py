@@ -10,6 +10,8 @@ import platform
 from functools import cache
 from pathlib import Path
 
+STAT = "/proc/{}/stat"  # on Linux
+
 
 @cache
 def place() -> str:
@@ -24,8 +26,19 @@ def place() -> str:
 def born(pid: int) -> str:
     """When a process began, in the system's own count, or nothing where it does not say: numbers are used again."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(STAT.format(pid)).read_text().rpartition(")")[2].split()[19]
     except OSError:
+        return _born_by_ps(pid)
+
+
+def _born_by_ps(pid: int) -> str:
+    """The same where there is no /proc, as on a Mac: to the second."""
+    import subprocess
+
+    command, always = ["ps", "-o", "lstart=", "-p", str(pid)], {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
+    try:
+        return subprocess.run(command, env=always, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
         return ""
 
 
@@ -47,4 +60,9 @@ def this() -> tuple[str, int, str]:
 
 def gone(where: str, pid: int, since: str) -> bool:
     """Whether a process has surely ended; one of another place may live."""
-    return where == place() and (not alive(pid) or born(pid) != since)
+    if where != place():
+        return False
+    if not alive(pid):
+        return True
+    now = born(pid)
+    return bool(now and since) and now != since  # else nobody knows whether the number was used again

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 from small import small
 from test_teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
 
+from distillkit import processes
 from distillkit.errors import CorruptError, DistillkitError, UsageError
 from distillkit.packing import pack, unpack
 from distillkit.progress import Voice
@@ -318,6 +320,19 @@ def test_a_process_number_that_was_used_again_is_nobodys_claim(tmp_path: Path) -
     with claimer(tmp_path), Cache(tmp_path) as cache:
         cache._rows._sql("UPDATE Owners SET born = '1'")
         assert cache.claim(["a"]) == {"a"}
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps")
+def test_where_there_is_no_proc_a_number_that_was_used_again_is_known_by_ps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "STAT", "/nowhere/{}")
+    where, pid, since = processes.this()
+    assert since
+    assert not processes.gone(where, pid, since)
+    assert processes.gone(where, pid, "Thu Jan  1 00:00:00 1970")
+    monkeypatch.setenv("PATH", "")  # nobody says when it began
+    assert processes.this() == (where, pid, "")
+    assert not processes.gone(where, pid, since)
+    assert not processes.gone(where, pid, "")
 
 
 # ------------------------------------------------------------------------------------------ two that label at once
