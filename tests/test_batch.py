@@ -417,6 +417,26 @@ def test_a_damaged_state_is_said_and_nothing_is_sent(provider: Any, cache: Cache
     assert there.files == {}
 
 
+@pytest.mark.parametrize("left", [0, 3], ids=["lost", "cut short"])
+def test_what_was_paid_for_is_not_dropped_where_nobody_knows_what_was_asked(
+    provider: Any, cache: Cache, left: int
+) -> None:
+    there, url = provider
+    there.looks = 1
+    with pytest.raises(LimitReached, match="1 batch is pending"):
+        send(batcher(url), prompts(5), cache, wait=False)
+    (asked,) = (cache.folder.parent / "batches").glob("*.asked.jsonl")
+    whole = asked.read_bytes()
+    asked.unlink() if left == 0 else asked.write_bytes(b"".join(whole.splitlines(keepends=True)[:left]))
+    pending._asked.cache_clear()  # as another process finds it
+    with pytest.raises(CorruptError, match=rf"names {left} of the 5 requests of its batch"):
+        send(batcher(url), prompts(5), cache)
+    asked.write_bytes(whole)
+    pending._asked.cache_clear()
+    assert texts(send(batcher(url), prompts(5), cache)) == TO[:5]
+    assert len(there.batches) == 1
+
+
 # ------------------------------------------------------------------------------------------- other processes
 
 SITTING = """

@@ -57,7 +57,14 @@ class Part:
     @property
     def asked(self) -> dict[str, dict[str, Any]]:
         """What was asked, under its keys."""
-        return _asked(self._asked_file)
+        found = _asked(self._asked_file)
+        if len(found) != self.count and self.path.exists():  # else another process has just dropped it
+            raise CorruptError(
+                f"{self._asked_file} names {len(found)} of the {self.count} requests of its batch",
+                f"Bring it back, or look for the batch at the provider and delete {self.path}; "
+                "what it asked is asked again.",
+            )
+        return found
 
     @property
     def _asked_file(self) -> Path:
