@@ -29,7 +29,7 @@ from distillkit.errors import CorruptError, LimitReached, TeacherError, UsageErr
 from distillkit.progress import Voice
 from distillkit.records import REFUSED, Price, Request, Token, Usage
 from distillkit.roles import Teacher
-from distillkit.teachers import pending, upkeep
+from distillkit.teachers import batch, pending, upkeep
 from distillkit.teachers.asking import Terms, upper
 from distillkit.teachers.batch import Limits, label_in_batches
 from distillkit.teachers.cache import Cache
@@ -415,6 +415,30 @@ def test_a_damaged_state_is_said_and_nothing_is_sent(provider: Any, cache: Cache
         send(batcher(url), prompts(1), cache)
     assert "delete the file" in error.value.hint
     assert there.files == {}
+
+
+def test_what_another_process_collects_during_a_look_is_not_given_up(
+    provider: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, url = provider
+    there.looks = 1
+    with pytest.raises(LimitReached, match="1 batch is pending"):
+        send(batcher(url), prompts(5), cache, wait=False)
+    look, looks = batch._Stage._pending, []
+
+    with Cache(cache.folder) as other:
+        (part,) = pending.parts(cache.folder.parent / "batches")
+        assert other.claim([part.id])  # it is at it
+
+        def late(stage: Any) -> bool:
+            looks.append(stage)
+            if len(looks) == 1:
+                send(batcher(url), prompts(5), other)
+            return look(stage)
+
+        monkeypatch.setattr(batch._Stage, "_pending", late)
+        assert texts(send(batcher(url), prompts(5), cache)) == TO[:5]
+    assert len(there.batches) == 1
 
 
 @pytest.mark.parametrize("left", [0, 3], ids=["lost", "cut short"])

@@ -140,7 +140,9 @@ class _Stage:
         self._send()
         self.done.found = self._known(self.wanted)
         if self.missing and not self._pending():
-            self._give_up()
+            self.done.found = self._known(self.wanted)  # another process may have collected them between the two looks
+            if self.missing:
+                self._give_up()
         self.cache.free()
         return bool(self.missing)
 
