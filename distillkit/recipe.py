@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
 from .blame import Loc, Tree, dotted, explain, quoted
 from .errors import RecipeError
@@ -64,6 +64,15 @@ class Part(NamedTuple):
     options: dict[str, Any]
 
 
+def _each_once(judges: list[JudgeTable]) -> list[JudgeTable]:
+    """What a judge says is kept under its name, so a second one of that name would write over the first."""
+    names = [judge.name for judge in judges]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        several = ", ".join(map(quoted, twice))
+        raise ValueError(f"{several} judges twice, expected each judge once; with other options, judge a second run")
+    return judges
+
+
 class Recipe(Table):
     """A whole recipe, resolved and validated, but for the options of its plugins."""
 
@@ -77,7 +86,9 @@ class Recipe(Table):
     mixer: MixerTable = Field(default_factory=MixerTable)
     train: TrainTable = Field(default_factory=TrainTable)
     sampling: SamplingTable = Field(default_factory=SamplingTable)
-    judge: list[JudgeTable] = Field(default_factory=lambda: [JudgeTable(name="perplexity")])
+    judge: Annotated[list[JudgeTable], AfterValidator(_each_once)] = Field(
+        default_factory=lambda: [JudgeTable(name="perplexity")]
+    )
     tracker: list[TrackerTable] = Field(default=[])
 
     _origin: Origin = PrivateAttr(default_factory=Origin)

@@ -83,6 +83,14 @@ def test_a_judge_may_have_a_teacher_of_its_own():
     assert (teacher.max_tokens, teacher.options) == (9, {"model": "m"})
 
 
+def test_a_judge_that_stands_twice_is_refused_before_it_is_paid():
+    twice = "[[judge]]\nname = 'rubric'\nscale = 5\n[[judge]]\nname = 'rubric'\nscale = 9"
+    told = refused(f'name = "x"\n{twice}')
+    assert "my.toml: judge: found [a table, a table]: 'rubric' judges twice, expected each judge once" in told
+    assert "judge a second run" in told
+    assert "'perplexity' judges twice" in refused('name = "x"', "judge.1.name=perplexity")
+
+
 def test_parts_name_every_plugin_of_a_recipe():
     text = """
         name = "x"
@@ -429,7 +437,7 @@ def whole(draw):
             "teacher": draw(st.none() | options.map(lambda own: {**own, "provider": "groq", "stop": ['"\n']})),
             "mixer": draw(options),
             "train": {"steps": draw(st.integers(1, 10**9)), "chunk": draw(st.sampled_from([1, 4, "auto"]))},
-            "judge": draw(st.lists(options.map(lambda own: {**own, "name": "a"}), max_size=2)),
+            "judge": [{**own, "name": f"judge{i}"} for i, own in enumerate(draw(st.lists(options, max_size=2)))],
         }
     )
 
