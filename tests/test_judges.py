@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -494,6 +495,14 @@ def test_diversity_is_what_counting_by_hand_says() -> None:
     assert found["words"] == pytest.approx(5)
     assert found["repetition"] == pytest.approx(0)
     assert by(Diversity(), ["a b c d a b c d a b c d"])["repetition"] == pytest.approx(1 - 4 / 9)
+
+
+def test_what_was_written_at_another_temperature_does_not_decide_how_diverse_a_text_is() -> None:
+    texts = ["The fox ran into the wood and slept.", "The fox ran home to sleep in bed."]
+    warm = [replace(story(f"p{i}#{k}", t), temperature=k) for k in (0.0, 1.0) for i, t in enumerate(texts)]
+    alone, found = by(Diversity(), texts), protocol.judge(Diversity(), SimpleNamespace(samples=warm)).metrics  # type: ignore[arg-type]
+    for metric, value in alone.items():
+        assert [found[metric + at].value for at in ("", "@0", "@1")] == pytest.approx([value] * 3)
 
 
 def test_self_bleu_is_nltks_way_of_counting_and_one_for_copies() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pydantic import Field
 
-from distillkit import Grade, Judge, Metric, Subject, hookimpl
+from distillkit import Grade, Judge, Metric, Sample, Subject, hookimpl
 
 Words = Sequence[str]
 ORDERS = (1, 2, 3, 4)  # of BLEU
@@ -29,12 +29,20 @@ class Diversity(Judge):
         repeated: int = Field(4, ge=1, description="length of the n-grams whose repetition inside a sample is counted")
 
     def grade(self, subject: Subject) -> Iterator[Grade]:
+        """Samples of one temperature together, apart from those of any other: they are figures of their own."""
+        groups = defaultdict[float | None, list[Sample]](list)
+        for sample in subject.samples:
+            groups[sample.temperature].append(sample)
+        for samples in groups.values():
+            yield from self._together(samples)
+
+    def _together(self, samples: Sequence[Sample]) -> Iterator[Grade]:
         """What each sample adds. A thing that stands in three places is a third new in each of them.
 
-        So the weighted means are the figures of all samples together, and still each sample has its part.
+        So the weighted means are the figures of these samples together, and still each sample has its part.
         """
-        texts = [re.findall(r"\w+(?:['\u2019]\w+)*", sample.completion.lower()) for sample in subject.samples]
-        ids = [sample.id for sample in subject.samples]
+        texts = [re.findall(r"\w+(?:['\u2019]\w+)*", sample.completion.lower()) for sample in samples]
+        ids = [sample.id for sample in samples]
         for n in self.options.distinct:
             grams = [_grams(text, n) for text in texts]
             for name, news, own in zip(ids, _news(grams), grams, strict=True):
