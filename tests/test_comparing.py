@@ -255,6 +255,15 @@ def test_grades_of_another_protocol_are_refused(tmp_path):
     assert compare.compare([a, b], anyway=True)["anyway"] is False  # nothing to be said where all is well
 
 
+def test_a_judge_that_gave_nothing_does_not_keep_runs_apart(tmp_path):
+    runs = [make(tmp_path, f"{name}/1") for name in "ab"]
+    for run, models in zip(runs, (["m1"], []), strict=True):
+        given = {"a over b": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}} if models else {}
+        judged = {"pairwise": {"hash": str(models), "facts": {"models": models}}}
+        run.record(judges={**run.info["judges"], "pairwise": given}, judges_protocol=judged)
+    assert row(compare.compare(runs), "loss")["n"] == 60
+
+
 def test_a_protocol_that_nobody_recorded_is_a_note(tmp_path):
     a, b = study(tmp_path, 2)
     b.record(judges_protocol={})

@@ -114,8 +114,9 @@ def _judges(found: Sequence[Side]) -> list[str]:
 
 
 def _apart(found: Sequence[Side], judge: str) -> str:
-    """One judge's unequal protocols in words, or nothing."""
-    known = {side.name: protocol for side in found if (protocol := side.protocol(judge)) is not None}
+    """One judge's unequal protocols in words, or nothing. Where it gave no figures, there is nothing to compare."""
+    graded = [side for side in found if side.report["judges"].get(judge)]
+    known = {side.name: protocol for side in graded if (protocol := side.protocol(judge)) is not None}
     by_hash: dict[Any, list[str]] = {}
     for name, protocol in known.items():
         by_hash.setdefault(protocol.get("hash"), []).append(name)
