@@ -202,6 +202,17 @@ def test_differences_carry_their_sign():
     assert words.interval({"value": -0.001, "low": -0.9, "high": 0.9}, signed=True) == "0.00 [-0.90, 0.90]"
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *[(999, "999"), (1000, "1k"), (999_499, "999k"), (999_500, "1M"), (1_073_920, "1.07M")],
+        *[(999_499_999, "999M"), (999_500_000, "1B"), (12_345_678_900, "12.3B")],
+    ],
+)
+def test_a_large_number_has_three_digits_whatever_it_is_rounded_to(value, said):
+    assert words.short(value) == said
+
+
 def test_what_is_printed_is_compact_and_aligned(tmp_path):
     printed = tables.text(tables.build(make(tmp_path)))
     rows = printed.splitlines()

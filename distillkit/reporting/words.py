@@ -73,7 +73,7 @@ def size(value: float) -> str:
 def short(value: int) -> str:
     """A large number in three digits: 1.07M."""
     for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
+        if value >= 0.9995 * limit:  # 999,500 is rounded to a million, and told as such
             return f"{value / limit:.3g}{letter}"
     return str(value)
 
