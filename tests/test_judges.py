@@ -652,6 +652,8 @@ def test_judges_are_calibrated_by_people(home: Path, server: Provider, tmp_path:
         ("sample,grammar\ns#0,8\ns#1,nan", r"people\.csv, line 3, grammar: found 'nan', expected a number"),
         ("sample,criterion,score\ns#0,grammar,-inf", r"people\.csv, line 2, grammar: found '-inf', expected a number"),
         ("sample,grammar\na,1,2", "line 2 has more fields"),
+        ("sample,score,criterion\ns#0,4", r"people\.csv, line 2 has a score, but ends before"),
+        ("grammar,sample\n4", r"people\.csv, line 2 has a score, but ends before"),
         ("sample,grammar\nnobody,1", "no sample was graded by people and by a judge"),
         ("sample,criterion,score\ns#0,plot,1", "no sample was graded by people and by a judge"),
     ],

@@ -66,10 +66,12 @@ def _given(row: Mapping[str | None, Any], where: str) -> list[tuple[str, str, st
     pairs = {str(name): value for name, value in row.items() if name not in NAMES}
     if "criterion" in row and "score" in row:
         pairs = {row["criterion"]: row["score"]}
+    pairs = {name: value for name, value in pairs.items() if (value or "").strip()}
+    if pairs and None in (row["sample"], *pairs):  # a short row ends in fields of None
+        raise UsageError(f"{where} has a score, but ends before its sample or criterion", EXAMPLE)
     return [
         (row.get("person") or "", name.strip(), row["sample"], _number(value, f"{where}, {name}"))
         for name, value in pairs.items()
-        if (value or "").strip()
     ]
 
 
