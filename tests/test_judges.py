@@ -448,6 +448,17 @@ def test_pairs_are_asked_in_both_orders_and_a_change_of_mind_is_a_tie() -> None:
     assert "strength of best" not in fickle
 
 
+def test_runs_that_never_met_have_win_rates_and_no_strengths() -> None:
+    """Two pairs of runs, each with prompts of its own."""
+    a, b, c, d = (
+        Asked([story(f"{prompts}{i}#0", f" good {name} {i}.") for i in range(5)], Judge(), name=name)
+        for prompts, name in ("pa", "pb", "qc", "qd")
+    )
+    a.others = [b, c, d]
+    found = protocol.judge(Pairwise(), a).metrics  # type: ignore[arg-type]
+    assert {name for name in found if " of " in name or " over " in name} == {"a over b", "c over d"}
+
+
 def test_pairs_need_others_prompts_in_common_and_names() -> None:
     alone = protocol.judge(Pairwise(), of_run("a", 1, random.Random(0)))  # type: ignore[arg-type]
     assert (alone.grades, alone.metrics) == ([], {})

@@ -24,7 +24,7 @@ from .paired import (
     verdict,
 )
 from .quantiles import normal_quantile, t_quantile, t_two_sided
-from .rates import Strength, bradley_terry, wilson
+from .rates import Strength, all_met, bradley_terry, wilson
 
 __all__ = [
     "BETTER",
@@ -36,6 +36,7 @@ __all__ = [
     "Kappa",
     "Mean",
     "Strength",
+    "all_met",
     "bootstrap_ratio",
     "bootstrap_test",
     "bradley_terry",

@@ -41,16 +41,20 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
     return low, min(1.0, float(middle + reach)) if successes < n else 1.0
 
 
+def all_met(wins: NDArray[Any]) -> bool:
+    """Whether every two players met, at least through others, so that their strengths compare."""
+    return _all_reach_all((wins + wins.T) > 0)
+
+
 def bradley_terry(wins: NDArray[Any], level: float = LEVEL) -> list[Strength]:
     """The strengths of players of whom i beat j wins[i, j] times; ties are half a win each."""
     w = np.asarray(wins, np.float64).copy()
     np.fill_diagonal(w, 0)
     smoothed = not _all_reach_all(w > 0)
     if smoothed:
-        met = (w + w.T) > 0
-        if not _all_reach_all(met):
+        if not all_met(w):
             raise ValueError("some of these never met, not even through others, so their strengths do not compare")
-        w = w + 0.5 * met
+        w = w + 0.5 * ((w + w.T) > 0)
     strengths = _most_likely(w)
     reach = normal_quantile((1 + level) / 2) * _errors(w, strengths)
     return [Strength(s, s - r, s + r, smoothed) for s, r in zip(strengths.tolist(), reach.tolist(), strict=True)]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from distillkit import Grade, Judge, Metric, Request, Sample, Subject, UsageError, hookimpl
 from distillkit.judging.fence import fenced, mark_of, readings, strictly
-from distillkit.stats import bradley_terry, wilson
+from distillkit.stats import all_met, bradley_terry, wilson
 
 SYSTEM = (
     "You compare stories. Two students were given the same beginning and went on with it. You say whose continuation "
@@ -136,11 +136,11 @@ def _better(reply: Mapping[str, Any]) -> str:
 
 
 def _strengths(wins: Mapping[tuple[str, str], float]) -> dict[str, Metric]:
-    """Bradley-Terry strengths of more than two runs."""
+    """Bradley-Terry strengths of more than two runs, if all of them met: the win rates stand without them, too."""
     names = [*dict.fromkeys(name for pair in wins for name in pair)]
-    if len(names) < 3:
-        return {}
     table = np.array([[wins.get((a, b), 0.0) for b in names] for a in names])
+    if len(names) < 3 or not all_met(table):
+        return {}
     games = (table + table.T).sum(axis=1)
     found = zip(names, bradley_terry(table), games.tolist(), strict=True)
     return {f"strength of {name}": Metric(s.value, s.low, s.high, round(n)) for name, s, n in found}
