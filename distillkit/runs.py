@@ -21,7 +21,8 @@ from .processes import gone, this
 SCHEMA = 1
 RUNNING, CUT_OFF = "running", "cut off"  # by whatever ended its process: nobody could say more
 CHECKSUM = "checksum"  # of all else that `run.json` says
-VERDICTS = ("judges", "judges_protocol", "judges_design", "lower_is_better")  # of the weights that were judged
+# Of the weights that were judged.
+VERDICTS = ("judges", "judges_protocol", "judges_design", "lower_is_better", "together")
 
 
 def home() -> Path:

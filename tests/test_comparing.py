@@ -91,6 +91,28 @@ def test_judges_say_of_what_less_is_better(tmp_path):
     assert row(compare.compare(runs(2)), "repetition")["verdict"] == "better"
 
 
+def test_what_was_counted_over_other_samples_is_not_compared(tmp_path):
+    def run(name: str, prompts: int, warmths: tuple[float, ...]):
+        ids = [(f"p{i}#{k}", t) for k, t in enumerate(warmths) for i in range(prompts)]
+        samples = [Sample(sample, f"Beginning {sample.partition('#')[0]}", " x", 0, t) for sample, t in ids]
+        grades = [Grade("distinct", 0.5 + i / 99, sample=sample) for i, (sample, _) in enumerate(ids)]
+        grades += [Grade("words", 5.0, sample=sample) for sample, _ in ids]
+        figures = {metric: {"value": 0.5} for metric in ("distinct", "distinct@0.5", "distinct@1")}
+        said = {"judges": {"diversity": figures}, "together": ["diversity"]}
+        return make(tmp_path, name, judge="diversity", grades=grades, samples=samples, **said)
+
+    a, same, fewer, cooler = (
+        run(name, *how)
+        for name, *how in (("a/1", 9, (1, 0.5)), ("b/1", 9, (1, 0.5)), ("c/1", 5, (1, 0.5)), ("d/1", 9, (1, 0.7)))
+    )
+    noted = {
+        other.name: [row(compare.compare([a, other]), metric)["note"] for metric in ("distinct", "distinct@1")]
+        for other in (same, fewer, cooler)
+    }
+    told = "counted over other samples: judge both with the same [sampling]"
+    assert noted == {"b/1": ["", ""], "c/1": [told, told], "d/1": ["", ""]}
+
+
 def test_repeated_grades_of_one_sample_are_one_pair(tmp_path):
     def grades(score: float) -> list[Grade]:
         return [Grade("plot", score + k, sample=f"p{i}#0") for i in range(8) for k in range(3)]

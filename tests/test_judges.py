@@ -202,6 +202,7 @@ def test_the_name_of_a_bundled_recipe_means_its_newest_run(home: Path, tmp_path:
     done = distillkit(tmp_path, "judge", "quickstart", "--samples", "2", "--set", 'judge=[{name = "diversity"}]')
     assert done.exit_code == 0, done.output
     assert {row["criterion"] for row in rows(tmp_path, "grades.jsonl", "quickstart/1")} >= {"words", "distinct_2"}
+    assert json.loads((tmp_path / "reports/quickstart/1/report.json").read_text())["together"] == ["diversity"]
     assert [path.name for path in (tmp_path / "reports/quickstart").iterdir()] == ["1"]
 
 

@@ -158,6 +158,9 @@ def _why_not(first: Side, other: Side, judge: str, metric: str) -> str:
             return "nobody recorded whether the tokenizers are the same"
         if ours != theirs:
             return "different tokenizers: a token is not the same amount of text; see bits per byte"
+    together = any(judge in side.report["together"] for side in (first, other))
+    if together and first.counted(judge, metric) != other.counted(judge, metric):
+        return "counted over other samples: judge both with the same [sampling]"
     return ""
 
 

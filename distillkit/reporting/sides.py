@@ -59,6 +59,12 @@ class Side:
         }
         return [grade for grade in self.grades.get((judge, name), ()) if grade.sample in own]
 
+    def counted(self, judge: str, metric: str) -> set[str | None]:
+        """The samples that were graded together for a metric, whether each got a grade by it or not."""
+        criteria = {criterion for name, criterion in self.grades if name == judge}
+        warm = "" if metric in criteria else "".join(metric.rpartition("@")[1:])
+        return {grade.sample for criterion in criteria for grade in self.graded(judge, criterion + warm)}
+
     def values(self, judge: str, metric: str) -> dict[str, Any] | None:
         """A metric as the judge gave it, or None."""
         found = (self.report["judges"].get(judge) or {}).get(metric)

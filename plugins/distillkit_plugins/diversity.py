@@ -21,6 +21,7 @@ class Diversity(Judge):
 
     name = "diversity"
     lower_is_better = frozenset({"repetition", "self_bleu"})
+    together = True
 
     class Options(Judge.Options):
         """What is counted."""
