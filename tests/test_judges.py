@@ -434,6 +434,7 @@ def test_pairs_are_asked_in_both_orders_and_a_change_of_mind_is_a_tie() -> None:
     subject = Asked(best.samples, judge, [middle, worst], "best")
     verdict = protocol.judge(Pairwise(), subject)  # type: ignore[arg-type]
     assert len(subject.requests) == 2 * 30 * 3 == len({r.id for r in subject.requests})
+    assert (verdict.design, verdict.reach) == ({}, "")  # each pair is graded once, though a sample stands in two
     metrics = verdict.metrics
     assert metrics["best over worst"].value > metrics["best over middle"].value > 0.6
     assert metrics["best over worst"].low > 0.5  # type: ignore[operator]

@@ -120,7 +120,7 @@ def judge(judge: Judge, subject: Subject) -> Verdict:
     for name, metric in metrics.items():
         if not isinstance(metric, Metric) or not _is_number(metric.value):
             raise DistillkitError(f"{who} made no number of its grades of {name!r}: {metric}")
-    return Verdict(judge.name, grades, metrics, facts, designs(grades))
+    return Verdict(judge.name, grades, metrics, facts, {} if judge.compares else designs(grades))
 
 
 def would_ask(judge: Judge, subject: Subject) -> list[Request]:
