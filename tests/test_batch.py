@@ -202,7 +202,7 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     gone, there = (
-        pending.begin(tmp_path, {key: {}}, [], teacher="t", identity="i", endpoint="e") for key in ("a", "b")
+        pending.begin(tmp_path, {key: {}}, [], id=key, teacher="t", identity="i", endpoint="e") for key in ("a", "b")
     )
     plain = getattr(Path, step)
 
@@ -220,7 +220,7 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
 def test_a_part_that_is_dropped_before_it_is_read_again_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = pending.begin(tmp_path, {"a": {}}, [], teacher="t", identity="i", endpoint="e")
+    part = pending.begin(tmp_path, {"a": {}}, [], id="a", teacher="t", identity="i", endpoint="e")
     assert part.read() == part
 
     def read_json(path: Path) -> Any:
@@ -439,6 +439,23 @@ def test_what_another_process_collects_during_a_look_is_not_given_up(
         monkeypatch.setattr(batch._Stage, "_pending", late)
         assert texts(send(batcher(url), prompts(5), cache)) == TO[:5]
     assert len(there.batches) == 1
+
+
+def test_what_another_process_finds_as_it_is_about_to_be_sent_off_is_sent_once(
+    provider: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, url = provider
+    begin = pending.begin
+
+    def found(*given: Any, **facts: Any) -> pending.Part:
+        part = begin(*given, **facts)
+        with Cache(cache.folder) as other, pytest.raises(LimitReached, match="1 batch is pending"):
+            send(batcher(url), prompts(3), other, wait=False)
+        return part
+
+    monkeypatch.setattr(pending, "begin", found)
+    assert texts(send(batcher(url), prompts(3), cache)) == TO[:3]
+    assert Counter(there.asked) == {f"prompt {i}": 1 for i in range(3)}
 
 
 @pytest.mark.parametrize("left", [0, 3], ids=["lost", "cut short"])

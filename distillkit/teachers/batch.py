@@ -235,16 +235,18 @@ class _Stage:
         """Requests in as few batches as the limits allow."""
         limits = getattr(self.teacher, "batch_limits", Limits())
         for group in pending.split(((key, self._line(key)) for key in keys), limits.requests, limits.bytes):
+            mine = pending.new_id()
+            self.cache.claim([mine])
             part = pending.begin(
                 self.folder,
                 {key: self.whats[key] for key, _ in group},
                 (line for _, line in group),
+                id=mine,
                 teacher=self.teacher.name,
                 identity=self.identity,
                 endpoint=self.teacher.endpoint,
                 attempt=attempt,
             )
-            self.cache.claim([part.id])
             self._submit(part)
 
     def _line(self, key: str) -> dict[str, Any]:

@@ -86,10 +86,15 @@ class Part:
             path.unlink(missing_ok=True)
 
 
+def new_id() -> str:
+    """An id for a new part. Claim it before the part begins: as soon as that is on disk, another process may see it."""
+    return uuid4().hex[:16]
+
+
 def begin(folder: Path, asked: Mapping[str, dict[str, Any]], lines: Iterable[dict[str, Any]], **facts: Any) -> Part:
     """A new part on disk; its state is written last."""
     private(folder)
-    part = Part(folder=folder, id=uuid4().hex[:16], count=len(asked), **facts)
+    part = Part(folder=folder, count=len(asked), **facts)
     _write(part._asked_file, ({"key": key, "asked": what} for key, what in asked.items()))
     _write(part.lines, lines)
     return part.save()
