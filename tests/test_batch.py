@@ -341,6 +341,36 @@ def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended
         send(teacher, prompts(2, temperature=0.5), cache)
 
 
+@pytest.mark.parametrize("status", [429, 404])
+def test_what_waited_for_the_queue_and_was_then_refused_is_uploaded_again(
+    provider: Any, cache: Cache, status: int
+) -> None:
+    there, url = provider
+    there.at_once, there.looks = 1, 6
+    there.replies["POST /v1/batches"] = [200, 200, status]
+    teacher = batcher(url)
+    teacher.batch_limits = Limits(requests=2)  # type: ignore[attr-defined]
+    with pytest.raises(TeacherError, match="could not make a batch"):
+        send(teacher, prompts(4), cache)
+    assert texts(send(teacher, prompts(4), cache)) == TO[:4]
+    assert left(cache) == []
+
+
+@pytest.mark.usefixtures("keys")
+def test_lines_that_are_no_longer_there_are_written_again_as_they_were(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.refuses = {"seed"}
+    there.replies["POST /v1/batches"] = [429]
+    wanted = [replace(request, seed=5) for request in prompts(3)]
+    with pytest.raises(TeacherError, match="could not make a batch"):
+        send(built_in("openai", url), wanted, cache)
+    (lines,) = (cache.folder.parent / "batches").glob("*.upload.jsonl")
+    whole, probes = lines.read_bytes(), len(there.alone)
+    lines.unlink()
+    assert texts(send(built_in("openai", url), wanted, cache)) == TO[:3]
+    assert (there.files["file-2"].strip(), len(there.alone)) == (whole.strip(), probes)
+
+
 @pytest.mark.parametrize("what", ["POST /v1/files", "GET /v1/batches/batch-1", "GET /v1/files/file-2/content"])
 @pytest.mark.parametrize("status", [500, 429, 599])
 def test_what_may_be_asked_twice_is_tried_again(provider: Any, cache: Cache, what: str, status: int) -> None:

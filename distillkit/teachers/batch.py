@@ -234,7 +234,9 @@ class _Stage:
     def _send_together(self, keys: list[str], attempt: int) -> None:
         """Requests in as few batches as the limits allow."""
         limits = getattr(self.teacher, "batch_limits", Limits())
-        for group in pending.split(((key, self._line(key)) for key in keys), limits.requests, limits.bytes):
+        for group in pending.split(
+            ((key, self._line(key, self.wanted[key])) for key in keys), limits.requests, limits.bytes
+        ):
             mine = pending.new_id()
             self.cache.claim([mine])
             part = pending.begin(
@@ -249,9 +251,14 @@ class _Stage:
             )
             self._submit(part)
 
-    def _line(self, key: str) -> dict[str, Any]:
-        body = self.teacher.body(self.wanted[key])
-        return {"custom_id": key, "method": "POST", "url": self.teacher.endpoint, "body": body}
+    def _line(self, key: str, request: Request) -> dict[str, Any]:
+        return {"custom_id": key, "method": "POST", "url": self.teacher.endpoint, "body": self.teacher.body(request)}
+
+    def _write_again(self, part: Part) -> None:
+        """The lines of a part, from what is kept of its requests: earlier versions dropped them when they were sent."""
+        requests = {key: _request(key, what) for key, what in part.asked.items()}
+        self.asking.find_out(list(requests.values()))
+        part.write(self._line(key, request) for key, request in requests.items())
 
     def _submit(self, part: Part, resumed: bool = False) -> None:
         """Upload a part and make a batch of it, from wherever a former sitting was stopped."""
@@ -259,16 +266,18 @@ class _Stage:
             found = self.provider.find(part)
             if found is not None:
                 self.voice.say(f"  batch {found} had been sent off before; it is not sent again")
-                part.save(status="submitted", batch=found).lines.unlink(missing_ok=True)
+                part.save(status="submitted", batch=found)
                 return
             self.voice.say("  a batch had not been sent off when its process ended; it is sent now")
         if part.file is None:
             if resumed:  # the file's id is not known
                 self.voice.say("  requests of an earlier sitting are uploaded (again, if it had come so far)")
+            if not part.lines.exists():
+                self._write_again(part)
             part = part.save(status="uploaded", file=self.provider.upload(part))
         part = part.save(status="submitting")
         batch = self.provider.submit(part)
-        part.save(status="submitted", batch=batch).lines.unlink(missing_ok=True)
+        part.save(status="submitted", batch=batch)
         self.voice.say(f"  batch {batch}: {part.count:,} requests sent off")
 
     # ------------------------------------------------------------------------------------------ collecting
@@ -330,7 +339,7 @@ class _Stage:
         got = part.count - len(failed)
         self.voice.say(f"  batch {part.batch} {batch.status}: {got:,} of {part.count:,} answered")
         if failed:
-            part.save(status="collected", failed=failed)
+            part.save(status="collected", failed=failed).lines.unlink(missing_ok=True)
         else:
             part.drop()
 
