@@ -287,6 +287,17 @@ def test_what_is_left_out_or_is_no_answer_is_asked_again(provider: Any, cache: C
     assert there.asked[3:] == ["prompt 0", "prompt 1"]
 
 
+def test_an_answer_that_is_misshapen_is_paid_for_at_the_most_that_it_may_cost(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    misshapen = {"response": {"status_code": 200, "body": {}}, "error": None}
+    there.fate = lambda key, body: {"custom_id": key, **misshapen} if len(there.batches) == 1 else 200
+    done = send(batcher(url), prompts(1), cache)
+    most, billed = upper(prompts(1)[0]), done.answers[0].usage
+    assert billed is not None
+    paid = [usage.prompt_tokens + usage.completion_tokens for usage in (most, billed)]
+    assert (done.spent["requests"], done.spent["tokens"]) == (2, sum(paid))
+
+
 def test_what_is_empty_every_time_is_kept_as_refused_and_never_as_an_answer(provider: Any, cache: Cache) -> None:
     there, url = provider
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from ..errors import DistillkitError, Interrupted, LimitReached, TeacherError, UsageError
 from ..files import digest
 from ..progress import Voice
-from ..records import REFUSED, Answer, Request
+from ..records import REFUSED, Answer, Request, Usage
 from ..roles import Teacher
 from . import pending
 from .asking import Asking, Terms, is_empty, upper
@@ -353,10 +353,11 @@ class _Stage:
         try:
             said = self.teacher.answer_of(cast(dict[str, Any], body), _request(key, part.asked[key]))
             answer = checked(f"the teacher {self.teacher.name!r}", said)
-            self._pay(key, part, answer)
-        except DistillkitError as error:
+        except DistillkitError as error:  # misshapen, but written, and so billed
+            self._pay(key, part, None)
             failed[key] = (error.message, True)
             return None
+        self._pay(key, part, answer.usage)
         if not is_empty(answer):
             return answer
         if part.attempt >= TRIES:  # it will not be better: that there is no answer is kept, too
@@ -364,11 +365,11 @@ class _Stage:
         failed[key] = ("the answer is empty or was held back", True)
         return None
 
-    def _pay(self, key: str, part: Part, answer: Answer) -> None:
+    def _pay(self, key: str, part: Part, usage: Usage | None) -> None:
         """Count what an answer cost; at the most where the provider does not say."""
         most = upper(_request(key, part.asked[key]))
         self.asking.budget.set_aside(most)
-        self.asking.budget.settle(most, answer.usage)
+        self.asking.budget.settle(most, usage)
 
     def _give_up(self) -> None:
         """Say what the provider will not answer. The record of it goes: the next command begins anew."""
