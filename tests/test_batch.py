@@ -202,7 +202,7 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     gone, there = (
-        pending.begin(tmp_path, {key: {}}, [], teacher="t", identity="i", endpoint="e") for key in ("a", "b")
+        pending.begin(tmp_path, {key: {}}, [], id=key, teacher="t", identity="i", endpoint="e") for key in ("a", "b")
     )
     plain = getattr(Path, step)
 
@@ -220,7 +220,7 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
 def test_a_part_that_is_dropped_before_it_is_read_again_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = pending.begin(tmp_path, {"a": {}}, [], teacher="t", identity="i", endpoint="e")
+    part = pending.begin(tmp_path, {"a": {}}, [], id="a", teacher="t", identity="i", endpoint="e")
     assert part.read() == part
 
     def read_json(path: Path) -> Any:
@@ -287,6 +287,17 @@ def test_what_is_left_out_or_is_no_answer_is_asked_again(provider: Any, cache: C
     assert there.asked[3:] == ["prompt 0", "prompt 1"]
 
 
+def test_an_answer_that_is_misshapen_is_paid_for_at_the_most_that_it_may_cost(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    misshapen = {"response": {"status_code": 200, "body": {}}, "error": None}
+    there.fate = lambda key, body: {"custom_id": key, **misshapen} if len(there.batches) == 1 else 200
+    done = send(batcher(url), prompts(1), cache)
+    most, billed = upper(prompts(1)[0]), done.answers[0].usage
+    assert billed is not None
+    paid = [usage.prompt_tokens + usage.completion_tokens for usage in (most, billed)]
+    assert (done.spent["requests"], done.spent["tokens"]) == (2, sum(paid))
+
+
 def test_what_is_empty_every_time_is_kept_as_refused_and_never_as_an_answer(provider: Any, cache: Cache) -> None:
     there, url = provider
 
@@ -339,6 +350,36 @@ def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended
     there.at_once = 0
     with pytest.raises(TeacherError, match="too many tokens are enqueued"):
         send(teacher, prompts(2, temperature=0.5), cache)
+
+
+@pytest.mark.parametrize("status", [429, 404])
+def test_what_waited_for_the_queue_and_was_then_refused_is_uploaded_again(
+    provider: Any, cache: Cache, status: int
+) -> None:
+    there, url = provider
+    there.at_once, there.looks = 1, 6
+    there.replies["POST /v1/batches"] = [200, 200, status]
+    teacher = batcher(url)
+    teacher.batch_limits = Limits(requests=2)  # type: ignore[attr-defined]
+    with pytest.raises(TeacherError, match="could not make a batch"):
+        send(teacher, prompts(4), cache)
+    assert texts(send(teacher, prompts(4), cache)) == TO[:4]
+    assert left(cache) == []
+
+
+@pytest.mark.usefixtures("keys")
+def test_lines_that_are_no_longer_there_are_written_again_as_they_were(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.refuses = {"seed"}
+    there.replies["POST /v1/batches"] = [429]
+    wanted = [replace(request, seed=5) for request in prompts(3)]
+    with pytest.raises(TeacherError, match="could not make a batch"):
+        send(built_in("openai", url), wanted, cache)
+    (lines,) = (cache.folder.parent / "batches").glob("*.upload.jsonl")
+    whole, probes = lines.read_bytes(), len(there.alone)
+    lines.unlink()
+    assert texts(send(built_in("openai", url), wanted, cache)) == TO[:3]
+    assert (there.files["file-2"].strip(), len(there.alone)) == (whole.strip(), probes)
 
 
 @pytest.mark.parametrize("what", ["POST /v1/files", "GET /v1/batches/batch-1", "GET /v1/files/file-2/content"])
@@ -439,6 +480,23 @@ def test_what_another_process_collects_during_a_look_is_not_given_up(
         monkeypatch.setattr(batch._Stage, "_pending", late)
         assert texts(send(batcher(url), prompts(5), cache)) == TO[:5]
     assert len(there.batches) == 1
+
+
+def test_what_another_process_finds_as_it_is_about_to_be_sent_off_is_sent_once(
+    provider: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, url = provider
+    begin = pending.begin
+
+    def found(*given: Any, **facts: Any) -> pending.Part:
+        part = begin(*given, **facts)
+        with Cache(cache.folder) as other, pytest.raises(LimitReached, match="1 batch is pending"):
+            send(batcher(url), prompts(3), other, wait=False)
+        return part
+
+    monkeypatch.setattr(pending, "begin", found)
+    assert texts(send(batcher(url), prompts(3), cache)) == TO[:3]
+    assert Counter(there.asked) == {f"prompt {i}": 1 for i in range(3)}
 
 
 @pytest.mark.parametrize("left", [0, 3], ids=["lost", "cut short"])

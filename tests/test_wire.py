@@ -30,8 +30,8 @@ from distillkit.records import MINUTE, REFUSED, Allowance, Answer, Price, Reques
 from distillkit.roles import Teacher
 from distillkit.tables import SLOTS, TemplateTable
 from distillkit.teachers import keys, logprobs, prompts, replies
-from distillkit.teachers.asking import Terms
-from distillkit.teachers.cache import Cache
+from distillkit.teachers.asking import Terms, probed
+from distillkit.teachers.cache import Cache, key_of
 from distillkit.teachers.label import Labelled, keys_of, known, label
 from distillkit.teachers.limits import Clock, Window
 from distillkit.teachers.words import WORDS
@@ -402,6 +402,70 @@ def test_what_an_endpoint_refuses_is_found_out_once_and_remembered(provider: Pro
     provider.forget()
     label(teacher(provider.url), requests(9, seed=3), cache, terms=fast())
     assert [call.prompt for call in provider.calls] == ["prompt 6", "prompt 7", "prompt 8"]
+
+
+def openai(url: str, **options: Any) -> OpenAI:
+    return OpenAI(OpenAI.Options(model="m", base_url=url, **options))
+
+
+def without(*names: str) -> Callable[[Call], Act | None]:
+    """A rule by which calls are refused that have one of these parameters."""
+
+    def rule(call: Call) -> Act | None:
+        found = next((name for name in names if name in call.body), None)
+        return error(400, f"Unrecognized request argument supplied: {found}") if found else None
+
+    return rule
+
+
+@pytest.fixture
+def _key_of_openai(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("plugin", [teacher, openai])
+@pytest.mark.usefixtures("_key_of_openai")
+def test_a_limit_whose_name_is_refused_is_sent_under_the_other(
+    provider: Provider, cache: Cache, name: str, plugin: Callable[[str], Teacher]
+) -> None:
+    provider.rule = without(name)
+    label(plugin(provider.url), requests(3, max_tokens=9), cache, terms=fast())
+    other = {"max_tokens", "max_completion_tokens"} - {name}
+    asked = [call.body for call in provider.calls if call.prompt != PROBE]
+    assert [{key: body[key] for key in body if key.startswith("max_")} for body in asked] == [
+        dict.fromkeys(other, 9)
+    ] * 3
+
+
+@pytest.mark.usefixtures("_key_of_openai")
+def test_plain_completions_are_asked_with_the_limit_that_they_know(provider: Provider, cache: Cache) -> None:
+    label(openai(provider.url, api="plain"), requests(2, max_tokens=9), cache, terms=fast())
+    assert [call.body.get("max_tokens") for call in provider.calls] == [9] * 3
+    assert not any("max_completion_tokens" in call.body for call in provider.calls)
+
+
+@pytest.mark.usefixtures("_key_of_openai")
+@pytest.mark.parametrize("plugin", [teacher, openai])
+def test_an_endpoint_that_takes_no_limit_is_not_asked_without_one(
+    provider: Provider, cache: Cache, plugin: Callable[[str], Teacher]
+) -> None:
+    provider.rule = without("max_tokens", "max_completion_tokens")
+    with pytest.raises(TeacherError, match="Unrecognized request argument supplied: max_"):
+        label(plugin(provider.url), requests(2), cache, terms=fast())
+    assert (provider.prompts, len(provider.calls)) == ([], 2)
+
+
+@pytest.mark.usefixtures("_key_of_openai")
+def test_a_finding_of_before_that_leaves_out_the_limit_is_not_believed(provider: Provider, cache: Cache) -> None:
+    (request,) = requests(1, max_tokens=9)
+    old = f"parameters {json.dumps([request.temperature, request.top_p, False, False, 0])}"
+    facts = {"refused": ["max_completion_tokens"], "max_tokens": "max_completion_tokens", "top_logprobs": 0}
+    what = probed(openai(provider.url), old)
+    cache.put(key_of(what), what, Answer("", raw={"found": facts}))
+    provider.rule = without("max_completion_tokens")
+    label(openai(provider.url), [request], cache, terms=fast())
+    assert provider.calls[-1].body["max_tokens"] == 9
 
 
 def test_what_a_recipe_needs_and_the_teacher_lacks_is_refused_before_anything_is_spent(

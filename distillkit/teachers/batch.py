@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from ..errors import DistillkitError, Interrupted, LimitReached, TeacherError, UsageError
 from ..files import digest
 from ..progress import Voice
-from ..records import REFUSED, Answer, Request
+from ..records import REFUSED, Answer, Request, Usage
 from ..roles import Teacher
 from . import pending
 from .asking import Asking, Terms, is_empty, upper
@@ -234,22 +234,31 @@ class _Stage:
     def _send_together(self, keys: list[str], attempt: int) -> None:
         """Requests in as few batches as the limits allow."""
         limits = getattr(self.teacher, "batch_limits", Limits())
-        for group in pending.split(((key, self._line(key)) for key in keys), limits.requests, limits.bytes):
+        for group in pending.split(
+            ((key, self._line(key, self.wanted[key])) for key in keys), limits.requests, limits.bytes
+        ):
+            mine = pending.new_id()
+            self.cache.claim([mine])
             part = pending.begin(
                 self.folder,
                 {key: self.whats[key] for key, _ in group},
                 (line for _, line in group),
+                id=mine,
                 teacher=self.teacher.name,
                 identity=self.identity,
                 endpoint=self.teacher.endpoint,
                 attempt=attempt,
             )
-            self.cache.claim([part.id])
             self._submit(part)
 
-    def _line(self, key: str) -> dict[str, Any]:
-        body = self.teacher.body(self.wanted[key])
-        return {"custom_id": key, "method": "POST", "url": self.teacher.endpoint, "body": body}
+    def _line(self, key: str, request: Request) -> dict[str, Any]:
+        return {"custom_id": key, "method": "POST", "url": self.teacher.endpoint, "body": self.teacher.body(request)}
+
+    def _write_again(self, part: Part) -> None:
+        """The lines of a part, from what is kept of its requests: earlier versions dropped them when they were sent."""
+        requests = {key: _request(key, what) for key, what in part.asked.items()}
+        self.asking.find_out(list(requests.values()))
+        part.write(self._line(key, request) for key, request in requests.items())
 
     def _submit(self, part: Part, resumed: bool = False) -> None:
         """Upload a part and make a batch of it, from wherever a former sitting was stopped."""
@@ -257,16 +266,18 @@ class _Stage:
             found = self.provider.find(part)
             if found is not None:
                 self.voice.say(f"  batch {found} had been sent off before; it is not sent again")
-                part.save(status="submitted", batch=found).lines.unlink(missing_ok=True)
+                part.save(status="submitted", batch=found)
                 return
             self.voice.say("  a batch had not been sent off when its process ended; it is sent now")
         if part.file is None:
             if resumed:  # the file's id is not known
                 self.voice.say("  requests of an earlier sitting are uploaded (again, if it had come so far)")
+            if not part.lines.exists():
+                self._write_again(part)
             part = part.save(status="uploaded", file=self.provider.upload(part))
         part = part.save(status="submitting")
         batch = self.provider.submit(part)
-        part.save(status="submitted", batch=batch).lines.unlink(missing_ok=True)
+        part.save(status="submitted", batch=batch)
         self.voice.say(f"  batch {batch}: {part.count:,} requests sent off")
 
     # ------------------------------------------------------------------------------------------ collecting
@@ -328,7 +339,7 @@ class _Stage:
         got = part.count - len(failed)
         self.voice.say(f"  batch {part.batch} {batch.status}: {got:,} of {part.count:,} answered")
         if failed:
-            part.save(status="collected", failed=failed)
+            part.save(status="collected", failed=failed).lines.unlink(missing_ok=True)
         else:
             part.drop()
 
@@ -342,10 +353,11 @@ class _Stage:
         try:
             said = self.teacher.answer_of(cast(dict[str, Any], body), _request(key, part.asked[key]))
             answer = checked(f"the teacher {self.teacher.name!r}", said)
-            self._pay(key, part, answer)
-        except DistillkitError as error:
+        except DistillkitError as error:  # misshapen, but written, and so billed
+            self._pay(key, part, None)
             failed[key] = (error.message, True)
             return None
+        self._pay(key, part, answer.usage)
         if not is_empty(answer):
             return answer
         if part.attempt >= TRIES:  # it will not be better: that there is no answer is kept, too
@@ -353,11 +365,11 @@ class _Stage:
         failed[key] = ("the answer is empty or was held back", True)
         return None
 
-    def _pay(self, key: str, part: Part, answer: Answer) -> None:
+    def _pay(self, key: str, part: Part, usage: Usage | None) -> None:
         """Count what an answer cost; at the most where the provider does not say."""
         most = upper(_request(key, part.asked[key]))
         self.asking.budget.set_aside(most)
-        self.asking.budget.settle(most, answer.usage)
+        self.asking.budget.settle(most, usage)
 
     def _give_up(self) -> None:
         """Say what the provider will not answer. The record of it goes: the next command begins anew."""

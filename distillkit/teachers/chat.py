@@ -31,6 +31,7 @@ GIVEN_UP = 86400.0  # later than the host gives a call up, which is the only one
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0}  # what an endpoint does that takes no such parameter
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 SCHEMA_NEED = "json_schema"
+OTHER_LIMIT = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}  # of an answer's length
 
 
 class RefusedError(TeacherError):
@@ -113,7 +114,7 @@ class ChatTeacher(Teacher):
 
     def needs(self, requests: Sequence[Request]) -> Mapping[str, Request]:
         """For each way of asking among the requests: what the endpoint takes of it. And whether it takes a schema."""
-        needs = {f"parameters {json.dumps(way)}": request for way, request in _ways(requests).items()}
+        needs = {_need(way): request for way, request in _ways(requests).items()}
         with_schema = [request for request in requests if request.schema is not None]
         return {**needs, SCHEMA_NEED: with_schema[0]} if with_schema and self.chats else needs
 
@@ -124,7 +125,7 @@ class ChatTeacher(Teacher):
             small = replace(request, prompt="one, two,", messages=None, schema=None)
         if need == SCHEMA_NEED:
             return await self._takes({**self.body(small), "response_format": _strictly(SCHEMA)})
-        facts: dict[str, Any] = {"refused": [], "max_tokens": self.max_tokens_name, "top_logprobs": 0}
+        facts: dict[str, Any] = {"refused": [], "max_tokens": self._limit, "top_logprobs": 0}
         asked = request.top_logprobs
         while True:
             body = self._body(replace(small, top_logprobs=asked), facts)
@@ -132,6 +133,11 @@ class ChatTeacher(Teacher):
                 return {**facts, "top_logprobs": _most_given(await self._post(body), small)}
             except RefusedError as error:
                 asked = self._without(error, body, facts, asked)
+
+    @property
+    def _limit(self) -> str:
+        """What the limit of an answer is called, as far as is known unasked; plain completions know but one name."""
+        return self.max_tokens_name if self.chats else "max_tokens"
 
     async def _takes(self, body: Mapping[str, Any]) -> bool:
         try:
@@ -143,10 +149,11 @@ class ChatTeacher(Teacher):
     def _without(self, error: RefusedError, body: Mapping[str, Any], facts: dict[str, Any], asked: int) -> int:
         """Note what a refusal complains of; returns how many log-probabilities to ask for next."""
         name = _complained_of(error, body)
-        if name is None:
+        both_tried = facts["max_tokens"] != self._limit
+        if name is None or (name == facts["max_tokens"] and both_tried):  # without a limit nothing is asked
             raise error
-        if name == facts["max_tokens"] == "max_tokens":
-            facts["max_tokens"] = "max_completion_tokens"
+        if name == facts["max_tokens"]:
+            facts["max_tokens"] = OTHER_LIMIT[name]
         elif name in ("top_logprobs", "logprobs") and name not in self.options.extra:  # what extra says stays as it is
             lower = [int(n) for n in re.findall(r"\b\d+\b", error.message.partition(":")[2]) if 0 < int(n) < asked]
             return max(lower, default=0)
@@ -158,7 +165,7 @@ class ChatTeacher(Teacher):
         """Refuse what the endpoint lacks, going by what is known of it, and a key that is not there."""
         self._key()
         for way, request in _ways(requests).items():
-            facts = self.found.get(f"parameters {json.dumps(way)}", {})
+            facts = self.found.get(_need(way), {})
             for name in facts.get("refused", ()):
                 self._can_do_without(name, request)
             most = facts.get("top_logprobs", request.top_logprobs) if gives(self.signal, "top_logprobs") else 0
@@ -194,7 +201,7 @@ class ChatTeacher(Teacher):
 
     def body(self, request: Request) -> dict[str, Any]:
         """The request as the endpoint takes it, going by what was found out."""
-        return self._body(request, self.found.get(f"parameters {json.dumps(_way(request))}") or {})
+        return self._body(request, self.found.get(_need(_way(request))) or {})
 
     @property
     def endpoint(self) -> str | None:
@@ -205,7 +212,7 @@ class ChatTeacher(Teacher):
     def _body(self, request: Request, facts: Mapping[str, Any]) -> dict[str, Any]:
         options, refused = self.options, facts.get("refused", ())
         body = {"model": options.model, **self._words(request), **self._parameters(request)}
-        body[facts.get("max_tokens", self.max_tokens_name)] = request.max_tokens
+        body[facts.get("max_tokens", self._limit)] = request.max_tokens
         if options.reasoning_effort is not None:
             body["reasoning_effort"] = options.reasoning_effort
         if request.schema is not None and self.found.get(SCHEMA_NEED):
@@ -349,6 +356,11 @@ def _way(request: Request) -> tuple[Any, ...]:
     """What of a request an endpoint may not take."""
     drawn = request.temperature, request.top_p, bool(request.stop), request.seed is not None, request.top_logprobs
     return drawn if request.max_tokens else (*drawn, "read")
+
+
+def _need(way: tuple[Any, ...]) -> str:
+    """What the finding about a way is called; under "parameters" alone are older ones, which may lack a limit."""
+    return f"parameters and limit {json.dumps(way)}"
 
 
 def _ways(requests: Iterable[Request]) -> dict[tuple[Any, ...], Request]:

@@ -46,7 +46,7 @@ class Part:
 
     @property
     def lines(self) -> Path:
-        """What is sent to the provider."""
+        """What is sent to the provider; kept until it has answered, for it may have to be uploaded again."""
         return self.folder / f"{self.id}.upload.jsonl"
 
     @property
@@ -76,6 +76,10 @@ class Part:
         write_json(after.path, {"format": FORMAT, **{k: v for k, v in asdict(after).items() if k != "folder"}})
         return after
 
+    def write(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Put down what is sent to the provider."""
+        _write(self.lines, lines)
+
     def read(self) -> Part | None:
         """The part as it stands on disk now, or None when it is gone."""
         return _read(self.path)
@@ -86,12 +90,17 @@ class Part:
             path.unlink(missing_ok=True)
 
 
+def new_id() -> str:
+    """An id for a new part. Claim it before the part begins: as soon as that is on disk, another process may see it."""
+    return uuid4().hex[:16]
+
+
 def begin(folder: Path, asked: Mapping[str, dict[str, Any]], lines: Iterable[dict[str, Any]], **facts: Any) -> Part:
     """A new part on disk; its state is written last."""
     private(folder)
-    part = Part(folder=folder, id=uuid4().hex[:16], count=len(asked), **facts)
+    part = Part(folder=folder, count=len(asked), **facts)
     _write(part._asked_file, ({"key": key, "asked": what} for key, what in asked.items()))
-    _write(part.lines, lines)
+    part.write(lines)
     return part.save()
 
 
