@@ -168,6 +168,27 @@ def test_a_teacher_that_cannot_judge_is_refused_by_the_recipe(
         assemble(*FOREIGN, *READS[1:], *overrides).check()
 
 
+@pytest.mark.parametrize("key", ["share", "on_policy"])
+def test_a_share_that_comes_to_no_row_is_refused_before_anything_is_spent(home: Path, key: str) -> None:
+    with pytest.raises(UsageError, match=rf"teacher\.{key} = 0\.1 of 4 rows a step is none"):
+        assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1").check()
+    assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1", "train.accumulate=2").check()
+    assemble(*FOREIGN, *READS[1:], "teacher.share=0").check()  # which leaves the answers out
+
+
+def test_whoever_reads_in_steps_or_answers_a_file_must_have_a_key_though_no_prompts_are_counted(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISTILLKIT_API_KEY", raising=False)
+    monkeypatch.setattr(Compatible, "needs_key", True)
+    (home / "prompts.txt").write_text("one\ntwo\n")
+    keyed = (*wire("https://a.example/v1"), "teacher.prompts=0")
+    of_a_file = ("teacher.prompts_file=prompts.txt", "teacher.signal=text", "mixer.name=hard")
+    for parts in (assemble(*FOREIGN, *READS[1:], *keyed), assemble(*keyed, *of_a_file)):
+        (missing,) = parts.cannot_be_asked()
+        assert "DISTILLKIT_API_KEY" in missing.hint
+
+
 def test_the_plan_counts_what_is_to_be_judged_and_says_that_it_may_cost(home: Path) -> None:
     parts = assemble(*FOREIGN, *READS[1:])
     foreseen = plan.foresee(parts)
