@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, runs
 from .assembly import Assembly
-from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
+from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached, UsageError
 from .files import private, write_json, write_lines, write_text
 from .judging import protocol
 from .plan import MANY_EPOCHS, better, slow_start
@@ -58,12 +58,23 @@ class Pipeline:
                 if self.watched:
                     raise self.run.busy
                 self._training().check()
+            if {"train", "judge"} & {*stages}:
+                self._must_be_its_text()
             write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded(stages):
             for stage in stages:
                 with self._timed(stage), self.parts.plugins.named(f"in the stage {stage}"):
                     getattr(self, stage)()
         return self.run.info
+
+    def _must_be_its_text(self) -> None:
+        """Refuse another text than the run began with: what is held out of that, the student may have learnt from."""
+        began_with = (self.run.info.get("data") or {}).get("fingerprint")
+        if began_with not in (None, self.parts.corpus.fingerprint):
+            raise UsageError(
+                f"{self.run.name} began with other text or another tokenizer, and may have learnt what is held out here",
+                "Leave data and tokenizer as they were, or begin a new run.",
+            )
 
     def _help(self, stages: tuple[str, ...]) -> None:
         """What a process does that does not write: it trains with the others, and is done."""
