@@ -72,7 +72,7 @@ class Pipeline:
         began_with = (self.run.info.get("data") or {}).get("fingerprint")
         if began_with not in (None, self.parts.corpus.fingerprint):
             raise UsageError(
-                f"{self.run.name} began with other text or another tokenizer, and may have learnt what is held out here",
+                f"{self.run.name} began with other text or another tokenizer, and may have learnt what this holds out",
                 "Leave data and tokenizer as they were, or begin a new run.",
             )
 
