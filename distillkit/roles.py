@@ -260,6 +260,7 @@ class Judge(Role):
     """
 
     lower_is_better: ClassVar[frozenset[str]] = frozenset()  # criteria of which less is more
+    compares: ClassVar[bool] = False  # whether it looks at further runs: those of `judge --against`
     asks_again: ClassVar[int] = 0  # how often at most it asks again about an answer that it cannot use
     default_teacher: ClassVar[Mapping[str, Any] | None] = None  # [judge.teacher], where the recipe has none
 

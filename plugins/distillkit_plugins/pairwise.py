@@ -50,6 +50,7 @@ class Pairwise(Judge):
 
     name = "pairwise"
     lower_is_better = frozenset({"abstained", "order decided"})
+    compares = True
     asks_again = 1
     default_teacher: ClassVar[Mapping[str, Any]] = {"provider": "openai", "model": "gpt-4.1"}
 
