@@ -333,7 +333,7 @@ class Assembly:
             return list(cache.get_many(cache.since(keys_of(teacher, requests), moment)).values())
 
     def at_least(self, teacher: Teacher, answers: list[Answer], spent: Mapping[str, float]) -> dict[str, float]:
-        """What was spent on a teacher, when at least these answers were paid for."""
+        """What was spent on a teacher, when at least these answers were paid for beside what was spent before."""
         price = self.terms(cast(TeacherTable, self.recipe.teacher)).price_of(teacher)
         bills = [answer.usage for answer in answers if answer.usage]
         least = {
@@ -341,7 +341,7 @@ class Assembly:
             "requests": len(answers),
             "tokens": sum(bill.prompt_tokens + bill.completion_tokens for bill in bills),
         }
-        return {of: max(count, spent.get(of, 0)) for of, count in least.items()}
+        return {of: spent.get(of, 0) + count for of, count in least.items()}
 
     @property
     def _batches(self) -> Path:
