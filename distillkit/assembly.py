@@ -81,6 +81,17 @@ class Assembly:
                     f"teacher.system: the teacher {table.provider!r} does not chat ({self.recipe.file})",
                     "Leave it out, or ask a teacher that replies to messages.",
                 )
+            self._check_rows(table)
+
+    def _check_rows(self, table: TeacherTable) -> None:
+        """Refuse a share of a step's rows that comes to no row: what the teacher gives would be paid for in vain."""
+        rows = self.recipe.train.batch_size * self.recipe.train.accumulate
+        for key, share in {"share": table.share, "on_policy": table.on_policy}.items():
+            if share and not round(share * rows):
+                raise UsageError(
+                    f"teacher.{key} = {share} of {rows} rows a step is none ({self.recipe.file})",
+                    "Raise it, or train.batch_size, or leave it out.",
+                )
 
     def _check_text(self) -> None:
         """Refuse a source or tokenizer whose package is missing; a corpus that lies in the cache needs no source."""
@@ -149,7 +160,8 @@ class Assembly:
                 yield error
 
     def _teacher_ready(self) -> None:
-        if self.teacher is not None and cast(TeacherTable, self.recipe.teacher).prompts:
+        table = self.recipe.teacher
+        if self.teacher is not None and table and (table.prompts or table.prompts_file or self.reads_in_steps):
             self.teacher.check([])
 
     def judge_ready(self, table: JudgeTable, judge: Judge) -> None:
@@ -321,7 +333,7 @@ class Assembly:
             return list(cache.get_many(cache.since(keys_of(teacher, requests), moment)).values())
 
     def at_least(self, teacher: Teacher, answers: list[Answer], spent: Mapping[str, float]) -> dict[str, float]:
-        """What was spent on a teacher, when at least these answers were paid for."""
+        """What was spent on a teacher, when at least these answers were paid for beside what was spent before."""
         price = self.terms(cast(TeacherTable, self.recipe.teacher)).price_of(teacher)
         bills = [answer.usage for answer in answers if answer.usage]
         least = {
@@ -329,7 +341,7 @@ class Assembly:
             "requests": len(answers),
             "tokens": sum(bill.prompt_tokens + bill.completion_tokens for bill in bills),
         }
-        return {of: max(count, spent.get(of, 0)) for of, count in least.items()}
+        return {of: spent.get(of, 0) + count for of, count in least.items()}
 
     @property
     def _batches(self) -> Path:

@@ -5,6 +5,8 @@ Arguments in, messages out: what judges say is theirs, what it costs is the plan
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ from .stage_commands import STAGES, agreed, begin, go_on, is_run
 if TYPE_CHECKING:
     from .judging.anchors import Order
     from .runs import Run
+
+OF_A_JUDGE = re.compile(r"\s*judge\.\d+\.(?!name\s*=)")  # an override that needs the judge to be there
 
 
 @click.command()
@@ -57,7 +61,12 @@ def judge(
     already are kept, and no judge is asked twice for the same.
     """
     where = _newest_of(where)
+    of_judging = {"--samples": samples is not None, "--against": bool(against)}
+    if anchors:
+        _leave_out(of_judging, "--anchors, which grades other stories than the student's")
     if calibrate is not None:
+        asking = {**of_judging, "--judge": bool(more), "--anchors": anchors, "--set": bool(overrides)}
+        _leave_out(asking, "--calibrate, which asks no judge but reads the grades that are there")
         _calibrate(where, calibrate, as_json)
         return
     if samples is not None:
@@ -66,6 +75,8 @@ def judge(
     if anchors:
         _anchors(ctx, where, overrides, as_json, yes)
     elif is_run(where):
+        if against:
+            _must_compare(ctx, where, overrides)
         go_on(ctx, where, overrides, ("judge", "report"), yes, _others(against), as_json)
     else:
         if against:
@@ -88,13 +99,28 @@ def _recipe_file(where: str) -> str:
     return str(find(where).recipe) if is_run(where) else where
 
 
+def _leave_out(given: Mapping[str, bool], beside: str) -> None:
+    """Refuse options that would do nothing."""
+    if unused := " and ".join(option for option, there in given.items() if there):
+        raise UsageError(f"{unused} would do nothing beside {beside}", f"Leave out {unused}.")
+
+
+def _must_compare(ctx: click.Context, where: str, overrides: tuple[str, ...]) -> None:
+    """Refuse further runs that no judge would look at."""
+    judges = assembled(ctx, recipe_of(_recipe_file(where), overrides), silent=True).judges()
+    if not any(judge.compares for _, judge in judges):
+        raise UsageError("--against: no judge here compares runs", "Add one that does: --judge pairwise")
+
+
 def _with_judges(where: str, overrides: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
-    """Judges that the command line adds, where the recipe does not have them."""
+    """Judges that the command line adds, where the recipe does not have them; what is set of a judge comes after."""
     if not names:
         return overrides
-    there = [table.name for table in recipe_of(_recipe_file(where), overrides).judge]
+    of_judges = tuple(override for override in overrides if OF_A_JUDGE.match(override))
+    before = tuple(override for override in overrides if override not in of_judges)
+    there = [table.name for table in recipe_of(_recipe_file(where), before).judge]
     new = [name for name in dict.fromkeys(names) if name not in there]
-    return (*overrides, *(f"judge.{len(there) + i}.name={name}" for i, name in enumerate(new)))
+    return (*before, *(f"judge.{len(there) + i}.name={name}" for i, name in enumerate(new)), *of_judges)
 
 
 def _others(specs: tuple[str, ...]) -> list[Run]:

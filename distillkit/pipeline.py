@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__, runs
 from .assembly import Assembly
-from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached
+from .errors import DistillkitError, Elsewhere, Interrupted, LimitReached, UsageError
 from .files import private, write_json, write_lines, write_text
 from .judging import protocol
 from .plan import MANY_EPOCHS, better, slow_start
@@ -58,12 +58,23 @@ class Pipeline:
                 if self.watched:
                     raise self.run.busy
                 self._training().check()
+            if {"train", "judge"} & {*stages}:
+                self._must_be_its_text()
             write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded(stages):
             for stage in stages:
                 with self._timed(stage), self.parts.plugins.named(f"in the stage {stage}"):
                     getattr(self, stage)()
         return self.run.info
+
+    def _must_be_its_text(self) -> None:
+        """Refuse another text than the run began with: what is held out of that, the student may have learnt from."""
+        began_with = (self.run.info.get("data") or {}).get("fingerprint")
+        if began_with not in (None, self.parts.corpus.fingerprint):
+            raise UsageError(
+                f"{self.run.name} began with other text or another tokenizer, and may have learnt what this holds out",
+                "Leave data and tokenizer as they were, or begin a new run.",
+            )
 
     def _help(self, stages: tuple[str, ...]) -> None:
         """What a process does that does not write: it trains with the others, and is done."""
@@ -112,7 +123,7 @@ class Pipeline:
             stores = self.parts.soft.keep(self.parts.streams(self.run.answers))
             facts["soft"] = self.parts.soft.facts(stores)
         self._tell_of_soft(facts.get("soft"))
-        self.run.record(teacher=facts)
+        self.run.record(teacher=facts, asking=None)
 
     def _tell_of_soft(self, soft: dict[str, Any] | None) -> None:
         """Say how much of the text has a soft target; nobody should train on a handful of them unawares."""
@@ -203,20 +214,17 @@ class Pipeline:
     def _earlier(self, teacher: Teacher, requests: list[Request]) -> tuple[int, dict[str, float]]:
         """How many answers earlier sittings of this run asked for, and what they spent.
 
-        One that was killed could not say so: then it is read off the answers that came since the run began to ask.
+        One that was killed could not say so: then it is read off the answers that came since it began to ask.
         """
         info = self.run.info
-        asked, spent, began = (
-            (info.get("teacher") or {}).get("asked"),
-            info.get("spent") or {},
-            info.get("asking_since"),
-        )
+        asked, spent = (info.get("teacher") or {}).get("asked") or 0, info.get("spent") or {}
+        began = info.get("asking")
         if began is None:
-            self.run.record(asking_since=time.time())
-        elif asked is None:
-            came = self.parts.came_since(teacher, requests, began)
-            return len(came), self.parts.at_least(teacher, came, spent)
-        return asked or 0, spent
+            self.run.record(asking={"since": time.time(), "spent": spent})
+            return asked, spent
+        came = self.parts.came_since(teacher, requests, began["since"])
+        least = self.parts.at_least(teacher, came, began["spent"])
+        return asked + len(came), {of: max(count, spent.get(of, 0)) for of, count in least.items()}
 
     def _training(self) -> Training:
         from .training import Training

@@ -61,13 +61,17 @@ def _awaited(parts: Assembly) -> dict[str, Any]:
     return {"here": False, "source": table.source, "train": {"documents": table.documents, "tokens": table.tokens}}
 
 
-def teaching(parts: Assembly) -> dict[str, Any] | None:
-    """How many answers are wanted, how many of them are known already, and what the others would take."""
+def teaching(parts: Assembly, stages: Sequence[str] = ("label", "train")) -> dict[str, Any] | None:
+    """How many answers are wanted, how many of them are known already, and what the others would take.
+
+    Answers are wanted by the stage that labels; what is judged in its steps, by the one that trains.
+    """
     table, teacher = parts.recipe.teacher, parts.teacher
     if table is None or teacher is None:
         return None
     terms = parts.terms(table)
-    requests = [request for request, _, _ in rows_of(teacher, asked_of(parts), terms.shard)]
+    wanted = asked_of(parts) if "label" in stages else []
+    requests = [request for request, _, _ in rows_of(teacher, wanted, terms.shard)]
     with parts.cache() as cache:
         cached = known(teacher, requests, cache, terms)
     sent_off = parts.sent_off(teacher, requests) if terms.batch else 0
@@ -78,7 +82,7 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
         "input": {"low": round(read / 6), "high": round(read / 2 + (TEMPLATE_TOKENS * calls if teacher.chats else 0))},
         "output": {"low": round(calls * table.max_tokens * LEAST_WRITTEN), "high": calls * table.max_tokens},
     }
-    judged = _judged_in_steps(parts)
+    judged = _judged_in_steps(parts, stages)
     for end, factor in zip(("low", "high"), MISREAD, strict=True):
         tokens["input"][end] += round(factor * judged["tokens"])
     price = terms.price_of(teacher)
@@ -100,10 +104,10 @@ def teaching(parts: Assembly) -> dict[str, Any] | None:
     }
 
 
-def _judged_in_steps(parts: Assembly) -> dict[str, int]:
+def _judged_in_steps(parts: Assembly, stages: Sequence[str]) -> dict[str, int]:
     """How many rows of the student's own a teacher is asked to read while it learns, and their tokens."""
     train, table = parts.recipe.train, parts.recipe.teacher
-    if table is None or not parts.reads_in_steps:
+    if table is None or not parts.reads_in_steps or "train" not in stages:
         return {"rows": 0, "tokens": 0}
     rows = train.steps * round((table.on_policy or 0) * train.batch_size * train.accumulate)
     return {"rows": rows, "tokens": rows * parts.student.context}
@@ -336,9 +340,11 @@ def brief(foreseen: dict[str, Any]) -> str:
     teacher, training = foreseen["teacher"], foreseen["training"]
     asked = ""
     if teacher:
-        cost = f"; cost: {_cost_of(teacher)}" if teacher["calls"] and teacher["price"] != FREE else ""
+        rows = teacher["judged"]["rows"]
+        cost = f"; cost: {_cost_of(teacher)}" if (teacher["calls"] or rows) and teacher["price"] != FREE else ""
         known_already = f"{teacher['cached']} answers are known already"
-        asked = f"  {teacher['calls']} calls to {teacher['provider']}, {known_already}{cost}\n"
+        judged = f", {rows:,} rows are judged in the steps" if rows else ""
+        asked = f"  {teacher['calls']} calls to {teacher['provider']}, {known_already}{judged}{cost}\n"
     asked += "".join(
         f"  {row['calls']} calls of the judge {row['judge']} to {row['provider']}"
         f"{'' if row['price'] == FREE else f'; cost: {_cost_of(row)}'}\n"

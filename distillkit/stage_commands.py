@@ -239,7 +239,7 @@ def go_on(
     with world.together():
         assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
         if world.writes:
-            teaching = planning.teaching(assembly) if "label" in stages else None
+            teaching = planning.teaching(assembly, stages) if {"label", "train"} & {*stages} else None
             judges = planning.judging(assembly, Run(Path(run)), others)["judges"] if "judge" in stages else []
             agreed(assembly, teaching, judges, yes)
     _finish(assembly, run, stages, world, others, as_json)

@@ -488,6 +488,36 @@ def test_a_run_is_set_against_another(home: Path, server: Provider) -> None:
     assert metrics[f"tales/{run} over tales/1"]["n"] == 4
 
 
+def test_a_judge_that_is_added_may_be_set_in_the_same_command(home: Path, server: Provider, tmp_path: Path) -> None:
+    server.rule, own = Judge(), tmp_path / "home"
+    shutil.copytree(home, own)
+    wired = ("teacher.provider=compatible", "teacher.model=judge-of-old", f'teacher.base_url="{server.url}"')
+    words = [word for key in ("repeats=1", *wired) for word in ("--set", f"judge.1.{key}")]
+    words += ["--set", 'judge.0={name="diversity"}', "--judge", "rubric", "--judge", "diversity"]
+    done = distillkit(own, "judge", "tales/1", "--samples", "4", "--yes", "--json", *words)
+    assert done.exit_code == 0, done.output
+    assert list(json.loads(done.stdout)["judges"]) == ["diversity", "rubric"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "hint"),
+    [
+        (("--against", "tales/1"), "--against: no judge here compares runs", "--judge pairwise"),
+        (("--anchors", "--against", "tales/1"), "--against would do nothing beside --anchors", "Leave out --against."),
+        (("--anchors", "--samples", "3"), "--samples would do nothing beside --anchors", "Leave out --samples."),
+        (
+            ("--calibrate", "people.csv", "--samples", "3", "--judge", "rubric"),
+            "--samples and --judge would do nothing beside --calibrate",
+            "Leave out --samples and --judge.",
+        ),
+    ],
+)
+def test_what_would_do_nothing_is_refused(home: Path, words: tuple[str, ...], told: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        distillkit(home, "judge", "tales/1", *words)
+    assert hint in caught.value.hint
+
+
 # ------------------------------------------------------------------------------------------------ counting judges
 
 

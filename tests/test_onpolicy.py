@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from distillkit_plugins.checkpoint import Checkpoint
 from distillkit_plugins.compatible import Compatible
 from provider import Act, Call, Provider, serving
@@ -16,6 +17,7 @@ from students import f64, log_softmax
 from test_soft import FOREIGN, assemble, home, sit, trained
 
 from distillkit import plan
+from distillkit.cli import cli
 from distillkit.errors import DistillkitError, TeacherError, UsageError
 from distillkit.files import read_lines
 from distillkit.onpolicy import Reader, readable
@@ -166,22 +168,57 @@ def test_a_teacher_that_cannot_judge_is_refused_by_the_recipe(
         assemble(*FOREIGN, *READS[1:], *overrides).check()
 
 
+@pytest.mark.parametrize("key", ["share", "on_policy"])
+def test_a_share_that_comes_to_no_row_is_refused_before_anything_is_spent(home: Path, key: str) -> None:
+    with pytest.raises(UsageError, match=rf"teacher\.{key} = 0\.1 of 4 rows a step is none"):
+        assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1").check()
+    assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1", "train.accumulate=2").check()
+    assemble(*FOREIGN, *READS[1:], "teacher.share=0").check()  # which leaves the answers out
+
+
+def test_whoever_reads_in_steps_or_answers_a_file_must_have_a_key_though_no_prompts_are_counted(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISTILLKIT_API_KEY", raising=False)
+    monkeypatch.setattr(Compatible, "needs_key", True)
+    (home / "prompts.txt").write_text("one\ntwo\n")
+    keyed = (*wire("https://a.example/v1"), "teacher.prompts=0")
+    of_a_file = ("teacher.prompts_file=prompts.txt", "teacher.signal=text", "mixer.name=hard")
+    for parts in (assemble(*FOREIGN, *READS[1:], *keyed), assemble(*keyed, *of_a_file)):
+        (missing,) = parts.cannot_be_asked()
+        assert "DISTILLKIT_API_KEY" in missing.hint
+
+
 def test_the_plan_counts_what_is_to_be_judged_and_says_that_it_may_cost(home: Path) -> None:
     parts = assemble(*FOREIGN, *READS[1:])
     foreseen = plan.foresee(parts)
     assert foreseen["teacher"]["judged"] == {"rows": 8, "tokens": 8 * 16}
     assert "8 rows that the student writes" in plan.text(foreseen)
-    there = (
-        "teacher.provider=compatible",
-        "teacher.model=m",
-        'teacher.base_url="https://a.example/v1"',
-        "teacher.api=plain",
-    )
-    paid = assemble(*FOREIGN, *READS[1:], *there)
+    paid = assemble(*FOREIGN, *READS[1:], *wire("https://a.example/v1"))
     assert str(plan.spending(paid, plan.teaching(paid))).startswith("8 calls to compatible may cost money")
 
 
+def test_the_first_lines_of_a_run_say_what_the_teacher_reads_in_its_steps_and_what_that_costs(home: Path) -> None:
+    priced = "teacher.price={input=1000.0, output=1.0}"
+    foreseen = plan.foresee(assemble(*FOREIGN, *READS[1:], *wire("https://a.example/v1"), priced))
+    assert (
+        "0 calls to compatible, 0 answers are known already, 8 rows are judged in the steps; cost: $0."
+        in plan.brief(foreseen)
+    )
+
+
+def test_what_is_judged_in_the_steps_is_counted_by_the_stage_that_trains(home: Path) -> None:
+    parts = assemble(*FOREIGN, *READS[1:], *wire("https://a.example/v1"), "teacher.prompts=3")
+    counts = [plan.teaching(parts, stages) for stages in (("label",), ("train",), ("label", "train"))]
+    assert [(one["calls"], one["judged"]["rows"]) for one in counts if one] == [(3, 0), (0, 8), (3, 8)]
+
+
 # ------------------------------------------------------------------------------------------------ on the wire
+
+
+def wire(url: str) -> tuple[str, ...]:
+    """A teacher at an address, as the overrides of a recipe."""
+    return ("teacher.provider=compatible", "teacher.api=plain", "teacher.model=m", f'teacher.base_url="{url}"')
 
 
 def read(url: str, texts: list[str], folder: Path) -> list[Answer]:
@@ -246,11 +283,22 @@ def test_what_reading_costs_is_written_down_step_by_step(home: Path, provider: P
         return echoing(call)
 
     provider.rule = rule
-    wire = ("teacher.provider=compatible", "teacher.api=plain", "teacher.model=m", f'teacher.base_url="{provider.url}"')
-    run = sit(*FOREIGN, *READS, *wire, "teacher.prompt_tokens=4", "teacher.top_logprobs=2", "teacher.concurrency=1")
+    how = ("teacher.prompt_tokens=4", "teacher.top_logprobs=2", "teacher.concurrency=1")
+    run = sit(*FOREIGN, *READS, *wire(provider.url), *how)
     steps = [before for before, after in zip([0, *known], known, strict=False) if after > before]
     assert 0 < len(steps) < len(known)
     assert run.info["spent"]["requests"] >= known[-1] > 0
+
+
+def test_training_alone_asks_before_it_spends(home: Path, provider: Provider) -> None:
+    provider.rule = echoing
+    how = ("teacher.prompt_tokens=4", "teacher.top_logprobs=2", "teacher.price={input=1000.0, output=1.0}")
+    run = sit(*FOREIGN, *READS, *wire(provider.url), *how, stages=("label",))
+    with pytest.raises(UsageError, match=r"8 calls to compatible may cost \$"):
+        CliRunner().invoke(cli, ["train", run.name], catch_exceptions=False)
+    assert provider.calls == []
+    assert CliRunner().invoke(cli, ["train", run.name, "--yes"], catch_exceptions=False).exit_code == 0
+    assert run.info["spent"]["usd"] > 0
 
 
 def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -> None:

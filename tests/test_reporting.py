@@ -14,7 +14,7 @@ from folders import RECIPE, Tags, graded, history, hostile, make, summary
 from distillkit.errors import DistillkitError
 from distillkit.files import read_json, write_lines
 from distillkit.records import Sample
-from distillkit.reporting import plots, tables, terminal, words
+from distillkit.reporting import plots, provenance, sides, tables, terminal, words
 from distillkit.runs import Run
 
 # The report
@@ -106,6 +106,14 @@ def test_an_empty_folder_has_a_report(tmp_path):
     assert "No training step was recorded" in (run.path / "report.html").read_text()
     assert tables.listing([run])[0]["steps"] is None
     assert (run.path / "tables" / "grades.csv").read_text().startswith("judge,criterion,score")
+
+
+def test_what_a_teacher_cost_is_what_all_sittings_spent_on_it_training_too(tmp_path):
+    run = make(tmp_path, teacher={"provider": "groq", "usd": 0.25}, spent={"usd": 1.5, "requests": 9, "tokens": 99})
+    report = tables.write(run)
+    assert report["teacher"]["usd"] == 1.5
+    assert "$1.5000" in (run.path / "report.html").read_text()
+    assert provenance.about(sides.read(run, run.name))["usd"] == 1.5
 
 
 def test_no_teacher_is_not_a_missing_stage(tmp_path):

@@ -493,6 +493,21 @@ def test_a_run_does_not_go_on_with_something_else(home: Path, change: str, named
     assert weights(run) == weights(sit())
 
 
+@pytest.mark.parametrize("change", ["data.held_out=0.3", "tokenizer.vocab_size=310"])
+@pytest.mark.parametrize("stages", [("judge", "report"), ("train",)])
+def test_a_run_is_neither_judged_nor_begun_to_train_on_other_text(
+    home: Path, change: str, stages: tuple[str, ...]
+) -> None:
+    judged = ('judge.0.name="perplexity"', "sampling.count=2", "sampling.max_tokens=4")
+    before = ("label", "train") if "judge" in stages else ("label",)
+    run = sit(*judged, stages=before)
+    recipe, info = run.recipe.read_text(), run.info
+    with pytest.raises(UsageError, match="tiny/1 began with other text or another tokenizer"):
+        sit(*judged, change, resume=True, stages=stages)
+    assert (run.recipe.read_text(), run.info) == (recipe, info)
+    sit(*judged, resume=True, stages=("train", "judge", "report"))
+
+
 def test_a_refusal_to_go_on_exits_2(home: Path) -> None:
     stopped_at(5)
     code, said = finished(start_child(home, "run", "tiny.toml", "--resume", "--set", "data.stories=70"))

@@ -25,9 +25,14 @@ from faults import FAULTS, FAULTY, KEY, PAGE, Row, fast_clock, page, requests, t
 from provider import PROBE, Act, Call, PerMinute, Provider, error, serving
 from test_cli import TINY, distillkit
 
-from distillkit.errors import LimitReached, RecipeError, TeacherError, TryAgain, UsageError
+from distillkit.assembly import Assembly
+from distillkit.errors import Interrupted, LimitReached, RecipeError, TeacherError, TryAgain, UsageError
+from distillkit.pipeline import Pipeline, begin
+from distillkit.plugins import Plugins, current
+from distillkit.recipe import load
 from distillkit.records import MINUTE, REFUSED, Allowance, Answer, Price, Request, Usage
 from distillkit.roles import Teacher
+from distillkit.runs import Run
 from distillkit.tables import SLOTS, TemplateTable
 from distillkit.teachers import keys, logprobs, prompts, replies
 from distillkit.teachers.asking import Terms, probed
@@ -797,6 +802,52 @@ def test_money_is_asked_for_and_a_budget_stops_with_3(home: Path, provider: Prov
     on = distillkit(home, "run", "wired", "--resume", "--until", "label", "--set", "teacher.max_usd=9.0", "--yes")
     assert on.returncode == 0, on.stderr
     assert len(provider.prompts) == len(set(provider.prompts)) == 6
+
+
+def sitting(run: Run | None, prompts: int) -> Run:
+    """The label stage of a run, in this process."""
+    priced = ("teacher.price={input=1.0, output=1000.0}", f"teacher.prompts={prompts}")
+    parts = Assembly(Plugins.load(()).check(load("wired.toml", priced)), current())
+    run = run or begin(parts, {})
+    Pipeline(parts, run).go(("label",))
+    return run
+
+
+def test_a_later_sitting_that_was_killed_is_not_forgotten(
+    home: Path, monkeypatch: pytest.MonkeyPatch, provider: Provider
+) -> None:
+    monkeypatch.setenv("DISTILLKIT_HOME", str(home))
+    monkeypatch.chdir(home)
+    run = sitting(None, 2)
+    first, written = run.info["spent"], run.info["teacher"]["completion_tokens"]
+
+    def killed(pipeline: Pipeline, teacher: Any, asked: list[Request], terms: Terms) -> None:
+        pipeline.parts.ask(teacher, asked[:5], terms)
+        raise KeyboardInterrupt  # and nothing is recorded of what was asked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "_labelled", killed)
+        with pytest.raises(Interrupted):
+            sitting(run, 6)
+    assert run.info["spent"] == first
+    sitting(run, 6)
+    assert run.info["teacher"]["asked"] == len(provider.prompts) == 6
+    more = (run.info["teacher"]["completion_tokens"] - written) * 1000 / 1e6
+    assert run.info["spent"]["usd"] - first["usd"] == pytest.approx(more, rel=0.01)  # prompts cost next to nothing
+    assert run.info["spent"]["requests"] == first["requests"] + 4
+
+
+def test_what_another_run_paid_for_meanwhile_is_none_of_this_ones(
+    home: Path, monkeypatch: pytest.MonkeyPatch, provider: Provider
+) -> None:
+    monkeypatch.setenv("DISTILLKIT_HOME", str(home))
+    monkeypatch.chdir(home)
+    run = sitting(None, 2)
+    first = run.info["spent"]
+    sitting(None, 6)
+    sitting(run, 6)
+    assert (run.info["teacher"]["asked"], run.info["teacher"]["cached"]) == (2, 4)
+    assert run.info["spent"] == first
 
 
 def test_a_daily_limit_exits_with_3_and_says_when_to_go_on(home: Path, provider: Provider) -> None:

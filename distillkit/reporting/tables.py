@@ -92,7 +92,7 @@ def build(run: Run, log: Rows | None = None) -> Report:
         "student": info.get("student") or {},
         "data": info.get("data") or {},
         "tokenizer": info.get("tokenizer") or {},
-        "teacher": info.get("teacher"),
+        "teacher": _teacher(info),
         "training": info.get("training") or {},
         "speed": _speed(history(run) if log is None else log, info.get("seconds") or {}),
         "device": info.get("device"),
@@ -103,6 +103,12 @@ def build(run: Run, log: Rows | None = None) -> Report:
         "recipe_text": recipe_text,
     }
     return dict(plain(report))
+
+
+def _teacher(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What is known of the teacher. It may have been asked in training, too: what it cost is that of all sittings."""
+    teacher, usd = info.get("teacher"), (info.get("spent") or {}).get("usd")
+    return {**teacher, "usd": round(usd, 6)} if teacher and usd else teacher
 
 
 def _of_these_weights(info: Mapping[str, Any]) -> Mapping[str, Any]:
