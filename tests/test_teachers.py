@@ -940,6 +940,31 @@ def test_answers_of_a_student_that_was_moved_are_still_known(
     assert known(teacher_of(save_student(tmp_path / "other", tokenizer, 1)), requests, cache) == 0
 
 
+def test_answers_are_kept_under_the_weights_that_gave_them(tmp_path: Path, tokenizer: Tokenizer, cache: Cache) -> None:
+    """Another process may train the teacher, and save, while it is asked."""
+    trained = save_student(tmp_path / "trained", tokenizer)
+    early, other = teacher_of(trained), teacher_of(trained)
+    before = early.identity()
+    label(early, stories(2, max_tokens=4), cache)
+    save_student(trained, tokenizer, 1)
+    late = stories(5, max_tokens=4)
+    label(early, late, cache)
+    assert early.identity() == before != other.identity()
+    assert known(other, late, cache) == 0
+
+
+def test_weights_that_change_before_they_are_loaded_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer, cache: Cache
+) -> None:
+    trained = save_student(tmp_path / "trained", tokenizer)
+    teacher = teacher_of(trained)
+    teacher.identity()
+    save_student(trained, tokenizer, 1)
+    with pytest.raises(UsageError, match="changed while its answers were looked for"):
+        label(teacher, stories(2, max_tokens=4), cache)
+    assert len(cache) == 0
+
+
 def test_its_logits_are_those_of_its_network(teacher: Checkpoint) -> None:
     import mlx.core as mx
 
