@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import UsageError
 from .progress import Voice
 from .records import Answer, Request
 from .tables import TeacherTable
@@ -25,6 +26,9 @@ from .teachers.store import NOTHING
 
 if TYPE_CHECKING:
     from .assembly import Assembly
+    from .student.world import World
+
+COUNTED_HERE = ("max_usd", "max_requests", "max_tokens_total", "requests_per_minute", "tokens_per_minute")
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -97,6 +101,20 @@ class Reader:
                 if self.told:
                     self.told(done.spent)
         return done.replies
+
+
+def must_be_counted(parts: Assembly, world: World) -> None:
+    """Refuse limits of asking in the step that each of several processes would count, and reach, for itself."""
+    table = parts.recipe.teacher
+    if table is None or world.size == 1 or not parts.reads_in_steps:
+        return
+    given = [f"teacher.{name}" for name in COUNTED_HERE if getattr(table, name) is not None]
+    if given:
+        raise UsageError(
+            f"{' and '.join(given)} cannot be kept by {world.size} processes: with teacher.on_policy each asks the "
+            "teacher in the step, and counts for itself",
+            "Launch one process, or leave such limits out.",
+        )
 
 
 class Aside(Voice):

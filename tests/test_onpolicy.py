@@ -13,18 +13,20 @@ from distillkit_plugins.checkpoint import Checkpoint
 from distillkit_plugins.compatible import Compatible
 from provider import Act, Call, Provider, serving
 from students import f64, log_softmax
+from test_distributed import Fake
 from test_soft import FOREIGN, assemble, home, sit, trained
 
 from distillkit import plan
 from distillkit.errors import DistillkitError, TeacherError, UsageError
 from distillkit.files import read_lines
-from distillkit.onpolicy import Reader, readable
+from distillkit.onpolicy import Reader, must_be_counted, readable
+from distillkit.pipeline import Pipeline, begin
 from distillkit.records import Answer, Request
 from distillkit.runs import newest
 from distillkit.student.onpolicy import SOFT, OnPolicy, judged
 from distillkit.student.targets import NOTHING
 from distillkit.student.trained import Trained
-from distillkit.student.world import Share
+from distillkit.student.world import ALONE, Share
 from distillkit.teachers.asking import Terms
 from distillkit.teachers.cache import Cache
 from distillkit.teachers.label import label
@@ -237,6 +239,12 @@ def test_a_text_that_comes_back_changed_is_asked_for_again_and_then_told(provide
     assert len(provider.calls) == 2
 
 
+def wired(url: str, *overrides: str) -> tuple[str, ...]:
+    """A recipe whose teacher is asked in the step, over the wire."""
+    there = ("teacher.provider=compatible", "teacher.api=plain", "teacher.model=m", f'teacher.base_url="{url}"')
+    return (*FOREIGN, *READS, *there, "teacher.prompt_tokens=4", "teacher.top_logprobs=2", *overrides)
+
+
 def test_what_reading_costs_is_written_down_step_by_step(home: Path, provider: Provider) -> None:
     """For a process that is killed writes nothing at its end, and a budget holds for all sittings."""
     known: list[float] = []
@@ -246,11 +254,30 @@ def test_what_reading_costs_is_written_down_step_by_step(home: Path, provider: P
         return echoing(call)
 
     provider.rule = rule
-    wire = ("teacher.provider=compatible", "teacher.api=plain", "teacher.model=m", f'teacher.base_url="{provider.url}"')
-    run = sit(*FOREIGN, *READS, *wire, "teacher.prompt_tokens=4", "teacher.top_logprobs=2", "teacher.concurrency=1")
+    run = sit(*wired(provider.url, "teacher.concurrency=1"))
     steps = [before for before, after in zip([0, *known], known, strict=False) if after > before]
     assert 0 < len(steps) < len(known)
     assert run.info["spent"]["requests"] >= known[-1] > 0
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["max_usd=1.0", "max_requests=9", "max_tokens_total=9", "requests_per_minute=9", "tokens_per_minute=9"],
+)
+def test_limits_that_each_process_would_count_for_itself_are_refused(
+    home: Path, provider: Provider, limit: str
+) -> None:
+    parts = assemble(*wired(provider.url, f"teacher.{limit}"))
+    told = f"teacher.{limit.partition('=')[0]} cannot be kept by 2 processes"
+    with pytest.raises(UsageError, match=told):
+        Pipeline(parts, begin(parts, {}), Fake(0, [0, 0])).go(("label", "train"))
+    assert not provider.calls
+
+
+def test_without_such_limits_several_processes_may_read(home: Path, provider: Provider) -> None:
+    parts = assemble(*wired(provider.url, "teacher.requests_per_day=9"))
+    must_be_counted(parts, Fake(0))
+    must_be_counted(assemble(*wired(provider.url, "teacher.max_requests=9")), ALONE)
 
 
 def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -> None:
