@@ -22,6 +22,7 @@ from .records import Answer, Request
 from .tables import TeacherTable
 from .teachers.align import Aligner
 from .teachers.label import Labelled
+from .teachers.limits import Pace
 from .teachers.store import NOTHING
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Reader:
         table = cast(TeacherTable, parts.recipe.teacher)
         self.parts, self.teacher, self.aligner = parts, parts.teacher, Aligner(parts.tokenizer)
         self.width = table.top_logprobs
-        self.terms = parts.terms(table, spent=dict(spent), batch=False, shard=None)
+        self.terms = parts.terms(table, spent=dict(spent), batch=False, shard=None, pace=Pace())
         self.voice, self.told = Aside(parts.voice), told
 
     def __call__(self, rows: Ints) -> tuple[Ints, Floats, Floats, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from distillkit_plugins.checkpoint import Checkpoint
 from distillkit_plugins.compatible import Compatible
-from provider import Act, Call, Provider, serving
+from provider import Act, Call, Provider, error, serving
 from students import f64, log_softmax
 from test_distributed import Fake
 from test_soft import FOREIGN, assemble, home, sit, trained
@@ -30,6 +31,7 @@ from distillkit.student.world import ALONE, Share
 from distillkit.teachers.asking import Terms
 from distillkit.teachers.cache import Cache
 from distillkit.teachers.label import label
+from distillkit.teachers.limits import Clock
 from distillkit.testing import check_teacher
 
 __all__ = ["home", "trained"]  # fixtures
@@ -258,6 +260,48 @@ def test_what_reading_costs_is_written_down_step_by_step(home: Path, provider: P
     steps = [before for before, after in zip([0, *known], known, strict=False) if after > before]
     assert 0 < len(steps) < len(known)
     assert run.info["spent"]["requests"] >= known[-1] > 0
+
+
+class Unhurried:
+    """Time that passes only where somebody waits, and when which call was made."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(lambda: self.time, self.sleep, lambda: self.time)
+
+
+def reads(reader: Reader, texts: int) -> None:
+    """So many steps, each with a row that nobody has read."""
+    for number in range(texts):
+        reader(np.array([reader.parts.tokenizer.encode(f"One day a fox {number}")], np.int32))
+
+
+def test_a_minute_is_that_of_all_steps(home: Path, provider: Provider) -> None:
+    provider.rule, unhurried = echoing, Unhurried()
+    parts = assemble(*wired(provider.url, "teacher.requests_per_minute=6"))
+    reader = Reader(parts, {})
+    reader.terms = replace(reader.terms, clock=unhurried.clock)
+    reads(reader, 20)
+    assert len(provider.calls) == 21  # and one to find out whether it reads
+    assert unhurried.time >= 60 * 20 / 6 - 1
+
+
+def test_what_a_plea_to_slow_down_taught_holds_in_the_next_step_too(home: Path, provider: Provider) -> None:
+    provider.rule, unhurried = echoing, Unhurried()
+    reader = Reader(assemble(*wired(provider.url)), {})
+    reader.terms = replace(reader.terms, clock=unhurried.clock)
+    reads(reader, 1)
+    before = reader.terms.pace.width
+    provider.rule = lambda call: echoing(call) if len(provider.calls) > 3 else error(429, "slow", retry_after="9")
+    reads(reader, 2)
+    assert unhurried.time >= 9
+    assert reader.terms.pace.width < before
 
 
 @pytest.mark.parametrize(

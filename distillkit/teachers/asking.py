@@ -20,7 +20,7 @@ from ..progress import Voice
 from ..records import DAY, MINUTE, REFUSED, Answer, Price, Request, Usage
 from ..roles import Teacher
 from .cache import FORMAT, Cache, key_of
-from .limits import LONG, Budget, Clock, Limits, Past, Ticket
+from .limits import LONG, Budget, Clock, Limits, Pace, Past, Ticket
 
 BATCH_PRICE = 0.5  # of the price of a call alone, at all providers that we know
 HOPELESS = 5  # requests that failed for good, one after another, before the others are not even tried
@@ -52,6 +52,7 @@ class Terms:
     retry_refused: bool = False
     shard: tuple[int, int] | None = None  # which part of how many
     clock: Clock = field(default_factory=Clock)
+    pace: Pace | None = None  # of earlier sittings, for those who ask in many
 
     @property
     def given(self) -> dict[tuple[str, float], float]:
@@ -99,6 +100,7 @@ class Asking:
             given=terms.given,
             patient=terms.wait,
             clock=terms.clock,
+            pace=terms.pace,
             say=(voice or Voice()).say,
         )
         self.past = self._past()
@@ -168,7 +170,7 @@ class Asking:
 
     def _more(self, tasks: dict[asyncio.Task[Answer], Request], waiting: Iterator[Request]) -> bool:
         """Start what may be started; whether anything is under way."""
-        while self.fault is None and len(tasks) < max(1, int(self.limits.width)):
+        while self.fault is None and len(tasks) < max(1, int(self.limits.pace.width)):
             request = next(waiting, None)
             if request is None:
                 break
