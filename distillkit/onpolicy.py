@@ -67,7 +67,7 @@ class Reader:
         pieces = [piece for row, tokens in enumerate(rows) for piece in self._pieces(row, tokens)]
         for piece, answer in zip(pieces, self._read(pieces), strict=True):
             if answer.text == piece.text:  # else it was refused
-                found = self.aligner.align(piece.tokens, answer)
+                found = self.aligner.align(piece.tokens, likeliest(answer, self.width))
                 place = piece.row, slice(piece.start, piece.start + len(piece.tokens))
                 ids[place], logs[place] = found.dense(self.width)
                 residuals[place], has[place] = found.residuals, found.counts > 0
@@ -102,6 +102,12 @@ class Reader:
                 if self.told:
                     self.told(done.spent)
         return done.replies
+
+
+def likeliest(answer: Answer, most: int) -> Answer:
+    """An answer with no more alternatives than were asked for: a batch has no place for others."""
+    tops = (sorted(token.top, key=lambda pair: -pair[1])[:most] for token in answer.tokens)
+    return replace(answer, tokens=tuple(replace(t, top=tuple(top)) for t, top in zip(answer.tokens, tops, strict=True)))
 
 
 def must_be_counted(parts: Assembly, world: World) -> None:

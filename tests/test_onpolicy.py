@@ -98,6 +98,25 @@ def test_a_text_that_is_refused_has_no_soft_target(home: Path, monkeypatch: pyte
     assert not has.any()
 
 
+def test_alternatives_that_nobody_asked_for_are_cut(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin may give as many as it likes, in any order."""
+    parts = assemble(*READS, "teacher.top_logprobs=4")
+    rows, inner = np.array([parts.tokenizer.encode("One day, a fox")], np.int32), Checkpoint._read
+
+    def more(self: Checkpoint, request: Request) -> tuple[Request, Answer]:
+        _, answer = inner(self, replace(request, top_logprobs=9))
+        tokens = tuple(replace(token, top=token.top[::-1]) for token in answer.tokens)
+        return request, replace(answer, tokens=tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "_read", more)
+        found = Reader(parts, {})(rows)
+    with parts.cache() as cache:
+        cache.folder.rename(cache.folder.with_name("others"))
+    for cut, exact in zip(found, Reader(parts, {})(rows), strict=True):
+        np.testing.assert_allclose(cut, exact, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------- in a batch
 
 
