@@ -16,15 +16,20 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import UsageError
 from .progress import Voice
 from .records import Answer, Request
 from .tables import TeacherTable
 from .teachers.align import Aligner
 from .teachers.label import Labelled
+from .teachers.limits import Pace
 from .teachers.store import NOTHING
 
 if TYPE_CHECKING:
     from .assembly import Assembly
+    from .student.world import World
+
+COUNTED_HERE = ("max_usd", "max_requests", "max_tokens_total", "requests_per_minute", "tokens_per_minute")
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -51,7 +56,7 @@ class Reader:
         table = cast(TeacherTable, parts.recipe.teacher)
         self.parts, self.teacher, self.aligner = parts, parts.teacher, Aligner(parts.tokenizer)
         self.width = table.top_logprobs
-        self.terms = parts.terms(table, spent=dict(spent), batch=False, shard=None)
+        self.terms = parts.terms(table, spent=dict(spent), batch=False, shard=None, pace=Pace())
         self.voice, self.told = Aside(parts.voice), told
 
     def __call__(self, rows: Ints) -> tuple[Ints, Floats, Floats, Floats]:
@@ -62,7 +67,7 @@ class Reader:
         pieces = [piece for row, tokens in enumerate(rows) for piece in self._pieces(row, tokens)]
         for piece, answer in zip(pieces, self._read(pieces), strict=True):
             if answer.text == piece.text:  # else it was refused
-                found = self.aligner.align(piece.tokens, answer)
+                found = self.aligner.align(piece.tokens, likeliest(answer, self.width))
                 place = piece.row, slice(piece.start, piece.start + len(piece.tokens))
                 ids[place], logs[place] = found.dense(self.width)
                 residuals[place], has[place] = found.residuals, found.counts > 0
@@ -97,6 +102,26 @@ class Reader:
                 if self.told:
                     self.told(done.spent)
         return done.replies
+
+
+def likeliest(answer: Answer, most: int) -> Answer:
+    """An answer with no more alternatives than were asked for: a batch has no place for others."""
+    tops = (sorted(token.top, key=lambda pair: -pair[1])[:most] for token in answer.tokens)
+    return replace(answer, tokens=tuple(replace(t, top=tuple(top)) for t, top in zip(answer.tokens, tops, strict=True)))
+
+
+def must_be_counted(parts: Assembly, world: World) -> None:
+    """Refuse limits of asking in the step that each of several processes would count, and reach, for itself."""
+    table = parts.recipe.teacher
+    if table is None or world.size == 1 or not parts.reads_in_steps:
+        return
+    given = [f"teacher.{name}" for name in COUNTED_HERE if getattr(table, name) is not None]
+    if given:
+        raise UsageError(
+            f"{' and '.join(given)} cannot be kept by {world.size} processes: with teacher.on_policy each asks the "
+            "teacher in the step, and counts for itself",
+            "Launch one process, or leave such limits out.",
+        )
 
 
 class Aside(Voice):

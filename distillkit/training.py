@@ -23,7 +23,7 @@ from .assembly import Assembly
 from .data.batches import Ahead, Batch, Batches, sequential
 from .errors import UsageError
 from .files import read_lines, sweep
-from .onpolicy import Reader
+from .onpolicy import Reader, must_be_counted
 from .recipe import Recipe
 from .roles import Tracker
 from .runs import Run
@@ -105,9 +105,8 @@ class Training:
             return {}
         held_out = list(sequential(stream, self.parts.student.context, self.recipe.train.batch_size))
         loss = evaluate(replace(job, validation=lambda: held_out))
-        lengths = self.parts.tokenizer.lengths
+        lengths, ends = self.parts.tokenizer.lengths, self.parts.tokenizer.end_of_text
         learnt = [(batch.weight > 0, batch.hard) for batch in held_out]
-        ends = self.parts.tokenizer.end_of_text
         tokens = sum(int(mask.sum()) for mask, _ in learnt)
         size = sum(int(lengths[hard[mask & (hard != ends)]].sum()) for mask, hard in learnt)
         bits = loss * tokens / math.log(2) / size
@@ -119,7 +118,8 @@ class Training:
         self.voice.say(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs{crowd}.")
 
     def check(self) -> None:
-        """Refuse a run whose checkpoints would not fit, before anything is asked or written."""
+        """Refuse a run whose limits could not be kept or whose checkpoints would not fit, before anything is asked."""
+        must_be_counted(self.parts, self.world)
         saved, _ = checkpoints.newest_good(self.run.checkpoints)
         if saved is not None:
             self._must_be_the_same(saved, self._origin(), [key for key in FIXED if key != "batches"])

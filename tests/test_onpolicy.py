@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,27 @@ import pytest
 from click.testing import CliRunner
 from distillkit_plugins.checkpoint import Checkpoint
 from distillkit_plugins.compatible import Compatible
-from provider import Act, Call, Provider, serving
+from provider import Act, Call, Provider, error, serving
 from students import f64, log_softmax
+from test_distributed import Fake
 from test_soft import FOREIGN, assemble, home, sit, trained
 
 from distillkit import plan
 from distillkit.cli import cli
 from distillkit.errors import DistillkitError, TeacherError, UsageError
 from distillkit.files import read_lines
-from distillkit.onpolicy import Reader, readable
+from distillkit.onpolicy import Reader, must_be_counted, readable
+from distillkit.pipeline import Pipeline, begin
 from distillkit.records import Answer, Request
 from distillkit.runs import newest
 from distillkit.student.onpolicy import SOFT, OnPolicy, judged
 from distillkit.student.targets import NOTHING
 from distillkit.student.trained import Trained
-from distillkit.student.world import Share
+from distillkit.student.world import ALONE, Share
 from distillkit.teachers.asking import Terms
 from distillkit.teachers.cache import Cache
 from distillkit.teachers.label import label
+from distillkit.teachers.limits import Clock
 from distillkit.testing import check_teacher
 
 __all__ = ["home", "trained"]  # fixtures
@@ -94,6 +98,25 @@ def test_a_text_that_is_refused_has_no_soft_target(home: Path, monkeypatch: pyte
     monkeypatch.setattr(Checkpoint, "_read", lambda self, request: (request, Answer("", finish="content_filter")))
     *_, has = Reader(parts, {})(np.array([parts.tokenizer.encode("One day, a fox")], np.int32))
     assert not has.any()
+
+
+def test_alternatives_that_nobody_asked_for_are_cut(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin may give as many as it likes, in any order."""
+    parts = assemble(*READS, "teacher.top_logprobs=4")
+    rows, inner = np.array([parts.tokenizer.encode("One day, a fox")], np.int32), Checkpoint._read
+
+    def more(self: Checkpoint, request: Request) -> tuple[Request, Answer]:
+        _, answer = inner(self, replace(request, top_logprobs=9))
+        tokens = tuple(replace(token, top=token.top[::-1]) for token in answer.tokens)
+        return request, replace(answer, tokens=tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "_read", more)
+        found = Reader(parts, {})(rows)
+    with parts.cache() as cache:
+        cache.folder.rename(cache.folder.with_name("others"))
+    for cut, exact in zip(found, Reader(parts, {})(rows), strict=True):
+        np.testing.assert_allclose(cut, exact, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- in a batch
@@ -274,6 +297,11 @@ def test_a_text_that_comes_back_changed_is_asked_for_again_and_then_told(provide
     assert len(provider.calls) == 2
 
 
+def wired(url: str, *overrides: str) -> tuple[str, ...]:
+    """A recipe whose teacher is asked in the step, over the wire."""
+    return (*FOREIGN, *READS, *wire(url), "teacher.prompt_tokens=4", "teacher.top_logprobs=2", *overrides)
+
+
 def test_what_reading_costs_is_written_down_step_by_step(home: Path, provider: Provider) -> None:
     """For a process that is killed writes nothing at its end, and a budget holds for all sittings."""
     known: list[float] = []
@@ -283,8 +311,7 @@ def test_what_reading_costs_is_written_down_step_by_step(home: Path, provider: P
         return echoing(call)
 
     provider.rule = rule
-    how = ("teacher.prompt_tokens=4", "teacher.top_logprobs=2", "teacher.concurrency=1")
-    run = sit(*FOREIGN, *READS, *wire(provider.url), *how)
+    run = sit(*wired(provider.url, "teacher.concurrency=1"))
     steps = [before for before, after in zip([0, *known], known, strict=False) if after > before]
     assert 0 < len(steps) < len(known)
     assert run.info["spent"]["requests"] >= known[-1] > 0
@@ -299,6 +326,68 @@ def test_training_alone_asks_before_it_spends(home: Path, provider: Provider) ->
     assert provider.calls == []
     assert CliRunner().invoke(cli, ["train", run.name, "--yes"], catch_exceptions=False).exit_code == 0
     assert run.info["spent"]["usd"] > 0
+
+
+class Unhurried:
+    """Time that passes only where somebody waits, and when which call was made."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(lambda: self.time, self.sleep, lambda: self.time)
+
+
+def reads(reader: Reader, texts: int) -> None:
+    """So many steps, each with a row that nobody has read."""
+    for number in range(texts):
+        reader(np.array([reader.parts.tokenizer.encode(f"One day a fox {number}")], np.int32))
+
+
+def test_a_minute_is_that_of_all_steps(home: Path, provider: Provider) -> None:
+    provider.rule, unhurried = echoing, Unhurried()
+    parts = assemble(*wired(provider.url, "teacher.requests_per_minute=6"))
+    reader = Reader(parts, {})
+    reader.terms = replace(reader.terms, clock=unhurried.clock)
+    reads(reader, 20)
+    assert len(provider.calls) == 21  # and one to find out whether it reads
+    assert unhurried.time >= 60 * 20 / 6 - 1
+
+
+def test_what_a_plea_to_slow_down_taught_holds_in_the_next_step_too(home: Path, provider: Provider) -> None:
+    provider.rule, unhurried = echoing, Unhurried()
+    reader = Reader(assemble(*wired(provider.url)), {})
+    reader.terms = replace(reader.terms, clock=unhurried.clock)
+    reads(reader, 1)
+    before = reader.terms.pace.width
+    provider.rule = lambda call: echoing(call) if len(provider.calls) > 3 else error(429, "slow", retry_after="9")
+    reads(reader, 2)
+    assert unhurried.time >= 9
+    assert reader.terms.pace.width < before
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["max_usd=1.0", "max_requests=9", "max_tokens_total=9", "requests_per_minute=9", "tokens_per_minute=9"],
+)
+def test_limits_that_each_process_would_count_for_itself_are_refused(
+    home: Path, provider: Provider, limit: str
+) -> None:
+    parts = assemble(*wired(provider.url, f"teacher.{limit}"))
+    told = f"teacher.{limit.partition('=')[0]} cannot be kept by 2 processes"
+    with pytest.raises(UsageError, match=told):
+        Pipeline(parts, begin(parts, {}), Fake(0, [0, 0])).go(("label", "train"))
+    assert not provider.calls
+
+
+def test_without_such_limits_several_processes_may_read(home: Path, provider: Provider) -> None:
+    parts = assemble(*wired(provider.url, "teacher.requests_per_day=9"))
+    must_be_counted(parts, Fake(0))
+    must_be_counted(assemble(*wired(provider.url, "teacher.max_requests=9")), ALONE)
 
 
 def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Sleeping(Teacher):
     def __init__(self, seconds: float = 0.0, fails_on: str = "", error: BaseException | None = None) -> None:
         super().__init__()
         self.seconds, self.fails_on, self.error = seconds, fails_on, error or ValueError("no such luck")
-        self.now = self.most = 0
+        self.now = self.most = self.given = 0
         self.asked: list[str | None] = []
 
     async def answer(self, request: Request) -> Answer:
@@ -79,6 +79,7 @@ class Sleeping(Teacher):
             await asyncio.sleep(self.seconds)
             if request.prompt == self.fails_on:
                 raise self.error
+            self.given += 1
             return Answer(f"to {request.prompt}")
         finally:
             self.now -= 1
@@ -793,8 +794,32 @@ def test_ctrl_c_while_an_answer_is_put_away_is_the_same(cache: Cache) -> None:
 
     for teacher in both():
         with pytest.raises(Interrupted, match="stopped after 2 of 5 answers"):
-            label(teacher, prompts(5), cache, voice=Pressing(io.StringIO()))
+            label(teacher, prompts(5), cache, voice=Pressing(io.StringIO()), concurrency=1)
         assert known(teacher, prompts(5), cache) == 2
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_ctrl_c_while_an_answer_is_put_away_keeps_all_that_had_come(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """They were paid for: those that came with it, and those that came while it was put away."""
+    teacher, inner, puts = Sleeping(), cache.put, []
+
+    def put(*of: Any) -> Answer:
+        puts.append(of)
+        kept = inner(*of) if late or len(puts) != 30 else None
+        if len(puts) == 30:
+            raise KeyboardInterrupt
+        assert kept is not None
+        return kept
+
+    monkeypatch.setattr(cache, "put", put)
+    with pytest.raises(Interrupted) as stopped:
+        label(teacher, prompts(100), cache, concurrency=64)
+    kept = known(teacher, prompts(100), cache)
+    assert stopped.value.message == f"stopped after {kept} of 100 answers; they are kept"
+    assert len(teacher.asked) >= kept > 30
+    assert kept == teacher.given
 
 
 # --------------------------------------------------------------------------------------- the checkpoint teacher
@@ -938,6 +963,31 @@ def test_answers_of_a_student_that_was_moved_are_still_known(
     label(teacher_of(folder), requests, cache)
     assert known(teacher_of(save_student(tmp_path / "moved", tokenizer)), requests, cache) == 5
     assert known(teacher_of(save_student(tmp_path / "other", tokenizer, 1)), requests, cache) == 0
+
+
+def test_answers_are_kept_under_the_weights_that_gave_them(tmp_path: Path, tokenizer: Tokenizer, cache: Cache) -> None:
+    """Another process may train the teacher, and save, while it is asked."""
+    trained = save_student(tmp_path / "trained", tokenizer)
+    early, other = teacher_of(trained), teacher_of(trained)
+    before = early.identity()
+    label(early, stories(2, max_tokens=4), cache)
+    save_student(trained, tokenizer, 1)
+    late = stories(5, max_tokens=4)
+    label(early, late, cache)
+    assert early.identity() == before != other.identity()
+    assert known(other, late, cache) == 0
+
+
+def test_weights_that_change_before_they_are_loaded_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer, cache: Cache
+) -> None:
+    trained = save_student(tmp_path / "trained", tokenizer)
+    teacher = teacher_of(trained)
+    teacher.identity()
+    save_student(trained, tokenizer, 1)
+    with pytest.raises(UsageError, match="changed while its answers were looked for"):
+        label(teacher, stories(2, max_tokens=4), cache)
+    assert len(cache) == 0
 
 
 def test_its_logits_are_those_of_its_network(teacher: Checkpoint) -> None:

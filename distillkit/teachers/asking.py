@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,7 @@ from ..progress import Voice
 from ..records import DAY, MINUTE, REFUSED, Answer, Price, Request, Usage
 from ..roles import Teacher
 from .cache import FORMAT, Cache, key_of
-from .limits import LONG, Budget, Clock, Limits, Past, Ticket
+from .limits import LONG, Budget, Clock, Limits, Pace, Past, Ticket
 
 BATCH_PRICE = 0.5  # of the price of a call alone, at all providers that we know
 HOPELESS = 5  # requests that failed for good, one after another, before the others are not even tried
@@ -51,6 +52,7 @@ class Terms:
     retry_refused: bool = False
     shard: tuple[int, int] | None = None  # which part of how many
     clock: Clock = field(default_factory=Clock)
+    pace: Pace | None = None  # of earlier sittings, for those who ask in many
 
     @property
     def given(self) -> dict[tuple[str, float], float]:
@@ -98,12 +100,14 @@ class Asking:
             given=terms.given,
             patient=terms.wait,
             clock=terms.clock,
+            pace=terms.pace,
             say=(voice or Voice()).say,
         )
         self.past = self._past()
         self.runner = asyncio.Runner()  # one loop for the whole sitting: connections and locks belong to it
         self.out: set[asyncio.Task[Any]] = set()  # tasks whose call is out, and may have been paid for
         self.ended: list[asyncio.Task[Answer]] = []
+        self.came: deque[tuple[Request, Answer]] = deque()  # whatever was not handed over and kept is still in it
         self.bell = asyncio.Event()
         self.fault: BaseException | None = None
         self.failed: list[TeacherError] = []
@@ -113,9 +117,11 @@ class Asking:
         """Every answer as it comes; afterwards what went wrong is raised."""
         coming = self._answers(requests)
         try:
-            while (pairs := self.runner.run(_next(coming))) is not None:
-                for start in range(0, len(pairs), AT_ONCE):
-                    yield from pairs[start : start + AT_ONCE]
+            while self.runner.run(_next(coming)):
+                while self.came:
+                    for _ in range(min(AT_ONCE, len(self.came))):
+                        yield self.came[0]
+                        self.came.popleft()
                     self.runner.run(asyncio.sleep(0))  # while answers are kept nobody listens to those that are out
         finally:
             self.runner.run(coming.aclose())
@@ -136,8 +142,8 @@ class Asking:
         async with asyncio.timeout(self.terms.timeout or AWAITED):
             await self.teacher.close()
 
-    async def _answers(self, requests: Sequence[Request]) -> AsyncGenerator[list[tuple[Request, Answer]]]:
-        """Answers in the groups in which they come."""
+    async def _answers(self, requests: Sequence[Request]) -> AsyncGenerator[bool]:
+        """Collect answers, and stop for them to be handed over, in the groups in which they come."""
         waiting = iter(requests)
         tasks: dict[asyncio.Task[Answer], Request] = {}
         try:
@@ -147,13 +153,16 @@ class Asking:
                 if not self.ended:  # asyncio.wait would look at every task for each one that ends
                     await self.bell.wait()
                 pairs = [(tasks.pop(task), task) for task in self._taken() if task in tasks]
-                yield [(request, task.result()) for request, task in pairs if self._came(task)]
+                self.came += [(request, task.result()) for request, task in pairs if self._succeeded(task)]
+                yield True
                 if self.fault is not None:
                     self._call_off(tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            over = [(request, task) for task, request in tasks.items() if not (task.cancelled() or task.exception())]
+            self.came += [(request, task.result()) for request, task in over]
         if self.fault is not None:
             raise self.fault
         if self.failed:
@@ -161,7 +170,7 @@ class Asking:
 
     def _more(self, tasks: dict[asyncio.Task[Answer], Request], waiting: Iterator[Request]) -> bool:
         """Start what may be started; whether anything is under way."""
-        while self.fault is None and len(tasks) < max(1, int(self.limits.width)):
+        while self.fault is None and len(tasks) < max(1, int(self.limits.pace.width)):
             request = next(waiting, None)
             if request is None:
                 break
@@ -179,7 +188,7 @@ class Asking:
         ended, self.ended = self.ended, []
         return ended
 
-    def _came(self, task: asyncio.Task[Answer]) -> bool:
+    def _succeeded(self, task: asyncio.Task[Answer]) -> bool:
         """Whether a task brought an answer. If not, it is one failure of many, or what stops everything."""
         if task.cancelled():
             self.fault = self.fault or asyncio.CancelledError("it cancelled its own call")
@@ -351,5 +360,5 @@ def _pause(state: Any) -> float:
     return by_chance(state) if seconds is None else min(seconds, LONG)
 
 
-async def _next(coming: AsyncIterator[list[tuple[Request, Answer]]]) -> list[tuple[Request, Answer]] | None:
-    return await anext(coming, None)
+async def _next(coming: AsyncIterator[bool]) -> bool:
+    return await anext(coming, False)

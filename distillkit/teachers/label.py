@@ -113,16 +113,23 @@ def label(
     waiting = {key: request for key, (request, _) in wanted.items() if key not in done.found}
     due, before = len(waiting), len(done.found)
     asking = _Asking(teacher, terms, cache, voice, done)
+
+    def keep(key: str, answer: Answer) -> None:
+        done.found[key] = cache.put(key, wanted[key][1], answer)
+        done.asked += 1
+
     try:
         for mine in _portions(cache, waiting, terms, done, voice):
             with _short_pauses(cache, len(mine)) as settle, closing(asking.ask(mine)) as answers:
                 for key, answer in answers:
                     settle()
-                    done.found[key] = cache.put(key, wanted[key][1], answer)
-                    done.asked += 1
+                    keep(key, answer)
                     there = len(done.found) - before
                     voice.progress(asking.progress(there, due), last=there == due)
     except KeyboardInterrupt as error:
+        for key, answer in asking.left():
+            if key not in done.found:
+                keep(key, answer)
         raise Interrupted(f"stopped after {done.asked} of {due} answers; they are kept") from error
     except DistillkitError as error:
         kept = f"{done.asked} of {due} answers are kept; asking again asks only for the others."
@@ -256,6 +263,11 @@ class _Asking:
         self._spent()
         money = f", ${self.done.spent['usd']:.4f}" if self.done.spent.get("usd") else ""
         return f"  {there}/{due} answers{money}"
+
+    def left(self) -> Iterator[tuple[str, Answer]]:
+        """What had come when asking was broken off, and was paid for."""
+        for request, answer in self.driven.came if self.driven else ():
+            yield request.id, checked(self.who, answer)
 
     def close(self) -> None:
         """Let go of what asking had opened."""

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -176,6 +176,23 @@ class Ticket:
     entries: list[tuple[Window, str, Entry]] = field(default_factory=list)
 
 
+@dataclass
+class Pace:
+    """How fast a teacher may be asked, as far as it is known; whoever asks it again and again hands it on."""
+
+    windows: dict[tuple[str, float], Window] = field(default_factory=dict)
+    width: float = float(FIRST_WIDTH)  # how many calls may be out at once
+    threshold: float = float("inf")  # up to which that grows quickly
+    paused_until: float = float("-inf")
+    slowed_at: float = float("-inf")
+
+    def begin(self, given: Mapping[tuple[str, float], float], concurrency: int) -> None:
+        """A sitting by the limits of a recipe. A day outlasts processes: it is not kept here but in a `Past`."""
+        minutes = {key: window for key, window in self.windows.items() if window.span < DAY}
+        self.windows = {key: Window(limit, key[1], given=True) for key, limit in given.items()} | minutes
+        self.width, self.threshold = (min(float(concurrency), most) for most in (self.width, self.threshold))
+
+
 class Limits:
     """Gives leave to call, one at a time, and learns from what comes back how many calls may be out at once."""
 
@@ -187,13 +204,12 @@ class Limits:
         given: dict[tuple[str, float], float] | None = None,
         patient: bool = False,
         clock: Clock | None = None,
+        pace: Pace | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.budget, self.patient, self.clock, self.say = budget, patient, clock or Clock(), say
-        self.windows = {key: Window(limit, key[1], given=True) for key, limit in (given or {}).items()}
-        self.most, self.threshold = concurrency, float(concurrency)
-        self.width = float(min(concurrency, FIRST_WIDTH))
-        self.paused_until = self.slowed_at = float("-inf")
+        self.most, self.pace = concurrency, pace or Pace()
+        self.pace.begin(given or {}, concurrency)
         self.fine_at = self.clock.now()
         self.pleas = 0
         self.said = ""
@@ -209,7 +225,7 @@ class Limits:
                 await self.clock.sleep(min(wait, GLANCE))
             now = self.clock.now()
             self.budget.set_aside(most)
-            entries = [(w, key[0], w.take(_amount(key[0], most), now)) for key, w in self.windows.items()]
+            entries = [(w, key[0], w.take(_amount(key[0], most), now)) for key, w in self.pace.windows.items()]
             return Ticket(most, now, entries)
 
     async def _affordable(self, most: Usage) -> None:
@@ -222,8 +238,8 @@ class Limits:
 
     def _wait(self, most: Usage) -> float:
         now = self.clock.now()
-        wait = max(0.0, self.paused_until - now)
-        for (of, span), window in self.windows.items():
+        wait = max(0.0, self.pace.paused_until - now)
+        for (of, span), window in self.pace.windows.items():
             own = window.wait(_amount(of, most), now)
             if own > LONG or (own > 0 and span >= DAY):
                 self._too_long(own, f"{window.limit:,.0f} {of} {'a day' if span >= DAY else 'a minute'} are allowed")
@@ -244,7 +260,8 @@ class Limits:
 
     def fine(self, ticket: Ticket, usage: Usage | None) -> None:
         """A call was answered: let one more be out, quickly at first, then carefully."""
-        self.width = min(float(self.most), self.width + (1.0 if self.width < self.threshold else 1.0 / self.width))
+        pace = self.pace
+        pace.width = min(float(self.most), pace.width + (1.0 if pace.width < pace.threshold else 1.0 / pace.width))
         self.fine_at, self.pleas = self.clock.now(), 0
         self._settle(ticket, usage)
         self.budget.settle(ticket.most, usage)
@@ -252,7 +269,7 @@ class Limits:
 
     def failed(self, ticket: Ticket) -> None:
         """A call went wrong; whether it was billed is not known, so it counts as if it was."""
-        self.width = max(1.0, self.width - 0.5)
+        self.pace.width = max(1.0, self.pace.width - 0.5)
         self.budget.settle(ticket.most, None)
         self._settled.set()
 
@@ -266,14 +283,14 @@ class Limits:
         """The provider asks for patience: everybody waits, and half as many calls are out afterwards."""
         now = self.clock.now()
         self.turned_away(ticket)
-        if ticket.began >= self.slowed_at:  # calls that were out together are one lesson, not sixty-four
-            self.threshold = max(1.0, self.width / 2)
-            self.width = self.threshold
+        if ticket.began >= self.pace.slowed_at:  # calls that were out together are one lesson, not sixty-four
+            self.pace.threshold = max(1.0, self.pace.width / 2)
+            self.pace.width = self.pace.threshold
             self.pleas += 1
-        self.slowed_at = now
+        self.pace.slowed_at = now
         first, longest = BACKOFF
         wait = min(longest, first * 2.0 ** (self.pleas - 1)) if seconds is None else seconds
-        self.paused_until = max(self.paused_until, now + wait)
+        self.pace.paused_until = max(self.pace.paused_until, now + wait)
         if wait > LONG or daily:
             self._too_long(wait, words)
         elif now - self.fine_at > PATIENCE:
@@ -284,7 +301,7 @@ class Limits:
         if allowance.limit <= 0:
             return
         key = (allowance.of, allowance.span)
-        window = self.windows.setdefault(key, Window(allowance.limit, allowance.span))
+        window = self.pace.windows.setdefault(key, Window(allowance.limit, allowance.span))
         window.hear(allowance, self.clock.now())
 
     def _settle(self, ticket: Ticket, usage: Usage | None) -> None:
@@ -316,7 +333,7 @@ class Past:
         rows = [row for row in self._rows() if row.get("who") == self.who]
         ages = [max(0.0, wall - row["time"]) for row in rows]  # a clock that was set back makes nothing younger
         for row, age in zip(rows, ages, strict=True):
-            for (of, span), window in limits.windows.items():
+            for (of, span), window in limits.pace.windows.items():
                 if age < DAY <= span:
                     window.take(float(row[of]), now - age)
 

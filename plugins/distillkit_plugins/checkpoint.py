@@ -36,12 +36,21 @@ class Checkpoint(Teacher):
             1.0, gt=0, description="above 1, tokens that were written are less likely to come again"
         )
 
+    _weights: str | None = None  # under which answers are kept, from the first time that it is asked for
+
     @cached_property
     def trained(self) -> Trained:
         """The teaching student, loaded when it is first needed."""
         from distillkit.student import Trained
 
-        return Trained.load(self.options.model)
+        found = Trained.load(self.options.model)
+        if self._weights not in (None, found.fingerprint):  # a process that trains it has saved newer ones
+            raise UsageError(
+                f"the weights of {self.options.model} changed while its answers were looked for",
+                "Start again, best when its training has ended.",
+            )
+        self._weights = found.fingerprint
+        return found
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -57,7 +66,8 @@ class Checkpoint(Teacher):
         """Its weights, whatever they are called and wherever they lie, and how it was told to write."""
         from distillkit.student import fingerprint
 
-        return {"weights": fingerprint(self.options.model), **self._how(exclude_defaults=True)}
+        self._weights = self._weights or fingerprint(self.options.model)
+        return {"weights": self._weights, **self._how(exclude_defaults=True)}
 
     def tokens(self, request: Request) -> int:
         """By its own tokenizer."""
