@@ -197,7 +197,7 @@ def _seen(model: Model, token: int, logprobs: mx.array, top: int) -> tuple[float
     spoken = values.copy()
     spoken[len(vocabulary.every) :] = -np.inf
     spoken[vocabulary.unspoken[vocabulary.unspoken < values.size]] = -np.inf
-    best = np.argpartition(spoken, -min(top, values.size))[-top:]
+    best = np.argpartition(spoken, -min(top, values.size))[max(0, values.size - top) :]
     merged: dict[bytes, float] = {}
     for other in best[np.isfinite(spoken[best])].tolist():
         piece = _bytes(model, other)

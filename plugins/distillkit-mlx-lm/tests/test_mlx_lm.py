@@ -203,6 +203,12 @@ def test_a_given_text_is_read_by_its_logits(kind: str, request: pytest.FixtureRe
         np.testing.assert_allclose([value for _, value in token.top], np.sort(row)[::-1][:3], atol=1e-4)
 
 
+def test_a_text_that_is_read_for_no_alternatives_gets_none(tiny: Path) -> None:
+    answer = teacher(tiny).answer(Request("r", "The fox went home.", max_tokens=0))
+    assert answer.text == "The fox went home."
+    assert not any(token.top for token in answer.tokens)
+
+
 def test_numbers_that_no_token_has_are_left_out_of_its_logits(tmp_path: Path) -> None:
     where = write_folder(tmp_path / "padded", byte_level(), vocab_size=512)
     mine = teacher(where)
