@@ -813,11 +813,15 @@ def sitting(run: Run | None, prompts: int) -> Run:
     return run
 
 
-def test_a_later_sitting_that_was_killed_is_not_forgotten(
-    home: Path, monkeypatch: pytest.MonkeyPatch, provider: Provider
-) -> None:
+@pytest.fixture
+def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process works where its recipes are."""
     monkeypatch.setenv("DISTILLKIT_HOME", str(home))
     monkeypatch.chdir(home)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_later_sitting_that_was_killed_is_not_forgotten(monkeypatch: pytest.MonkeyPatch, provider: Provider) -> None:
     run = sitting(None, 2)
     first, written = run.info["spent"], run.info["teacher"]["completion_tokens"]
 
@@ -837,11 +841,8 @@ def test_a_later_sitting_that_was_killed_is_not_forgotten(
     assert run.info["spent"]["requests"] == first["requests"] + 4
 
 
-def test_what_another_run_paid_for_meanwhile_is_none_of_this_ones(
-    home: Path, monkeypatch: pytest.MonkeyPatch, provider: Provider
-) -> None:
-    monkeypatch.setenv("DISTILLKIT_HOME", str(home))
-    monkeypatch.chdir(home)
+@pytest.mark.usefixtures("at_home")
+def test_what_another_run_paid_for_meanwhile_is_none_of_this_ones() -> None:
     run = sitting(None, 2)
     first = run.info["spent"]
     sitting(None, 6)
