@@ -81,11 +81,13 @@ class Assembly:
                     f"teacher.system: the teacher {table.provider!r} does not chat ({self.recipe.file})",
                     "Leave it out, or ask a teacher that replies to messages.",
                 )
-            self._check_rows(table)
+            self.check_rows()
 
-    def _check_rows(self, table: TeacherTable) -> None:
+    def check_rows(self) -> None:
         """Refuse a share of a step's rows that comes to no row: what the teacher gives would be paid for in vain."""
-        rows = self.recipe.train.batch_size * self.recipe.train.accumulate
+        table, rows = self.recipe.teacher, self.recipe.train.batch_size * self.recipe.train.accumulate
+        if table is None:
+            return
         for key, share in {"share": table.share, "on_policy": table.on_policy}.items():
             if share and not round(share * rows):
                 raise UsageError(

@@ -25,6 +25,7 @@ from .assembly import Assembly
 from .data.batches import Batch
 from .runs import Run
 from .soft import ANSWERS, STORE
+from .steps import chunk_of, settings, streams_of
 from .student import blas, precision
 from .student.drawing import Sampling
 from .student.generate import write
@@ -32,7 +33,6 @@ from .student.gpt import Shape, count
 from .student.parallel import Lanes, compute_again, keep_memory
 from .student.train import Job, advance, asked, fresh
 from .student.trained import Trained, locate, parameters
-from .training import chunk_of, settings, streams_of
 
 if TYPE_CHECKING:
     from .reporting.words import Fact
@@ -89,7 +89,7 @@ class Subject:
         self.student = Trained.load(run.path)
         self.context, self.vocab_size = self.student.context, self.student.tokenizer.vocab_size
         self.table = parts.recipe.train
-        self.teacher = parts.teacher if parts.teaches_online else None
+        self.teacher = parts.logits_teacher()
         self.lanes = Lanes(streams_of(self.table))
 
     @property

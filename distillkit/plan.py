@@ -274,7 +274,7 @@ def _more_text(parts: Assembly, tokens: int) -> Iterator[str]:
     if teacher is not None and share:
         prompts = ceil(tokens * share / MANY_EPOCHS / teacher.repeats / _most_of_an_answer(teacher))
         if prompts > teacher.prompts:
-            yield f"teacher.prompts = {prompts:_}"
+            yield f"at least teacher.prompts = {prompts:_}"  # most answers are shorter
 
 
 def _most_of_an_answer(table: TeacherTable) -> float:

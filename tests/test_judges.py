@@ -286,6 +286,18 @@ def test_criteria_of_ones_own_say_what_they_mean() -> None:
     assert rubric.facts()["prompt"] != Rubric().facts()["prompt"]
 
 
+def test_the_rubric_says_what_it_grades() -> None:
+    samples = [story("s#0", PLAIN)]
+    told = {}
+    for kind in ("story", "text"):
+        (request,) = Rubric(Rubric.Options(kind=kind, repeats=1)).requests(Asked(samples, Judge()))  # type: ignore[arg-type]
+        told[kind] = " ".join(message["content"] for message in request.messages or ())
+    assert told["story"].startswith("You grade stories. A student was given the beginning of a story")
+    assert told["text"].startswith("You grade texts. A student was given the beginning of a text")
+    assert "story" not in told["text"].replace(PLAIN, "").replace(samples[0].prompt, "")
+    assert Rubric(Rubric.Options(kind="text")).facts()["prompt"] != Rubric().facts()["prompt"]
+
+
 USELESS = {
     "no JSON": lambda reply, said: "I would rate this 7 out of 10.",
     "half of it": lambda reply, said: json.dumps(reply)[:80],

@@ -271,6 +271,8 @@ def test_what_is_no_grade_is_blamed_on_its_judge(given: Any) -> None:
         Grade("fun", None, sample="d0#0"),  # type: ignore[arg-type]
         Grade("fun", math.nan, sample="d0#0"),
         Grade("fun", math.inf, sample="d0#0"),
+        Grade("fun", 1e160, sample="d0#0"),
+        Grade("fun", -1e308, sample="d0#0"),
         Grade("fun", 8, sample="d0#0", weight=math.nan),
         Grade("fun", 8, sample="d0#0", weight=-1),
     ],

@@ -74,6 +74,7 @@ BASE_53M = GPT2 | ADAMW | ALONE | {
     "student.dropout": 0.1, "student.tied": False,
     "train.steps": 30_000, "train.batch_size": 12, "train.learning_rate": 3e-4, "train.final_learning_rate": 3e-5,
     "train.warmup": 2000, "train.betas": [0.9, 0.95], "train.evaluate_every": 500, "train.checkpoint_every": 500,
+    "sampling.temperature": 0.8, "sampling.top_k": 50,
     # ----
     "data.block_chars": 8000,
 }  # fmt: skip
@@ -105,7 +106,7 @@ FIGURES: dict[str, dict[str, Any]] = {
     },
     "finewebedu_53m": TAUGHT_53M | {
         "data.dataset": "fineweb-edu", "data.tokens": 10_000_000,
-        "train.steps": 35_000, "train.final_learning_rate": 1.5e-5,
+        "train.steps": 35_000, "train.final_learning_rate": 1.5e-5, "sampling.top_p": 0.95,
         # ----
         "data.held_out": 0.02, "teacher.prompt_tokens": 64, "teacher.share": 0.09, "sampling.prompts": "held_out",
     },
@@ -116,6 +117,7 @@ FIGURES: dict[str, dict[str, Any]] = {
         "student.context": 1024, "student.positions": "sinusoidal", "student.activation": "relu",
         "student.attention_out": False, "student.final_norm": False, "student.tied": False, "student.head_bias": True,
         "train.steps": 10_000, "train.batch_size": 8, "train.accumulate": 4, "train.learning_rate": 3e-4,
+        "train.sample_every": 500,
         # ----
         "data.held_out": 0.01, "data.block_chars": 6000, "student.dropout": 0.0, "train.final_learning_rate": 1e-6,
         "train.warmup": 0, "train.betas": [0.9, 0.999], "train.evaluate_every": 500, "train.checkpoint_every": 500,

@@ -21,6 +21,7 @@ from ..roles import Judge, Scorer, Subject
 from ..stats import components
 
 Ask = Callable[[Sequence[Request]], Sequence[Answer]]
+LARGEST = 1e100  # of a score: squares of larger ones, and so their spread, are no numbers
 KIN = {"o": "gpt", "chatgpt": "gpt", "codellama": "llama"}  # models whose names hide their family
 
 
@@ -187,11 +188,12 @@ def _checked(who: str, grade: object) -> Grade:
     """A grade that can be counted, or the judge's fault said plainly."""
     if not isinstance(grade, Grade):
         raise DistillkitError(f"{who} gave a {type(grade).__name__} where a Grade was due")
-    if not _is_number(grade.score) or not _is_number(grade.weight) or grade.weight < 0:
+    countable = all(_is_number(value) and abs(value) <= LARGEST for value in (grade.score, grade.weight))
+    if not countable or grade.weight < 0:
         of = grade.sample or grade.document or "the student"
         raise DistillkitError(
             f"{who} gave {of} a score of {grade.score!r}, weighing {grade.weight!r}, for {grade.criterion!r}",
-            "Both must be finite numbers, and no weight below 0.",
+            f"Both must be numbers of at most {LARGEST:g}, and no weight below 0.",
         )
     return grade
 

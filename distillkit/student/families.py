@@ -224,7 +224,8 @@ def _of_gpt2(shape: Shape) -> dict[str, Any]:
         "n_inner": shape.hidden,
         "n_layer": shape.layers,
         "layer_norm_epsilon": EPSILON,
-        **{f"{place}_pdrop": shape.dropout for place in ("attn", "embd", "resid")},
+        "attn_pdrop": 0.0,  # what a student looks at is not dropped in training
+        **{f"{place}_pdrop": shape.dropout for place in ("embd", "resid")},
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from _paper import COLOURS, sheet
 
 from distillkit.recipe import load
-from distillkit.training import settings
+from distillkit.steps import settings
 
 SHAPES = ("cosine", "linear", "warm-stable-decay", "constant")
 
