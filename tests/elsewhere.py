@@ -27,7 +27,8 @@ TINY = Shape(vocab_size=300, layers=2, heads=4, width=32, hidden=128, context=80
 def run_with(shape: Shape, name: str = "student", seed: int = 0, scale: float = 0.15, words: Any = None) -> Run:
     """A run of a student with random weights, in DISTILLKIT_HOME."""
     model = lively(shape, seed, scale)
-    facts = {"imported": {"kind": "made by a test"}, "student": {"arch": "gpt", "parameters": parameters(model)}}
+    imported = {"from": "student.pt", "kind": "made by a test"}
+    facts = {"imported": imported, "student": {"arch": "gpt", "parameters": parameters(model)}}
     found = Found("test", shape, flat(model.parameters()), tokenizer=words or tokenizer(), facts=facts)
     return run_of(found, name, {}, {"started": "2026-01-01T00:00:00Z"})
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import tomli_w
 from click.testing import CliRunner
 from distillkit_plugins import export_hf
 from elsewhere import TINY, gpt2_words, hub, run_with
@@ -328,6 +330,7 @@ def test_the_card_is_one_that_the_hub_reads(monkeypatch: pytest.MonkeyPatch) -> 
     teacher = {"provider": "groq", "model": "openai/gpt-oss-20b", "signal": "text", "prompts": 11}
     run.record(judges={"perplexity": {"bits_per_byte": metric}}, teacher=teacher, training=training)
     run.record(data={"source": "tales", "train": {"documents": 5, "tokens": 100}}, warnings=["seen too often"])
+    run.record(imported=None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert command("export", run.name, "--to", "there", "--format", "hf").exit_code == 0
     card = ModelCard.load("there/README.md")
@@ -336,6 +339,56 @@ def test_the_card_is_one_that_the_hub_reads(monkeypatch: pytest.MonkeyPatch) -> 
     assert card.data.library_name == "transformers"
     for words in ("1.25 [1.2, 1.3]", "openai/gpt-oss-20b", "seen too often", "6.2 times", "greedy tokens alike"):
         assert words in card.text
+
+
+def test_the_card_says_nothing_of_how_a_student_was_trained_that_was_brought_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = run_with(TINY)
+    training = {"batch_size": 16, "learning_rate": 3e-4, "warmup": 50}
+    lent = {"source": "hub", "dataset": "tinystories"}
+    run.recipe.write_text(tomli_w.dumps({**tomllib.loads(run.recipe.read_text()), "train": training, "data": lent}))
+    metric = {"value": 1.25, "low": 1.2, "high": 1.3, "n": 40}
+    run.record(training={"steps": 20000}, judges={"perplexity": {"loss": metric}}, data={"held_out": {"documents": 3}})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert command("export", run.name, "--to", "there", "--format", "hf").exit_code == 0
+    card = Path("there/README.md").read_text()
+    assert "brought in from `student.pt` (made by a test)" in card
+    assert "`perplexity` is over text that it may have learnt from" in card
+    untrue = ["without a teacher", "Made with distillkit", "tokens seen", "batch size", "begins after", "held out: "]
+    untrue += ["instructions", "datasets:", "language:"]
+    assert [words for words in (*untrue, "left no record") if words in card] == []
+    run.record(imported=None)
+    assert command("export", run.name, "--to", "ours", "--format", "hf").exit_code == 0
+    ours = Path("ours/README.md").read_text()
+    assert [words for words in untrue if words not in ours] == []
+
+
+def test_only_figures_of_held_out_text_are_those_of_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import ModelCard
+
+    run = run_with(TINY)
+    run.record(imported=None, data={"source": "tales"})
+    metric = {"value": 1.25, "low": 1.2, "high": 1.3, "n": 40}
+    judges = {"teacher-likelihood": {"bits_per_byte": metric}, "rubric": {"humour": metric}}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for folder, more in (("samples", {}), ("both", {"perplexity": {"loss": metric}})):
+        run.record(judges=judges | more)
+        assert command("export", run.name, "--to", folder, "--format", "hf").exit_code == 0
+    samples, both = (ModelCard.load(f"{folder}/README.md") for folder in ("samples", "both"))
+    assert samples.data.eval_results is None
+    assert [result.metric_type for result in both.data.eval_results] == ["loss"]
+    assert ["held out, every token" in card.text for card in (samples, both)] == [False, True]
+    assert all("| rubric | humour |" in card.text for card in (samples, both))
+
+
+def test_without_a_tokenizer_the_card_shows_how_the_weights_alone_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with(TINY, words=Tokenizer("mine", CL100K_PATTERN, tokenizer().ranks, tokenizer().special))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert command("export", run.name, "--to", "there", "--format", "hf").exit_code == 0
+    card = Path("there/README.md").read_text()
+    assert "AutoTokenizer" not in card
+    assert f"torch.tensor([[{tokenizer().end_of_text}]])  # the end of a text, in the tokens of mine" in card
 
 
 def test_the_card_says_what_the_run_says_now_and_not_what_an_older_report_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,6 +467,56 @@ def test_the_exporter_of_the_documentation_works(home: Path) -> None:
     assert "h.1.mlp.c_proj.bias" in Path("there/names.txt").read_text()
 
 
+FINISHING = '''
+from distillkit import Exporter, hookimpl
+
+
+class Again(Exporter):
+    """The weights as they are, proven by the student itself."""
+
+    name = "again"
+
+    def export(self, run, folder):
+        from distillkit.student import exporting
+
+        student, network = exporting.student_of(run)
+        facts = {FACTS}
+        return exporting.finish(
+            run, folder, student, lambda: exporting.Own(network, "itself"), exporting.Bounds(), facts
+        )
+
+
+@hookimpl
+def register_exporters():
+    return [Again]
+'''
+
+
+@pytest.mark.parametrize(
+    ("facts", "told", "untold"),
+    [
+        ({}, ["greedy tokens alike"], ["library_name", "path/to/it", "note: "]),
+        (
+            {"format": "again", "notes": ["as it is"], "library": "ours", "use": "Say `load(path/to/it)`."},
+            ['library_name: "ours"', "## Use\n\nSay `load(path/to/it)`.", "note: as it is"],
+            [],
+        ),
+    ],
+)
+def test_a_plugins_exporter_has_its_proof_and_card_written(
+    home: Path, facts: dict[str, Any], told: list[str], untold: list[str]
+) -> None:
+    (home / "again.py").write_text(FINISHING.replace("{FACTS}", repr(facts)))
+    run = run_with(TINY)
+    said = command("-p", "again.py", "export", run.name, "--to", "there", "--format", "again")
+    assert said.exit_code == 0, said.exception
+    assert "loaded again by itself" in said.output
+    assert json.loads(Path("there/proof.json").read_text())["greedy"] == {"tokens": 64, "alike": 64}
+    card = Path("there/README.md").read_text()
+    assert [words for words in told if words not in card] == []
+    assert [words for words in untold if words in card] == []
+
+
 # ---------------------------------------------------------------------------------------------- peers
 
 
@@ -435,6 +538,21 @@ def test_transformers_says_what_the_student_says(name: str, peer: Any) -> None:
         assert words(text)["input_ids"] == tokenizer().encode(text)
         assert words.decode(tokenizer().encode(text)) == text
     assert words.eos_token_id == tokenizer().end_of_text
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", ["bpe", "mine"])
+def test_the_card_shows_code_that_runs(kind: str, peer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("torch", "transformers"):
+        peer(package)
+    pattern = tokenizer().pattern if kind == "bpe" else CL100K_PATTERN
+    words = Tokenizer(kind, pattern, tokenizer().ranks, tokenizer().special)
+    assert command("export", run_with(TINY, words=words).name, "--to", "there", "--format", "hf").exit_code == 0
+    code = Path("there/README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    capsys.readouterr()
+    exec(code.replace("path/to/it", "there"), {})
+    assert capsys.readouterr().out.startswith("<|endoftext|>One day" if kind == "bpe" else "[299, ")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The model card of an export: what `report.json` and the proof say, in the form that the Hugging Face Hub reads.
 
-Every figure is the report's, with its interval; where the report says nothing, the card says so. Knows no format.
+Every figure is the report's, with its interval; where the report says nothing, the card says so. Of a student that
+was brought in it says nothing of a training. Knows no format: how one is used, its exporter says.
 """
 
 from __future__ import annotations
@@ -17,26 +18,14 @@ from .trained import Trained, parameters
 Report = Mapping[str, Any]
 
 HUBS = {"tinystories": "roneneldan/TinyStories", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
-ENGLISH = {*HUBS, *HUBS.values()}  # of other texts nobody here knows the language
-LIBRARIES = {"hf": "transformers", "mlx": "mlx", "gguf": "gguf"}
-USES = {
-    "hf": """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/it")
-model = AutoModelForCausalLM.from_pretrained("path/to/it")
-begun = tokenizer("<|endoftext|>One day", return_tensors="pt")
-print(tokenizer.decode(model.generate(**begun, max_new_tokens=100, do_sample=True)[0]))""",
-    "mlx": """from mlx_lm import generate, load
-
-model, tokenizer = load("path/to/it")
-print(generate(model, tokenizer, "<|endoftext|>One day", max_tokens=100))""",
-    "gguf": 'llama-cli -m path/to/it/model.gguf -p "One day" -n 100 -no-cnv',
-}
+ENGLISH = {"tales", *HUBS.values()}  # of other texts nobody here knows the language
+UNSEEN = "perplexity"  # the judge that grades text which was held out, and no samples
+BEGINS = "Every text that it was trained on begins after `<|endoftext|>`, so prompts should, too."
 
 
 def card(run: Run, student: Trained, proof: Mapping[str, Any]) -> str:
     """The whole of README.md."""
-    report = read_json(run.report) if run.report.is_file() else {}
+    report = _report(run)
     recipe = tomllib.loads(report.get("recipe_text") or "")
     parts = [
         f"---\n{_yaml(_metadata(run, report, recipe, proof))}---\n",
@@ -47,11 +36,21 @@ def card(run: Run, student: Trained, proof: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def _report(run: Run) -> Report:
+    """The run's report. How a student that was brought in was trained nobody knows: there it tells of judging it."""
+    report = read_json(run.report) if run.report.is_file() else {}
+    if imported := run.info.get("imported"):
+        return {**report, "imported": imported, "training": {}, "data": {}, "missing": []}
+    return report
+
+
 def _lede(report: Report, student: Trained) -> str:
     sizes = parameters(student.model)
     counted = f"{sizes['unique']:,} parameters"
     if sizes["total"] != sizes["unique"]:
         counted += f" ({sizes['total']:,} counting those that are used twice)"
+    if imported := report.get("imported"):
+        return f"A small language model of {counted}, brought in from `{imported['from']}` ({imported['kind']})."
     teacher = report.get("teacher") or {}
     who = teacher.get("model") or teacher.get("provider")
     taught = f", taught by {who}" if who else ", trained without a teacher"
@@ -61,8 +60,7 @@ def _lede(report: Report, student: Trained) -> str:
 def _sections(run: Run, report: Report, recipe: Report, student: Trained, proof: Mapping[str, Any]) -> dict[str, str]:
     shape = student.model.shape.__dict__ if hasattr(student.model, "shape") else {}
     return {
-        "Use": f"```{'python' if proof['format'] != 'gguf' else 'sh'}\n{USES[proof['format']]}\n```\n\n"
-        "Every text that it was trained on begins after `<|endoftext|>`, so prompts should, too.",
+        "Use": "\n\n".join(filter(None, [proof.get("use"), None if report.get("imported") else BEGINS])),
         "Figures": _figures(report),
         "Training": _list(_training(report, recipe)),
         "Distillation": _list(_distillation(report, recipe)),
@@ -82,7 +80,14 @@ def _figures(report: Report) -> str:
     if not rows:
         return "Nothing was judged, so there are no figures."
     head = ["| judge | metric | value [95% interval] | n |", "| --- | --- | --- | --- |"]
-    return "\n".join([*head, *rows, "", "On text that was held out by its hash, every token of it once."])
+    return "\n".join([*head, *rows, *_which_text(report)])
+
+
+def _which_text(report: Report) -> Iterator[str]:
+    """Of which text the figures are that are of no samples."""
+    if UNSEEN in report["judges"]:
+        text = "that it may have learnt from" if report.get("imported") else "that was held out"
+        yield from ("", f"`{UNSEEN}` is over text {text}, every token of it once.")
 
 
 def _figure(metric: Mapping[str, Any]) -> str:
@@ -130,7 +135,10 @@ def _proven(proof: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _limitations(report: Report, student: Trained) -> Iterator[str]:
     yield f"It reads at most {student.context:,} tokens at once."
-    yield "It goes on from a text. It was not taught to follow instructions, and does not know what is true."
+    if report.get("imported"):
+        yield "What it was trained on, and what for, is not known here."
+    else:
+        yield "It goes on from a text. It was not taught to follow instructions, and does not know what is true."
     source = (report.get("data") or {}).get("source")
     yield f"It knows what its training text holds{f' ({source})' if source else ''}, prejudices included."
     training = report.get("training") or {}
@@ -156,30 +164,39 @@ def _list(rows: Any) -> str:
 def _metadata(run: Run, report: Report, recipe: Report, proof: Mapping[str, Any]) -> dict[str, Any]:
     """The card's head: what the Hub shows and searches."""
     name = run.path.resolve().parent.name
-    kind, data = proof["format"], recipe.get("data") or {}
+    library, data = proof.get("library"), recipe.get("data") or {}
+    dataset = HUBS.get(str(data.get("dataset", "")).lower(), data.get("dataset"))
+    dataset = str(dataset or (report.get("data") or {}).get("source") or "text")
     tags = ["distillkit", "text-generation", *(["knowledge-distillation"] if report.get("teacher") else [])]
-    source = (report.get("data") or {}).get("source")
     head: dict[str, Any] = {
-        **({"language": ["en"]} if source == "tales" or data.get("dataset") in ENGLISH else {}),
-        "library_name": LIBRARIES[kind],
+        **_learnt_from(report, dataset),
+        **({"library_name": library} if library else {}),
         "pipeline_tag": "text-generation",
-        "tags": [*tags, kind] if kind != "hf" else tags,
+        "tags": [*tags, *([library] if library else [])],
     }
-    dataset = HUBS.get(str(data.get("dataset", "")).lower(), data.get("dataset")) or source
-    if dataset and "/" in str(dataset):
-        head["datasets"] = [dataset]
     if metrics := list(_results(report)):
-        of = {"name": f"{dataset or 'held-out text'}, held out", "type": str(dataset or "text"), "split": "held_out"}
+        split = data.get("held_out_split") or "held_out"
+        of = {"name": f"{dataset}, held out", "type": dataset, "split": split}
         task = {"type": "text-generation", "name": "Text generation"}
         head["model-index"] = [{"name": name, "results": [{"task": task, "dataset": of, "metrics": metrics}]}]
     return head
 
 
+def _learnt_from(report: Report, dataset: str) -> dict[str, Any]:
+    """The text that it learnt from. The data of a student that was brought in are only what it is judged by."""
+    if report.get("imported"):
+        return {}
+    return {
+        **({"language": ["en"]} if dataset in ENGLISH else {}),
+        **({"datasets": [dataset]} if "/" in dataset else {}),
+    }
+
+
 def _results(report: Report) -> Iterator[dict[str, Any]]:
-    for judge, metrics in (report.get("judges") or {}).items():
-        for name, metric in metrics.items():
-            if metric.get("value") is not None:
-                yield {"type": name, "value": metric["value"], "name": f"{judge}: {name} {_figure(metric)}"}
+    """The figures of the data set: what was said of samples is of none."""
+    for name, metric in (report.get("judges") or {}).get(UNSEEN, {}).items():
+        if metric.get("value") is not None:
+            yield {"type": name, "value": metric["value"], "name": f"{UNSEEN}: {name} {_figure(metric)}"}
 
 
 def _yaml(value: Any, indent: int = 0) -> str:

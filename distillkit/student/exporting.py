@@ -1,8 +1,8 @@
 """Taking a student elsewhere: what all formats share.
 
-A format writes files and says how they are loaded again; here the student is loaded, the card and the proof are
-written, and `replacing` makes sure that a folder is there whole and proven, or not at all. Formats are plugins;
-none is known here.
+A format writes files and says how they are loaded again; here the student is loaded, and the proof and the card are
+written. Formats are plugins; none is known here. That a folder is there whole and proven, or not at all, is the affair
+of whoever hands it out: `away_commands`.
 """
 
 from __future__ import annotations
@@ -79,11 +79,15 @@ def read_back(family: str, shape: Shape, weights: Arrays, by: str) -> Own:
 def finish(
     run: Run, folder: Path, student: Trained, reader: Callable[[], Reader], bounds: Bounds, facts: dict[str, Any]
 ) -> list[str]:
-    """Prove what was written, and write the proof and the card beside it; returns what is to be told."""
-    proof = {**prove(run, student, reader(), bounds), **facts}
+    """Prove what was written, and write the proof and the card beside it; returns what is to be told.
+
+    Facts are kept with the proof. Of them `notes` are told, and the card says what the Hub calls the `library` that
+    loads it, and shows its `use`, in Markdown.
+    """
+    proof = {"notes": [], **prove(run, student, reader(), bounds), **facts}
     write_json(folder / "proof.json", proof)
     (folder / "README.md").write_text(card(run, student, proof), encoding="utf-8")
-    return [*facts["notes"], *told(proof)]
+    return [*proof["notes"], *told(proof)]
 
 
 def needed(module: str, package: str, extra: str) -> Any:

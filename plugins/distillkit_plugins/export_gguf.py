@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from distillkit.student.gpt import Shape
 
 FILE = "model.gguf"
+USE = f"""```sh
+llama-cli -m path/to/it/{FILE} -p "One day" -n 100 -no-cnv
+```"""
 NAMES = {
     "wte": "token_embd",
     "wpe": "position_embd",
@@ -65,7 +68,7 @@ class Gguf(Exporter):
         def reader() -> Reader:
             return loaded(folder / FILE, member)
 
-        facts = {"format": self.name, "notes": notes}
+        facts = {"format": self.name, "notes": notes, "library": "gguf", "use": USE}
         bounds = exporting.Bounds(exact=False, perplexity=0.01, why="Nothing was kept.")
         return exporting.finish(run, folder, student, reader, bounds, facts)
 

@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from distillkit.student.exporting import Arrays, Member, Reader
 
 
+USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/it")
+model = AutoModelForCausalLM.from_pretrained("path/to/it")
+begun = tokenizer("<|endoftext|>One day", return_tensors="pt")
+print(tokenizer.decode(model.generate(**begun)[0]))
+```"""
+USE_WITHOUT_TOKENIZER = """```python
+import torch
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/to/it")
+begun = torch.tensor([[{end}]])  # the end of a text, in the tokens of {kind}
+print(model.generate(begun)[0].tolist())
+```"""
+
+
 class HuggingFace(Exporter):
     """For transformers: safetensors, configuration, tokenizer.json and a model card."""
 
@@ -27,15 +45,17 @@ class HuggingFace(Exporter):
         notes = [f"as {'GPT2LMHeadModel' if member.family == 'gpt2' else 'LlamaForCausalLM'}", *member.notes]
         folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, student.tokenizer.end_of_text)
-        if fault := spelling.why_not(student.tokenizer):
+        words, use = student.tokenizer, USE
+        if fault := spelling.why_not(words):
             notes.append(f"without tokenizer.json: {fault}")
+            use = USE_WITHOUT_TOKENIZER.format(end=words.end_of_text, kind=words.kind)
         else:
-            spelling.write(student.tokenizer, folder, student.context)
+            spelling.write(words, folder, student.context)
 
         def reader() -> Reader:
             return loaded(folder, member)
 
-        facts = {"format": self.name, "notes": notes}
+        facts = {"format": self.name, "notes": notes, "library": "transformers", "use": use}
         return exporting.finish(run, folder, student, reader, exporting.Bounds(), facts)
 
 

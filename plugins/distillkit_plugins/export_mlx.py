@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from distillkit.student.exporting import Arrays, Member, Reader
 
 GROUP = 64  # weights that share a scale
+USE = """```python
+from mlx_lm import generate, load
+
+model, tokenizer = load("path/to/it")
+print(generate(model, tokenizer, "<|endoftext|>One day", max_tokens=100))
+```"""
 
 
 class Mlx(Exporter):
@@ -45,7 +51,7 @@ class Mlx(Exporter):
         def reader() -> Reader:
             return MlxLm(folder)
 
-        facts = {"format": self.name, "quantize": bits, "notes": notes}
+        facts = {"format": self.name, "quantize": bits, "notes": notes, "library": "mlx", "use": USE}
         return exporting.finish(run, folder, student, reader, bounds(bits), facts)
 
 
