@@ -190,7 +190,8 @@ def _training(subject: Subject, steps: int) -> tuple[Report, int]:
 
 def _writing(subject: Subject, rows: int) -> Report:
     """So many texts at once, each from a few tokens on, drawn as the recipe draws."""
-    student, how = subject.student, Sampling(**subject.parts.recipe.sampling.how)
+    student, table = subject.student, subject.parts.recipe.sampling
+    how = Sampling(table.temperatures[0], **table.how)
     student.model.eval()
     length = min(PROMPT, subject.context // 2)
     prompts = np.random.default_rng(rows).integers(0, subject.vocab_size, (rows, length)).tolist()

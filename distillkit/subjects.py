@@ -71,8 +71,7 @@ class Subjects:
             return None
 
     def _made_of(self, weights: str) -> str:
-        drawn = {**self.table.how, "temperature": None, "max_tokens": self.table.max_tokens}
-        return digest({"weights": weights, **drawn})
+        return digest({"weights": weights, **self.table.how, "max_tokens": self.table.max_tokens})
 
     def kept(self) -> dict[Any, str]:
         """The samples that this very student wrote before, by what decides them. What was altered since is not kept."""
@@ -93,7 +92,7 @@ class Subjects:
         self.made_of = self._made_of(student.fingerprint)  # of these weights, though training may go on meanwhile
 
         def write(prompts: Sequence[str], seeds: Sequence[int], temperature: float) -> Iterator[str]:
-            how = Sampling(**{**self.table.how, "temperature": temperature})
+            how = Sampling(temperature, **self.table.how)
             return (one.text for one in student.write(prompts, seeds, how, self.table.max_tokens))
 
         samples = sampling.samples(self.rows, write, self.kept())

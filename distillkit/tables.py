@@ -317,9 +317,9 @@ class SamplingTable(Table):
 
     @property
     def how(self) -> dict[str, Any]:
-        """How tokens are drawn, by the names that a student knows; at the first of the temperatures."""
+        """How tokens are drawn at any temperature, by the names that a student knows."""
         names = ("top_k", "top_p", "min_p", "repetition_penalty")
-        return {"temperature": self.temperatures[0], **{name: getattr(self, name) for name in names}}
+        return {name: getattr(self, name) for name in names}
 
 
 OWN_PROMPTS = ("stories", "held_out")  # words for prompts that are no file

@@ -107,14 +107,16 @@ class Training:
     def _on_the_teachers_text(self, job: Job) -> dict[str, Any]:
         """How likely the student finds the answers that were kept from training: nats a token, bits a byte."""
         stream = self.parts.held_out_stream(self.answers)
-        if stream is None or stream.tokens < 2:
+        if stream is None:
             return {}
         held_out = list(sequential(stream, self.parts.student.context, self.recipe.train.batch_size))
-        loss = evaluate(replace(job, validation=lambda: held_out))
         lengths, ends = self.parts.tokenizer.lengths, self.parts.tokenizer.end_of_text
         learnt = [(batch.weight > 0, batch.hard) for batch in held_out]
         tokens = sum(int(mask.sum()) for mask, _ in learnt)
         size = sum(int(lengths[hard[mask & (hard != ends)]].sum()) for mask, hard in learnt)
+        if not size:  # of answers of one word nothing is predicted but their end, or not even that
+            return {}
+        loss = evaluate(replace(job, validation=lambda: held_out))
         bits = loss * tokens / math.log(2) / size
         return {"teacher_text": {"loss": loss, "bits_per_byte": bits, "tokens": tokens}}
 
@@ -257,10 +259,10 @@ class Training:
         table = self.recipe.sampling
         student = Trained(self.parts.network, self.parts.tokenizer, self.parts.student.context)
         text = self.parts.corpus.held_out_documents[0].text
-        prompt = self.parts.beginning(text, table.prompt_tokens)
+        prompt, how = self.parts.beginning(text, table.prompt_tokens), Sampling(table.temperatures[0], **table.how)
 
         def sample() -> str:
-            (written,) = student.write([prompt], [self.recipe.seed], Sampling(table.temperatures[0]), table.max_tokens)
+            (written,) = student.write([prompt], [self.recipe.seed], how, table.max_tokens)
             return f"{prompt}|{written.text}".replace("\n", " ")
 
         return sample

@@ -14,7 +14,8 @@ from distillkit_plugins.checkpoint import Checkpoint
 from small import small
 
 from distillkit import plan
-from distillkit.assembly import Assembly
+from distillkit.assembly import HELD_OUT, Assembly
+from distillkit.data.corpus import pack_texts
 from distillkit.errors import DistillkitError, Interrupted, UsageError
 from distillkit.files import read_lines
 from distillkit.pipeline import Pipeline, begin
@@ -276,6 +277,16 @@ def test_answers_can_be_kept_from_training(home: Path) -> None:
     # A later look at the label stage without a held-out share leaves none behind.
     Pipeline(assemble(*FOREIGN), apart).go(("label",))
     assert parts.held_out_stream(apart.answers) is None
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_answers_of_one_token_are_too_little_to_look_at_and_do_not_end_a_run(home: Path, finished: bool) -> None:
+    run = sit(*FOREIGN, "teacher.held_out=0.5", stages=("label",))
+    parts = assemble(*FOREIGN, "teacher.held_out=0.5")
+    pack_texts([("", "Y", finished)] * (1 if finished else 2), parts.tokenizer, run.answers / HELD_OUT)
+    Pipeline(parts, run).go(("train",))
+    assert run.info["training"]["steps"] == 4
+    assert "teacher_text" not in run.info["training"]
 
 
 # ------------------------------------------------------------------------------------------- plans, refusals

@@ -777,6 +777,16 @@ def test_the_student_writes_while_it_is_trained_without_disturbing_that(home: Pa
     assert weights(run) == weights(sit())
 
 
+def test_what_the_student_writes_while_it_is_trained_is_drawn_as_the_recipe_says(home: Path) -> None:
+    shown = []
+    for how in ("sampling.temperature=0", "sampling.top_k=1"):
+        told = Told()
+        sit("train.sample_every=5", how, voice=told)
+        shown.append([line for line in told.lines if line.startswith("  ") and "|" in line])
+    assert len(shown[0]) == 2
+    assert shown[0] == shown[1]
+
+
 # ------------------------------------------------------------------------------------------ students and teachers
 
 
