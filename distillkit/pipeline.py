@@ -274,8 +274,11 @@ class Pipeline:
 
         try:
             yield
-        finally:
-            self.run.revise(longer)
+        except BaseException:
+            with suppress(OSError):  # a full disk must not hide what ended the stage
+                self.run.revise(longer)
+            raise
+        self.run.revise(longer)
 
     @contextmanager
     def _recorded(self, stages: tuple[str, ...]) -> Iterator[None]:
@@ -285,17 +288,16 @@ class Pipeline:
         try:
             yield
         except (Interrupted, KeyboardInterrupt) as error:
-            self._ended("interrupted")
+            self._broke_off("interrupted")
             told = error.message if isinstance(error, Interrupted) else "interrupted; the last checkpoint is kept"
             raise Interrupted(told, f"Go on: distillkit run {self.run.path} --resume") from error
         except LimitReached as error:
-            self._ended("stopped")
+            self._broke_off("stopped")
             error.hint = f"{error.hint}\n  Go on: distillkit run {self.run.path} --resume".strip()
             raise
         except BaseException as error:
             told = error.message if isinstance(error, DistillkitError) else f"{type(error).__name__}: {error}"
-            with suppress(OSError):  # what failed may have been the disk
-                self._ended("failed", error=told)
+            self._broke_off("failed", error=told)
             raise
         if "report" not in stages:  # that stage has said it, as far as nothing is missing
             self._ended("done", finished=now())
@@ -304,6 +306,11 @@ class Pipeline:
         """Record how the run ended, unless that is for the process to say that trains it."""
         if not self.watched:
             self.run.ends(status, **more)
+
+    def _broke_off(self, status: str, **more: Any) -> None:
+        """Record it of a run that did not end well, as far as there is room: what failed may have been the disk."""
+        with suppress(OSError):
+            self._ended(status, **more)
 
 
 @contextmanager

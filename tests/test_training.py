@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,7 +24,7 @@ from small import small
 
 from distillkit.assembly import Assembly
 from distillkit.data.batches import sequential
-from distillkit.errors import DistillkitError, Interrupted, TrainingError, UsageError
+from distillkit.errors import DistillkitError, Interrupted, LimitReached, TrainingError, UsageError
 from distillkit.files import read_lines
 from distillkit.pipeline import STAGES, Pipeline, begin
 from distillkit.plugins import Plugins, current
@@ -336,6 +337,41 @@ def test_stopping_during_an_evaluation_loses_no_more_than_the_steps_since_the_la
             sit()
     run = sit(resume=True)
     assert weights(run) == weights(sit())
+
+
+def fill_the_disk(patch: pytest.MonkeyPatch) -> None:
+    """From now on a run's record cannot be written."""
+
+    def full(file: Path, values: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    patch.setattr("distillkit.runs.write_json", full)
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "told"),
+    [
+        (TrainingError("the loss is no longer a number"), TrainingError),
+        (KeyboardInterrupt(), Interrupted),
+        (LimitReached("the budget is spent"), LimitReached),
+    ],
+)
+def test_a_disk_that_is_full_by_then_does_not_hide_what_ended_a_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, ended_by: BaseException, told: type[BaseException]
+) -> None:
+    def end(job: Any, state: Any) -> None:
+        fill_the_disk(monkeypatch)
+        raise ended_by
+
+    monkeypatch.setattr("distillkit.training.train", end)
+    with pytest.raises(told):
+        sit()
+
+
+def test_a_disk_that_is_full_when_a_stage_has_ended_well_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipeline, "label", lambda self: fill_the_disk(monkeypatch))
+    with pytest.raises(OSError, match="No space left"):
+        sit()
 
 
 def test_signals_are_handled_by_the_former_handlers_again(home: Path) -> None:
