@@ -14,20 +14,24 @@ from click.testing import CliRunner
 from distillkit_plugins.checkpoint import Checkpoint
 from distillkit_plugins.compatible import Compatible
 from provider import Act, Call, Provider, error, serving
-from students import f64, log_softmax
+from students import f64, lively, log_softmax, tokenizer
 from test_distributed import Fake
 from test_soft import FOREIGN, assemble, home, sit, trained
 
 from distillkit import plan
 from distillkit.cli import cli
+from distillkit.data.batches import Batches
+from distillkit.data.corpus import pack_texts
 from distillkit.errors import DistillkitError, TeacherError, UsageError
 from distillkit.files import read_lines
 from distillkit.onpolicy import Reader, must_be_counted, readable
 from distillkit.pipeline import Pipeline, begin
 from distillkit.records import Answer, Request
 from distillkit.runs import newest
+from distillkit.student.gpt import Shape
 from distillkit.student.onpolicy import SOFT, OnPolicy, judged
 from distillkit.student.targets import NOTHING
+from distillkit.student.train import arrays_of
 from distillkit.student.trained import Trained
 from distillkit.student.world import ALONE, Share
 from distillkit.teachers.asking import Terms
@@ -154,6 +158,26 @@ def test_what_is_thought_stands_in_the_batch_beside_what_was_there(width: int) -
     if width:
         np.testing.assert_array_equal(written["soft_log_probs"][others, :, :width], -1.0)
     assert judged(written) == pytest.approx({"share": 1.0, "mass": 0.9})
+
+
+@pytest.mark.parametrize("left", [2, 3, 4])
+def test_a_last_window_with_less_text_than_the_student_is_given_is_learnt_as_it_is(tmp_path: Path, left: int) -> None:
+    words = tokenizer()
+    stream = pack_texts([("", "One day a fox met a hen.", True)], words, tmp_path / "packed")
+    context = stream.tokens - left
+    model = lively(Shape(words.vocab_size, layers=1, heads=2, width=8, hidden=16, context=context))
+    batch = arrays_of(Batches([stream], context, 2, seed=0).batch(0))
+    (short,) = np.flatnonzero(batch["weight"].sum(axis=1) == left - 1)
+    policy = OnPolicy(1.0, 3, context, words.end_of_text, 1, Two())
+    written = policy.continued(model, batch, Share(range(2), (2,), 0, 2), 0)
+    own = left >= 3
+    assert written["from_student"][short].any() == own
+    assert written["from_student"][1 - short].all()
+    assert (written["inputs"][short, :3] == batch["inputs"][short, :3]).all()
+    assert written["weight"][short].sum() == (context if own else left - 1)
+    if not own:
+        np.testing.assert_array_equal(written["hard"][short], batch["hard"][short])
+        assert not written["has_soft"][short].any()
 
 
 # ------------------------------------------------------------------------------------------------- whole runs

@@ -45,14 +45,18 @@ class OnPolicy:
     judge: Judge | None = None
 
     def continued(self, model: nn.Module, batch: Mapping[str, Array], share: Share, step: int) -> dict[str, Array]:
-        """A process's rows of a batch, some of them written on by the student. All that it wrote counts."""
-        own = [row - share.rows.start for row in self.rows(share.whole, step) if row in share.rows]
+        """A process's rows of a batch, some of them written on by the student. All that it wrote counts.
+
+        The last window of a stream may hold less text than the student is to be given: it is learnt as it is.
+        """
+        kept = min(self.prompt_tokens, batch["inputs"].shape[1] // 2)
+        chosen = (row - share.rows.start for row in self.rows(share.whole, step) if row in share.rows)
+        own = [row for row in chosen if _holds(batch, row, kept)]
         arrays = {name: value.copy() for name, value in batch.items()}
         arrays["from_student"] = np.zeros_like(arrays["weight"])
         if self.judge:
             arrays |= _with_soft(arrays, self.judge.width)
         if own:
-            kept = min(self.prompt_tokens, arrays["inputs"].shape[1] // 2)
             places = [share.rows.start + row for row in own]
             tokens = self._written(model, arrays["inputs"][own], kept, places, step)
             arrays["inputs"][own], arrays["hard"][own] = tokens[:, :-1], tokens[:, 1:]
@@ -86,6 +90,11 @@ class OnPolicy:
 
     def _chance(self, *what: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([self.seed % 2**64, *what]))
+
+
+def _holds(batch: Mapping[str, Array], row: int, count: int) -> bool:
+    """Whether so many tokens of a row are text: what it is filled up with is zeros that do not count."""
+    return bool(batch["inputs"][row, count - 1 :].any() or batch["weight"][row, count - 1 :].any())
 
 
 def judged(arrays: Mapping[str, Array]) -> dict[str, float]:
