@@ -85,7 +85,7 @@ class Assembly:
 
     def check_rows(self) -> None:
         """Refuse a share of a step's rows that comes to no row: what the teacher gives would be paid for in vain."""
-        table, rows = self.recipe.teacher, self.recipe.train.batch_size * self.recipe.train.accumulate
+        table, rows = self.recipe.teacher, self.recipe.train.rows
         if table is None:
             return
         for key, share in {"share": table.share, "on_policy": table.on_policy}.items():
@@ -400,7 +400,7 @@ class Assembly:
         return Batches(
             streams,
             self.student.context,
-            train.batch_size * train.accumulate,
+            train.rows,
             self.recipe.seed,
             soft=self.soft.open(streams),
             share=table.share if table else None,

@@ -32,7 +32,7 @@ HOW_FAST |= {f"{of}_per_{span}" for of in ("requests", "tokens") for span in ("m
 LATER = ("system", "template", "prompts_file", "on_policy", "share", "held_out", "store", "store_samples")
 MATTER = ("device", "blas", "mlx", "compiler", "processes", "precision")  # to the last bits
 BEFORE_LABELS = ("data", "student", "tokenizer", "teacher", "seed")
-FIXED = ("data", "batches", "student", "tokenizer", "teacher", "seed")
+FIXED = (*BEFORE_LABELS, "batches")
 NAMES = {
     "data": "the corpus",
     "tokenizer": "the tokenizer",
@@ -56,7 +56,7 @@ class Continuity:
         saved, _ = checkpoints.newest_good(self.run.checkpoints)
         if saved is None:
             return
-        self._must_be_the_same(saved, self.origin(), BEFORE_LABELS)
+        self._must_be_the_same(saved, self.before_labels(), BEFORE_LABELS)
         if saved.step > self.recipe.train.steps:
             raise UsageError(
                 f"{self.run.name} has {saved.step} steps already, and train.steps = {self.recipe.train.steps}",
@@ -66,7 +66,7 @@ class Continuity:
     def agreed(self, saved: Checkpoint | None, batches: str, streams: int) -> Facts:
         """What the next checkpoints will remember, once it is sure that the last one fits it."""
         facts = {
-            **self.origin(),
+            **self.before_labels(),
             "batches": batches,
             "numerics": self._numerics(saved, streams),
             "train": self.recipe.train.model_dump(mode="json"),
@@ -79,7 +79,7 @@ class Continuity:
             self.voice.warn(told)
         return facts
 
-    def origin(self) -> Facts:
+    def before_labels(self) -> Facts:
         """What is known before any teacher is asked."""
         corpus = self.parts.corpus
         return {

@@ -47,17 +47,11 @@ def chunk_of(train: TrainTable, vocab_size: int) -> int:
     return chunk_rows(vocab_size) if train.chunk == "auto" else train.chunk
 
 
-def rows_of(train: TrainTable) -> int:
-    """The rows of a step, on all machines together."""
-    return train.batch_size * train.accumulate
-
-
 def parts_of(train: TrainTable, streams: int, processes: int) -> int:
     """How many parts a step's rows are cut into: equally many for each process."""
-    rows = rows_of(train)
-    if rows < processes:
+    if train.rows < processes:
         raise UsageError(
-            f"a step has {rows} rows and cannot be shared by {processes} processes",
+            f"a step has {train.rows} rows and cannot be shared by {processes} processes",
             "Raise train.batch_size, or launch fewer processes.",
         )
-    return min(train.accumulate * streams * processes, rows // processes * processes)
+    return min(train.accumulate * streams * processes, train.rows // processes * processes)

@@ -282,6 +282,11 @@ class TrainTable(Table):
         default=False, description="compute each block again for its gradient, instead of keeping what it made"
     )
 
+    @property
+    def rows(self) -> int:
+        """The rows of a step, on all machines together."""
+        return self.batch_size * self.accumulate
+
 
 class SamplingTable(Table):
     """What the student writes for judges and the report: samples to beginnings that ship with distillkit, or to others.

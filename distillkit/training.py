@@ -26,7 +26,7 @@ from .files import read_lines, sweep
 from .onpolicy import Reader, must_be_counted
 from .roles import Tracker
 from .runs import Run
-from .steps import rows_of, settings, streams_of
+from .steps import settings, streams_of
 from .student import blas
 from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
@@ -126,7 +126,7 @@ class Training:
         self.voice.say(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs{crowd}.")
 
     def check(self) -> None:
-        """Refuse a run whose limits could not be kept or whose checkpoints would not fit, before anything is asked."""
+        """Refuse, before anything is asked, what would break a limit, has a share of no row, or fits no checkpoint."""
         must_be_counted(self.parts, self.world)
         self.parts.check_rows()
         self.continuity.check()
@@ -146,7 +146,7 @@ class Training:
     def _all_must_read_the_same(self) -> None:
         """Refuse machines whose text or program differs: without shared files, each prepared its own."""
         with self.world.together():
-            reads = [self.continuity.origin(), self.batches.fingerprint, version("distillkit"), version("mlx")]
+            reads = [self.continuity.before_labels(), self.batches.fingerprint, version("distillkit"), version("mlx")]
             if self.parts.teaches_online and self.parts.teacher:
                 reads.append(self.parts.teacher.identity())
         same = self.world.same(reads)
@@ -171,7 +171,7 @@ class Training:
 
     def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker], streams: int) -> Job:
         table, context = self.recipe.train, self.parts.student.context
-        share = Share.of(self.world, rows_of(table), facts["numerics"]["parts"])
+        share = Share.of(self.world, table.rows, facts["numerics"]["parts"])
         teacher = self.parts.logits_teacher()
 
         def validation() -> Iterable[Batch]:
@@ -286,7 +286,7 @@ class Training:
         looks = [row for row in rows if row["kind"] == "validation"]
         return {
             "steps": state.step,
-            "tokens": state.step * table.batch_size * table.accumulate * context,
+            "tokens": state.step * table.rows * context,
             "epochs": round(self.batches.epochs(state.step), 2),
             "loss": sum(losses) / len(losses) if losses else None,
             "validation_loss": looks[-1]["loss"] if looks else None,

@@ -73,10 +73,6 @@ def refused(*arguments: str) -> str:
 # ---------------------------------------------------------------------------------------------- families
 
 
-def written_out(member: families.Member) -> Shape:
-    return export_hf._written_out(member)
-
-
 @QUICK
 @given(shapes(), st.integers(0, 99))
 def test_a_student_is_the_same_in_every_family_that_takes_it(shape: Shape, seed: int) -> None:
@@ -91,7 +87,7 @@ def test_a_student_is_the_same_in_every_family_that_takes_it(shape: Shape, seed:
                 family(model)
             continue
         member = family(model)
-        other = lively(written_out(member))
+        other = lively(member.written_out)
         other.load_weights(list(back(other.shape, member.weights).items()))
         scale = max(1.0, np.abs(expected).max())
         np.testing.assert_allclose(f64(logits_of(other, other(tokens))), expected, rtol=1e-4, atol=1e-4 * scale)
@@ -100,7 +96,7 @@ def test_a_student_is_the_same_in_every_family_that_takes_it(shape: Shape, seed:
 @pytest.mark.parametrize("name", [*IN_GPT2, *IN_LLAMA])
 def test_a_configuration_means_the_shape_that_it_was_made_of(name: str) -> None:
     member = exporting.of_family(lively((IN_GPT2 | IN_LLAMA)[name]))
-    shape = written_out(member)
+    shape = member.written_out
     config = families.configuration(member, 299)
     assert config.get("attn_pdrop", 0.0) == 0.0  # nothing is dropped there in training
     found = families.shape_of(config)

@@ -8,7 +8,7 @@ Knows no file format.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +21,7 @@ Arrays = dict[str, mx.array]
 GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}  # ours, and what GPT-2's configuration calls them
 EPSILON = 1e-5  # of all our norms
 TURNS = 10_000.0  # the base of rope
+TURNED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # transformers' GPT-2 keeps these [in, out]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Member:
     shape: Shape
     weights: Arrays
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def written_out(self) -> Shape:
+        """The shape that its weights have: biases, tables and projections that were only implied are there now."""
+        if self.family == "llama":
+            return replace(self.shape, attention_out=True)
+        return replace(self.shape, bias=True, positions="learned", attention_out=True, kv_heads=None)
 
 
 def as_gpt2(model: GPT) -> Member:
@@ -179,6 +187,11 @@ def from_gpt2(shape: Shape, weights: Mapping[str, mx.array]) -> Arrays:
     for ours, theirs in {**pairs, "norm": "ln_f"}.items():
         found |= {f"{ours}.{n}": weights[f"{theirs}.{n}"] for n in (("weight", "bias") if shape.bias else ("weight",))}
     return found | ({} if shape.tied else {"out.weight": weights["lm_head.weight"]})
+
+
+def turned(weights: Mapping[str, mx.array]) -> Arrays:
+    """Weights as transformers keeps them, or from there as ours stand: a GPT-2's matrices are turned, a Llama's not."""
+    return {name: mx.contiguous(value.T) if name.endswith(TURNED) else value for name, value in weights.items()}
 
 
 def from_llama(shape: Shape, weights: Mapping[str, mx.array]) -> Arrays:

@@ -24,7 +24,7 @@ from ..plugins import current
 from ..runs import Run, creating
 from ..tables import NAME, NAME_WORDS
 from . import checkpoint, safetensors, spelling
-from .families import Arrays, from_gpt2, from_llama, shape_of
+from .families import Arrays, from_gpt2, from_llama, shape_of, turned
 from .gpt import GPT, Shape, named
 from .optimizer import grown
 from .positions import sinusoids
@@ -33,7 +33,6 @@ from .trained import parameters
 GPT2_TOKENS = 50257
 PADDED = 50304  # what nanoGPT makes of it, for speed
 SEED_HEADS = 8  # of nanoGPT-on-MLX, whose .npz does not say
-TURNED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # transformers' GPT-2 keeps these [in, out]
 
 IN_SEED = {
     "attention_norm": "ln1",
@@ -280,8 +279,7 @@ def _of_folder(folder: Path, heads: int | None) -> Found:
     _options(shape)  # sizes that no student can have are refused before anybody counts to them
     gpt2 = config["model_type"] == "gpt2"
     if gpt2:
-        plain = {name.removeprefix("transformer."): value for name, value in arrays.items()}
-        arrays = {n: v.T if n.startswith("h.") and n.endswith(TURNED) else v for n, v in plain.items()}
+        arrays = turned({name.removeprefix("transformer."): value for name, value in arrays.items()})
     try:
         weights = (from_gpt2 if gpt2 else from_llama)(shape, arrays)
     except KeyError as error:

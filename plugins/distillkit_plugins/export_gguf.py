@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distillkit import Exporter, UsageError, hookimpl
@@ -185,18 +186,10 @@ def loaded(file: Path, member: Member) -> Reader:
     from distillkit.student.exporting import read_back, versions_of
 
     by = f"reading the file back with {versions_of('gguf')} (llama_cpp is not installed)"
-    return read_back(member.family, _written_out(member), weights_of(file, member), by)
-
-
-def _written_out(member: Member) -> Shape:
-    """The shape that the file has: what was only implied is there now; GELU is llama.cpp's."""
-    from dataclasses import replace
-
-    if member.family == "llama":
-        return replace(member.shape, attention_out=True)
-    return replace(
-        member.shape, bias=True, positions="learned", attention_out=True, kv_heads=None, activation="gelu_tanh"
-    )
+    shape = member.written_out
+    if member.family == "gpt2":
+        shape = replace(shape, activation="gelu_tanh")  # llama.cpp has no other there
+    return read_back(member.family, shape, weights_of(file, member), by)
 
 
 def weights_of(file: Path, member: Member) -> Arrays:

@@ -59,22 +59,15 @@ class HuggingFace(Exporter):
         return exporting.finish(run, folder, student, reader, exporting.Bounds(), facts)
 
 
-TURNED = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")  # GPT-2 keeps these [in, out]
-
-
 def save(folder: Path, member: Member, end_of_text: int) -> None:
     """Weights and configurations; keys of a GPT-2 stand without the prefix `transformer.`."""
     import json
 
     import mlx.core as mx
 
-    from distillkit.student.families import configuration
+    from distillkit.student.families import configuration, turned
 
-    weights = {
-        name: mx.contiguous(value.T) if member.family == "gpt2" and name.endswith(TURNED) else value
-        for name, value in member.weights.items()
-    }
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    mx.save_safetensors(str(folder / "model.safetensors"), turned(member.weights), {"format": "pt"})
     whole = configuration(member, end_of_text)
     ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
     generation = {**ends, "do_sample": True, "temperature": 0.8, "max_new_tokens": member.shape.context // 2}
@@ -91,25 +84,17 @@ def loaded(folder: Path, member: Member) -> Reader:
     from distillkit.student.exporting import read_back
 
     by = "reading the files back (transformers and torch are not installed)"
-    return read_back(member.family, _written_out(member), weights_of(folder), by)
-
-
-def _written_out(member: Member) -> Any:
-    """The shape that the files have: biases, tables and projections that were only implied are there now."""
-    from dataclasses import replace
-
-    if member.family == "llama":
-        return replace(member.shape, attention_out=True)
-    return replace(member.shape, bias=True, positions="learned", attention_out=True, kv_heads=None)
+    return read_back(member.family, member.written_out, weights_of(folder), by)
 
 
 def weights_of(folder: Path) -> Arrays:
     """The weights of a folder, matrices as ours stand."""
     import mlx.core as mx
 
+    from distillkit.student.families import turned
+
     arrays: Any = mx.load(str(folder / "model.safetensors"))
-    plain = {name.removeprefix("transformer."): value for name, value in arrays.items()}
-    return {n: v.T if n.startswith("h.") and n.endswith(TURNED) else v for n, v in plain.items()}
+    return turned(arrays)
 
 
 class Transformers:
