@@ -328,6 +328,14 @@ def test_training_alone_asks_before_it_spends(home: Path, provider: Provider) ->
     assert run.info["spent"]["usd"] > 0
 
 
+def test_a_text_of_spaces_is_read_like_any_other(home: Path, provider: Provider) -> None:
+    provider.rule = echoing
+    parts = assemble(*wired(provider.url))
+    *_, has = Reader(parts, {})(np.array([[*parts.tokenizer.encode("\n \n"), parts.tokenizer.end_of_text]], np.int32))
+    assert provider.prompts == ["one, two,", "\n \n"]
+    assert has.any()
+
+
 class Unhurried:
     """Time that passes only where somebody waits, and when which call was made."""
 
