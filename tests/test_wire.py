@@ -557,6 +557,39 @@ def test_log_probabilities_that_extra_asks_for_and_the_endpoint_refuses_end_the_
     assert provider.prompts == []
 
 
+SPENT = "Could not finish the message because max_tokens or model output limit was reached. Please try again."
+
+
+def thinking(needed: int) -> Callable[[Call], Act | None]:
+    """A rule by which a model says nothing before it has thought for so many tokens."""
+
+    def rule(call: Call) -> Act | None:
+        limits = (call.body[name] for name in ("max_tokens", "max_completion_tokens") if name in call.body)
+        return error(400, SPENT) if next(limits) < needed else None
+
+    return rule
+
+
+@pytest.mark.usefixtures("_key_of_openai")
+@pytest.mark.parametrize("plugin", [teacher, openai])
+def test_a_model_that_thinks_longer_than_the_probe_lets_it_has_taken_all_that_was_asked(
+    provider: Provider, cache: Cache, plugin: Callable[[str], Teacher]
+) -> None:
+    provider.rule = thinking(100)
+    like = {"max_tokens": 200, "top_logprobs": 3, "schema": {"type": "object"}}
+    assert len(label(plugin(provider.url), requests(3, **like), cache, terms=fast()).answers) == 3
+    assert [call.prompt for call in provider.calls].count(PROBE) == 2  # its parameters and the schema
+    asked = [call.body for call in provider.calls if call.prompt != PROBE]
+    assert all(body["top_logprobs"] == 3 and "response_format" in body for body in asked)
+
+
+def test_a_limit_that_is_used_up_by_thinking_is_said_with_its_name(provider: Provider, cache: Cache) -> None:
+    provider.rule = thinking(100)
+    with pytest.raises(TeacherError, match="output limit was reached") as told:
+        label(teacher(provider.url), requests(3, max_tokens=50), cache, terms=fast())
+    assert "Raise teacher.max_tokens" in told.value.hint
+
+
 def test_a_schema_is_probed(provider: Provider) -> None:
     async def takes() -> bool:
         asked = teacher(provider.url)
