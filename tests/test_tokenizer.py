@@ -138,7 +138,7 @@ def _as_learnt(train: list[str], tokenizer: Tokenizer, texts: list[str]) -> list
     """How the `tokenizers` library itself encodes, after the same training, in our numbers."""
     if tokenizer.fingerprint not in _LEARNERS:
         _LEARNERS[tokenizer.fingerprint] = room._learner(iter(train), tokenizer.vocab_size - 1)
-    byte = room._byte_letters()
+    byte = {letter: byte for byte, letter in enumerate(room.letters())}
     return [
         [tokenizer.ranks[bytes(byte[letter] for letter in piece)] for piece in encoding.tokens]
         for encoding in _LEARNERS[tokenizer.fingerprint].encode_batch(texts)
