@@ -24,10 +24,9 @@ from distillkit.errors import DistillkitError, TeacherError, UsageError
 from distillkit.files import read_lines
 from distillkit.onpolicy import Reader, must_be_counted, readable
 from distillkit.pipeline import Pipeline, begin
-from distillkit.records import Answer, Request
+from distillkit.records import NOTHING, Answer, Request
 from distillkit.runs import newest
 from distillkit.student.onpolicy import SOFT, OnPolicy, judged
-from distillkit.student.targets import NOTHING
 from distillkit.student.trained import Trained
 from distillkit.student.world import ALONE, Share
 from distillkit.teachers.asking import Terms

@@ -20,10 +20,10 @@ from distillkit.data.corpus import pack_texts
 from distillkit.data.shards import Packer, Stream
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.errors import CorruptError, DataError, Interrupted, UsageError
-from distillkit.records import Answer, Request
+from distillkit.records import NOTHING, Answer, Request
 from distillkit.roles import Teacher
 from distillkit.teachers import reading
-from distillkit.teachers.store import NOTHING, Binding, Rows, Store, Writer
+from distillkit.teachers.store import Binding, Rows, Store, Writer
 
 TEXTS = ["The old fox said to the hens: come out, come out.", "They did not. He went home again.", "The end."] * 4
 CONTEXT = 8

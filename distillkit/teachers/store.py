@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptError, UsageError
 from ..files import digest, file_digest, read_json, replacing, write_json
+from ..records import NOTHING
 
 SCHEMA = 1
 SHARD_POSITIONS = 1 << 16
 SMALL_VOCABULARY = 1 << 16
 BLOCK = 256  # positions between two places that are known by heart
-NOTHING = -1e4  # the log-probability of what has none
 LEAST = -6e4  # float16 ends at 65,504
 NAMED = ("ids", "values")  # the columns with a number for each token that is named
 
