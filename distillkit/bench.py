@@ -42,7 +42,7 @@ SCHEMA = 1
 KEPT = (STORE, ANSWERS)
 WARM = 2  # batches that are not counted: MLX compiles in the first, and finds its memory
 PROMPT, WRITTEN, TEXTS, ROUNDS = 16, 128, (1, 16), 3
-PRODUCTS = 9
+PRODUCTS = 9  # times that a large product is measured
 FORWARD, TRAINING = 2, 6  # operations a multiply-add: in the forward pass, and with the two of the backward pass
 PACKAGES = ("mlx", "numpy", "torch", "mlx-lm", "tiktoken", "cmeel-openblas")
 
