@@ -1,7 +1,8 @@
 """How fast a trained student reads, learns and writes on this machine, and the memory that it takes.
 
 Everything is done to a copy in memory, with random tokens: what they say does not change how long they take. Knows
-how the train stage makes a step and measures that one; writes nothing, and does not know whether a student is any good.
+how the train stage makes a step and measures that one, all but what is asked elsewhere; writes nothing, and does not
+know whether a student is any good.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .assembly import Assembly
 from .data.batches import Batch
 from .runs import Run
 from .soft import ANSWERS, STORE
-from .steps import chunk_of, settings, streams_of
+from .steps import chunk_of, on_policy, rows_of, settings, streams_of
 from .student import blas, precision
 from .student.drawing import Sampling
 from .student.generate import write
@@ -41,6 +42,7 @@ SCHEMA = 1
 KEPT = (STORE, ANSWERS)
 WARM = 2  # batches that are not counted: MLX compiles in the first, and finds its memory
 PROMPT, WRITTEN, TEXTS, ROUNDS = 16, 128, (1, 16), 3
+PRODUCTS = 9  # times that a large product is measured
 FORWARD, TRAINING = 2, 6  # operations a multiply-add: in the forward pass, and with the two of the backward pass
 PACKAGES = ("mlx", "numpy", "torch", "mlx-lm", "tiktoken", "cmeel-openblas")
 
@@ -91,6 +93,7 @@ class Subject:
         self.table = parts.recipe.train
         self.teacher = parts.logits_teacher()
         self.lanes = Lanes(streams_of(self.table))
+        self.writes = on_policy(parts.recipe, self.context, self.student.tokenizer.end_of_text, None)
 
     @property
     def batch_tokens(self) -> int:
@@ -144,6 +147,7 @@ class Subject:
             folder=Path(os.devnull),
             log=Path(os.devnull),
             teacher=asked(self.teacher) if self.teacher else None,
+            on_policy=self.writes,
             lanes=self.lanes,
         )
 
@@ -154,10 +158,11 @@ class Subject:
 
     @property
     def training_flops(self) -> float:
-        """The operations of a step; a teacher only reads."""
-        theirs = getattr(self.teacher, "trained", None)
+        """The operations of a step; a teacher only reads, and what the student writes it reads first."""
+        own, theirs = _multiply_adds(self.student.model), getattr(self.teacher, "trained", None)
         taught = FORWARD * _multiply_adds(theirs.model) if theirs else 0
-        return self.step_tokens * (TRAINING * _multiply_adds(self.student.model) + taught)
+        written = len(self.writes.rows(rows_of(self.table), 0)) * self.context if self.writes else 0
+        return self.step_tokens * (TRAINING * own + taught) + written * FORWARD * own
 
 
 # Measuring -------------------------------------------------------------------------------------------------
@@ -184,7 +189,12 @@ def _training(subject: Subject, steps: int) -> tuple[Report, int]:
     held = mx.get_active_memory()
     mx.reset_peak_memory()
     speeds = _speeds(subject.step_tokens, [_seconds(lambda: advance(job, state)) for _ in range(steps)])
-    how = {"teacher": subject.teacher is not None, "precision": subject.precision}
+    how = {
+        "teacher": subject.teacher is not None,
+        "precision": subject.precision,
+        "on_policy": subject.writes.share if subject.writes else 0.0,
+        "without_asking": subject.parts.reads_in_steps,
+    }
     return {**speeds, **how}, mx.get_peak_memory() - held
 
 
@@ -248,7 +258,7 @@ def matmul_rate(lanes: Lanes | None = None) -> float:
     matrix = mx.random.normal((size, size))
     mx.eval(matrix)
     lanes.each(lambda lane: matrix @ (matrix + lane))
-    times = [_seconds(lambda: lanes.each(lambda lane: matrix @ (matrix + lane))) for _ in range(9)]
+    times = [_seconds(lambda: lanes.each(lambda lane: matrix @ (matrix + lane))) for _ in range(PRODUCTS)]
     return lanes.count * 2 * size**3 / statistics.median(times)
 
 
@@ -300,18 +310,25 @@ def text(report: Mapping[str, Any]) -> str:
     size = f"{report['batch']} x {report['context']} random tokens"
     if report["accumulate"] > 1:
         size += f", {report['accumulate']} of them a training step"
-    about = Text(f"Batches of {size}; medians of {report['steps']}, where nothing else is said.", "dim")
+    medians = f"medians of {report['steps']}, of {ROUNDS} for writing, of {PRODUCTS} for the matrix product"
+    about = Text(f"Batches of {size}; {medians}.", "dim")
     training = report["training"]
-    taught = ", the teacher's forward pass" if training["teacher"] else ""
-    lowered = f" in {training['precision']}" if training["precision"] != "float32" else ""
     facts = {
         "reading": _speed_facts(report["forward"], "batch", "a forward pass to logits"),
-        "training": _speed_facts(training, "step", f"forward, backward, optimizer{taught}{lowered}; on a copy"),
+        "training": _speed_facts(training, "step", _step_made_of(training)),
         "writing": [_writing_fact(row) for row in report["generation"]],
         "memory": _memory_facts(report),
         "machine": _machine_facts(report),
     }
     return terminal.printed(Group(terminal.ruled(title), about, terminal.sections(facts)), colour=False)
+
+
+def _step_made_of(training: Mapping[str, Any]) -> str:
+    written = ", what the student writes" if training["on_policy"] else ""
+    taught = ", the teacher's forward pass" if training["teacher"] else ""
+    lowered = f" in {training['precision']}" if training["precision"] != "float32" else ""
+    less = "; without asking the teacher" if training["without_asking"] else ""
+    return f"forward, backward, optimizer{written}{taught}{lowered}{less}; on a copy"
 
 
 def _speed_facts(speeds: Mapping[str, Any], unit: str, about: str) -> list[Fact]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,10 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which they were defined."""
         return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> None:
+        """What a command returns is for nobody: only `ctx.exit` says how the program ends."""
+        super().invoke(ctx)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """A misspelt command names its nearest."""
@@ -197,21 +200,16 @@ def main() -> None:
     debug = "--debug" in sys.argv
     broken = _add_plugin_commands()
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)  # of `ctx.exit`; a closed pipe is click's, and ends the program
     except Elsewhere as error:
         _fail(f"error: {error.message}", error.exit_code, debug) if error.message else sys.exit(error.exit_code)
     except DistillkitError as error:
         _fail(f"error: {error}", error.exit_code, debug)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 130, debug)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         next_ = f"\n  {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
@@ -225,6 +223,7 @@ def main() -> None:
         _fail(f"error: {_blamed(error) or ours}", 1, debug)
     for fault in broken:
         click.echo(clean(f"warning: the plugin {fault}"), err=True)
+    sys.exit(code)
 
 
 def _blamed(error: BaseException) -> str | None:

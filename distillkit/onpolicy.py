@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .progress import Voice
-from .records import Answer, Request
+from .records import NOTHING, Answer, Request
 from .tables import TeacherTable
 from .teachers.align import Aligner
 from .teachers.label import Labelled
 from .teachers.limits import Pace
-from .teachers.store import NOTHING
 
 if TYPE_CHECKING:
     from .assembly import Assembly
@@ -67,7 +66,7 @@ class Reader:
         pieces = [piece for row, tokens in enumerate(rows) for piece in self._pieces(row, tokens)]
         for piece, answer in zip(pieces, self._read(pieces), strict=True):
             if answer.text == piece.text:  # else it was refused
-                found = self.aligner.align(piece.tokens, likeliest(answer, self.width))
+                found = self.aligner.align(piece.tokens, cut(answer, self.width))
                 place = piece.row, slice(piece.start, piece.start + len(piece.tokens))
                 ids[place], logs[place] = found.dense(self.width)
                 residuals[place], has[place] = found.residuals, found.counts > 0
@@ -104,7 +103,7 @@ class Reader:
         return done.replies
 
 
-def likeliest(answer: Answer, most: int) -> Answer:
+def cut(answer: Answer, most: int) -> Answer:
     """An answer with no more alternatives than were asked for: a batch has no place for others."""
     tops = (sorted(token.top, key=lambda pair: -pair[1])[:most] for token in answer.tokens)
     return replace(answer, tokens=tuple(replace(t, top=tuple(top)) for t, top in zip(answer.tokens, tops, strict=True)))

@@ -13,6 +13,7 @@ from .errors import CorruptError
 from .packing import Columns, checked, is_packed, pack, unpack
 
 Bytes = bytes  # a token has a field of that name
+NOTHING = -1e4  # the log-probability of what has none; stores of soft targets hold it in their files
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,8 @@ from . import __version__
 from .errors import UsageError
 from .files import replacing_folder
 from .hookspecs import API_VERSION
-from .roles import ROLES
 from .tables import NO_TEACHER
 
-KINDS = tuple(role.removesuffix("s") for role in ROLES)
 PREFIX = "distillkit-"
 NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9._-]{0,60}[A-Za-z0-9])?")
 FILES = {

@@ -1,4 +1,4 @@
-"""How a recipe's step is made: the figures of its optimizer and schedule, and how its rows are cut up.
+"""How a recipe's step is made: the figures of its optimizer and schedule, how its rows are cut up, who writes them.
 
 What the train stage takes steps of and what `bench` measures are thereby the same. Knows no text and no network.
 """
@@ -11,6 +11,7 @@ from .errors import UsageError
 from .recipe import Recipe
 from .student import blas
 from .student.loss import chunk_rows
+from .student.onpolicy import Judge, OnPolicy
 from .student.optimizer import AdamW, LearningRate
 from .student.train import Settings
 from .tables import TrainTable
@@ -33,6 +34,14 @@ def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings
         optimizer=AdamW((table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip),
         precision=precision,
     )
+
+
+def on_policy(recipe: Recipe, context: int, padding: int, judge: Judge | None) -> OnPolicy | None:
+    """What the student writes of a step, for its teacher or somebody else to judge, if the recipe says so."""
+    table = recipe.teacher
+    if table is None or table.on_policy is None:
+        return None
+    return OnPolicy(table.on_policy, table.prompt_tokens, context, padding, recipe.seed, judge)
 
 
 def streams_of(train: TrainTable, sharing: int = 1, processes: int = 1) -> int:

@@ -26,11 +26,11 @@ from .files import read_lines, sweep
 from .onpolicy import Reader, must_be_counted
 from .roles import Tracker
 from .runs import Run
-from .steps import settings, streams_of
+from .steps import on_policy, settings, streams_of
 from .student import blas
 from .student import checkpoint as checkpoints
 from .student.gpt import GPT, initialise
-from .student.onpolicy import OnPolicy, judged_in_all
+from .student.onpolicy import judged_in_all
 from .student.optimizer import flat, grown
 from .student.parallel import Lanes, compute_again, keep_memory
 from .student.train import Job, State, asked, evaluate, fresh, restored, train
@@ -191,7 +191,7 @@ class Training:
             folder=self.run.checkpoints,
             log=self.run.metrics,
             teacher=asked(teacher) if teacher else None,
-            on_policy=self._on_policy(),
+            on_policy=on_policy(self.recipe, self.parts.student.context, self.parts.tokenizer.end_of_text, self.reader),
             voice=self.voice,
             trackers=trackers,
             lanes=Lanes(streams),
@@ -204,13 +204,6 @@ class Training:
         """How many parts this process computes at once; all must agree."""
         count = streams_of(self.recipe.train, self.world.on_this_machine(), self.world.size)
         return min(row[0] for row in self.world.gather([count]))
-
-    def _on_policy(self) -> OnPolicy | None:
-        """How the student writes what its teacher judges, if the recipe says so."""
-        table, context, end = self.recipe.teacher, self.parts.student.context, self.parts.tokenizer.end_of_text
-        if table is None or table.on_policy is None:
-            return None
-        return OnPolicy(table.on_policy, table.prompt_tokens, context, end, self.recipe.seed, self.reader)
 
     @cached_property
     def reader(self) -> Reader | None:

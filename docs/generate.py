@@ -19,6 +19,7 @@ from distillkit import scaffold
 from distillkit.cli import cli
 from distillkit.plugins import Plugins
 from distillkit.recipe import Recipe
+from distillkit.roles import ROLES
 from distillkit.schedules import Schedule
 
 HERE = Path(__file__).parent
@@ -166,8 +167,8 @@ def _template(name: str, kind: str) -> str:
 def _promises() -> str:
     """Every promise of every role, from the kit."""
     rows = ["| check | a plugin ... |", "| --- | --- |"]
-    for kind in scaffold.KINDS:
-        module = importlib.import_module(f"distillkit.testing.{kind}s")
+    for roles in ROLES:
+        module, kind = importlib.import_module(f"distillkit.testing.{roles}"), roles.removesuffix("s")
         own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
         asked = [value for value in own if inspect.isfunction(value) and list(_annotations(value)) == ["Case"]]
         told = ", ".join(promise.__name__.replace("_", " ") for promise in asked if promise.__name__ in _listed(module))

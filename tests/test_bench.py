@@ -15,11 +15,12 @@ import pytest
 from test_cli import TINY, distillkit
 
 from distillkit.assembly import Assembly
-from distillkit.bench import Subject
+from distillkit.bench import Subject, measure, text
 from distillkit.files import file_digest
 from distillkit.plugins import Plugins, current
 from distillkit.recipe import load
 from distillkit.runs import Run, find
+from distillkit.student.generate import write
 from distillkit.student.train import advance, fresh
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -62,7 +63,7 @@ def test_every_figure_is_there_and_positive_and_the_run_is_as_it_was(home: Path)
     assert (report["schema"], report["run"], report["step"]) == (1, "tiny/1", 6)
     assert (report["batch"], report["accumulate"], report["context"], report["steps"]) == (2, 1, 16, 3)
     assert set(report["forward"]) == SPEEDS
-    assert set(report["training"]) == SPEEDS | {"teacher", "precision"}
+    assert set(report["training"]) == SPEEDS | {"teacher", "precision", "on_policy", "without_asking"}
     for speeds in (report["forward"], report["training"]):
         assert set(speeds["latency_ms"]) == LATENCY
         assert all(value > 0 for value in (*speeds["latency_ms"].values(), speeds["of_matmul_rate"]))
@@ -109,6 +110,47 @@ LOWERED = ("train.precision=float16", "train.checkpointing=true")
 def assembled(run: Run, *overrides: str) -> Assembly:
     plugins = Plugins.load()
     return Assembly(plugins.check(load(str(run.recipe), overrides)), current())
+
+
+ON_POLICY = ("teacher.on_policy=0.5", "teacher.prompt_tokens=4")
+ON_THE_WIRE = (
+    "teacher.provider=compatible",
+    "teacher.model=m",
+    'teacher.base_url="http://127.0.0.1:1/v1"',
+    "teacher.api=plain",
+)
+
+
+def test_what_the_student_writes_in_a_step_is_measured_with_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILLKIT_HOME", str(home))
+    run = find("pupil/1")
+    plain, writing = (Subject(assembled(run, *how), run) for how in ((), ON_POLICY))
+    written = []
+
+    def counted(model: Any, context: int, prompts: list[list[int]], *more: Any, **how: Any) -> Any:
+        written.extend(prompts)
+        return write(model, context, prompts, *more, **how)
+
+    monkeypatch.setattr("distillkit.student.onpolicy.write", counted)
+    for subject in (plain, writing):
+        job = subject.job()
+        advance(job, fresh(job.model, job.settings.optimizer))
+    assert [len(prompt) for prompt in written] == [4, 4]  # half of the rows
+    assert writing.training_flops - plain.training_flops == plain.reading_flops  # of as many tokens
+
+
+def test_the_table_says_what_a_step_is_made_of_and_that_nobody_elsewhere_was_asked(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILLKIT_HOME", str(home))
+    run = find("pupil/1")
+    told = []
+    for how in (ON_POLICY, (*ON_POLICY, *ON_THE_WIRE, "teacher.prompts=0", "teacher.top_logprobs=3")):
+        report = measure(assembled(run, *how), run, 1)
+        told.append(" ".join(text(report).split()))
+    assert "optimizer, what the student writes, the teacher's forward pass; on a copy" in told[0]
+    assert "optimizer, what the student writes; without asking the teacher; on a copy" in told[1]
+    assert all("medians of 1, of 3 for writing, of 9 for the matrix product." in one for one in told)
 
 
 def test_the_table_says_in_what_precision_training_was_measured_where_it_is_not_float32(

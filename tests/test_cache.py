@@ -560,6 +560,40 @@ def test_stats_count_by_provider_and_model(cache: Cache, tmp_path: Path) -> None
     assert found["bytes"] > 100
 
 
+UNCOUNTED: dict[str, dict[str, Any]] = {
+    "later than all dates": {"time": 1e20},
+    "earlier than all dates": {"time": -1e15},
+    "a time without end": {"time": 10**400},
+    "words for tokens": {"usage": {"prompt_tokens": "x", "completion_tokens": 1}},
+    "half a token": {"usage": {"prompt_tokens": 1, "completion_tokens": 0.5}},
+    "fewer tokens than none": {"usage": {"prompt_tokens": -1, "completion_tokens": 1}},
+    "endlessly many tokens": {"usage": {"prompt_tokens": float("inf"), "completion_tokens": 1}},
+}
+
+
+@pytest.mark.parametrize("wrong", UNCOUNTED)
+def test_a_row_whose_date_or_cost_cannot_be_counted_is_named_and_not_let_in(
+    tmp_path: Path, cache: Cache, wrong: str
+) -> None:
+    how = {"time": 1, "usage": None, **UNCOUNTED[wrong]}
+    what = asked("p", {"model": "m"}, Request("r", prompt="a"))
+    row = {"asked": what, "answer": {**Answer("a").to_json(), "usage": how["usage"]}, "time": how["time"]}
+    header, *_ = exported(tmp_path, 1)
+    file = tmp_path / "foreign.jsonl"
+    file.write_bytes(header + json.dumps({"key": key_of(what), **row}).encode() + b"\n")
+    with pytest.raises(CorruptError, match="line 2 is no sound row"):
+        archive.bring(cache, file)
+    cache.add([(key_of(what), row)])  # as versions before this one did
+    assert [bad["key"] for bad in upkeep.verify(cache)["damaged"]] == [key_of(what)]
+    assert (upkeep.stats(cache)["damaged"], upkeep.stats(cache)["answers"]) == (1, 0)
+
+
+def test_tokens_may_be_counted_in_whole_floats(cache: Cache) -> None:
+    keep(cache, Answer("a", usage=Usage(3.0, 4)))  # type: ignore[arg-type]
+    assert upkeep.verify(cache)["damaged"] == []
+    assert upkeep.stats(cache)["prompt_tokens"] == 3
+
+
 def test_prune_drops_what_all_its_conditions_name(cache: Cache) -> None:
     keep(cache, Answer("a"), 0)
     keep(cache, Answer("a", model="m-2026"), 1)
@@ -747,6 +781,13 @@ def test_an_empty_list_is_a_field_too() -> None:
 def test_a_request_that_is_not_there_is_said(cache: Cache, spec: str) -> None:
     with pytest.raises(UsageError, match="names no rows"):
         explain.find(cache, spec)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]", b'{"request": 1' + b"0" * 5000 + b"}"])
+def test_a_file_that_cannot_be_read_is_said_with_its_name(cache: Cache, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(CorruptError, match=r"a\.json cannot be read"):
+        explain.find(cache, str(tmp_path / "a.json"))
 
 
 def test_long_texts_are_shown_where_they_part() -> None:

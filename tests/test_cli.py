@@ -351,6 +351,15 @@ def test_mlx_without_a_backend_says_in_a_line_what_to_install(home: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+def test_a_reader_who_has_gone_ends_the_program_without_a_word(home: Path) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "distillkit", "recipe", "schema"]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, cwd=home, timeout=60, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_debug_shows_the_traceback(home: Path) -> None:
     done = distillkit(home, "--debug", "run", "nothere.toml")
     assert done.returncode == 2

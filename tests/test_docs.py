@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from scripts import script
 
+from distillkit.plugin_commands import KINDS
+from distillkit.roles import ROLES
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-KINDS = ("teacher", "mixer", "judge", "source", "student", "tracker", "exporter")
 
 
 def ran(command: list[str] | str, cwd: Path, **environment: str) -> str:
@@ -48,6 +50,10 @@ def test_the_tutorials_plugins_are_as_short_as_is_said(kind: str, most: int) -> 
 
 
 # ------------------------------------------------------------------------------------------------- new packages
+
+
+def test_a_plugin_of_every_role_can_be_begun() -> None:
+    assert {f"{kind}s" for kind in KINDS} == ROLES.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,7 +27,7 @@ from test_architecture import shapes
 
 from distillkit.cli import cli
 from distillkit.data.tales import story
-from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build
+from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, letters
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.runs import Run, find
 from distillkit.student import exporting, families, spelling
@@ -636,7 +636,7 @@ def test_a_gguf_file_holds_the_student(name: str, peer: Any) -> None:
     assert said.exit_code == 0, said.exception
     fields = gguf.GGUFReader("there/model.gguf").fields
     words = fields["tokenizer.ggml.tokens"].contents()
-    assert words[:256] == list(spelling.letters())
+    assert words[:256] == list(letters())
     assert words[tokenizer().end_of_text] == "<|endoftext|>"
     assert fields["general.architecture"].contents() == ("llama" if name in IN_LLAMA else "gpt2")
 

@@ -257,14 +257,14 @@ def forget() -> None:
         del sys.modules[name]
 
 
-def install(code: str, needs: str = "", name: str = "distillkit-bad") -> None:
+def install(code: str, needs: str = "", name: str = "distillkit-bad", group: str = "distillkit") -> None:
     """What pip leaves behind."""
     module = name.replace("-", "_")
     info = Path("site") / f"{module}-0.3.dist-info"
     info.mkdir(parents=True)
     (Path("site") / f"{module}.py").write_text(code)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n{needs}")
-    (info / "entry_points.txt").write_text(f"[distillkit]\n{name} = {module}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
     importlib.invalidate_caches()
 
 
@@ -304,6 +304,30 @@ def test_a_tracker_that_fails_while_it_listens_is_named_and_the_run_goes_on(prog
     assert code == 0
     assert err.count("the tracker 'mine' failed at step 1: ZeroDivisionError") == 1
     assert "The run goes on without it" in err
+
+
+COMMAND = """
+import click
+from distillkit import hookimpl
+
+@hookimpl
+def register_commands(cli):
+    @cli.command()
+    @click.pass_context
+    def leave(ctx):
+        {how}
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("ctx.exit(3)", 3), ("raise SystemExit(3)", 3), ("ctx.exit()", 0), ("return 3", 0)]
+)
+def test_a_command_of_a_plugins_ends_the_program_as_it_says(
+    program: PROGRAM, monkeypatch: pytest.MonkeyPatch, how: str, code: int
+) -> None:
+    monkeypatch.setattr(cli.cli, "commands", dict(cli.cli.commands))
+    install(COMMAND.format(how=how), group=installed.COMMANDS)
+    assert program("leave") == (code, "", "")
 
 
 def test_two_plugins_that_share_a_name_are_both_named(program: PROGRAM) -> None:

@@ -18,7 +18,7 @@ from students import TEXTS, f64, lively, tokenizer
 from distillkit import runs
 from distillkit.cli import cli
 from distillkit.errors import CorruptError, DistillkitError, UsageError
-from distillkit.student import importing, spelling
+from distillkit.student import families, importing, spelling
 from distillkit.student.gpt import GPT, Shape
 from distillkit.student.optimizer import flat
 from distillkit.student.trained import Trained
@@ -319,6 +319,41 @@ def test_an_export_comes_back_as_it_went(home: Path, shape: Shape, monkeypatch: 
     model = Trained.load(run.path).model
     assert isinstance(model, GPT)
     assert_same(model, "back")
+
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 300,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_theta": 5e5},
+    ],
+)
+def test_a_llama_with_another_rope_is_refused(rope: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="another rope than the plain one"):
+        families.shape_of({**LLAMA, **rope})
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [{}, {"rope_scaling": None}, {"rope_scaling": {"type": "default"}}, {"rope_parameters": {"rope_theta": 1e4}}],
+)
+def test_a_llama_with_the_plain_rope_is_one_of_ours(rope: dict[str, Any]) -> None:
+    assert families.shape_of({**LLAMA, **rope}).positions == "rope"
 
 
 @pytest.mark.peer

@@ -23,6 +23,7 @@ from distillkit.errors import UsageError
 from distillkit.files import read_lines
 from distillkit.plugins import Plugins
 from distillkit.recipe import load
+from distillkit.records import NOTHING
 from distillkit.roles import Mixer
 from distillkit.student import loss as engine
 from distillkit.student.gpt import GPT, Shape, initialise
@@ -31,7 +32,7 @@ from distillkit.student.loss import mixed_loss, slope_squares, totals
 from distillkit.student.onpolicy import OnPolicy
 from distillkit.student.optimizer import AdamW
 from distillkit.student.parallel import Lanes
-from distillkit.student.targets import NOTHING, TRACE, Opinion, Targets, TopK
+from distillkit.student.targets import TRACE, Opinion, Targets, TopK
 from distillkit.student.train import Job, Settings, advance, fresh, gradient_norms
 from distillkit.student.world import Share
 

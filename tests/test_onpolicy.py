@@ -26,11 +26,10 @@ from distillkit.errors import DistillkitError, TeacherError, UsageError
 from distillkit.files import read_lines
 from distillkit.onpolicy import Reader, must_be_counted, readable
 from distillkit.pipeline import Pipeline, begin
-from distillkit.records import Answer, Request
+from distillkit.records import NOTHING, Answer, Request
 from distillkit.runs import newest
 from distillkit.student.gpt import Shape
 from distillkit.student.onpolicy import SOFT, OnPolicy, judged
-from distillkit.student.targets import NOTHING
 from distillkit.student.train import arrays_of
 from distillkit.student.trained import Trained
 from distillkit.student.world import ALONE, Share
@@ -350,6 +349,14 @@ def test_training_alone_asks_before_it_spends(home: Path, provider: Provider) ->
     assert provider.calls == []
     assert CliRunner().invoke(cli, ["train", run.name, "--yes"], catch_exceptions=False).exit_code == 0
     assert run.info["spent"]["usd"] > 0
+
+
+def test_a_text_of_spaces_is_read_like_any_other(home: Path, provider: Provider) -> None:
+    provider.rule = echoing
+    parts = assemble(*wired(provider.url))
+    *_, has = Reader(parts, {})(np.array([[*parts.tokenizer.encode("\n \n"), parts.tokenizer.end_of_text]], np.int32))
+    assert provider.prompts == ["one, two,", "\n \n"]
+    assert has.any()
 
 
 class Unhurried:

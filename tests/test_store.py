@@ -20,10 +20,10 @@ from distillkit.data.corpus import pack_texts
 from distillkit.data.shards import Packer, Stream
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.errors import CorruptError, DataError, Interrupted, UsageError
-from distillkit.records import Answer, Request
+from distillkit.records import NOTHING, Answer, Request
 from distillkit.roles import Teacher
 from distillkit.teachers import reading
-from distillkit.teachers.store import NOTHING, Binding, Rows, Store, Writer
+from distillkit.teachers.store import Binding, Rows, Store, Writer
 
 TEXTS = ["The old fox said to the hens: come out, come out.", "They did not. He went home again.", "The end."] * 4
 CONTEXT = 8
@@ -280,6 +280,28 @@ def test_damage_is_said(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) ->
         Store(folder, binding)
     with pytest.raises(UsageError, match="there are no soft targets"):
         Store(tmp_path / "nowhere", binding)
+
+
+@pytest.mark.parametrize("lost", ["a whole file", "the end of one"])
+def test_what_a_store_has_lost_is_read_again_by_the_command_that_is_named(
+    tmp_path: Path, stream: Stream, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 2 * CONTEXT)
+    folder, binding = tmp_path / "soft", bound(stream, tokenizer, most=4)
+    whole = reading.read(Fixed(tokenizer.vocab_size), stream, Writer(folder, binding, 4 * CONTEXT))
+    shard = sorted(folder.glob("*.bin"))[1]
+    if lost == "a whole file":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(CorruptError, match=shard.name) as told:
+        Store(folder, binding)
+    assert "distillkit label" in told.value.hint
+    writer = Writer(folder, binding, 4 * CONTEXT)
+    assert writer.done > 0
+    store = reading.read(Fixed(tokenizer.vocab_size), stream, writer)
+    store.verify()
+    assert store.fingerprint == whole.fingerprint
 
 
 def test_logits_of_other_tokens_are_refused(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) -> None:

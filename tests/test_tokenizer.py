@@ -138,7 +138,7 @@ def _as_learnt(train: list[str], tokenizer: Tokenizer, texts: list[str]) -> list
     """How the `tokenizers` library itself encodes, after the same training, in our numbers."""
     if tokenizer.fingerprint not in _LEARNERS:
         _LEARNERS[tokenizer.fingerprint] = room._learner(iter(train), tokenizer.vocab_size - 1)
-    byte = room._byte_letters()
+    byte = {letter: byte for byte, letter in enumerate(room.letters())}
     return [
         [tokenizer.ranks[bytes(byte[letter] for letter in piece)] for piece in encoding.tokens]
         for encoding in _LEARNERS[tokenizer.fingerprint].encode_batch(texts)
@@ -266,19 +266,50 @@ def test_ranks_with_the_wrong_content_are_refused(tmp_path: Path) -> None:
         build("gpt2", ranks=file)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "cl100k_base", "o200k_harmony"])
-def test_no_network_fails_quickly_and_says_the_way_out(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No ranks at hand and no network; what was asked for."""
+    asked = []
+
     def refuse(url: str) -> bytes:
+        asked.append(url)
         raise ConnectionError(f"no route to {url}\nand more")
 
+    monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("tiktoken.load.read_file", refuse)
+    return asked
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "cl100k_base", "o200k_harmony"])
+def test_no_network_fails_quickly_and_says_the_way_out(kind: str, offline: list[str]) -> None:
     with pytest.raises(DataError, match="could not download") as caught:
         build(kind)
     assert "\n" not in caught.value.message
-    assert ("tokenizer.ranks" in caught.value.hint) == (kind in PUBLISHED)
+    assert "tokenizer.ranks" in caught.value.hint
+
+
+def test_an_encoding_that_somebody_adds_to_tiktoken_has_no_file_of_ranks_to_bring(
+    offline: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tiktoken.load
+    import tiktoken.registry
+
+    tiktoken.list_encoding_names()  # which fills the registry
+    load = tiktoken.load.load_tiktoken_bpe
+    monkeypatch.setitem(tiktoken.registry.ENCODING_CONSTRUCTORS, "own", lambda: load("https://a.example/own"))
+    with pytest.raises(DataError, match="could not download the ranks of 'own'") as caught:
+        build("own")
+    assert "where there is a network" in caught.value.hint
+
+
+def test_of_all_that_tiktoken_has_the_size_is_known_without_the_network(offline: list[str]) -> None:
+    import tiktoken
+
+    for kind in tiktoken.list_encoding_names():
+        assert not room.at_hand({"kind": kind})
+        assert room.size_of({"kind": kind}) > 50_000
+    assert not offline
 
 
 def test_a_network_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +325,7 @@ def test_the_published_table_is_what_tiktoken_says(monkeypatch: pytest.MonkeyPat
 
     asked = []
     monkeypatch.setattr(public, "load_tiktoken_bpe", lambda url, expected_hash: asked.append((url, expected_hash)))
-    for name in ("r50k_base", "p50k_base", "cl100k_base", "o200k_base"):
+    for name in PUBLISHED.keys() - {"gpt2"}:  # whose ranks tiktoken reads from other files
         spec, known = getattr(public, name)(), PUBLISHED[name]
         assert asked.pop() == (
             f"https://openaipublic.blob.core.windows.net/encodings/{known.file}.tiktoken",
@@ -302,6 +333,7 @@ def test_the_published_table_is_what_tiktoken_says(monkeypatch: pytest.MonkeyPat
         )
         assert spec["special_tokens"] == known.special
         assert spec["pat_str"] == known.pattern
+        assert known.size == spec.get("explicit_n_vocab", max(spec["special_tokens"].values()) + 1)
 
 
 @needs_ranks

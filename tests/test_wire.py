@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -30,7 +31,7 @@ from distillkit.errors import Interrupted, LimitReached, RecipeError, TeacherErr
 from distillkit.pipeline import Pipeline, begin
 from distillkit.plugins import Plugins, current
 from distillkit.recipe import load
-from distillkit.records import MINUTE, REFUSED, Allowance, Answer, Price, Request, Usage
+from distillkit.records import DAY, MINUTE, REFUSED, Allowance, Answer, Price, Request, Usage
 from distillkit.roles import Teacher
 from distillkit.runs import Run
 from distillkit.tables import SLOTS, TemplateTable
@@ -38,7 +39,7 @@ from distillkit.teachers import keys, logprobs, prompts, replies
 from distillkit.teachers.asking import Terms, probed
 from distillkit.teachers.cache import Cache, key_of
 from distillkit.teachers.label import Labelled, keys_of, known, label
-from distillkit.teachers.limits import Clock, Window
+from distillkit.teachers.limits import Budget, Clock, Limits, Window
 from distillkit.teachers.words import WORDS
 
 
@@ -241,6 +242,42 @@ def test_what_others_use_is_believed() -> None:
     assert window.wait(1, 12.5) == 0
 
 
+def shared(given: float, span: float, *heard: Allowance) -> Limits:
+    """After one call under a recipe's limit of requests, and what the provider then said."""
+    at = [0.0]
+
+    async def sleep(seconds: float) -> None:
+        at[0] += seconds
+
+    limits = Limits(Budget(), 8, given={("requests", span): given}, clock=Clock(lambda: at[0], sleep))
+    limits.fine(asyncio.run(limits.turn(Usage(1, 1))), Usage(1, 1))
+    for allowance in heard:
+        limits.hear(allowance)
+    at[0] = 3.0
+    return limits
+
+
+def test_what_others_use_of_the_providers_limit_is_not_charged_to_the_recipes() -> None:
+    limits = shared(30, MINUTE, Allowance("requests", MINUTE, 500, remaining=399, reset=12.0))
+    assert asyncio.run(limits.turn(Usage(1, 1))).began == 3.0
+    limits = shared(1000, DAY, Allowance("requests", DAY, 14_400, remaining=9_399, reset=179.0))
+    assert asyncio.run(limits.turn(Usage(1, 1))).began == 3.0
+
+
+def test_a_limit_of_the_providers_that_others_use_up_is_the_one_that_is_named() -> None:
+    limits = shared(1000, DAY, Allowance("requests", DAY, 14_400, remaining=0, reset=179.0))
+    with pytest.raises(LimitReached, match="14,400 requests a day are allowed"):
+        asyncio.run(limits.turn(Usage(1, 1)))
+
+
+def test_what_was_asked_before_the_provider_said_anything_is_not_taken_for_that_of_others() -> None:
+    window = Window(1000, DAY)
+    window.take(990, -DAY + 3600)
+    window.hear(Allowance("requests", DAY, 1000, remaining=10, reset=DAY), 0.0)
+    window.take(10, 0.0)
+    assert 3600 <= window.wait(1, 0.0) <= 3601
+
+
 def test_tokens_are_settled_when_they_are_known() -> None:
     window = Window(1000, 60.0)
     entry = window.take(900, 0.0)
@@ -254,8 +291,6 @@ def test_the_rate_at_a_learnt_limit_is_just_below_it(cache: Cache) -> None:
     """600 a minute, where a minute takes a quarter of its time."""
 
     async def sleep(seconds: float) -> None:
-        import asyncio
-
         await asyncio.sleep(seconds / 4)
 
     with serving(0.005) as provider:
@@ -406,7 +441,7 @@ def test_what_an_endpoint_refuses_is_found_out_once_and_remembered(provider: Pro
     assert all("max_completion_tokens" in call.body for call in provider.calls if call.prompt != PROBE)
     provider.forget()
     label(teacher(provider.url), requests(9, seed=3), cache, terms=fast())
-    assert [call.prompt for call in provider.calls] == ["prompt 6", "prompt 7", "prompt 8"]
+    assert sorted(call.prompt for call in provider.calls) == ["prompt 6", "prompt 7", "prompt 8"]
 
 
 def openai(url: str, **options: Any) -> OpenAI:
@@ -522,9 +557,40 @@ def test_log_probabilities_that_extra_asks_for_and_the_endpoint_refuses_end_the_
     assert provider.prompts == []
 
 
-def test_a_schema_is_probed(provider: Provider) -> None:
-    import asyncio
+SPENT = "Could not finish the message because max_tokens or model output limit was reached. Please try again."
 
+
+def thinking(needed: int) -> Callable[[Call], Act | None]:
+    """A rule by which a model says nothing before it has thought for so many tokens."""
+
+    def rule(call: Call) -> Act | None:
+        limits = (call.body[name] for name in ("max_tokens", "max_completion_tokens") if name in call.body)
+        return error(400, SPENT) if next(limits) < needed else None
+
+    return rule
+
+
+@pytest.mark.usefixtures("_key_of_openai")
+@pytest.mark.parametrize("plugin", [teacher, openai])
+def test_a_model_that_thinks_longer_than_the_probe_lets_it_has_taken_all_that_was_asked(
+    provider: Provider, cache: Cache, plugin: Callable[[str], Teacher]
+) -> None:
+    provider.rule = thinking(100)
+    like = {"max_tokens": 200, "top_logprobs": 3, "schema": {"type": "object"}}
+    assert len(label(plugin(provider.url), requests(3, **like), cache, terms=fast()).answers) == 3
+    assert [call.prompt for call in provider.calls].count(PROBE) == 2  # its parameters and the schema
+    asked = [call.body for call in provider.calls if call.prompt != PROBE]
+    assert all(body["top_logprobs"] == 3 and "response_format" in body for body in asked)
+
+
+def test_a_limit_that_is_used_up_by_thinking_is_said_with_its_name(provider: Provider, cache: Cache) -> None:
+    provider.rule = thinking(100)
+    with pytest.raises(TeacherError, match="output limit was reached") as told:
+        label(teacher(provider.url), requests(3, max_tokens=50), cache, terms=fast())
+    assert "Raise teacher.max_tokens" in told.value.hint
+
+
+def test_a_schema_is_probed(provider: Provider) -> None:
     async def takes() -> bool:
         asked = teacher(provider.url)
         try:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import digest
+from ..records import NOTHING
 from .shards import Floats, Ints, Stream, files_of
 
 ORDERS_KEPT = 2
-NOTHING = -1e4  # the log-probability of what has none
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,32 @@ O200K = Published(
     {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
     200_019,
 )
-PUBLISHED = {"gpt2": R50K, "r50k_base": R50K, "p50k_base": P50K, "cl100k_base": CL100K, "o200k_base": O200K}
+# These two have the ranks of others, and more special tokens.
+P50K_EDIT = P50K._replace(
+    special={**P50K.special, "<|fim_prefix|>": 50281, "<|fim_middle|>": 50282, "<|fim_suffix|>": 50283},
+    size=50_284,
+)
+_HARMONY = {
+    "<|startoftext|>": 199998,
+    "<|return|>": 200002,
+    "<|constrain|>": 200003,
+    "<|channel|>": 200005,
+    "<|start|>": 200006,
+    "<|end|>": 200007,
+    "<|message|>": 200008,
+    "<|call|>": 200012,
+}
+_RESERVED = {f"<|reserved_{i}|>": i for i in (200000, 200001, 200004, *range(200009, 200012), *range(200013, 201088))}
+O200K_HARMONY = O200K._replace(special={**O200K.special, **_HARMONY, **_RESERVED}, size=201_088)
+PUBLISHED = {
+    "gpt2": R50K,
+    "r50k_base": R50K,
+    "p50k_base": P50K,
+    "p50k_edit": P50K_EDIT,
+    "cl100k_base": CL100K,
+    "o200k_base": O200K,
+    "o200k_harmony": O200K_HARMONY,
+}
 
 
 def size_of(kind: str) -> int | None:

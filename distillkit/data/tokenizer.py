@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ __all__ = [  # what others look for here, wherever it is written down
     "build",
     "check",
     "is_trained",
+    "letters",
     "locate",
     "size_of",
     "threads",
@@ -323,7 +324,7 @@ def _cut(text: str, long: re.Pattern[str], least: int) -> Iterator[str]:
 
 def _learn(texts: Iterator[str], size: int) -> dict[bytes, int]:
     learnt = sorted(_learner(texts, size).get_vocab().items(), key=lambda item: item[1])
-    byte = _byte_letters()
+    byte = {letter: byte for byte, letter in enumerate(letters())}
     pieces = [bytes(byte[letter] for letter in word) for word, _ in learnt]
     merged = [piece for piece in pieces if len(piece) > 1]
     return {piece: token for token, piece in enumerate([*(bytes([b]) for b in range(BYTES)), *merged])}
@@ -347,11 +348,12 @@ def _learner(texts: Iterator[str], size: int) -> Learner:
 _GPT2_AS_PUBLISHED = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
-def _byte_letters() -> dict[str, int]:
-    """How `tokenizers` spells bytes: printable ones as themselves, the others from U+0100 on."""
+@cache
+def letters() -> tuple[str, ...]:
+    """How GPT-2 and `tokenizers` spell bytes, by byte: printable ones as themselves, the others from U+0100 on."""
     plain = [b for b in range(BYTES) if chr(b).isprintable() and chr(b) != " "]
-    other = [b for b in range(BYTES) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(BYTES + i): b for i, b in enumerate(other)}
+    others = iter(range(BYTES, 2 * BYTES))
+    return tuple(chr(b) if b in plain else chr(next(others)) for b in range(BYTES))
 
 
 # Choosing.

@@ -292,9 +292,10 @@ def _gpt2_shape(config: Mapping[str, Any]) -> Shape:
 
 
 def _llama_shape(config: Mapping[str, Any]) -> Shape:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))  # older files say `type`
     theta = rope.get("rope_theta", config.get("rope_theta", TURNS))
-    _must(rope.get("rope_type", "default") == "default" and theta == TURNS, "another rope than the plain one")
+    _must(kind == "default" and theta == TURNS, "another rope than the plain one")
     _must(config.get("rms_norm_eps", 1e-6) == EPSILON, "another rms_norm_eps than 1e-5")
     bias = bool(config.get("attention_bias", False))
     _plain(config, {"hidden_act": "silu", "mlp_bias": bias})

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import mlx.nn as nn
 import numpy as np
 
+from ..records import NOTHING
 from .drawing import Sampling
 from .generate import write
-from .targets import NOTHING
 from .world import Share
 
 Array = np.ndarray[Any, Any]

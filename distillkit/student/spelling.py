@@ -10,24 +10,15 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..data.published import END_OF_TEXT, GPT2_PATTERN
-from ..data.tokenizer import MODEL, SentencePiece, Tokenizer
+from ..data.tokenizer import MODEL, SentencePiece, Tokenizer, letters
 from ..errors import DistillkitError, UsageError
 from ..files import read_json
 
 TRIES = 400  # texts that both must cut alike before a file is believed
-
-
-@cache
-def letters() -> tuple[str, ...]:
-    """GPT-2's spelling of bytes, by byte: printable ones as themselves, the others from U+0100 on."""
-    plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    others = iter(range(256, 512))
-    return tuple(chr(b) if b in plain else chr(next(others)) for b in range(256))
 
 
 def spelt(piece: bytes) -> str:

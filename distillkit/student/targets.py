@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..errors import UsageError
+from ..records import NOTHING
 from .elementary import normalised, row_sum
 
 Head = tuple[mx.array, mx.array | None]
 Heat = float | mx.array  # a temperature
 
-NOTHING = -1e4  # the logarithm of no mass at all
 TRACE = 1e-6  # the least mass that float32 tells from nothing when it is what others leave of one
 TINY = 1e-37
 

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.tokenizer import Tokenizer
-from ..records import Answer
-from .store import NOTHING, Rows
+from ..records import NOTHING, Answer
+from .store import Rows
 
 RULE = "longest prefix, rule 1"
 NOWHERE = -1

@@ -259,7 +259,7 @@ class Asking:
             self.limits.fine(ticket, usage)
             if self.past:
                 self.past.note(self.terms.clock.wall(), usage or most)
-            if isinstance(answer, Answer) and is_empty(answer):
+            if isinstance(answer, Answer) and is_empty(request, answer):
                 raise EmptyError(answer)
             return answer
 
@@ -327,9 +327,10 @@ def upper(request: Request) -> Usage:
     return Usage(size + TEMPLATE_TOKENS, request.max_tokens)
 
 
-def is_empty(answer: Answer) -> bool:
-    """Whether an answer says nothing that a student could learn."""
-    return answer.finish == "content_filter" or (isinstance(answer.text, str) and not answer.text.strip())
+def is_empty(request: Request, answer: Answer) -> bool:
+    """Whether an answer says nothing that a student could learn. A text that was only to be read may be a space."""
+    silent = isinstance(answer.text, str) and not answer.text.strip()
+    return answer.finish == "content_filter" or (silent and request.max_tokens > 0)
 
 
 def probed(teacher: Teacher, need: str) -> dict[str, Any]:

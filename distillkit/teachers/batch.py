@@ -346,19 +346,20 @@ class _Stage:
     def _answer(self, part: Part, line: Mapping[str, Any], failed: dict[str, tuple[str, bool]]) -> Answer | None:
         """The answer of a line; None, with the reason noted, when it is none."""
         key, response = line["custom_id"], line.get("response") or {}
+        request = _request(key, part.asked[key])
         status, body = response.get("status_code"), response.get("body")
         if status != 200 or line.get("error"):
             failed[key] = (_reason(line, body), status not in HOPELESS)
             return None
         try:
-            said = self.teacher.answer_of(cast(dict[str, Any], body), _request(key, part.asked[key]))
+            said = self.teacher.answer_of(cast(dict[str, Any], body), request)
             answer = checked(f"the teacher {self.teacher.name!r}", said)
         except DistillkitError as error:  # misshapen, but written, and so billed
             self._pay(key, part, None)
             failed[key] = (error.message, True)
             return None
         self._pay(key, part, answer.usage)
-        if not is_empty(answer):
+        if not is_empty(request, answer):
             return answer
         if part.attempt >= TRIES:  # it will not be better: that there is no answer is kept, too
             return replace(answer, text="", tokens=(), finish=REFUSED)

@@ -34,7 +34,7 @@ _REPAIR = "distillkit cache verify --repair"
 _SALVAGE = "SQLite's own tool reads what is left: sqlite3 cache.db .recover"
 _SEALED, _END = f', "{SEAL}": "', '"}'
 _LONG = len(_SEALED) + 64 + len(_END)
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what damaged JSON leads to
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # what damaged JSON leads to
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class RefusedError(TeacherError):
         self.parameter = parameter
 
 
+class RanOutError(TeacherError):
+    """The endpoint took the request, and its model came to no word within the limit: it was still thinking."""
+
+
 class ChatTeacher(Teacher):
     """An OpenAI-style endpoint. A plugin gives it a name, an SDK, a key's variable and options with an address."""
 
@@ -131,6 +135,8 @@ class ChatTeacher(Teacher):
             body = self._body(replace(small, top_logprobs=asked), facts)
             try:
                 return {**facts, "top_logprobs": _most_given(await self._post(body), small)}
+            except RanOutError:  # so what was asked for was taken
+                return {**facts, "top_logprobs": asked}
             except RefusedError as error:
                 asked = self._without(error, body, facts, asked)
 
@@ -142,6 +148,8 @@ class ChatTeacher(Teacher):
     async def _takes(self, body: Mapping[str, Any]) -> bool:
         try:
             await self._post(body)
+        except RanOutError:
+            return True
         except RefusedError:
             return False
         return True
@@ -267,6 +275,8 @@ class ChatTeacher(Teacher):
         self._hear(headers)
         words = replies.words_of(error.body, error.response.text, lambda said: keys.hidden(said, self._secret))
         fault = replies.fault(error.status_code, headers, error.body, words, self.variable, time.time())
+        if error.status_code == 400 and replies.ran_out(words):
+            return RanOutError(fault.message, "Raise teacher.max_tokens: what a model thinks counts, too.")
         if error.status_code in (400, 422):
             return RefusedError(fault.message, fault.hint, getattr(error, "param", None) or _parameter(error.body))
         return fault

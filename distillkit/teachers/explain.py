@@ -45,7 +45,7 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def find(cache: Cache, spec: str) -> dict[str, Any]:
     """What was asked: of a row, by the beginning of its key, or in a JSON file."""
     if Path(spec).is_file():
-        values, where = _parsed(Path(spec).read_text(encoding="utf-8"), spec), spec
+        values, where = _parsed(Path(spec)), spec
     else:
         where = _only(cache, spec)
         values = cache.row(where)
@@ -55,12 +55,12 @@ def find(cache: Cache, spec: str) -> dict[str, Any]:
     return what
 
 
-def _parsed(text: str, where: str) -> dict[str, Any]:
+def _parsed(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(text)
+        values = json.loads(file.read_text(encoding="utf-8"))
         values.keys()
     except DAMAGE as error:
-        raise CorruptError(f"{where} cannot be read: {error}") from error
+        raise CorruptError(f"{file} cannot be read: {error}") from error
     return values  # type: ignore[no-any-return]
 
 

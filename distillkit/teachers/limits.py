@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 from ..errors import LimitReached
 from ..records import DAY, Allowance, Price, Usage
 
-PACE = 0.99  # of what is allowed: clocks and networks differ by a little
+OF_THE_LIMIT = 0.99  # of what is allowed: clocks and networks differ by a little
 SLACK = 0.005  # of a span: how far a late start may be made up for
 MARGIN = 0.25  # seconds by which a start may reach the server later than the one before it did
 GLANCE = 1.0  # seconds after which a waiting call looks again at what is allowed
@@ -49,23 +50,37 @@ class Entry:
 
 
 class Window:
-    """So much in a span of seconds: no stretch of that length ever holds more, and starts are spread evenly."""
+    """So much in a span of seconds: no stretch of that length ever holds more, and starts are spread evenly.
 
-    def __init__(self, limit: float, span: float, given: bool = False) -> None:
-        self.limit, self.span, self.given = limit, span, given
+    The recipe's limit, `given`, is for its own calls alone; of the provider's, `heard`, others with the same key use a
+    part.
+    """
+
+    def __init__(self, given: float, span: float) -> None:
+        self.given, self.heard, self.span = given, math.inf, span
         self.log: deque[Entry] = deque()
         self.used = 0.0
-        self.theirs, self.theirs_until = 0.0, 0.0  # what others take of it, by what the provider says
+        self.theirs, self.theirs_until = 0.0, 0.0  # what others take, by what the provider says
         self.next = float("-inf")
+
+    @property
+    def limit(self) -> float:
+        """The lower of the two."""
+        return min(self.given, self.heard)
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until this much may start."""
+        return self.held(amount, now)[0]
+
+    def held(self, amount: float, now: float) -> tuple[float, float]:
+        """Seconds until this much may start, and the limit for which it waits."""
         self._forget(now)
         amount = min(amount, self.limit)
         theirs = self.theirs if now < self.theirs_until else 0.0
         paced = max(0.0, self.next - now)
-        over = self.used + theirs + amount - self.limit
-        return max(paced, self._until_freed(over, theirs, now)) if over > 0 else paced
+        alone = self._until_freed(self.used + amount - self.given, 0.0, now)
+        shared = self._until_freed(self.used + theirs + amount - self.heard, theirs, now)
+        return max((paced, self.limit), (alone, self.given), (shared, self.heard))
 
     def take(self, amount: float, now: float) -> Entry:
         """Note a start."""
@@ -79,7 +94,7 @@ class Window:
     @property
     def _each(self) -> float:
         """Seconds from one start to the next, for each unit that it takes."""
-        return self.span / (self.limit * PACE)
+        return self.span / (self.limit * OF_THE_LIMIT)
 
     def settle(self, entry: Entry, amount: float) -> None:
         """Put what a call really took in the place of what was reckoned."""
@@ -89,8 +104,8 @@ class Window:
         entry.amount = amount
 
     def hear(self, allowance: Allowance, now: float) -> None:
-        """Believe the provider: its limit, unless the recipe's is lower, and what it says is left."""
-        self.limit = min(self.limit, allowance.limit) if self.given else allowance.limit
+        """Believe the provider: its limit, and what it says is left of it."""
+        self.heard = allowance.limit
         if allowance.remaining is None:
             return
         self._forget(now)
@@ -98,7 +113,9 @@ class Window:
         self.theirs_until = now + (self.span if allowance.reset is None else min(allowance.reset, self.span))
 
     def _until_freed(self, over: float, theirs: float, now: float) -> float:
-        """Seconds until enough of what was taken is as old as the span."""
+        """Seconds until enough of what was taken is as old as the span; none where nothing is over."""
+        if over <= 0:
+            return 0.0
         for entry in self.log:
             over -= entry.amount
             if over <= 0:
@@ -189,7 +206,7 @@ class Pace:
     def begin(self, given: Mapping[tuple[str, float], float], concurrency: int) -> None:
         """A sitting by the limits of a recipe. A day outlasts processes: it is not kept here but in a `Past`."""
         minutes = {key: window for key, window in self.windows.items() if window.span < DAY}
-        self.windows = {key: Window(limit, key[1], given=True) for key, limit in given.items()} | minutes
+        self.windows = {key: Window(limit, key[1]) for key, limit in given.items()} | minutes
         self.width, self.threshold = (min(float(concurrency), most) for most in (self.width, self.threshold))
 
 
@@ -240,9 +257,9 @@ class Limits:
         now = self.clock.now()
         wait = max(0.0, self.pace.paused_until - now)
         for (of, span), window in self.pace.windows.items():
-            own = window.wait(_amount(of, most), now)
+            own, limit = window.held(_amount(of, most), now)
             if own > LONG or (own > 0 and span >= DAY):
-                self._too_long(own, f"{window.limit:,.0f} {of} {'a day' if span >= DAY else 'a minute'} are allowed")
+                self._too_long(own, f"{limit:,.0f} {of} {'a day' if span >= DAY else 'a minute'} are allowed")
             wait = max(wait, own)
         return wait
 
@@ -301,7 +318,7 @@ class Limits:
         if allowance.limit <= 0:
             return
         key = (allowance.of, allowance.span)
-        window = self.pace.windows.setdefault(key, Window(allowance.limit, allowance.span))
+        window = self.pace.windows.setdefault(key, Window(math.inf, allowance.span))
         window.hear(allowance, self.clock.now())
 
     def _settle(self, ticket: Ticket, usage: Usage | None) -> None:

@@ -56,7 +56,7 @@ def _filled(
 ) -> str:
     words = {slot: words[at] for slot, words, at in zip(template.slots, lists, draw, strict=False)}
     features = " ".join(template.features[name] for name in choices[draw[-1]])
-    return " ".join(template.text.format(**words, features=features).split(" ")).replace("  ", " ").strip()
+    return template.text.format(**words, features=features).replace("  ", " ").strip()
 
 
 def _feature_choices(template: TemplateTable) -> list[tuple[str, ...]]:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..errors import Interrupted, UsageError
 from ..progress import Voice
+from ..records import NOTHING
 from ..roles import Teacher
-from .store import NOTHING, Binding, Rows, Store, Writer
+from .store import Binding, Rows, Store, Writer
 
 TOKENS_AT_ONCE = 4096
 LOGITS_AT_ONCE = 1 << 22  # numbers

@@ -99,6 +99,11 @@ def fault(
     return TeacherError(told, REMEDIES.get(status, REMEDIES[400]).format(variable=variable))
 
 
+def ran_out(words: str) -> bool:
+    """Whether a refusal means that a model thought up to the limit of its answer, as OpenAI says it."""
+    return "max_tokens or model output limit was reached" in words
+
+
 def _marks(body: Any) -> list[Any]:
     error = body.get("error", body) if isinstance(body, Mapping) else {}
     return [error.get("code"), error.get("type")] if isinstance(error, Mapping) else []

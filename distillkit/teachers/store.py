@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptError, UsageError
 from ..files import digest, file_digest, read_json, replacing, write_json
+from ..records import NOTHING
 
 SCHEMA = 1
 SHARD_POSITIONS = 1 << 16
 SMALL_VOCABULARY = 1 << 16
 BLOCK = 256  # positions between two places that are known by heart
-NOTHING = -1e4  # the log-probability of what has none
 LEAST = -6e4  # float16 ends at 65,504
 NAMED = ("ids", "values")  # the columns with a number for each token that is named
 
@@ -165,7 +165,8 @@ def _whole_shards(folder: Path, binding: Binding) -> list[dict[str, Any]]:
     _must_fit(folder, manifest["binding"], binding)
     whole = []
     for shard in manifest["shards"]:
-        if file_digest(folder / shard["name"]) != shard["sha256"]:
+        file = folder / shard["name"]
+        if not file.is_file() or file_digest(file) != shard["sha256"]:
             break
         whole.append(shard)
     return whole
@@ -202,6 +203,7 @@ class Store:
         _must_fit(folder, manifest["binding"], binding)
         if not manifest["complete"]:
             raise UsageError(f"the soft targets in {folder} are not whole", _LABEL)
+        _must_be_there(folder, manifest["shards"], binding)
         self.shards: list[dict[str, Any]] = manifest["shards"]
         self.fingerprint: str = manifest["digest"]
         self.width = max((shard["most"] for shard in self.shards), default=0)
@@ -306,7 +308,7 @@ _NAMES = {
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a store, once it is sure that it is whole and that it fits the files."""
+    """The manifest of a store, once it is sure that it is what was written; of the files it knows nothing."""
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
         claimed = {key: value for key, value in manifest.items() if key != "digest"}
@@ -314,10 +316,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
             raise ValueError("its manifest was altered")
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"they have schema {manifest['schema']}, and this distillkit reads {SCHEMA}")
-        _check_sizes(folder, manifest["shards"], Binding(**manifest["binding"]))
     except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise UsageError(f"there are no soft targets in {folder}: {missing} is missing", _MADE) from error
+        raise UsageError(f"there are no soft targets in {folder}", _MADE) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(f"the soft targets in {folder} cannot be used: {error}", _AGAIN) from error
     return manifest
@@ -326,13 +326,16 @@ def _manifest(folder: Path) -> dict[str, Any]:
 _MADE = "Make them: distillkit label RUN"
 
 
-def _check_sizes(folder: Path, shards: Sequence[Mapping[str, Any]], binding: Binding) -> None:
+def _must_be_there(folder: Path, shards: Sequence[Mapping[str, Any]], binding: Binding) -> None:
+    """Refuse a store that has lost a file, or a part of one; whoever writes makes good what is lost."""
     for shard in shards:
+        file = folder / shard["name"]
         lengths = {name: shard["entries" if name in NAMED else "positions"] for name in binding.dtypes}
         expected = sum(_padded(lengths[name] * dtype.itemsize) for name, dtype in binding.dtypes.items())
-        found = (folder / shard["name"]).stat().st_size
-        if found != expected:
-            raise ValueError(f"{shard['name']} has {found} bytes and should have {expected}")
+        if not file.is_file():
+            raise CorruptError(f"the soft targets in {folder} are not whole: {file.name} is missing", _LABEL)
+        if (found := file.stat().st_size) != expected:
+            raise CorruptError(f"{file} has {found} bytes and should have {expected}", _LABEL)
 
 
 def _must_fit(folder: Path, found: Mapping[str, Any], wanted: Binding) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from ..errors import CorruptError, UsageError
 from ..packing import checked, is_packed
-from ..records import REFUSED, Answer
+from ..records import REFUSED, Answer, Usage
 from .cache import DAMAGE, Cache, Row, key_of, opened
 
+LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()  # there are no later dates
 SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -36,16 +37,31 @@ def sound(key: str, text: str | None) -> dict[str, Any]:
 
 def _held(key: str, values: dict[str, Any]) -> None:
     """Go through a row. What it is made of may be wrong in more ways than one would list."""
-    if not math.isfinite(values["time"]):
-        raise ValueError("its time is none")
+    _moment(values)
     if "answer" in values:
         answer = Answer.from_json(values["answer"])
         if not isinstance(answer.text, str):
             raise TypeError("its text is none")
+        _bill(values["answer"])
         if is_packed(tokens := values["answer"]["tokens"]):
             checked(tokens)
     if (belongs := key_of(values["asked"])) != key:
         raise ValueError(f"what was asked belongs to another key, {belongs[:12]}")
+
+
+def _moment(values: dict[str, Any]) -> float:
+    """When a row was written, if that has a date."""
+    if not 0 <= values["time"] <= LATEST:
+        raise ValueError("its time is none")
+    return float(values["time"])
+
+
+def _bill(answer: dict[str, Any]) -> Usage:
+    """What an answer cost, nothing where that is not known, if it can be counted."""
+    counts = [(answer.get("usage") or {}).get(f"{kind}_tokens", 0) for kind in ("prompt", "completion")]
+    if any(count != int(count) or count < 0 for count in counts):
+        raise ValueError(f"it cost {counts[0]!r} and {counts[1]!r} tokens")
+    return Usage(int(counts[0]), int(counts[1]))
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ class Told:
     models: tuple[str, ...]  # the one that was asked for, then the one that answered
     kind: str  # answer, refused or other
     values: dict[str, Any]
+    bill: Usage
     time: float
 
     @property
@@ -75,7 +92,7 @@ def told(row: Row) -> Told | None:
         models = tuple(dict.fromkeys(name for name in (wanted, answer.get("model")) if isinstance(name, str)))
         kind = "answer" if "answer" in values and "request" in asked else "other"  # such as what an endpoint can do
         kind = "refused" if answer.get("finish") == REFUSED else kind
-        return Told(str(asked.get("provider", "")), models, kind, values, float(values["time"]))
+        return Told(str(asked.get("provider", "")), models, kind, values, _bill(answer), _moment(values))
     except DAMAGE:
         return None
 
@@ -103,9 +120,8 @@ class Sum:
         self.refused += told.kind == "refused"
         self.other += told.kind == "other"
         self.truncated += answer.get("finish") == "length"
-        usage = answer.get("usage") or {}
-        self.prompt_tokens += usage.get("prompt_tokens", 0)
-        self.completion_tokens += usage.get("completion_tokens", 0)
+        self.prompt_tokens += told.bill.prompt_tokens
+        self.completion_tokens += told.bill.completion_tokens
         self.bytes += row.bytes
         ends = [*self.times, told.time]
         self.times = [min(ends), max(ends)]
