@@ -322,10 +322,10 @@ class Assembly:
                 pending.refuse(self._batches, keys_of(teacher, requests, terms.shard), cache)
 
     def sent_off(self, teacher: Teacher, requests: list[Request]) -> int:
-        """How many of the requests are in a batch whose answers are still to come."""
+        """How many of the requests are in a batch whose answers are still to come, and need not be paid for again."""
         from .teachers import pending
 
-        found = pending.in_batches(self._batches, keys_of(teacher, requests))
+        found = pending.in_batches(self._batches, keys_of(teacher, requests), pending.SENT_OFF)
         with self.cache() as cache:
             return len(found.keys() - cache.get_many(found).keys())
 
