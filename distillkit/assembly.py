@@ -304,14 +304,15 @@ class Assembly:
         voice: Voice | None = None,
     ) -> Labelled:
         """Answers to all requests, one by one or in batches."""
+        from .teachers import pending
         from .teachers.batch import label_in_batches
 
         voice = voice or self.voice
-        self.refuse_twice(teacher, requests, terms)
         with self.cache() as cache:
             if terms.batch:
                 return label_in_batches(teacher, requests, cache, self._batches, terms=terms, voice=voice, done=done)
-            return label(teacher, requests, cache, terms=terms, voice=voice, done=done)
+            check = partial(pending.refuse, self._batches, cache)
+            return label(teacher, requests, cache, terms=terms, voice=voice, done=done, check=check)
 
     def refuse_twice(self, teacher: Teacher, requests: list[Request], terms: Terms) -> None:
         """Refuse to ask one by one for what is in a batch already: it would be paid for twice."""
@@ -319,7 +320,7 @@ class Assembly:
 
         if not terms.batch and pending.parts(self._batches):
             with self.cache() as cache:
-                pending.refuse(self._batches, keys_of(teacher, requests, terms.shard), cache)
+                pending.refuse(self._batches, cache, keys_of(teacher, requests, terms.shard))
 
     def sent_off(self, teacher: Teacher, requests: list[Request]) -> int:
         """How many of the requests are in a batch whose answers are still to come, and need not be paid for again."""

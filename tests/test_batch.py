@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,13 @@ from test_teachers import Counting, prompts
 from distillkit import files
 from distillkit.errors import CorruptError, DistillkitError, LimitReached, TeacherError, UsageError
 from distillkit.progress import Voice
-from distillkit.records import REFUSED, Price, Request, Token, Usage
+from distillkit.records import REFUSED, Answer, Price, Request, Token, Usage
 from distillkit.roles import Teacher
 from distillkit.teachers import batch, pending, upkeep
 from distillkit.teachers.asking import Terms, upper
 from distillkit.teachers.batch import Limits, label_in_batches
 from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import Labelled, keys_of, known, label
+from distillkit.teachers.label import Labelled, keys_of, known, label, rows_of
 
 QUICK = (0.01, 0.05)
 
@@ -208,10 +209,43 @@ def test_what_is_in_a_batch_is_not_asked_for_one_by_one(provider: Any, cache: Ca
     with pytest.raises(LimitReached):
         send(teacher, prompts(5), cache, wait=False)
     with pytest.raises(UsageError, match="5 of the requests are in a batch"):
-        pending.refuse(folder, keys_of(teacher, prompts(9)), cache)
-    pending.refuse(folder, keys_of(teacher, prompts(9, temperature=0.5)), cache)
+        pending.refuse(folder, cache, keys_of(teacher, prompts(9)))
+    pending.refuse(folder, cache, keys_of(teacher, prompts(9, temperature=0.5)))
     send(teacher, prompts(5), cache)
-    pending.refuse(folder, keys_of(teacher, prompts(9)), cache)
+    pending.refuse(folder, cache, keys_of(teacher, prompts(9)))
+
+
+class Alone(Teacher):
+    """Answers one by one, and counts."""
+
+    name = "alone"
+    asked = 0
+
+    def answer(self, request: Request) -> Answer:
+        Alone.asked += 1
+        return Answer("alone")
+
+
+def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_one_by_one(tmp_path: Path) -> None:
+    folder, rows = tmp_path / "batches", rows_of(Alone(), prompts(4))
+    keys, check = [key for _, key, _ in rows], partial(pending.refuse, folder)
+    with Cache(tmp_path / "teachers") as batching, Cache(tmp_path / "teachers") as cache:
+        batching.claim(keys)
+        check(cache, keys)  # it has not begun
+
+        class SentMeanwhile(Voice):
+            """Sends them off as soon as it is waited for."""
+
+            def progress(self, text: str, last: bool = False) -> None:
+                whats = {key: what for _, key, what in rows}
+                part = pending.begin(folder, whats, id="a", teacher="alone", identity="i", endpoint="e")
+                part.save(status="submitted", batch="batch-1")
+                batching.free()
+
+        with pytest.raises(UsageError, match="4 of the requests are in a batch") as error:
+            label(Alone(), prompts(4), cache, voice=SentMeanwhile(), check=partial(check, cache))
+    assert Alone.asked == 0
+    assert error.value.hint.endswith("delete that file.")
 
 
 # ----------------------------------------------------------------------------------------- each pays for its own
@@ -248,7 +282,7 @@ def test_what_was_not_sent_off_is_sent_as_far_as_a_later_sitting_can_afford(prov
         send(batcher(url), prompts(5), cache)
     keys, folder = keys_of(batcher(url), prompts(5)), cache.folder.parent / "batches"
     assert pending.in_batches(folder, keys, pending.SENT_OFF) == {}
-    pending.refuse(folder, keys, cache)  # they may be asked one by one as well
+    pending.refuse(folder, cache, keys)  # they may be asked one by one as well
     done, error = sat(batcher(url), prompts(5), cache, wait=True, max_requests=3)
     assert "teacher.max_requests = 3" in str(error)
     assert (len(there.asked), done.spent["requests"]) == (3, 3)

@@ -163,7 +163,7 @@ def in_batches(folder: Path, keys: Iterable[str], states: Iterable[str] = STATES
     return {key: part.path for part in parts(folder) if part.status in states for key in part.asked if key in wanted}
 
 
-def refuse(folder: Path, keys: Iterable[str], cache: Cache) -> None:
+def refuse(folder: Path, cache: Cache, keys: Iterable[str]) -> None:
     """Refuse to ask one by one for what is in a batch: it would be paid for twice."""
     found = in_batches(folder, keys, SENT_OFF)
     if waiting := found.keys() - cache.get_many(found).keys():
