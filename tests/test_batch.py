@@ -755,9 +755,11 @@ def test_label_batch_as_a_user_meets_it(provider: Any, tmp_path: Path) -> None:
 
     said = distillkit("label", "batched.toml", "--batch")
     assert (said.returncode, "1 batch is pending" in said.stderr) == (3, True), said.stderr
+    on = f"label {tmp_path / 'reports/batched/1'} --batch"
+    assert said.stderr.endswith(f"Go on: distillkit {on}\n")
     said = distillkit("label", "batched.toml")
     assert (said.returncode, "in a batch that has not been collected" in said.stderr) == (2, True), said.stderr
-    said = distillkit("label", "batched.toml", "--batch", "--wait")
+    said = distillkit(*on.split(), "--wait")
     assert said.returncode == 0, said.stderr
     assert len(there.batches) == 1
     assert not (tmp_path / "reports/batched/2").exists()
