@@ -314,13 +314,15 @@ class Assembly:
             check = partial(pending.refuse, self._batches, cache)
             return label(teacher, requests, cache, terms=terms, voice=voice, done=done, check=check)
 
-    def refuse_twice(self, teacher: Teacher, requests: list[Request], terms: Terms) -> None:
-        """Refuse to ask one by one for what is in a batch already: it would be paid for twice."""
+    def refuse_twice(self) -> None:
+        """Refuse beforehand to ask one by one for what is in a batch: it would be paid for twice."""
         from .teachers import pending
 
-        if not terms.batch and pending.parts(self._batches):
-            with self.cache() as cache:
-                pending.refuse(self._batches, cache, keys_of(teacher, requests, terms.shard))
+        if self.teacher is None or self.manner.get("batch") or not pending.parts(self._batches):
+            return
+        with self.cache() as cache:
+            keys = keys_of(self.teacher, self.requests(), self.manner.get("shard"))
+            pending.refuse(self._batches, cache, keys)
 
     def sent_off(self, teacher: Teacher, requests: list[Request]) -> int:
         """How many of the requests are in a batch whose answers are still to come, and need not be paid for again."""

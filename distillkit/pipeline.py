@@ -58,6 +58,8 @@ class Pipeline:
                 if self.watched:
                     raise self.run.busy
                 self._training().check()
+            if "label" in stages:
+                self.parts.refuse_twice()
             if {"train", "judge"} & {*stages}:
                 self._must_be_its_text()
             write_text(self.run.recipe, self.recipe.to_toml())
@@ -328,8 +330,7 @@ def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
     """A new run folder for an assembly, with all that is known before the first stage."""
     recipe, began = assembly.recipe, time.perf_counter()
     corpus = assembly.corpus
-    if assembly.teacher is not None and recipe.teacher is not None:
-        assembly.refuse_twice(assembly.teacher, assembly.requests(), assembly.terms(recipe.teacher))
+    assembly.refuse_twice()
     facts = {"recipe": recipe.name, "started": now(), "seed": recipe.seed, **describe(assembly)}
     with runs.creating(recipe.name, facts) as (run, part):
         write_text(part.recipe, recipe.to_toml())

@@ -32,7 +32,7 @@ from distillkit.records import REFUSED, Answer, Price, Request, Token, Usage
 from distillkit.roles import Teacher
 from distillkit.teachers import batch, pending, upkeep
 from distillkit.teachers.asking import Terms, upper
-from distillkit.teachers.batch import Limits, label_in_batches
+from distillkit.teachers.batch import Sizes, label_in_batches
 from distillkit.teachers.cache import Cache
 from distillkit.teachers.label import Labelled, keys_of, known, label, rows_of
 
@@ -137,13 +137,13 @@ def test_nothing_asked_is_nothing_sent(provider: Any, cache: Cache) -> None:
     assert there.files == {}
 
 
-def test_a_batch_is_split_by_the_limits_of_the_teacher(provider: Any, cache: Cache) -> None:
+def test_a_batch_is_split_by_the_sizes_that_the_teacher_says(provider: Any, cache: Cache) -> None:
     there, url = provider
     teacher = batcher(url)
-    teacher.batch_limits = Limits(requests=3)  # type: ignore[attr-defined]
+    teacher.batch_sizes = Sizes(requests=3)  # type: ignore[attr-defined]
     assert texts(send(teacher, prompts(10), cache)) == TO[:10]
     assert [batch["request_counts"]["total"] for batch in there.batches.values()] == [3, 3, 3, 1]
-    teacher.batch_limits = Limits(bytes=1000)  # type: ignore[attr-defined]
+    teacher.batch_sizes = Sizes(bytes=1000)  # type: ignore[attr-defined]
     send(teacher, prompts(20, temperature=0.5), cache)
     sizes = [len(content) for content in there.files.values() if b'"body": {"model"' in content]
     assert max(sizes[4:]) <= 1000
@@ -483,7 +483,7 @@ def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended
     there, url = provider
     there.at_once, there.looks = 1, 6
     teacher, voice = batcher(url), Said()
-    teacher.batch_limits = Limits(requests=2)  # type: ignore[attr-defined]
+    teacher.batch_sizes = Sizes(requests=2)  # type: ignore[attr-defined]
     assert texts(send(teacher, prompts(6), cache, voice)) == TO[:6]
     assert sum("queue is full" in line for line in voice.lines) == len(there.batches) - 3 <= 3
     there.at_once = 0
@@ -499,7 +499,7 @@ def test_what_waited_for_the_queue_and_was_then_refused_is_uploaded_again(
     there.at_once, there.looks = 1, 6
     there.replies["POST /v1/batches"] = [200, 200, status]
     teacher = batcher(url)
-    teacher.batch_limits = Limits(requests=2)  # type: ignore[attr-defined]
+    teacher.batch_sizes = Sizes(requests=2)  # type: ignore[attr-defined]
     with pytest.raises(TeacherError, match="could not make a batch"):
         send(teacher, prompts(4), cache)
     assert texts(send(teacher, prompts(4), cache)) == TO[:4]
@@ -759,7 +759,11 @@ def test_label_batch_as_a_user_meets_it(provider: Any, tmp_path: Path) -> None:
     assert said.stderr.endswith(f"Go on: distillkit {on}\n")
     said = distillkit("label", "batched.toml")
     assert (said.returncode, "in a batch that has not been collected" in said.stderr) == (2, True), said.stderr
-    said = distillkit(*on.split(), "--wait")
+    said = distillkit("run", "batched/1", "--resume")
+    assert (said.returncode, "in a batch that has not been collected" in said.stderr) == (2, True), said.stderr
+    said = distillkit(*on.split())
+    assert (said.returncode, "1 batch is pending" in said.stderr) == (3, True), said.stderr
+    said = distillkit("label", "batched.toml", "--batch", "--wait")
     assert said.returncode == 0, said.stderr
     assert len(there.batches) == 1
     assert not (tmp_path / "reports/batched/2").exists()

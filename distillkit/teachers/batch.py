@@ -34,7 +34,7 @@ NEEDED = ("body", "answer_of", "client")
 
 
 @dataclass(frozen=True)
-class Limits:
+class Sizes:
     """The most that one batch may hold. These fit every provider that we know; a teacher may say its own."""
 
     requests: int = 50_000
@@ -42,7 +42,7 @@ class Limits:
 
 
 class Batched(Protocol):
-    """What a teacher offers so that it can be asked in batches. `batch_limits` may stand beside it."""
+    """What a teacher offers so that it can be asked in batches. `batch_sizes` may stand beside it."""
 
     name: str
 
@@ -249,10 +249,10 @@ class _Stage:
         return tries
 
     def _send_together(self, keys: list[str], attempt: int) -> None:
-        """Requests in as few batches as the limits allow."""
-        limits = getattr(self.teacher, "batch_limits", Limits())
+        """Requests in as few batches as their sizes allow."""
+        sizes = getattr(self.teacher, "batch_sizes", Sizes())
         for group in pending.split(
-            ((key, self._line(key, self.wanted[key])) for key in keys), limits.requests, limits.bytes
+            ((key, self._line(key, self.wanted[key])) for key in keys), sizes.requests, sizes.bytes
         ):
             mine = pending.new_id()
             self.cache.claim([mine])
