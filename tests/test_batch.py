@@ -325,6 +325,15 @@ def test_what_another_recipe_collects_is_paid_for_once_by_the_one_that_wants_it(
     assert (len(there.batches), left(cache)) == (2, [])
 
 
+def test_a_refused_batch_ends_the_sitting_of_its_own_recipe_only(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    sat(batcher(url), prompts(3), cache)
+    there.batches["batch-1"] |= {"status": "failed", "errors": {"object": "list", "data": [{"message": "no"}]}}
+    assert texts(send(batcher(url), others(1), cache)) == ["to other 0"]
+    assert texts(send(batcher(url), prompts(3), cache)) == TO[:3]
+    assert left(cache) == []
+
+
 def test_tries_are_counted_though_another_recipe_collects_what_failed(provider: Any, cache: Cache) -> None:
     there, url = provider
     there.fate = lambda key, body: 500 if body["prompt"] == "prompt 1" else 200

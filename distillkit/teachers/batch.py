@@ -288,7 +288,11 @@ class _Stage:
         elif part.status == "collected":
             self._pay_for_own(part)
         elif self._is_wanted(part) and not (part.status == "queued" and self._others_run(part)):
-            part.collected(dict.fromkeys(part.asked, (UNSENT, True)), {})  # so they are due, as far as can be afforded
+            self._take_back(part)
+
+    def _take_back(self, part: Part) -> None:
+        """What it asks is due again like all else: as far as can be afforded, and on the same try."""
+        part.collected(dict.fromkeys(part.asked, (UNSENT, True)), {})
 
     def _is_wanted(self, part: Part) -> bool:
         """Whether any of its answers is for this recipe."""
@@ -325,6 +329,9 @@ class _Stage:
                 f"  the provider's queue is full; batch {part.batch} is sent again when another one has ended"
             )
             part.save(status="queued", batch=None)
+            return
+        if not self._is_wanted(part):  # whoever wants it tries again, and hears why
+            self._take_back(part)
             return
         part.drop()
         raise TeacherError(f"the provider refused the batch {part.batch}: {self.provider.hidden(_words(batch))}")
