@@ -304,28 +304,31 @@ class Assembly:
         voice: Voice | None = None,
     ) -> Labelled:
         """Answers to all requests, one by one or in batches."""
+        from .teachers import pending
         from .teachers.batch import label_in_batches
 
         voice = voice or self.voice
-        self.refuse_twice(teacher, requests, terms)
         with self.cache() as cache:
             if terms.batch:
                 return label_in_batches(teacher, requests, cache, self._batches, terms=terms, voice=voice, done=done)
-            return label(teacher, requests, cache, terms=terms, voice=voice, done=done)
+            check = partial(pending.refuse, self._batches, cache)
+            return label(teacher, requests, cache, terms=terms, voice=voice, done=done, check=check)
 
-    def refuse_twice(self, teacher: Teacher, requests: list[Request], terms: Terms) -> None:
-        """Refuse to ask one by one for what is in a batch already: it would be paid for twice."""
+    def refuse_twice(self) -> None:
+        """Refuse beforehand to ask one by one for what is in a batch: it would be paid for twice."""
         from .teachers import pending
 
-        if not terms.batch and pending.parts(self._batches):
-            with self.cache() as cache:
-                pending.refuse(self._batches, keys_of(teacher, requests, terms.shard), cache)
+        if self.teacher is None or self.manner.get("batch") or not pending.parts(self._batches):
+            return
+        with self.cache() as cache:
+            keys = keys_of(self.teacher, self.requests(), self.manner.get("shard"))
+            pending.refuse(self._batches, cache, keys)
 
     def sent_off(self, teacher: Teacher, requests: list[Request]) -> int:
-        """How many of the requests are in a batch whose answers are still to come."""
+        """How many of the requests are in a batch whose answers are still to come, and need not be paid for again."""
         from .teachers import pending
 
-        found = pending.in_batches(self._batches, keys_of(teacher, requests))
+        found = pending.in_batches(self._batches, keys_of(teacher, requests), pending.SENT_OFF)
         with self.cache() as cache:
             return len(found.keys() - cache.get_many(found).keys())
 

@@ -26,7 +26,7 @@ from .assembly import Assembly
 from .data.batches import Batch
 from .runs import Run
 from .soft import ANSWERS, STORE
-from .steps import chunk_of, on_policy, rows_of, settings, streams_of
+from .steps import chunk_of, on_policy, settings, streams_of
 from .student import blas, precision
 from .student.drawing import Sampling
 from .student.generate import write
@@ -161,7 +161,7 @@ class Subject:
         """The operations of a step; a teacher only reads, and what the student writes it reads first."""
         own, theirs = _multiply_adds(self.student.model), getattr(self.teacher, "trained", None)
         taught = FORWARD * _multiply_adds(theirs.model) if theirs else 0
-        written = len(self.writes.rows(rows_of(self.table), 0)) * self.context if self.writes else 0
+        written = len(self.writes.rows(self.table.rows, 0)) * self.context if self.writes else 0
         return self.step_tokens * (TRAINING * own + taught) + written * FORWARD * own
 
 

@@ -110,10 +110,17 @@ def cut(answer: Answer, most: int) -> Answer:
 
 
 def must_be_counted(parts: Assembly, world: World) -> None:
-    """Refuse limits of asking in the step that each of several processes would count, and reach, for itself."""
-    table = parts.recipe.teacher
-    if table is None or world.size == 1 or not parts.reads_in_steps:
+    """Refuse, of asking in the step, what each of several processes would count for itself: limits, and money."""
+    table, teacher = parts.recipe.teacher, parts.teacher
+    if table is None or teacher is None or world.size == 1 or not parts.reads_in_steps:
         return
+    price = parts.terms(table).price_of(teacher)
+    if price is None or price.input or price.output:
+        raise UsageError(
+            f"what the teacher {table.provider!r} costs cannot be counted by {world.size} processes: with "
+            "teacher.on_policy each asks it in the step, and only the first one writes down what it spends",
+            "Launch one process. If it costs nothing: teacher.price = { input = 0.0, output = 0.0 }",
+        )
     given = [f"teacher.{name}" for name in COUNTED_HERE if getattr(table, name) is not None]
     if given:
         raise UsageError(

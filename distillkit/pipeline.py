@@ -58,6 +58,8 @@ class Pipeline:
                 if self.watched:
                     raise self.run.busy
                 self._training().check()
+            if "label" in stages:
+                self.parts.refuse_twice()
             if {"train", "judge"} & {*stages}:
                 self._must_be_its_text()
             write_text(self.run.recipe, self.recipe.to_toml())
@@ -108,7 +110,7 @@ class Pipeline:
         }
         if requests:
             self._fewer_prompts(len(requests), table.prompts * table.repeats)
-            before, spent = self._earlier(teacher, requests)
+            spent = self._earlier(teacher, requests)
             labelled = self._labelled(teacher, requests, self.parts.terms(table, spent=spent))
             if self.parts.manner.get("shard"):  # one share of several teaches nobody yet
                 return
@@ -116,14 +118,14 @@ class Pipeline:
             private(self.run.answers)
             write_lines(self.run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
             counts = labelled.counts
-            asked = min(counts["asked"] + before, counts["prompts"])
+            asked = min(self.run.info["asked"], counts["prompts"])  # in all sittings
             counts |= {"asked": asked, "cached": counts["prompts"] - asked}
             facts |= self.parts.pack(labelled, self.run.answers) | counts
         if self.parts.soft.source == STORE:
             stores = self.parts.soft.keep(self.parts.streams(self.run.answers))
             facts["soft"] = self.parts.soft.facts(stores)
         self._tell_of_soft(facts.get("soft"))
-        self.run.record(teacher=facts, asking=None)
+        self.run.record(teacher=facts)
 
     def _tell_of_soft(self, soft: dict[str, Any] | None) -> None:
         """Say how much of the text has a soft target; nobody should train on a handful of them unawares."""
@@ -138,14 +140,14 @@ class Pipeline:
             self._warn(f"only {share:.1%} of the positions that are learnt have a soft target; {WHY_FEW}")
 
     def _labelled(self, teacher: Teacher, requests: list[Request], terms: Terms) -> Labelled:
-        """The answers to requests; what they cost is recorded even when it ends badly."""
+        """The answers to requests; how many came and what they cost is recorded even when it ends badly."""
         self.voice.say(f"Asking {teacher.name} for {len(requests)} answers.")
         done = Labelled([], [])
         try:
             self.parts.ask(teacher, requests, terms, done)
         finally:
-            if done.spent:
-                self.run.record(spent=done.spent)
+            spent = {"spent": done.spent} if done.spent else {}
+            self.run.record(asked=self.run.info["asked"] + done.asked, asking=None, **spent)
         self.voice.say(f"  {done.asked} asked, {done.cached} from the cache")
         if done.refused:
             self._warn(
@@ -211,20 +213,18 @@ class Pipeline:
         if not self.run.info.get("data") and self.parts.at_hand:
             self.run.record(data={"held_out": self.parts.corpus.counts["held_out"]})
 
-    def _earlier(self, teacher: Teacher, requests: list[Request]) -> tuple[int, dict[str, float]]:
-        """How many answers earlier sittings of this run asked for, and what they spent.
+    def _earlier(self, teacher: Teacher, requests: list[Request]) -> dict[str, float]:
+        """What earlier sittings of this run spent. Records that, and that another one begins to ask.
 
-        One that was killed could not say so: then it is read off the answers that came since it began to ask.
+        One that was killed could not say what it asked for: that is read off the answers that came since it began.
         """
         info = self.run.info
-        asked, spent = (info.get("teacher") or {}).get("asked") or 0, info.get("spent") or {}
-        began = info.get("asking")
-        if began is None:
-            self.run.record(asking={"since": time.time(), "spent": spent})
-            return asked, spent
-        came = self.parts.came_since(teacher, requests, began["since"])
-        least = self.parts.at_least(teacher, came, began["spent"])
-        return asked + len(came), {of: max(count, spent.get(of, 0)) for of, count in least.items()}
+        asked, spent = info.get("asked", 0), info.get("spent") or {}
+        if killed := info.get("asking"):
+            came = self.parts.came_since(teacher, requests, killed["since"])
+            asked, spent = asked + len(came), self.parts.at_least(teacher, came, spent)
+        self.run.record(asked=asked, spent=spent, asking={"since": time.time()})
+        return spent
 
     def _training(self) -> Training:
         from .training import Training
@@ -290,10 +290,10 @@ class Pipeline:
         except (Interrupted, KeyboardInterrupt) as error:
             self._broke_off("interrupted")
             told = error.message if isinstance(error, Interrupted) else "interrupted; the last checkpoint is kept"
-            raise Interrupted(told, f"Go on: distillkit run {self.run.path} --resume") from error
+            raise Interrupted(told, self._to_go_on()) from error
         except LimitReached as error:
             self._broke_off("stopped")
-            error.hint = f"{error.hint}\n  Go on: distillkit run {self.run.path} --resume".strip()
+            error.hint = f"{error.hint}\n  {self._to_go_on()}".strip()
             raise
         except BaseException as error:
             told = error.message if isinstance(error, DistillkitError) else f"{type(error).__name__}: {error}"
@@ -301,6 +301,14 @@ class Pipeline:
             raise
         if "report" not in stages:  # that stage has said it, as far as nothing is missing
             self._ended("done", finished=now())
+
+    def _to_go_on(self) -> str:
+        """The command that goes on: a recipe does not say that its teacher is asked in batches, or for a share."""
+        batch, shard = (self.parts.manner.get(how) for how in ("batch", "shard"))
+        if not batch and not shard:
+            return f"Go on: distillkit run {self.run.path} --resume"
+        words = [*(["--batch"] if batch else []), *([f"--shard {shard[0]}/{shard[1]}"] if shard else [])]
+        return f"Go on: distillkit label {self.run.path} {' '.join(words)}"
 
     def _ended(self, status: str, **more: Any) -> None:
         """Record how the run ended, unless that is for the process to say that trains it."""
@@ -329,8 +337,7 @@ def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
     """A new run folder for an assembly, with all that is known before the first stage."""
     recipe, began = assembly.recipe, time.perf_counter()
     corpus = assembly.corpus
-    if assembly.teacher is not None and recipe.teacher is not None:
-        assembly.refuse_twice(assembly.teacher, assembly.requests(), assembly.terms(recipe.teacher))
+    assembly.refuse_twice()
     facts = {"recipe": recipe.name, "started": now(), "seed": recipe.seed, **describe(assembly)}
     with runs.creating(recipe.name, facts) as (run, part):
         write_text(part.recipe, recipe.to_toml())

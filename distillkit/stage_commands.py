@@ -298,6 +298,9 @@ def _finish(
         show(tables.build(run), as_json, tables.text)
         if not as_json:
             click.echo(clean(f"The whole report: {run.path / 'report.html'}"))
+    elif shard := assembly.manner.get("shard"):
+        bring = "distillkit cache export FILE here, distillkit cache import FILE there"
+        assembly.voice.say(f"Done with share {shard[0]}/{shard[1]}. Bring the shares together: {bring}.")
     else:
         assembly.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
 

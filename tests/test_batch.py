@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,15 @@ from small import small
 from test_teachers import Counting, prompts
 
 from distillkit import files
-from distillkit.errors import CorruptError, LimitReached, TeacherError, UsageError
+from distillkit.errors import CorruptError, DistillkitError, LimitReached, TeacherError, UsageError
 from distillkit.progress import Voice
-from distillkit.records import REFUSED, Price, Request, Token, Usage
+from distillkit.records import REFUSED, Answer, Price, Request, Token, Usage
 from distillkit.roles import Teacher
 from distillkit.teachers import batch, pending, upkeep
 from distillkit.teachers.asking import Terms, upper
-from distillkit.teachers.batch import Limits, label_in_batches
+from distillkit.teachers.batch import Sizes, label_in_batches
 from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import Labelled, keys_of, known, label
+from distillkit.teachers.label import Labelled, keys_of, known, label, rows_of
 
 QUICK = (0.01, 0.05)
 
@@ -72,6 +73,23 @@ def send(
 ) -> Labelled:
     folder, terms = cache.folder.parent / "batches", terms or Terms(wait=wait)
     return label_in_batches(teacher, requests, cache, folder, terms=terms, voice=voice, polls=QUICK)
+
+
+def sat(
+    teacher: Teacher, requests: list[Request], cache: Cache, **terms: Any
+) -> tuple[Labelled, DistillkitError | None]:
+    """What a sitting came to, however it ended."""
+    done, folder = Labelled([], []), cache.folder.parent / "batches"
+    try:
+        label_in_batches(teacher, requests, cache, folder, terms=Terms(**terms), done=done, polls=QUICK)
+    except DistillkitError as error:
+        return done, error
+    return done, None
+
+
+def others(count: int) -> list[Request]:
+    """What another recipe asks the same teacher."""
+    return [replace(request, prompt=f"other {i}") for i, request in enumerate(prompts(count))]
 
 
 def left(cache: Cache) -> list[Path]:
@@ -119,13 +137,13 @@ def test_nothing_asked_is_nothing_sent(provider: Any, cache: Cache) -> None:
     assert there.files == {}
 
 
-def test_a_batch_is_split_by_the_limits_of_the_teacher(provider: Any, cache: Cache) -> None:
+def test_a_batch_is_split_by_the_sizes_that_the_teacher_says(provider: Any, cache: Cache) -> None:
     there, url = provider
     teacher = batcher(url)
-    teacher.batch_limits = Limits(requests=3)  # type: ignore[attr-defined]
+    teacher.batch_sizes = Sizes(requests=3)  # type: ignore[attr-defined]
     assert texts(send(teacher, prompts(10), cache)) == TO[:10]
     assert [batch["request_counts"]["total"] for batch in there.batches.values()] == [3, 3, 3, 1]
-    teacher.batch_limits = Limits(bytes=1000)  # type: ignore[attr-defined]
+    teacher.batch_sizes = Sizes(bytes=1000)  # type: ignore[attr-defined]
     send(teacher, prompts(20, temperature=0.5), cache)
     sizes = [len(content) for content in there.files.values() if b'"body": {"model"' in content]
     assert max(sizes[4:]) <= 1000
@@ -191,10 +209,140 @@ def test_what_is_in_a_batch_is_not_asked_for_one_by_one(provider: Any, cache: Ca
     with pytest.raises(LimitReached):
         send(teacher, prompts(5), cache, wait=False)
     with pytest.raises(UsageError, match="5 of the requests are in a batch"):
-        pending.refuse(folder, keys_of(teacher, prompts(9)), cache)
-    pending.refuse(folder, keys_of(teacher, prompts(9, temperature=0.5)), cache)
+        pending.refuse(folder, cache, keys_of(teacher, prompts(9)))
+    pending.refuse(folder, cache, keys_of(teacher, prompts(9, temperature=0.5)))
     send(teacher, prompts(5), cache)
-    pending.refuse(folder, keys_of(teacher, prompts(9)), cache)
+    pending.refuse(folder, cache, keys_of(teacher, prompts(9)))
+
+
+class Alone(Teacher):
+    """Answers one by one, and counts."""
+
+    name = "alone"
+    asked = 0
+
+    def answer(self, request: Request) -> Answer:
+        Alone.asked += 1
+        return Answer("alone")
+
+
+def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_one_by_one(tmp_path: Path) -> None:
+    folder, rows = tmp_path / "batches", rows_of(Alone(), prompts(4))
+    keys, check = [key for _, key, _ in rows], partial(pending.refuse, folder)
+    with Cache(tmp_path / "teachers") as batching, Cache(tmp_path / "teachers") as cache:
+        batching.claim(keys)
+        check(cache, keys)  # it has not begun
+
+        class SentMeanwhile(Voice):
+            """Sends them off as soon as it is waited for."""
+
+            def progress(self, text: str, last: bool = False) -> None:
+                whats = {key: what for _, key, what in rows}
+                part = pending.begin(folder, whats, id="a", teacher="alone", identity="i", endpoint="e")
+                part.save(status="submitted", batch="batch-1")
+                batching.free()
+
+        with pytest.raises(UsageError, match="4 of the requests are in a batch") as error:
+            label(Alone(), prompts(4), cache, voice=SentMeanwhile(), check=partial(check, cache))
+    assert Alone.asked == 0
+    assert error.value.hint.endswith("delete that file.")
+
+
+# ----------------------------------------------------------------------------------------- each pays for its own
+
+
+def test_what_a_recipe_could_not_send_off_no_other_one_sends_off_for_it(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.replies["POST /v1/batches"] = [429]
+    with pytest.raises(TeacherError, match="could not make a batch"):
+        send(batcher(url), prompts(9), cache)
+    done, error = sat(batcher(url), others(2), cache, wait=True, max_requests=5)
+    assert (error, there.asked, done.spent["requests"]) == (None, ["other 0", "other 1"], 2)
+    assert texts(send(batcher(url), prompts(9), cache)) == TO[:9]
+    assert len(there.asked) == len(set(there.asked)) == 11
+    assert left(cache) == []
+
+
+def test_of_what_two_recipes_want_and_none_could_send_off_each_sends_its_own(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.replies["POST /v1/batches"] = [429]
+    with pytest.raises(TeacherError, match="could not make a batch"):
+        send(batcher(url), prompts(5), cache)
+    assert texts(send(batcher(url), prompts(2), cache)) == TO[:2]
+    assert there.asked == ["prompt 0", "prompt 1"]
+    assert texts(send(batcher(url), prompts(5), cache)) == TO[:5]
+    assert there.asked[2:] == ["prompt 2", "prompt 3", "prompt 4"]
+    assert left(cache) == []
+
+
+def test_what_was_not_sent_off_is_sent_as_far_as_a_later_sitting_can_afford(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.replies["POST /v1/batches"] = [429]
+    with pytest.raises(TeacherError, match="could not make a batch"):
+        send(batcher(url), prompts(5), cache)
+    keys, folder = keys_of(batcher(url), prompts(5)), cache.folder.parent / "batches"
+    assert pending.in_batches(folder, keys, pending.SENT_OFF) == {}
+    pending.refuse(folder, cache, keys)  # they may be asked one by one as well
+    done, error = sat(batcher(url), prompts(5), cache, wait=True, max_requests=3)
+    assert "teacher.max_requests = 3" in str(error)
+    assert (len(there.asked), done.spent["requests"]) == (3, 3)
+    assert texts(send(batcher(url), prompts(5), cache)) == TO[:5]
+    assert left(cache) == []
+
+
+def test_tries_are_counted_on_by_a_sitting_that_sends_what_another_one_could_not(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.fate = lambda key, body: 500 if body["prompt"] == "prompt 1" else 200
+    there.replies["POST /v1/batches"] = [200, 429]
+    for told in ("could not make a batch", "1 of 3 requests were not answered"):
+        with pytest.raises(TeacherError, match=told):
+            send(batcher(url), prompts(3), cache)
+    assert there.asked.count("prompt 1") == batch.TRIES
+
+
+def test_the_batch_of_another_recipe_takes_nothing_of_a_budget(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.looks = 3
+    _, stopped = sat(batcher(url), prompts(9), cache)
+    assert "1 batch is pending" in str(stopped)
+    done, error = sat(batcher(url), others(2), cache, wait=True, max_requests=5)
+    assert (error, done.asked, done.spent["requests"]) == (None, 2, 2)
+    assert known(batcher(url), prompts(9), cache) == 9  # it was collected, too
+
+
+def test_what_another_recipe_collects_is_paid_for_once_by_the_one_that_wants_it(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    price = Price(1000.0, 1000.0)
+    sat(batcher(url), prompts(5), cache, price=price)
+    also, _ = sat(batcher(url), [*prompts(2), *others(1)], cache, wait=True, price=price)
+    assert (also.asked, also.spent["requests"]) == (3, 3)
+    done, error = sat(batcher(url), prompts(5), cache, price=price)
+    assert (error, texts(done)) == (None, TO[:5])
+    assert (done.asked, done.cached, done.spent["requests"], done.spent["tokens"]) == (3, 2, 3, 15)
+    assert done.spent["usd"] == pytest.approx(also.spent["usd"])
+    again, _ = sat(batcher(url), prompts(5), cache, price=price)
+    assert (again.asked, again.spent["requests"]) == (0, 0)
+    assert (len(there.batches), left(cache)) == (2, [])
+
+
+def test_a_refused_batch_ends_the_sitting_of_its_own_recipe_only(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    sat(batcher(url), prompts(3), cache)
+    there.batches["batch-1"] |= {"status": "failed", "errors": {"object": "list", "data": [{"message": "no"}]}}
+    assert texts(send(batcher(url), others(1), cache)) == ["to other 0"]
+    assert texts(send(batcher(url), prompts(3), cache)) == TO[:3]
+    assert left(cache) == []
+
+
+def test_tries_are_counted_though_another_recipe_collects_what_failed(provider: Any, cache: Cache) -> None:
+    there, url = provider
+    there.fate = lambda key, body: 500 if body["prompt"] == "prompt 1" else 200
+    sat(batcher(url), prompts(3), cache)
+    assert texts(send(batcher(url), others(1), cache)) == ["to other 0"]
+    _, error = sat(batcher(url), prompts(3), cache, wait=True)
+    assert "1 of 3 requests were not answered in batches" in str(error)
+    assert there.asked.count("prompt 1") == batch.TRIES
+    assert left(cache) == []
 
 
 @pytest.mark.parametrize("step", ["stat", "read_text", "read_bytes"])
@@ -202,7 +350,7 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     gone, there = (
-        pending.begin(tmp_path, {key: {}}, [], id=key, teacher="t", identity="i", endpoint="e") for key in ("a", "b")
+        pending.begin(tmp_path, {key: {}}, id=key, teacher="t", identity="i", endpoint="e") for key in ("a", "b")
     )
     plain = getattr(Path, step)
 
@@ -220,7 +368,7 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
 def test_a_part_that_is_dropped_before_it_is_read_again_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = pending.begin(tmp_path, {"a": {}}, [], id="a", teacher="t", identity="i", endpoint="e")
+    part = pending.begin(tmp_path, {"a": {}}, id="a", teacher="t", identity="i", endpoint="e")
     assert part.read() == part
 
     def read_json(path: Path) -> Any:
@@ -344,7 +492,7 @@ def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended
     there, url = provider
     there.at_once, there.looks = 1, 6
     teacher, voice = batcher(url), Said()
-    teacher.batch_limits = Limits(requests=2)  # type: ignore[attr-defined]
+    teacher.batch_sizes = Sizes(requests=2)  # type: ignore[attr-defined]
     assert texts(send(teacher, prompts(6), cache, voice)) == TO[:6]
     assert sum("queue is full" in line for line in voice.lines) == len(there.batches) - 3 <= 3
     there.at_once = 0
@@ -360,7 +508,7 @@ def test_what_waited_for_the_queue_and_was_then_refused_is_uploaded_again(
     there.at_once, there.looks = 1, 6
     there.replies["POST /v1/batches"] = [200, 200, status]
     teacher = batcher(url)
-    teacher.batch_limits = Limits(requests=2)  # type: ignore[attr-defined]
+    teacher.batch_sizes = Sizes(requests=2)  # type: ignore[attr-defined]
     with pytest.raises(TeacherError, match="could not make a batch"):
         send(teacher, prompts(4), cache)
     assert texts(send(teacher, prompts(4), cache)) == TO[:4]
@@ -368,18 +516,16 @@ def test_what_waited_for_the_queue_and_was_then_refused_is_uploaded_again(
 
 
 @pytest.mark.usefixtures("keys")
-def test_lines_that_are_no_longer_there_are_written_again_as_they_were(provider: Any, cache: Cache) -> None:
+def test_what_the_provider_turned_away_is_uploaded_again_as_it_was(provider: Any, cache: Cache) -> None:
     there, url = provider
     there.refuses = {"seed"}
     there.replies["POST /v1/batches"] = [429]
     wanted = [replace(request, seed=5) for request in prompts(3)]
     with pytest.raises(TeacherError, match="could not make a batch"):
         send(built_in("openai", url), wanted, cache)
-    (lines,) = (cache.folder.parent / "batches").glob("*.upload.jsonl")
-    whole, probes = lines.read_bytes(), len(there.alone)
-    lines.unlink()
+    probes = len(there.alone)
     assert texts(send(built_in("openai", url), wanted, cache)) == TO[:3]
-    assert (there.files["file-2"].strip(), len(there.alone)) == (whole.strip(), probes)
+    assert (there.files["file-2"], len(there.alone)) == (there.files["file-1"], probes)
 
 
 @pytest.mark.parametrize("what", ["POST /v1/files", "GET /v1/batches/batch-1", "GET /v1/files/file-2/content"])
@@ -402,12 +548,14 @@ def test_a_result_that_cannot_be_read_is_fetched_again(provider: Any, cache: Cac
         there.files[name] = whole[name][:-30]
 
     there.finish = half
-    with pytest.raises(TeacherError, match="cannot be read: line 2 of file-2"):
-        send(batcher(url), prompts(2), cache)
+    cut, error = sat(batcher(url), prompts(2), cache, wait=True)
+    assert "cannot be read: line 2 of file-2" in str(error)
     there.files |= whole
     there.finish = lambda batch: batch.update(status="completed")
-    assert texts(send(batcher(url), prompts(2), cache)) == TO[:2]
+    done = send(batcher(url), prompts(2), cache, terms=Terms(wait=True, spent=cut.spent))
+    assert texts(done) == TO[:2]
     assert len(there.batches) == 1
+    assert (cut.spent["requests"], done.spent["requests"]) == (1, 2)  # what had been read is not paid for twice
 
 
 def test_a_refused_submit_leaves_nothing_behind_but_the_way_on(provider: Any, cache: Cache) -> None:
@@ -616,8 +764,14 @@ def test_label_batch_as_a_user_meets_it(provider: Any, tmp_path: Path) -> None:
 
     said = distillkit("label", "batched.toml", "--batch")
     assert (said.returncode, "1 batch is pending" in said.stderr) == (3, True), said.stderr
+    on = f"label {tmp_path / 'reports/batched/1'} --batch"
+    assert said.stderr.endswith(f"Go on: distillkit {on}\n")
     said = distillkit("label", "batched.toml")
     assert (said.returncode, "in a batch that has not been collected" in said.stderr) == (2, True), said.stderr
+    said = distillkit("run", "batched/1", "--resume")
+    assert (said.returncode, "in a batch that has not been collected" in said.stderr) == (2, True), said.stderr
+    said = distillkit(*on.split())
+    assert (said.returncode, "1 batch is pending" in said.stderr) == (3, True), said.stderr
     said = distillkit("label", "batched.toml", "--batch", "--wait")
     assert said.returncode == 0, said.stderr
     assert len(there.batches) == 1

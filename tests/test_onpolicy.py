@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -413,6 +414,24 @@ def test_limits_that_each_process_would_count_for_itself_are_refused(
     with pytest.raises(UsageError, match=told):
         Pipeline(parts, begin(parts, {}), Fake(0, [0, 0])).go(("label", "train"))
     assert not provider.calls
+
+
+@pytest.mark.parametrize(
+    ("url", "price", "told"),
+    [
+        ("http://127.0.0.1:1/v1", "{input=0.0, output=1.0}", "cannot be counted by 2 processes"),
+        ("https://a.example/v1", None, "cannot be counted by 2 processes"),
+        ("https://a.example/v1", "{input=0.0, output=0.0}", None),
+        ("http://127.0.0.1:1/v1", None, None),
+    ],
+)
+def test_several_processes_read_only_what_costs_nothing(
+    home: Path, url: str, price: str | None, told: str | None
+) -> None:
+    parts = assemble(*wired(url, *([f"teacher.price={price}"] if price else [])))
+    with pytest.raises(UsageError, match=told) if told else nullcontext():
+        must_be_counted(parts, Fake(0))
+    must_be_counted(parts, ALONE)
 
 
 def test_without_such_limits_several_processes_may_read(home: Path, provider: Provider) -> None:

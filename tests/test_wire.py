@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -33,7 +34,7 @@ from distillkit.plugins import Plugins, current
 from distillkit.recipe import load
 from distillkit.records import DAY, MINUTE, REFUSED, Allowance, Answer, Price, Request, Usage
 from distillkit.roles import Teacher
-from distillkit.runs import Run
+from distillkit.runs import Run, find
 from distillkit.tables import SLOTS, TemplateTable
 from distillkit.teachers import keys, logprobs, prompts, replies
 from distillkit.teachers.asking import Terms, probed
@@ -870,10 +871,10 @@ def test_money_is_asked_for_and_a_budget_stops_with_3(home: Path, provider: Prov
     assert len(provider.prompts) == len(set(provider.prompts)) == 6
 
 
-def sitting(run: Run | None, prompts: int) -> Run:
+def sitting(run: Run | None, prompts: int, *overrides: str, **manner: Any) -> Run:
     """The label stage of a run, in this process."""
-    priced = ("teacher.price={input=1.0, output=1000.0}", f"teacher.prompts={prompts}")
-    parts = Assembly(Plugins.load(()).check(load("wired.toml", priced)), current())
+    priced = ("teacher.price={input=1.0, output=1000.0}", f"teacher.prompts={prompts}", "teacher.concurrency=1")
+    parts = Assembly(Plugins.load(()).check(load("wired.toml", (*priced, *overrides))), current(), None, manner)
     run = run or begin(parts, {})
     Pipeline(parts, run).go(("label",))
     return run
@@ -915,6 +916,45 @@ def test_what_another_run_paid_for_meanwhile_is_none_of_this_ones() -> None:
     sitting(run, 6)
     assert (run.info["teacher"]["asked"], run.info["teacher"]["cached"]) == (2, 4)
     assert run.info["spent"] == first
+
+
+@pytest.mark.usefixtures("at_home")
+def test_what_others_pay_for_after_a_run_was_stopped_is_none_of_that_ones(provider: Provider) -> None:
+    with pytest.raises(LimitReached):
+        sitting(None, 6, "teacher.max_requests=3")
+    run, asked = find("wired/1"), len(provider.prompts)
+    spent = run.info["spent"]
+    assert spent["requests"] == 3
+    sitting(None, 6)
+    before = len(provider.prompts)
+    sitting(run, 8, "teacher.max_requests=5")
+    assert len(provider.prompts) - before == 2
+    assert (run.info["teacher"]["asked"], run.info["teacher"]["cached"]) == (asked + 2, 6 - asked)
+    assert run.info["spent"]["requests"] == spent["requests"] + 2
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_run_that_asked_for_a_share_is_not_charged_for_the_others(provider: Provider) -> None:
+    run = sitting(None, 6, shard=(1, 2))
+    asked, spent = len(provider.prompts), run.info["spent"]
+    sitting(None, 6, shard=(2, 2))
+    sitting(run, 6)
+    assert 0 < asked < len(provider.prompts) == 6
+    assert (run.info["teacher"]["asked"], run.info["teacher"]["cached"]) == (asked, 6 - asked)
+    assert run.info["spent"] == spent
+
+
+def test_of_a_share_it_is_said_how_to_go_on_with_it_and_how_it_joins_the_others(home: Path) -> None:
+    price = "teacher.price={input=1.0, output=1000.0}"
+    limited = ("--set", price, "--set", "teacher.max_requests=2", "--set", "teacher.concurrency=1", "--yes")
+    stopped = distillkit(home, "label", "wired.toml", "--shard", "1/2", *limited)
+    assert stopped.returncode == 3
+    words = re.search(r"Go on: distillkit (.+)", stopped.stderr)
+    assert words
+    on = distillkit(home, *words[1].split(), "--set", "teacher.max_requests=9", "--yes")
+    assert (on.returncode, "Go on" in on.stderr) == (0, False), on.stderr
+    assert "Done with share 1/2. Bring the shares together: distillkit cache export FILE here" in on.stderr
+    assert [folder.name for folder in (home / "reports/wired").iterdir()] == ["1"]
 
 
 def test_a_daily_limit_exits_with_3_and_says_when_to_go_on(home: Path, provider: Provider) -> None:

@@ -8,8 +8,8 @@ into words and what an answer looks like; this module knows neither.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -25,16 +25,16 @@ from .cache import Cache
 from .label import Labelled, checked, rows_of
 from .pending import Part
 
-TRIES = 3  # of one request; a batch that expired does not count
+TRIES = 3  # of one request; what expired or was never sent off does not count
 POLLS = (2.0, 60.0)  # seconds between two looks, at first and in the end
 ENDED = ("completed", "expired", "cancelled", "failed")
-EXPIRED = "expired"
+EXPIRED, UNSENT = "expired", "not sent off"
 QUEUE_FULL = "token_limit_exceeded"  # how OpenAI says that too much is waiting already
 NEEDED = ("body", "answer_of", "client")
 
 
 @dataclass(frozen=True)
-class Limits:
+class Sizes:
     """The most that one batch may hold. These fit every provider that we know; a teacher may say its own."""
 
     requests: int = 50_000
@@ -42,7 +42,7 @@ class Limits:
 
 
 class Batched(Protocol):
-    """What a teacher offers so that it can be asked in batches. `batch_limits` may stand beside it."""
+    """What a teacher offers so that it can be asked in batches. `batch_sizes` may stand beside it."""
 
     name: str
 
@@ -107,8 +107,22 @@ def _batched(teacher: Teacher) -> Batched:
 # ------------------------------------------------------------------------------------------------- the stage
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What came of one request: an answer, or [the reason, whether to ask again]; and what is billed for it."""
+
+    answer: Answer | None = None
+    failure: tuple[str, bool] | None = None
+    billed: bool = True
+    usage: Usage | None = None  # None where nobody says
+
+
 class _Stage:
-    """One sitting: settle the batches that are there, send off what is in none, count what is missing."""
+    """One sitting: settle the batches that are there, send off what is in none, count what is missing.
+
+    Batches of other recipes are collected, too, for they take room in the provider's queue; but each recipe sends off
+    and pays for what it wants itself.
+    """
 
     def __init__(
         self,
@@ -134,9 +148,8 @@ class _Stage:
 
     def goes_on(self) -> bool:
         """Do all that can be done now; whether answers are still to come."""
-        for part in self._parts():
-            if part.pending and self.cache.claim([part.id]):  # nobody else is at it
-                self._settle(part)
+        for part in self._held():
+            self._settle(part)
         self._send()
         self.done.found = self._known(self.wanted)
         if self.missing and not self._pending():
@@ -165,7 +178,7 @@ class _Stage:
 
     def stopped(self) -> LimitReached:
         """What is still to come, for whoever does not wait."""
-        batches = [part for part in self._parts() if part.pending]
+        batches = set(pending.in_batches(self.folder, self.missing).values())
         there = len(self.wanted) - len(self.missing)
         return LimitReached(
             f"{there:,} of {len(self.wanted):,} answers are there; {len(batches)} "
@@ -178,6 +191,12 @@ class _Stage:
         every = pending.parts(self.folder)
         return [part for part in every if (part.teacher, part.identity) == (self.teacher.name, self.identity)]
 
+    def _held(self) -> Iterator[Part]:
+        """Those that nobody else is at, read again: another process may just have left them."""
+        for part in self._parts():
+            if self.cache.claim([part.id]) and (now := part.read()) is not None:
+                yield now
+
     def _pending(self) -> bool:
         """Whether somebody is to answer what is missing: a batch, or another process."""
         if pending.in_batches(self.folder, self.missing):
@@ -189,26 +208,24 @@ class _Stage:
     def _send(self) -> None:
         """Send off what is neither known nor in a batch nor being asked for by another process."""
         wanted = self._absent(self.wanted)
-        due = self._affordable(
-            self._absent(self.cache.claim(wanted))
-        )  # looked at again: somebody may have been quicker
+        mine = self.cache.claim(wanted)
+        still = self._absent([key for key in wanted if key in mine])  # somebody may have been quicker
+        due = self._affordable(still)
         if due:
             self.asking.find_out([self.wanted[key] for key in due])
         tries = self._tries()
         for attempt in sorted({tries.get(key, 1) for key in due}):
             if attempt <= TRIES:
                 self._send_together([key for key in due if tries.get(key, 1) == attempt], attempt)
-        still = set(self._absent(self.wanted))
-        for part in self._parts():
-            if not part.pending and still.isdisjoint(part.failed):  # its failures are answered, or sent off again
-                part.drop()
+        for part in self._held():
+            if part.failed:
+                part.forget(part.failed.keys() - self._absent(part.failed))  # they are answered, or sent off again
 
     def _affordable(self, keys: list[str]) -> list[str]:
-        """Those for which the budget has room beside all that is out; others are sent when what is out costs less."""
+        """Those for which the budget has room beside what is out; others are sent when what is out costs less."""
         budget = replace(self.asking.budget)
-        for part in self._parts():
-            for key, what in part.asked.items() if part.pending else ():
-                budget.set_aside(upper(_request(key, what)))
+        for key in pending.in_batches(self.folder, self.wanted):
+            budget.set_aside(upper(self.wanted[key]))
         for i, key in enumerate(keys):
             most = upper(self.wanted[key])
             self.short_of = budget.short_of(most)
@@ -217,65 +234,45 @@ class _Stage:
             budget.set_aside(most)
         return keys
 
-    def _absent(self, keys: Mapping[str, Any] | set[str]) -> list[str]:
-        """Those keys that have no answer and are in no batch, in the order of the requests."""
+    def _absent(self, keys: Collection[str]) -> list[str]:
+        """Those keys that have no answer and are in no batch."""
         known = self._known(keys).keys() | pending.in_batches(self.folder, keys).keys()
-        return [key for key in self.wanted if key in keys and key not in known]
+        return [key for key in keys if key not in known]
 
     def _tries(self) -> dict[str, int]:
         """Which try the next one is, for what failed before; beyond the last for what is hopeless."""
         tries: dict[str, int] = {}
         for part in self._parts():
             for key, (reason, hopeful) in part.failed.items():
-                attempt = part.attempt + (reason != EXPIRED) if hopeful else TRIES + 1
+                attempt = part.attempt + (reason not in (EXPIRED, UNSENT)) if hopeful else TRIES + 1
                 tries[key] = max(attempt, tries.get(key, 1))
         return tries
 
     def _send_together(self, keys: list[str], attempt: int) -> None:
-        """Requests in as few batches as the limits allow."""
-        limits = getattr(self.teacher, "batch_limits", Limits())
+        """Requests in as few batches as their sizes allow."""
+        sizes = getattr(self.teacher, "batch_sizes", Sizes())
         for group in pending.split(
-            ((key, self._line(key, self.wanted[key])) for key in keys), limits.requests, limits.bytes
+            ((key, self._line(key, self.wanted[key])) for key in keys), sizes.requests, sizes.bytes
         ):
             mine = pending.new_id()
             self.cache.claim([mine])
             part = pending.begin(
                 self.folder,
                 {key: self.whats[key] for key, _ in group},
-                (line for _, line in group),
                 id=mine,
                 teacher=self.teacher.name,
                 identity=self.identity,
                 endpoint=self.teacher.endpoint,
                 attempt=attempt,
             )
-            self._submit(part)
+            self._submit(part, pending.lines_of(line for _, line in group))
 
     def _line(self, key: str, request: Request) -> dict[str, Any]:
         return {"custom_id": key, "method": "POST", "url": self.teacher.endpoint, "body": self.teacher.body(request)}
 
-    def _write_again(self, part: Part) -> None:
-        """The lines of a part, from what is kept of its requests: earlier versions dropped them when they were sent."""
-        requests = {key: _request(key, what) for key, what in part.asked.items()}
-        self.asking.find_out(list(requests.values()))
-        part.write(self._line(key, request) for key, request in requests.items())
-
-    def _submit(self, part: Part, resumed: bool = False) -> None:
-        """Upload a part and make a batch of it, from wherever a former sitting was stopped."""
-        if part.status == "submitting":
-            found = self.provider.find(part)
-            if found is not None:
-                self.voice.say(f"  batch {found} had been sent off before; it is not sent again")
-                part.save(status="submitted", batch=found)
-                return
-            self.voice.say("  a batch had not been sent off when its process ended; it is sent now")
-        if part.file is None:
-            if resumed:  # the file's id is not known
-                self.voice.say("  requests of an earlier sitting are uploaded (again, if it had come so far)")
-            if not part.lines.exists():
-                self._write_again(part)
-            part = part.save(status="uploaded", file=self.provider.upload(part))
-        part = part.save(status="submitting")
+    def _submit(self, part: Part, lines: bytes) -> None:
+        """Upload the lines of a part and make a batch of them."""
+        part = part.save(status="submitting", file=self.provider.upload(part, lines))
         batch = self.provider.submit(part)
         part.save(status="submitted", batch=batch)
         self.voice.say(f"  batch {batch}: {part.count:,} requests sent off")
@@ -283,24 +280,42 @@ class _Stage:
     # ------------------------------------------------------------------------------------------ collecting
 
     def _settle(self, part: Part) -> None:
-        """Bring one part as far as it goes now; it is read again, for another process may just have left it."""
-        now = part.read()
-        if now is None or not now.pending:
-            return
-        if now.status == "queued" and self._others_run(now):
-            return
-        if now.status != "submitted":
-            self._submit(now, resumed=True)
-            return
-        batch = self.provider.look(now)
+        """Bring one part as far as it goes now."""
+        if part.status == "submitting":
+            part = self._found(part)
+        if part.status == "submitted":
+            self._look(part)
+        elif part.status == "collected":
+            self._pay_for_own(part)
+        elif self._is_wanted(part) and not (part.status == "queued" and self._others_run(part)):
+            self._take_back(part)
+
+    def _take_back(self, part: Part) -> None:
+        """What it asks is due again like all else: as far as can be afforded, and on the same try."""
+        part.collected(dict.fromkeys(part.asked, (UNSENT, True)), {})
+
+    def _is_wanted(self, part: Part) -> bool:
+        """Whether any of its answers is for this recipe."""
+        return not self.wanted.keys().isdisjoint(part.asked)
+
+    def _found(self, part: Part) -> Part:
+        """A part of which nobody heard whether a batch was made of it, once that is known."""
+        batch = self.provider.find(part)
+        if batch is None:
+            return part.save(status="new", file=None)
+        self.voice.say(f"  batch {batch} had been sent off before; it is not sent again")
+        return part.save(status="submitted", batch=batch)
+
+    def _look(self, part: Part) -> None:
+        """See how far a batch is, and collect it when it has ended."""
+        batch = self.provider.look(part)
         counts = batch.request_counts
         told = f", {counts.completed + counts.failed:,} of {counts.total:,}" if counts else ""
-        self.voice.progress(f"  batch {now.batch}: {batch.status}{told}")
+        self.voice.progress(f"  batch {part.batch}: {batch.status}{told}")
         if batch.status == "failed":
-            self._refused(now, batch)
-            return
-        if batch.status in ENDED:
-            self._collect(now, batch)
+            self._refused(part, batch)
+        elif batch.status in ENDED:
+            self._collect(part, batch)
 
     def _others_run(self, part: Part) -> bool:
         """Whether other batches are with the provider now."""
@@ -315,60 +330,79 @@ class _Stage:
             )
             part.save(status="queued", batch=None)
             return
+        if not self._is_wanted(part):  # whoever wants it tries again, and hears why
+            self._take_back(part)
+            return
         part.drop()
         raise TeacherError(f"the provider refused the batch {part.batch}: {self.provider.hidden(_words(batch))}")
 
     def _collect(self, part: Part, batch: Any) -> None:
-        """Answers into the cache, failures into the record of the part."""
+        """Answers into the cache; failures, and what others owe, into the record of the part."""
         due = set(part.asked)
         known = {key for key, answer in self.cache.get_many(due).items() if answer.finish != REFUSED}
         failed: dict[str, tuple[str, bool]] = {}
+        owed: dict[str, dict[str, int] | None] = {}
         for line in self.provider.lines(batch):
             key = line["custom_id"]
             if key not in due:
                 self.voice.warn(f"the batch {part.batch} answered what was not asked, or twice: {key!r}")
                 continue
             due.remove(key)
-            answer = self._answer(part, line, failed)
-            if answer is not None and key not in known:
-                self.cache.put(key, part.asked[key], answer)
+            said = self._said(part, line)
+            if said.failure:
+                failed[key] = said.failure
+            if key in known:  # and paid for: a former sitting came so far
+                continue
+            if said.billed:
+                self._bill(key, said.usage, owed)
+            if said.answer:
+                self.cache.put(key, part.asked[key], said.answer)
                 self.again.discard(key)
                 self.done.asked += key in self.wanted
         left = EXPIRED if batch.status in ("expired", "cancelled") else "left without an answer"
         failed |= dict.fromkeys(due, (left, True))
         got = part.count - len(failed)
         self.voice.say(f"  batch {part.batch} {batch.status}: {got:,} of {part.count:,} answered")
-        if failed:
-            part.save(status="collected", failed=failed).lines.unlink(missing_ok=True)
-        else:
-            part.drop()
+        part.collected(failed, owed)
 
-    def _answer(self, part: Part, line: Mapping[str, Any], failed: dict[str, tuple[str, bool]]) -> Answer | None:
-        """The answer of a line; None, with the reason noted, when it is none."""
+    def _said(self, part: Part, line: Mapping[str, Any]) -> _Said:
+        """What a line holds: an answer, or the reason why it is none."""
         key, response = line["custom_id"], line.get("response") or {}
         request = _request(key, part.asked[key])
         status, body = response.get("status_code"), response.get("body")
         if status != 200 or line.get("error"):
-            failed[key] = (_reason(line, body), status not in HOPELESS)
-            return None
+            return _Said(failure=(_reason(line, body), status not in HOPELESS), billed=False)
         try:
-            said = self.teacher.answer_of(cast(dict[str, Any], body), request)
-            answer = checked(f"the teacher {self.teacher.name!r}", said)
+            found = self.teacher.answer_of(cast(dict[str, Any], body), request)
+            answer = checked(f"the teacher {self.teacher.name!r}", found)
         except DistillkitError as error:  # misshapen, but written, and so billed
-            self._pay(key, part, None)
-            failed[key] = (error.message, True)
-            return None
-        self._pay(key, part, answer.usage)
+            return _Said(failure=(error.message, True))
         if not is_empty(request, answer):
-            return answer
+            return _Said(answer, usage=answer.usage)
         if part.attempt >= TRIES:  # it will not be better: that there is no answer is kept, too
-            return replace(answer, text="", tokens=(), finish=REFUSED)
-        failed[key] = ("the answer is empty or was held back", True)
-        return None
+            return _Said(replace(answer, text="", tokens=(), finish=REFUSED), usage=answer.usage)
+        return _Said(failure=("the answer is empty or was held back", True), usage=answer.usage)
 
-    def _pay(self, key: str, part: Part, usage: Usage | None) -> None:
+    def _bill(self, key: str, usage: Usage | None, owed: dict[str, dict[str, int] | None]) -> None:
+        """Count what an answer cost, or leave that to whoever wants it."""
+        if key in self.wanted:
+            self._pay(key, usage)
+        else:
+            owed[key] = asdict(usage) if usage else None
+
+    def _pay_for_own(self, part: Part) -> None:
+        """Count what was answered to this recipe when another one collected it."""
+        own = part.owed.keys() & self.wanted.keys()
+        for key in own:
+            bill = part.owed[key]
+            self._pay(key, Usage(**bill) if bill else None)
+            self.done.asked += key not in part.failed
+        if own:
+            part.collected(part.failed, {key: bill for key, bill in part.owed.items() if key not in own})
+
+    def _pay(self, key: str, usage: Usage | None) -> None:
         """Count what an answer cost; at the most where the provider does not say."""
-        most = upper(_request(key, part.asked[key]))
+        most = upper(self.wanted[key])
         self.asking.budget.set_aside(most)
         self.asking.budget.settle(most, usage)
 
@@ -377,10 +411,9 @@ class _Stage:
         if self.short_of:
             raise LimitReached(f"the budget is used up: {self.short_of}", "Raise it to go on.")
         reasons: dict[str, str] = {}
-        for part in self._parts():
+        for part in self._held():
             reasons |= {key: reason for key, (reason, _) in part.failed.items() if key in self.missing}
-            if not part.pending:
-                part.drop()
+            part.forget(self.missing)
         words = next(iter(reasons.values()), "no reason was given")
         raise TeacherError(
             f"{len(self.missing):,} of {len(self.wanted):,} requests were not answered in batches; the first: {words}",

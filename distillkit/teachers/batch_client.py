@@ -45,9 +45,9 @@ class Provider:
             self._client = self.teacher.client()
         return self._client
 
-    def upload(self, part: Part) -> str:
+    def upload(self, part: Part, lines: bytes) -> str:
         """Hand over the file of requests; its id."""
-        content = (f"distillkit-{part.id}.jsonl", part.lines.read_bytes())
+        content = (f"distillkit-{part.id}.jsonl", lines)
         file = self._tried("upload requests", lambda: self.client.files.create(file=content, purpose="batch"))
         return str(file.id)
 

@@ -25,6 +25,7 @@ from .asking import MADE_HERE, Asking, Terms, is_asynchronous
 from .cache import Cache, asked, key_of
 
 Row = tuple[Request, str, dict[str, Any]]
+Check = Callable[[Iterable[str]], None]
 SETTLED = 1000  # answers
 PAUSE = 0.25  # seconds between two looks at what another process has answered
 
@@ -102,8 +103,12 @@ def label(
     terms: Terms | None = None,
     voice: Voice | None = None,
     done: Labelled | None = None,
+    check: Check = lambda keys: None,
 ) -> Labelled:
-    """Answer every request, from the cache or by asking. `done` is filled as answers come, even if it ends badly."""
+    """Answer every request, from the cache or by asking. `done` is filled as answers come, even if it ends badly.
+
+    `check` may refuse keys that are about to be asked for; while it looks at them nobody else can.
+    """
     voice, terms = voice or Voice(), terms or Terms(concurrency=concurrency)
     rows = rows_of(teacher, requests, terms.shard)
     done = done or Labelled([], [])
@@ -120,6 +125,7 @@ def label(
 
     try:
         for mine in _portions(cache, waiting, terms, done, voice):
+            check(mine)
             with _short_pauses(cache, len(mine)) as settle, closing(asking.ask(mine)) as answers:
                 for key, answer in answers:
                     settle()
@@ -132,8 +138,9 @@ def label(
                 keep(key, answer)
         raise Interrupted(f"stopped after {done.asked} of {due} answers; they are kept") from error
     except DistillkitError as error:
-        kept = f"{done.asked} of {due} answers are kept; asking again asks only for the others."
-        error.hint = f"{error.hint} {kept}".strip()
+        if done.asked:
+            kept = f"{done.asked} of {due} answers are kept; asking again asks only for the others."
+            error.hint = f"{error.hint} {kept}".strip()
         raise
     finally:
         cache.free()

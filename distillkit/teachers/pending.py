@@ -2,7 +2,7 @@
 
 A part is one batch. Its state is written before and after every step, each time whole or not at all; `submitting` is
 what remains of a process that ended between asking the provider and hearing from it; `queued` waits for other parts.
-Knows no provider.
+Knows no provider, and not whose recipe wants what.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from ..files import private, read_json, read_lines, replacing, write_json
 from .cache import Cache
 
 FORMAT = 1
-STATES = ("new", "uploaded", "submitting", "submitted", "queued", "collected")
+STATES = ("new", "submitting", "submitted", "queued", "collected")
+SENT_OFF = ("submitting", "submitted")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One batch. `failed` says, of a collected one, what was not answered: key to [reason, whether to ask again]."""
+    """One batch. A collected one is kept for what is still to be said of it.
+
+    `failed` is what was not answered: key to [reason, whether to ask again]. `owed` is what an answer cost, by its
+    usage, that only another recipe wants than the one that collected it: whoever wants it counts it.
+    """
 
     folder: Path
     id: str
@@ -38,16 +43,12 @@ class Part:
     file: str | None = None
     batch: str | None = None
     failed: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    owed: Mapping[str, dict[str, int] | None] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
         """Where its state stands."""
         return self.folder / f"{self.id}.json"
-
-    @property
-    def lines(self) -> Path:
-        """What is sent to the provider; kept until it has answered, for it may have to be uploaded again."""
-        return self.folder / f"{self.id}.upload.jsonl"
 
     @property
     def pending(self) -> bool:
@@ -76,9 +77,17 @@ class Part:
         write_json(after.path, {"format": FORMAT, **{k: v for k, v in asdict(after).items() if k != "folder"}})
         return after
 
-    def write(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Put down what is sent to the provider."""
-        _write(self.lines, lines)
+    def collected(self, failed: Mapping[str, tuple[str, bool]], owed: Mapping[str, dict[str, int] | None]) -> None:
+        """Keep what is still to be said of it; when that is nothing, it goes."""
+        if failed or owed:
+            self.save(status="collected", failed=failed, owed=owed)
+        else:
+            self.drop()
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Forget that some keys failed."""
+        if gone := self.failed.keys() & set(keys):
+            self.collected({key: why for key, why in self.failed.items() if key not in gone}, self.owed)
 
     def read(self) -> Part | None:
         """The part as it stands on disk now, or None when it is gone."""
@@ -86,7 +95,7 @@ class Part:
 
     def drop(self) -> None:
         """Forget it: first the state, without which the rest means nothing."""
-        for path in (self.path, self.lines, self._asked_file):
+        for path in (self.path, self._asked_file):
             path.unlink(missing_ok=True)
 
 
@@ -95,19 +104,18 @@ def new_id() -> str:
     return uuid4().hex[:16]
 
 
-def begin(folder: Path, asked: Mapping[str, dict[str, Any]], lines: Iterable[dict[str, Any]], **facts: Any) -> Part:
+def begin(folder: Path, asked: Mapping[str, dict[str, Any]], **facts: Any) -> Part:
     """A new part on disk; its state is written last."""
     private(folder)
     part = Part(folder=folder, count=len(asked), **facts)
-    _write(part._asked_file, ({"key": key, "asked": what} for key, what in asked.items()))
-    part.write(lines)
+    with replacing(part._asked_file) as file:
+        file.write_bytes(lines_of({"key": key, "asked": what} for key, what in asked.items()))
     return part.save()
 
 
-def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+def lines_of(rows: Iterable[dict[str, Any]]) -> bytes:
     """JSON lines as ASCII, which holds even half an emoji."""
-    with replacing(file) as part, part.open("w", encoding="ascii") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows)
+    return "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
 
 
 def parts(folder: Path) -> list[Part]:
@@ -149,15 +157,15 @@ def _read(path: Path) -> Part | None:
         ) from error
 
 
-def in_batches(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
-    """Which of the keys are in a batch that may still answer, and in which."""
-    wanted = set(keys)
-    return {key: part.path for part in parts(folder) if part.pending for key in part.asked if key in wanted}
+def in_batches(folder: Path, keys: Iterable[str], states: Iterable[str] = STATES[:-1]) -> dict[str, Path]:
+    """Which of the keys are in a batch that may still answer, or is in one of some states; and in which."""
+    wanted, states = set(keys), set(states)
+    return {key: part.path for part in parts(folder) if part.status in states for key in part.asked if key in wanted}
 
 
-def refuse(folder: Path, keys: Iterable[str], cache: Cache) -> None:
+def refuse(folder: Path, cache: Cache, keys: Iterable[str]) -> None:
     """Refuse to ask one by one for what is in a batch: it would be paid for twice."""
-    found = in_batches(folder, keys)
+    found = in_batches(folder, keys, SENT_OFF)
     if waiting := found.keys() - cache.get_many(found).keys():
         raise UsageError(
             f"{len(waiting):,} of the requests are in a batch that has not been collected ({found[min(waiting)]})",
