@@ -309,6 +309,8 @@ USELESS = {
     "a quote of its own": lambda reply, said: json.dumps({**reply, "plot": {"quote": "a dragon", "grade": 9}}),
     "no quote": lambda reply, said: json.dumps({**reply, "plot": {"grade": 9}}),
     "another age": lambda reply, said: json.dumps({**reply, "age_group": "99"}),
+    "a list of ages": lambda reply, said: json.dumps({**reply, "age_group": ["6-7"]}),
+    "an object for an age": lambda reply, said: json.dumps({**reply, "age_group": {"6-7": 1}}),
 }
 
 
@@ -676,6 +678,9 @@ def test_a_judge_that_sees_quality_passes_and_one_that_does_not_fails(home: Path
     alike = [Grade("g", 1.0, sample=anchor.sample.id) for anchor in anchors.anchors()]
     said = [anchors.orders("j", grades, frozenset())[0].sentence for grades in (blind, wrong, alike)]
     assert said == ["does not follow their quality", "turns their order around", "gives all of them the same"]
+    of_one_quality = blind[::4]  # the five as they were written
+    for graded in (wrong[:3], of_one_quality):
+        assert anchors.orders("j", graded, frozenset())[0].sentence == "too few were graded to tell"
     assert anchors.orders("j", wrong, frozenset({"g"}))[0].sentence == "tells good stories from bad ones"
 
 

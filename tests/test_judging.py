@@ -457,6 +457,16 @@ def test_a_student_that_diverged_is_said_and_not_reported() -> None:
         protocol.judge(Perplexity(), subject(documents(2), student))
 
 
+def test_a_loss_whose_exponential_is_no_number_has_no_perplexity_but_bits_per_byte() -> None:
+    bound = Scores([Fixed(6 * 10, 10, 40), Fixed(200 * 10, 10, 40)])  # the interval ends above 709
+    metrics = protocol.judge(Perplexity(), subject(documents(2), bound)).metrics
+    assert metrics["perplexity"].value == pytest.approx(math.exp(103))
+    assert metrics["perplexity"].high is None
+    assert metrics["loss"].high is not None
+    lost = Scores([Fixed(900 * 10, 10, 40), Fixed(910 * 10, 10, 40)])
+    assert set(protocol.judge(Perplexity(), subject(documents(2), lost)).metrics) == {"loss", "bits_per_byte"}
+
+
 def test_nothing_to_judge_by_is_said() -> None:
     with pytest.raises(UsageError, match="no held-out documents"):
         protocol.judge(Perplexity(), subject())
