@@ -175,13 +175,12 @@ class Pipeline:
         subject = Subjects(self.parts, self.run).subject(student, self.others)
         spent = dict(self.run.info.get("spent_on_judges") or {})
         jury = Jury(self.parts, spent, lambda spent: self.run.record(spent_on_judges=spent))
-        verdicts, lower, together = [], {}, []
+        verdicts, judges = [], []
         for table, judge in self.parts.judges():
             self.voice.say(f"Judging: {judge.name}.")
             self._warn_of_kin(table, judge)
             verdicts.append(jury.hear(table, judge, subject))
-            lower[judge.name] = sorted(judge.lower_is_better)
-            together += [judge.name] if judge.together else []
+            judges.append(judge)
             if verdicts[-1].reach:
                 self.voice.say(f"  {verdicts[-1].reach}")
         write_lines(self.run.grades, [row for verdict in verdicts for row in verdict.rows()])
@@ -190,8 +189,9 @@ class Pipeline:
             judges={v.judge: {name: metric.to_json() for name, metric in v.metrics.items()} for v in verdicts},
             judges_protocol={v.judge: v.protocol.to_json() for v in verdicts},
             judges_design={v.judge: v.design for v in verdicts if v.design},
-            lower_is_better=lower,
-            together=together,
+            lower_is_better={judge.name: sorted(judge.lower_is_better) for judge in judges},
+            neither_is_better={judge.name: sorted(judge.neither_is_better) for judge in judges},
+            together=[judge.name for judge in judges if judge.together],
             judged_weights=student.weights_sha256,
         )
 

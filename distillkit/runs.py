@@ -22,7 +22,7 @@ SCHEMA = 1
 RUNNING, CUT_OFF = "running", "cut off"  # by whatever ended its process: nobody could say more
 CHECKSUM = "checksum"  # of all else that `run.json` says
 # Of the weights that were judged.
-VERDICTS = ("judges", "judges_protocol", "judges_design", "lower_is_better", "together")
+VERDICTS = ("judges", "judges_protocol", "judges_design", "lower_is_better", "neither_is_better", "together")
 
 
 def home() -> Path:

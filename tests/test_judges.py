@@ -36,7 +36,7 @@ from distillkit.data.overlap import matches
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.judging import anchors, calibration, protocol
 from distillkit.judging.fence import json_object, mark_of, occurs
-from distillkit.records import REFUSED, Answer, Grade, Request, Sample
+from distillkit.records import REFUSED, Answer, Document, Grade, Request, Sample
 from distillkit.subjects import Nobody
 
 # ---------------------------------------------------------------------------------------- a run that is judged
@@ -510,7 +510,11 @@ def test_a_judge_that_is_added_may_be_set_in_the_same_command(home: Path, server
     words += ["--set", 'judge.0={name="diversity"}', "--judge", "rubric", "--judge", "diversity"]
     done = distillkit(own, "judge", "tales/1", "--samples", "4", "--yes", "--json", *words)
     assert done.exit_code == 0, done.output
-    assert list(json.loads(done.stdout)["judges"]) == ["diversity", "rubric"]
+    told = json.loads(done.stdout)
+    assert list(told["judges"]) == ["diversity", "rubric"]
+    assert told["lower_is_better"] == {"diversity": ["repetition", "self_bleu"], "rubric": ["abstained"]}
+    assert told["neither_is_better"] == {"diversity": ["words"], "rubric": []}
+    assert told["together"] == ["diversity"]
 
 
 @pytest.mark.parametrize(
@@ -635,6 +639,13 @@ def test_what_is_copied_is_found_and_what_is_not_is_not() -> None:
     grades = list(Memorization().grade(subject))  # type: ignore[arg-type]
     assert scores(grades, "longest") == [14, 0]
     assert scores(grades, "overlap") == [1, 0]
+
+
+def test_what_held_out_text_shares_with_the_training_text_is_no_merit_of_a_student() -> None:
+    kept = [Document("d0", "a text that was held out and shares no words at all")]
+    subject = SimpleNamespace(samples=[story("p0#0", "x " * 40)], held_out=kept, train_text=["nothing of that kind"])
+    criteria = {grade.criterion for grade in Memorization().grade(subject) if grade.document}  # type: ignore[arg-type]
+    assert criteria == Memorization.neither_is_better == {"held_out_longest", "held_out_overlap"}
 
 
 @pytest.mark.slow

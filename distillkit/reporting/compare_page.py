@@ -12,7 +12,7 @@ from typing import Any
 
 from ..progress import clock
 from . import compare_text, frames, provenance, template, words
-from .page import UNITS
+from .page import UNITS, reads
 from .sides import Side, Written
 
 Comparison = Mapping[str, Any]
@@ -74,12 +74,12 @@ def _title(comparison: Comparison) -> str:
 
 def _lede(comparison: Comparison) -> str:
     baseline, metric = words.line(comparison["baseline"]), compare_text.ranked_by(comparison)
-    order = f" Ranked by {metric}, {_direction(comparison['ranking']['metric'])}." if metric else ""
+    order = f" Ranked by {metric}, {_direction(comparison)}." if metric else ""
     return f"Each run against {baseline}, pair by pair on what both were judged on.{order}"
 
 
-def _direction(metric: str) -> str:
-    return UNITS.get(metric, "higher is better").rpartition("; ")[2]
+def _direction(comparison: Comparison) -> str:
+    return reads(comparison["metrics"][_place(comparison)]["better"])
 
 
 # Tables -----------------------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def _metric(comparison: Comparison, metric: Mapping[str, Any]) -> dict[str, Any]
     values = [figures.get(name) for name in comparison["runs"]]
     return {
         "title": compare_text.title_of(comparison, metric),
-        "reads": UNITS.get(metric["metric"], f"{metric['better']} is better"),
+        "reads": "; ".join(filter(None, (UNITS.get(metric["metric"]), reads(metric["better"])))),
         "better": metric["better"],
         "values": [[own[part] for part in frames.FIGURES] if own else None for own in values],
         "said": [compare_text.value_of(own) for own in values],

@@ -8,14 +8,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ..records import Grade
 from ..runs import Run
 from . import curves, tables
-
-# What less is more of, in runs that did not record it.
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,6 @@ class Side:
         """The fingerprint of the data or the tokenizer."""
         found = self.report[part].get("fingerprint")
         return None if found is None else str(found)
-
-    def better(self, judge: str, metric: str) -> Literal["lower", "higher"]:
-        """Which way is better, as the judge said, or as it is known of runs that did not record it."""
-        lower = self.report["lower_is_better"].get(judge, LOWER_IS_BETTER)
-        return "lower" if metric.partition("@")[0] in lower else "higher"
 
     def protocol(self, judge: str) -> Mapping[str, Any] | None:
         """How a judge judged: its hash and the facts behind it. None where nobody recorded that."""

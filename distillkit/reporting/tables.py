@@ -88,6 +88,7 @@ def build(run: Run, log: Rows | None = None) -> Report:
         "judges_protocol": info.get("judges_protocol") or {},
         "judges_design": info.get("judges_design") or {},
         "lower_is_better": info.get("lower_is_better") or {},
+        "neither_is_better": info.get("neither_is_better") or {},
         "together": info.get("together") or [],
         "student": info.get("student") or {},
         "data": info.get("data") or {},
