@@ -10,7 +10,7 @@ from typing import Any
 
 from .blame import Loc
 from .data.tokenizer import is_trained
-from .errors import RecipeError, UsageError
+from .errors import CorruptError, RecipeError, UsageError
 from .recipe import Recipe, load
 from .runs import Run, runs_of
 from .student.checkpoint import newest_good
@@ -67,7 +67,7 @@ def runs_that_fit(recipe: Recipe) -> tuple[str | None, str | None]:
 
 def others(recipe: Recipe) -> list[str]:
     """Trained runs of a recipe's name that teach something else."""
-    return [run.name for run in runs_of(recipe.name) if run.info and not _fits(run, recipe) and _steps(run)]
+    return [run.name for run in runs_of(recipe.name) if _is_sound(run) and not _fits(run, recipe) and _steps(run)]
 
 
 def recorded(run: Run) -> str | None:
@@ -77,8 +77,16 @@ def recorded(run: Run) -> str | None:
 
 def _fits(run: Run, recipe: Recipe) -> bool:
     try:
-        return run.info != {} and run.recipe.is_file() and learnt(load(str(run.recipe))) == learnt(recipe)
+        return _is_sound(run) and run.recipe.is_file() and learnt(load(str(run.recipe))) == learnt(recipe)
     except RecipeError:  # of another version of distillkit
+        return False
+
+
+def _is_sound(run: Run) -> bool:
+    """Whether a run has a record that can be read; with a damaged one nobody knows what it is."""
+    try:
+        return run.info != {}
+    except CorruptError:
         return False
 
 

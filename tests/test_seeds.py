@@ -449,6 +449,14 @@ def test_a_run_that_fits_is_taken_and_one_that_does_not_is_named(home: Path) -> 
     assert (numbers("base"), numbers("outer")) == (["1"], ["1", "2"])
 
 
+def test_a_run_whose_record_is_damaged_fits_nobody_and_stops_nobody(home: Path) -> None:
+    distillkit("run", "base.toml")
+    (home / "reports/base/1/run.json").write_text("{")
+    with pytest.raises(UsageError, match="which is trained first") as caught:
+        distillkit("run", "outer.toml")
+    assert "base/1" not in caught.value.hint
+
+
 def test_what_is_set_of_text_shape_and_length_holds_for_the_first_recipe_too(home: Path) -> None:
     (home / "mine.txt").write_text("".join(f"Fox number {i} went home.\n|\n" for i in range(80)))
     text = ["data.source=text", "data.path=mine.txt", "data.separator=|", "train.steps=2", "student.width=8"]
