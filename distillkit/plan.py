@@ -135,16 +135,17 @@ def _asked_by(
     parts: Assembly, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: Judged, bare: Judged
 ) -> dict[str, Any]:
     terms = parts.terms(table, shard=None, batch=False)
-    requests, short = would_ask(judge, wordy), would_ask(judge, bare)
+    requests = would_ask(judge, wordy)
     with parts.cache() as cache:
-        due = [i for i, (_, key, _) in enumerate(rows_of(teacher, requests)) if key not in cache]
+        due, short = (_unknown(teacher, of, cache) for of in (requests, would_ask(judge, bare)))
         probes = _to_find_out(teacher, requests, cache) if due else 0
-    most = sum(requests[i].max_tokens for i in due)
-    read = [sum(tokens_of(teacher, of[i]) for i in due) for of in (short, requests)]
+    # Of samples without a word a judge may ask nothing, or more.
+    least, read = sorted(sum(tokens_of(teacher, request) for request in of) for of in (short, due))
+    fewest, most = sorted(sum(request.max_tokens for request in of) for of in (short, due))
     times = 1 + judge.asks_again
     tokens = {
-        "input": {"low": round(read[0] * MISCOUNTED[0]), "expected": read[1], "high": round(read[1] * MISCOUNTED[1])},
-        "output": {"low": round(most * LEAST_GRADED), "expected": round(most * GRADED), "high": most},
+        "input": {"low": round(least * MISCOUNTED[0]), "expected": read, "high": round(read * MISCOUNTED[1])},
+        "output": {"low": round(fewest * LEAST_GRADED), "expected": round(most * GRADED), "high": most},
     }
     worst = {way: {**ends, "high": times * ends["high"]} for way, ends in tokens.items()}
     price = terms.price_of(teacher)
@@ -162,6 +163,11 @@ def _asked_by(
         "usd": None if price is None else {end: _cost(price, worst, end) for end in ("low", "expected", "high")},
         "seconds": _at_limits(terms.given, len(due), tokens),
     }
+
+
+def _unknown(teacher: Teacher, requests: list[Request], cache: Cache) -> list[Request]:
+    """The requests whose answers are still to come."""
+    return [request for request, key, _ in rows_of(teacher, requests) if key not in cache]
 
 
 def _to_find_out(teacher: Teacher, requests: list[Request], cache: Cache) -> int:

@@ -762,6 +762,43 @@ def test_a_judge_whose_requests_cannot_be_foreseen_is_blamed() -> None:
         protocol.would_ask(Lost(), Asked([]))  # type: ignore[arg-type]
 
 
+WORDLESS = """
+from distillkit import Judge, Request, hookimpl
+
+distillkit_api = 1
+
+
+class Wordless(Judge):
+    # Asks about samples that have a word.
+
+    name = "wordless"
+
+    def requests(self, subject):
+        return [Request(s.id, prompt=s.completion, max_tokens=10) for s in subject.samples if s.completion]
+
+    def grade(self, subject):
+        return []
+
+
+@hookimpl
+def register_judges():
+    return [Wordless]
+"""
+
+
+def test_a_judge_that_asks_nothing_of_a_sample_without_a_word_is_planned(home: Path, tmp_path: Path) -> None:
+    own = tmp_path / "home"
+    shutil.copytree(home, own)
+    (own / "wordless.py").write_text(WORDLESS)
+    asking = 'judge=[{name="wordless",teacher={provider="compatible",model="m",base_url="http://127.0.0.1:9/v1"}}]'
+    words = ("plan", str(own / "tales.toml"), "--set", asking, "--set", "sampling.count=6", "--json")
+    plan = json.loads(distillkit(own, "--plugin", str(own / "wordless.py"), *words).stdout)
+    (judge,) = plan["judging"]["judges"]
+    assert (judge["calls"], judge["tokens"]["input"]["low"], judge["tokens"]["output"]["low"]) == (6, 0, 0)
+    assert judge["tokens"]["input"]["expected"] > 0
+    assert judge["tokens"]["output"]["high"] == 60
+
+
 def test_several_temperatures_have_figures_of_their_own_and_repeats_tell_noise_apart() -> None:
     samples = [Sample(f"p{i % 5}#{i // 5}", "p", f"x{i}", 0, (1.0, 0.5)[i >= 10]) for i in range(20)]
     noise = np.random.default_rng(0).normal(size=(20, 2))
