@@ -18,6 +18,7 @@ from .visible import clean, in_json
 
 if TYPE_CHECKING:
     from .assembly import Assembly
+    from .errors import UsageError
     from .plugins import Plugins
     from .recipe import Recipe
 
@@ -54,6 +55,16 @@ device_option = click.option(
     "--device", type=click.Choice(["cpu", "gpu"]), expose_value=False, callback=_on, help="Not what MLX chooses."
 )
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def agree(question: str, yes: bool, *, alone: UsageError, declined: UsageError) -> None:
+    """Ask whoever sits at a terminal, unless --yes has said it; nobody's silence is a yes."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise alone
+    if not click.confirm(question, err=True):
+        raise declined
 
 
 def recipe_of(spec: str, overrides: tuple[str, ...]) -> Recipe:

@@ -6,13 +6,12 @@ Does not know any format.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .arguments import json_option, plugins_of, recipe_of, show, yes_option
+from .arguments import agree, json_option, plugins_of, recipe_of, show, yes_option
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -93,11 +92,12 @@ def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
     click.echo(f"To {upload.endpoint()}/{name} ({who}) would go:", err=True)
     for file in files:
         click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}")
-        if not click.confirm("Upload?", err=True):
-            raise UsageError("nothing was uploaded", later)
+    agree(
+        "Upload?",
+        yes,
+        alone=UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}"),
+        declined=UsageError("nothing was uploaded", later),
+    )
     click.echo(f"Uploaded: {upload.push(folder, name, private=not public)}")
 
 

@@ -13,7 +13,7 @@ from .data.tokenizer import is_trained
 from .errors import CorruptError, RecipeError, UsageError
 from .recipe import Recipe, load
 from .runs import Run, runs_of
-from .student.checkpoint import newest_good
+from .student.checkpoint import reached
 
 FROM: Loc = ("student", "from")
 # What `--set` says of these holds for the first recipe, too: both must read alike, and a small trial is small in both.
@@ -60,19 +60,20 @@ def refuse_other_tokens(recipe: Recipe, other: Recipe) -> None:
 def runs_that_fit(recipe: Recipe) -> tuple[str | None, str | None]:
     """Of the runs that teach just what a recipe would: the newest that is trained, and the newest that is not."""
     fitting = [run for run in runs_of(recipe.name) if _fits(run, recipe)]
-    trained = [str(run.path) for run in fitting if _steps(run) >= recipe.train.steps]
-    begun = [str(run.path) for run in fitting if _steps(run) < recipe.train.steps]
+    trained = [str(run.path) for run in fitting if reached(run.checkpoints) >= recipe.train.steps]
+    begun = [str(run.path) for run in fitting if reached(run.checkpoints) < recipe.train.steps]
     return trained[-1] if trained else None, begun[-1] if begun else None
 
 
 def others(recipe: Recipe) -> list[str]:
     """Trained runs of a recipe's name that teach something else."""
-    return [run.name for run in runs_of(recipe.name) if _is_sound(run) and not _fits(run, recipe) and _steps(run)]
+    sound = [run for run in runs_of(recipe.name) if _is_sound(run)]
+    return [run.name for run in sound if not _fits(run, recipe) and reached(run.checkpoints)]
 
 
 def recorded(run: Run) -> str | None:
     """What a run began with, once it has been trained for a while; it does not begin again."""
-    return load(str(run.recipe)).student.from_ if _steps(run) else None
+    return load(str(run.recipe)).student.from_ if reached(run.checkpoints) else None
 
 
 def _fits(run: Run, recipe: Recipe) -> bool:
@@ -95,8 +96,3 @@ def learnt(recipe: Recipe) -> dict[str, Any]:
     values = {key: value for key, value in recipe.values().items() if key in LEARNT}
     values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING}
     return values
-
-
-def _steps(run: Run) -> int:
-    saved, _ = newest_good(run.checkpoints)
-    return 0 if saved is None else saved.step

@@ -14,7 +14,8 @@ import click
 
 from .arguments import assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
 from .errors import UsageError
-from .stage_commands import STAGES, agreed, begin, go_on, is_run
+from .runs import STAGES
+from .stage_commands import agreed, begin, go_on, is_run
 
 if TYPE_CHECKING:
     from .judging.anchors import Order

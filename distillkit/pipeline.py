@@ -18,7 +18,7 @@ from .judging import protocol
 from .plan import MANY_EPOCHS, better, slow_start
 from .records import Request
 from .roles import Judge, Teacher
-from .runs import Run
+from .runs import STAGES, Run
 from .soft import STORE
 from .student.world import ALONE, World
 from .subjects import Jury, Subjects
@@ -30,7 +30,6 @@ from .tracking import Guarded
 if TYPE_CHECKING:
     from .training import Training
 
-STAGES = ("label", "train", "judge", "report")
 LAST_WORDS = 1.0  # seconds
 FEW = 0.1
 WHY_FEW = (

@@ -197,6 +197,20 @@ def test_what_may_cost_money_is_asked_about_first(home: Path, server: Provider) 
         distillkit(home, *four, "--set", f"judge.0.teacher={unpriced}")
 
 
+def test_who_trains_on_is_asked_about_the_samples_that_will_be_written_anew(
+    home: Path, server: Provider, tmp_path: Path
+) -> None:
+    server.rule, own = Judge(), tmp_path / "home"
+    shutil.copytree(home, own)
+    assert distillkit(own, "judge", "tales/1", "--samples", "3", "--yes").exit_code == 0
+    server.forget()
+    again = ("run", "tales/1", "--resume", "--set", "sampling.count=3")
+    assert distillkit(own, *again).exit_code == 0  # no step is left, and every answer is known
+    with pytest.raises(UsageError, match="6 calls of the judge rubric to compatible may cost"):
+        distillkit(own, *again, "--set", "train.steps=2")
+    assert asked(server) == 0
+
+
 def test_the_name_of_a_bundled_recipe_means_its_newest_run(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "reports/tales/1", tmp_path / "reports/quickstart/1")
     done = distillkit(tmp_path, "judge", "quickstart", "--samples", "2", "--set", 'judge=[{name = "diversity"}]')

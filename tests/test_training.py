@@ -25,12 +25,12 @@ from distillkit.assembly import Assembly
 from distillkit.data.batches import sequential
 from distillkit.errors import DistillkitError, Interrupted, TrainingError, UsageError
 from distillkit.files import read_lines
-from distillkit.pipeline import STAGES, Pipeline, begin
+from distillkit.pipeline import Pipeline, begin
 from distillkit.plugins import Plugins, current
 from distillkit.progress import Voice
 from distillkit.recipe import load
 from distillkit.reporting import tables
-from distillkit.runs import Run, find, newest
+from distillkit.runs import STAGES, Run, find, newest
 from distillkit.student import Sampling, Trained
 from distillkit.student import checkpoint as checkpoints
 from distillkit.student.optimizer import flat

@@ -244,7 +244,7 @@ def _plugin(plugin: Any) -> str:
     return f"{line(plugin.get('name', ''))} {line(plugin.get('version') or '')}".strip()
 
 
-STAGES = {
+LACKING = {
     "data": "No data was read",
     "label": "The teacher was not asked, or not to the end",
     "train": "The student was not trained, or not to the end",
@@ -255,7 +255,7 @@ STAGES = {
 def lacks(report: Report) -> list[str]:
     """What this run did not do, one sentence a stage."""
     return [
-        f"{STAGES.get(stage, stage)}: the stage {stage!r} left no record of its end." for stage in report["missing"]
+        f"{LACKING.get(stage, stage)}: the stage {stage!r} left no record of its end." for stage in report["missing"]
     ]
 
 

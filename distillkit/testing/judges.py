@@ -125,7 +125,8 @@ def copes_with_samples_without_a_word(case: Case) -> None:
     try:
         would_ask(case.new(), wordless)
     except DistillkitError as error:
-        raise BrokenError(f"of samples without a word, {error}", "Leave out in requests() what it cannot ask.") from error
+        remedy = "Leave out in requests() what it cannot ask."
+        raise BrokenError(f"of samples without a word, {error}", remedy) from error
     _says_so(case, wordless, "of samples without a word")
 
 
