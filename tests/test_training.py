@@ -387,7 +387,7 @@ def test_an_extended_run_that_is_stopped_has_no_figures_of_its_first_end(home: P
 def test_who_trains_on_has_no_verdicts_samples_or_grades_of_the_weights_before(home: Path) -> None:
     judged = ('judge.0.name="perplexity"', "sampling.count=2", "sampling.max_tokens=4")
     run = sit(*judged, stages=STAGES)
-    assert run.info["judged_weights"] == weights(run)
+    assert run.info["judged_weights"] == run.info["sampling"]["weights"] == weights(run)
     assert tables.build(run)["missing"] == []
     sit(*judged, "train.steps=16", resume=True, stages=("train",))
     report = tables.write(run)

@@ -11,9 +11,10 @@ from operator import itemgetter
 from typing import Any
 
 from ..progress import clock
+from ..records import Sample
 from . import compare_text, frames, provenance, template, words
 from .page import UNITS, reads
-from .sides import Side, Written
+from .sides import Side
 
 Comparison = Mapping[str, Any]
 Cell = dict[str, Any]
@@ -183,7 +184,7 @@ def _prompts(comparison: Comparison, found: Sequence[Side]) -> list[dict[str, An
 
     Whole rounds are taken: one sample of every run to each prompt, then a second, so that no run shows more.
     """
-    by_prompt: dict[str, list[list[Written]]] = {}
+    by_prompt: dict[str, list[list[Sample]]] = {}
     for index, side in enumerate(found):
         for sample in side.samples:
             by_prompt.setdefault(sample.prompt, [[] for _ in found])[index].append(sample)
@@ -204,12 +205,12 @@ def _prompts(comparison: Comparison, found: Sequence[Side]) -> list[dict[str, An
 
 
 def _turn(
-    found: Sequence[Side], written: Sequence[list[Written]], turn: int
-) -> Iterator[tuple[int, Side, list[Written]]]:
+    found: Sequence[Side], written: Sequence[list[Sample]], turn: int
+) -> Iterator[tuple[int, Side, list[Sample]]]:
     return ((i, side, own) for i, (side, own) in enumerate(zip(found, written, strict=True)) if len(own) > turn)
 
 
-def _card(index: int, side: Side, sample: Written, scores: Mapping[str, str], turn: int) -> dict[str, Any]:
+def _card(index: int, side: Side, sample: Sample, scores: Mapping[str, str], turn: int) -> dict[str, Any]:
     """A sample as it is shown."""
     return {
         "run": index,
