@@ -53,6 +53,11 @@ def test_prompts_are_spread_evenly_over_the_held_out_documents(there: int, count
     assert max(gaps) - min(gaps) <= 1  # and those that serve once more stand at even distances
 
 
+def test_another_number_of_held_out_prompts_shares_what_the_documentation_says() -> None:
+    fifty, sixty = ({name for name, _ in held_out_prompts(documents(100), n, first_word)} for n in (50, 60))
+    assert (len(fifty & sixty), len(sixty - fifty)) == (30, 30)
+
+
 def test_prompts_are_beginnings_under_the_names_of_their_documents() -> None:
     assert held_out_prompts(documents(10), 3, first_word) == [("d0", "Story"), ("d3", "Story"), ("d6", "Story")]
     assert held_out_prompts(documents(10), 0, first_word) == []
