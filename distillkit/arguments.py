@@ -1,4 +1,4 @@
-"""What commands share: their options, and the way from a recipe's name to the parts of a checked recipe.
+"""What commands share: their options, how they ask, and the way from a recipe's name to the parts of a checked recipe.
 
 Knows no command. Everything heavy is imported where it is needed, so that `--help` is quick.
 """
@@ -57,12 +57,12 @@ device_option = click.option(
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-def agree(question: str, yes: bool, *, alone: UsageError, declined: UsageError) -> None:
+def agree(question: str, yes: bool, *, without_terminal: UsageError, declined: UsageError) -> None:
     """Ask whoever sits at a terminal, unless --yes has said it; nobody's silence is a yes."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise alone
+        raise without_terminal
     if not click.confirm(question, err=True):
         raise declined
 

@@ -95,7 +95,7 @@ def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
     agree(
         "Upload?",
         yes,
-        alone=UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}"),
+        without_terminal=UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}"),
         declined=UsageError("nothing was uploaded", later),
     )
     click.echo(f"Uploaded: {upload.push(folder, name, private=not public)}")

@@ -100,7 +100,7 @@ def prune(
         rows = list(upkeep.chosen(opened, provider, model, older_than))
         size = sum(row.bytes for row in rows)
         if rows and not dry_run:
-            _agree(f"Drop {len(rows):,} rows, {size / 2**20:,.1f} MiB?", yes)
+            _agree_to_drop(f"{len(rows):,} rows, {size / 2**20:,.1f} MiB", yes)
         dropped = 0 if dry_run else opened.drop(rows)
     _show({"schema": 1, "chosen": len(rows), "bytes": size, "dropped": dropped}, as_json, _pruned)
 
@@ -109,11 +109,13 @@ def _pruned(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['chosen']:,} rows, {found['bytes'] / 2**20:,.1f} MiB; {found['dropped']:,} dropped."
 
 
-def _agree(question: str, yes: bool) -> None:
+def _agree_to_drop(what: str, yes: bool) -> None:
     agree(
-        question,
+        f"Drop {what}?",
         yes,
-        alone=UsageError(f"{question} Nobody is there to answer", "Add --yes, or --dry-run to look first."),
+        without_terminal=UsageError(
+            f"Drop {what}? Nobody is there to answer", "Add --yes, or --dry-run to look first."
+        ),
         declined=UsageError("nothing was dropped", "Add --dry-run to look first."),
     )
 

@@ -188,7 +188,7 @@ def _first_run(wanted_by: str, begun: str | None, assembly: Assembly, yes: bool)
     agree(
         f"{asking}\n{instead.strip()}\nGo on?",
         yes,
-        alone=UsageError(asking, f"Say --yes, or make it now: distillkit run {other.file}.{instead}"),
+        without_terminal=UsageError(asking, f"Say --yes, or make it now: distillkit run {other.file}.{instead}"),
         declined=UsageError("nothing was begun", "Begin with another student: --set student.from=RUN"),
     )
     return str(_new_run(assembly, STAGES, yes).path)
@@ -284,7 +284,7 @@ def agreed(assembly: Assembly, teaching: dict[str, Any] | None, judges: Sequence
         agree(
             f"{asking}. Go on?",
             yes,
-            alone=UsageError(asking, "Say --yes if that is all right; teacher.max_usd sets a limit."),
+            without_terminal=UsageError(asking, "Say --yes if that is all right; teacher.max_usd sets a limit."),
             declined=UsageError("nothing was asked", "A limit can be set: teacher.max_usd."),
         )
 
