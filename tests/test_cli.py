@@ -10,10 +10,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small import small
+
+from distillkit.arguments import agree
+from distillkit.errors import UsageError
 
 TINY = small(
     "tiny",
@@ -349,6 +354,25 @@ def test_mlx_without_a_backend_says_in_a_line_what_to_install(home: Path) -> Non
     assert done.returncode == 2
     assert "distillkit[cpu]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("yes", "terminal", "answer", "said"),
+    [
+        (True, False, None, ""),
+        (False, False, None, "nobody is there"),
+        (False, True, False, "declined"),
+        (False, True, True, ""),
+    ],
+)
+def test_nobodys_silence_is_a_yes(
+    monkeypatch: pytest.MonkeyPatch, yes: bool, terminal: bool, answer: bool | None, said: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: terminal))
+    monkeypatch.setattr("click.confirm", lambda question, err: {(question, err): answer}["Go on?", True])
+    ends = {"without_terminal": UsageError("nobody is there"), "declined": UsageError("declined")}
+    with pytest.raises(UsageError, match=said) if said else nullcontext():
+        agree("Go on?", yes, **ends)
 
 
 def test_debug_shows_the_traceback(home: Path) -> None:
