@@ -1,4 +1,4 @@
-"""What commands share: their options, and the way from a recipe's name to the parts of a checked recipe.
+"""What commands share: their options, how they ask, and the way from a recipe's name to the parts of a checked recipe.
 
 Knows no command. Everything heavy is imported where it is needed, so that `--help` is quick.
 """
@@ -18,6 +18,7 @@ from .visible import clean, in_json
 
 if TYPE_CHECKING:
     from .assembly import Assembly
+    from .errors import UsageError
     from .plugins import Plugins
     from .recipe import Recipe
 
@@ -54,6 +55,16 @@ device_option = click.option(
     "--device", type=click.Choice(["cpu", "gpu"]), expose_value=False, callback=_on, help="Not what MLX chooses."
 )
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def agree(question: str, yes: bool, *, without_terminal: UsageError, declined: UsageError) -> None:
+    """Ask whoever sits at a terminal, unless --yes has said it; nobody's silence is a yes."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise without_terminal
+    if not click.confirm(question, err=True):
+        raise declined
 
 
 def recipe_of(spec: str, overrides: tuple[str, ...]) -> Recipe:

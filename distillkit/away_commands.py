@@ -6,13 +6,12 @@ Does not know any format.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .arguments import json_option, plugins_of, recipe_of, yes_option
+from .arguments import agree, json_option, plugins_of, recipe_of, show, yes_option
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,11 +52,9 @@ def export(
     run = _reported(runs.find(where))
     folder = folder or Path(f"{run.path.resolve().parent.name}-{kind}{f'-{quantize}bit' if quantize else ''}")
     checked = _exported(ctx, run, folder, kind, {"quantize": int(quantize)} if quantize else {})
-    if as_json:
-        proof = json.loads((folder / "proof.json").read_text("utf-8")) if (folder / "proof.json").is_file() else {}
-        click.echo(json.dumps({"schema": 1, "run": run.name, "folder": str(folder), "proof": proof}, indent=2))
-    else:
-        click.echo("\n".join([f"{run.name} in {folder}, for {kind}:", *(f"  {line}" for line in checked)]))
+    proof = json.loads((folder / "proof.json").read_text("utf-8")) if (folder / "proof.json").is_file() else {}
+    told = "\n".join([f"{run.name} in {folder}, for {kind}:", *(f"  {line}" for line in checked)])
+    show({"schema": 1, "run": run.name, "folder": str(folder), "proof": proof}, as_json, lambda _: told)
     if push:
         _pushed(folder, push, public, yes)
 
@@ -95,11 +92,12 @@ def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
     click.echo(f"To {upload.endpoint()}/{name} ({who}) would go:", err=True)
     for file in files:
         click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}")
-        if not click.confirm("Upload?", err=True):
-            raise UsageError("nothing was uploaded", later)
+    agree(
+        "Upload?",
+        yes,
+        without_terminal=UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}"),
+        declined=UsageError("nothing was uploaded", later),
+    )
     click.echo(f"Uploaded: {upload.push(folder, name, private=not public)}")
 
 
@@ -138,14 +136,13 @@ def bring(
     found = importing.read(path, tokenizer, ranks, heads)
     made = {"started": pipeline.now(), "versions": pipeline.versions(), "device": pipeline.device()}
     run = importing.run_of(found, name or importing.name_of(path), base, made)
+    told = [
+        f"{run.name} in {run.path}: {found.facts['parameters']['unique']:,} parameters, {found.kind}",
+        *(f"  {note}" for note in found.notes),
+        f'Judge it: distillkit judge {run.name}    Begin with it: student.from = "{run.name}"',
+    ]
     facts = {"schema": 1, "run": run.name, "folder": str(run.path), **found.facts}
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    click.echo(f"{run.name} in {run.path}: {found.facts['parameters']['unique']:,} parameters, {found.kind}")
-    for note in found.notes:
-        click.echo(f"  {note}")
-    click.echo(f'Judge it: distillkit judge {run.name}    Begin with it: student.from = "{run.name}"')
+    show(facts, as_json, lambda _: "\n".join(told))
 
 
 COMMANDS = (export, bring)

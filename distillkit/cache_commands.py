@@ -5,14 +5,13 @@ Does not know what the cache is made of.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .arguments import assembled, json_option, recipe_of, show
+from .arguments import agree, assembled, json_option, recipe_of, show
 from .errors import CorruptError, UsageError
 
 if TYPE_CHECKING:
@@ -100,8 +99,9 @@ def prune(
     with _cache() as opened:
         rows = list(upkeep.chosen(opened, provider, model, older_than))
         size = sum(row.bytes for row in rows)
-        agreed = rows and not dry_run and _agreed(f"Drop {len(rows):,} rows, {size / 2**20:,.1f} MiB?", yes)
-        dropped = opened.drop(rows) if agreed else 0
+        if rows and not dry_run:
+            _agree_to_drop(f"{len(rows):,} rows, {size / 2**20:,.1f} MiB", yes)
+        dropped = 0 if dry_run else opened.drop(rows)
     _show({"schema": 1, "chosen": len(rows), "bytes": size, "dropped": dropped}, as_json, _pruned)
 
 
@@ -109,11 +109,15 @@ def _pruned(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['chosen']:,} rows, {found['bytes'] / 2**20:,.1f} MiB; {found['dropped']:,} dropped."
 
 
-def _agreed(question: str, yes: bool) -> bool:
-    """Ask where there is somebody to ask; nobody's silence is a yes."""
-    if not yes and not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody is there to answer", "Add --yes, or --dry-run to look first.")
-    return yes or click.confirm(question, err=True)
+def _agree_to_drop(what: str, yes: bool) -> None:
+    agree(
+        f"Drop {what}?",
+        yes,
+        without_terminal=UsageError(
+            f"Drop {what}? Nobody is there to answer", "Add --yes, or --dry-run to look first."
+        ),
+        declined=UsageError("nothing was dropped", "Add --dry-run to look first."),
+    )
 
 
 @cache.command(name="export")

@@ -10,10 +10,10 @@ from typing import Any
 
 from .blame import Loc
 from .data.tokenizer import is_trained
-from .errors import RecipeError, UsageError
+from .errors import CorruptError, RecipeError, UsageError
 from .recipe import Recipe, load
 from .runs import Run, runs_of
-from .student.checkpoint import newest_good
+from .student.checkpoint import reached
 
 FROM: Loc = ("student", "from")
 # What `--set` says of these holds for the first recipe, too: both must read alike, and a small trial is small in both.
@@ -60,25 +60,34 @@ def refuse_other_tokens(recipe: Recipe, other: Recipe) -> None:
 def runs_that_fit(recipe: Recipe) -> tuple[str | None, str | None]:
     """Of the runs that teach just what a recipe would: the newest that is trained, and the newest that is not."""
     fitting = [run for run in runs_of(recipe.name) if _fits(run, recipe)]
-    trained = [str(run.path) for run in fitting if _steps(run) >= recipe.train.steps]
-    begun = [str(run.path) for run in fitting if _steps(run) < recipe.train.steps]
+    trained = [str(run.path) for run in fitting if reached(run.checkpoints) >= recipe.train.steps]
+    begun = [str(run.path) for run in fitting if reached(run.checkpoints) < recipe.train.steps]
     return trained[-1] if trained else None, begun[-1] if begun else None
 
 
 def others(recipe: Recipe) -> list[str]:
     """Trained runs of a recipe's name that teach something else."""
-    return [run.name for run in runs_of(recipe.name) if run.info and not _fits(run, recipe) and _steps(run)]
+    sound = [run for run in runs_of(recipe.name) if _is_sound(run)]
+    return [run.name for run in sound if not _fits(run, recipe) and reached(run.checkpoints)]
 
 
 def recorded(run: Run) -> str | None:
     """What a run began with, once it has been trained for a while; it does not begin again."""
-    return load(str(run.recipe)).student.from_ if _steps(run) else None
+    return load(str(run.recipe)).student.from_ if reached(run.checkpoints) else None
 
 
 def _fits(run: Run, recipe: Recipe) -> bool:
     try:
-        return run.info != {} and run.recipe.is_file() and learnt(load(str(run.recipe))) == learnt(recipe)
+        return _is_sound(run) and run.recipe.is_file() and learnt(load(str(run.recipe))) == learnt(recipe)
     except RecipeError:  # of another version of distillkit
+        return False
+
+
+def _is_sound(run: Run) -> bool:
+    """Whether a run has a record that can be read; with a damaged one nobody knows what it is."""
+    try:
+        return run.info != {}
+    except CorruptError:
         return False
 
 
@@ -87,8 +96,3 @@ def learnt(recipe: Recipe) -> dict[str, Any]:
     values = {key: value for key, value in recipe.values().items() if key in LEARNT}
     values["train"] = {key: value for key, value in values["train"].items() if key not in WATCHING}
     return values
-
-
-def _steps(run: Run) -> int:
-    saved, _ = newest_good(run.checkpoints)
-    return 0 if saved is None else saved.step

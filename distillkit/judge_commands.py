@@ -14,7 +14,8 @@ import click
 
 from .arguments import assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
 from .errors import UsageError
-from .stage_commands import STAGES, agreed, begin, go_on, is_run
+from .runs import STAGES
+from .stage_commands import agreed, begin, go_on, is_run
 
 if TYPE_CHECKING:
     from .judging.anchors import Order
@@ -158,12 +159,12 @@ def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json
 
 def _calibrate(where: str, file: Path, as_json: bool) -> None:
     """How well the judges of a run agree with people."""
-    from .files import read_lines
     from .judging import calibration
+    from .reporting import tables
     from .runs import find
 
     run = find(where)
-    if not (rows := read_lines(run.grades)):
+    if not (rows := tables.grades_of(run)):
         raise UsageError(f"the run {run.name} has no grades", f"Judge it: distillkit judge {run.name} --judge rubric")
     found = calibration.agreements(calibration.by_people(file), calibration.by_judges(rows))
     show([one.to_json() for one in found] if as_json else found, as_json, calibration.text)

@@ -18,7 +18,7 @@ from .judging import protocol
 from .plan import MANY_EPOCHS, better, slow_start
 from .records import Request
 from .roles import Judge, Teacher
-from .runs import Run
+from .runs import STAGES, Run
 from .soft import STORE
 from .student.world import ALONE, World
 from .subjects import Jury, Subjects
@@ -30,7 +30,6 @@ from .tracking import Guarded
 if TYPE_CHECKING:
     from .training import Training
 
-STAGES = ("label", "train", "judge", "report")
 LAST_WORDS = 1.0  # seconds
 FEW = 0.1
 WHY_FEW = (
@@ -177,13 +176,12 @@ class Pipeline:
         subject = Subjects(self.parts, self.run).subject(student, self.others)
         spent = dict(self.run.info.get("spent_on_judges") or {})
         jury = Jury(self.parts, spent, lambda spent: self.run.record(spent_on_judges=spent))
-        verdicts, lower, together = [], {}, []
+        verdicts, judges = [], []
         for table, judge in self.parts.judges():
             self.voice.say(f"Judging: {judge.name}.")
             self._warn_of_kin(table, judge)
             verdicts.append(jury.hear(table, judge, subject))
-            lower[judge.name] = sorted(judge.lower_is_better)
-            together += [judge.name] if judge.together else []
+            judges.append(judge)
             if verdicts[-1].reach:
                 self.voice.say(f"  {verdicts[-1].reach}")
         write_lines(self.run.grades, [row for verdict in verdicts for row in verdict.rows()])
@@ -192,8 +190,9 @@ class Pipeline:
             judges={v.judge: {name: metric.to_json() for name, metric in v.metrics.items()} for v in verdicts},
             judges_protocol={v.judge: v.protocol.to_json() for v in verdicts},
             judges_design={v.judge: v.design for v in verdicts if v.design},
-            lower_is_better=lower,
-            together=together,
+            lower_is_better={judge.name: sorted(judge.lower_is_better) for judge in judges},
+            neither_is_better={judge.name: sorted(judge.neither_is_better) for judge in judges},
+            together=[judge.name for judge in judges if judge.together],
             judged_weights=student.weights_sha256,
         )
 

@@ -17,7 +17,7 @@ from .progress import clock
 from .recipe import names_recipe
 from .records import Price, Request, Usage
 from .roles import Judge, Teacher
-from .runs import Run
+from .runs import STAGES, Run
 from .soft import STORE
 from .subjects import Subjects
 from .tables import TeacherTable
@@ -47,7 +47,7 @@ def foresee(parts: Assembly, run: Run | None = None) -> dict[str, Any]:
         "student": {"arch": parts.recipe.student.arch, "parameters": sizes},
         "begins_with": parts.recipe.student.from_,
         "data": parts.corpus.counts | {"here": True} if parts.at_hand else _awaited(parts),
-        "teacher": teaching(parts),
+        "teacher": teaching(parts, run=run),
         "judging": judging(parts, run),
         "training": (training := _training(parts)),
         "memory_bytes": _memory(parts, sizes["unique"]),
@@ -61,11 +61,14 @@ def _awaited(parts: Assembly) -> dict[str, Any]:
     return {"here": False, "source": table.source, "train": {"documents": table.documents, "tokens": table.tokens}}
 
 
-def teaching(parts: Assembly, stages: Sequence[str] = ("label", "train")) -> dict[str, Any] | None:
+def teaching(parts: Assembly, stages: Sequence[str] = STAGES, run: Run | None = None) -> dict[str, Any] | None:
     """How many answers are wanted, how many of them are known already, and what the others would take.
 
-    Answers are wanted by the stage that labels; what is judged in its steps, by the one that trains.
+    Answers are wanted by the stage that labels; what is judged in the steps that a run has not made, by the one that
+    trains.
     """
+    if not {"label", "train"} & {*stages}:
+        return None
     table, teacher = parts.recipe.teacher, parts.teacher
     if table is None or teacher is None:
         return None
@@ -82,7 +85,7 @@ def teaching(parts: Assembly, stages: Sequence[str] = ("label", "train")) -> dic
         "input": {"low": round(read / 6), "high": round(read / 2 + (TEMPLATE_TOKENS * calls if teacher.chats else 0))},
         "output": {"low": round(calls * table.max_tokens * LEAST_WRITTEN), "high": calls * table.max_tokens},
     }
-    judged = _judged_in_steps(parts, stages)
+    judged = _judged_in_steps(parts, stages, run)
     for end, factor in zip(("low", "high"), MISREAD, strict=True):
         tokens["input"][end] += round(factor * judged["tokens"])
     price = terms.price_of(teacher)
@@ -104,12 +107,19 @@ def teaching(parts: Assembly, stages: Sequence[str] = ("label", "train")) -> dic
     }
 
 
-def _judged_in_steps(parts: Assembly, stages: Sequence[str]) -> dict[str, int]:
+def steps_left(parts: Assembly, run: Run | None) -> int:
+    """How many steps a run still has to make; a new one, all of them."""
+    from .student.checkpoint import reached
+
+    return max(0, parts.recipe.train.steps - (reached(run.checkpoints) if run else 0))
+
+
+def _judged_in_steps(parts: Assembly, stages: Sequence[str], run: Run | None) -> dict[str, int]:
     """How many rows of the student's own a teacher is asked to read while it learns, and their tokens."""
     train, table = parts.recipe.train, parts.recipe.teacher
     if table is None or not parts.reads_in_steps or "train" not in stages:
         return {"rows": 0, "tokens": 0}
-    rows = train.steps * round((table.on_policy or 0) * train.batch_size * train.accumulate)
+    rows = steps_left(parts, run) * round((table.on_policy or 0) * train.batch_size * train.accumulate)
     return {"rows": rows, "tokens": rows * parts.student.context}
 
 
@@ -135,16 +145,17 @@ def _asked_by(
     parts: Assembly, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: Judged, bare: Judged
 ) -> dict[str, Any]:
     terms = parts.terms(table, shard=None, batch=False)
-    requests, short = would_ask(judge, wordy), would_ask(judge, bare)
+    requests = would_ask(judge, wordy)
     with parts.cache() as cache:
-        due = [i for i, (_, key, _) in enumerate(rows_of(teacher, requests)) if key not in cache]
+        due, short = (_unknown(teacher, of, cache) for of in (requests, would_ask(judge, bare)))
         probes = _to_find_out(teacher, requests, cache) if due else 0
-    most = sum(requests[i].max_tokens for i in due)
-    read = [sum(tokens_of(teacher, of[i]) for i in due) for of in (short, requests)]
+    # Of samples without a word a judge may ask nothing, or more.
+    least, read = sorted(sum(tokens_of(teacher, request) for request in of) for of in (short, due))
+    fewest, most = sorted(sum(request.max_tokens for request in of) for of in (short, due))
     times = 1 + judge.asks_again
     tokens = {
-        "input": {"low": round(read[0] * MISCOUNTED[0]), "expected": read[1], "high": round(read[1] * MISCOUNTED[1])},
-        "output": {"low": round(most * LEAST_GRADED), "expected": round(most * GRADED), "high": most},
+        "input": {"low": round(least * MISCOUNTED[0]), "expected": read, "high": round(read * MISCOUNTED[1])},
+        "output": {"low": round(fewest * LEAST_GRADED), "expected": round(most * GRADED), "high": most},
     }
     worst = {way: {**ends, "high": times * ends["high"]} for way, ends in tokens.items()}
     price = terms.price_of(teacher)
@@ -162,6 +173,11 @@ def _asked_by(
         "usd": None if price is None else {end: _cost(price, worst, end) for end in ("low", "expected", "high")},
         "seconds": _at_limits(terms.given, len(due), tokens),
     }
+
+
+def _unknown(teacher: Teacher, requests: list[Request], cache: Cache) -> list[Request]:
+    """The requests whose answers are still to come."""
+    return [request for request, key, _ in rows_of(teacher, requests) if key not in cache]
 
 
 def _to_find_out(teacher: Teacher, requests: list[Request], cache: Cache) -> int:
@@ -273,8 +289,10 @@ def _more_text(parts: Assembly, tokens: int) -> Iterator[str]:
         yield f"data.tokens = {wanted:_}" if parts.recipe.data.tokens else f"a corpus of {wanted:,} tokens"
     if teacher is not None and share:
         prompts = ceil(tokens * share / MANY_EPOCHS / teacher.repeats / _most_of_an_answer(teacher))
-        if prompts > teacher.prompts:
-            yield f"at least teacher.prompts = {prompts:_}"  # most answers are shorter
+        if prompts > len(asked_of(parts)) // teacher.repeats:
+            whole_file = teacher.prompts_file and not teacher.prompts
+            more = f"{prompts:,} lines in teacher.prompts_file" if whole_file else f"teacher.prompts = {prompts:_}"
+            yield f"at least {more}"  # most answers are shorter
 
 
 def _most_of_an_answer(table: TeacherTable) -> float:
@@ -342,7 +360,7 @@ def brief(foreseen: dict[str, Any]) -> str:
     if teacher:
         rows = teacher["judged"]["rows"]
         cost = f"; cost: {_cost_of(teacher)}" if (teacher["calls"] or rows) and teacher["price"] != FREE else ""
-        known_already = f"{teacher['cached']} answers are known already"
+        known_already = f"{teacher['cached']} {_known_already(teacher)}"
         judged = f", {rows:,} rows are judged in the steps" if rows else ""
         asked = f"  {teacher['calls']} calls to {teacher['provider']}, {known_already}{judged}{cost}\n"
     asked += "".join(
@@ -356,6 +374,12 @@ def brief(foreseen: dict[str, Any]) -> str:
         f"{asked}  {foreseen['student']['parameters']['unique']:,} parameters, {training['steps']:,} steps, "
         f"{training['tokens']:,} tokens ({_epochs_of(training)}), about {low} to {high} of training"
     )
+
+
+def _known_already(teacher: dict[str, Any]) -> str:
+    """Which answers need not be asked for: those that are there, and those that are still to come."""
+    sent_off = f", {teacher['sent_off']} are in batches" if teacher["sent_off"] else ""
+    return f"answers are known already{sent_off}"
 
 
 def _judge_rows(judging: dict[str, Any]) -> list[tuple[str, str]]:
@@ -446,7 +470,7 @@ def text(foreseen: dict[str, Any]) -> str:
             ("teacher", f"{teacher['provider']}, {'in every step' if in_steps else 'before training'}"),
             (
                 "calls",
-                f"{teacher['calls']} ({teacher['cached']} of {teacher['prompts']} answers are known already)",
+                f"{teacher['calls']} ({teacher['cached']} of {teacher['prompts']} {_known_already(teacher)})",
             ),
             *_asking(teacher),
             *_stored(teacher["soft"]),

@@ -260,6 +260,7 @@ class Judge(Role):
     """
 
     lower_is_better: ClassVar[frozenset[str]] = frozenset()  # criteria of which less is more
+    neither_is_better: ClassVar[frozenset[str]] = frozenset()  # criteria that praise or blame nobody: no verdict
     compares: ClassVar[bool] = False  # it looks at further runs, those of `judge --against`: its grades are no repeats
     together: ClassVar[bool] = False  # its grade of a sample hangs on which others were graded with it
     asks_again: ClassVar[int] = 0  # how often at most it asks again about an answer that it cannot use

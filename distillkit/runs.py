@@ -19,10 +19,11 @@ from .files import alone, digest, plain, read_json, replacing_folder, write_json
 from .processes import gone, this
 
 SCHEMA = 1
+STAGES = ("label", "train", "judge", "report")
 RUNNING, CUT_OFF = "running", "cut off"  # by whatever ended its process: nobody could say more
 CHECKSUM = "checksum"  # of all else that `run.json` says
 # Of the weights that were judged.
-VERDICTS = ("judges", "judges_protocol", "judges_design", "lower_is_better", "together")
+VERDICTS = ("judges", "judges_protocol", "judges_design", "lower_is_better", "neither_is_better", "together")
 
 
 def home() -> Path:

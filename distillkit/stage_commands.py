@@ -6,7 +6,6 @@ Arguments in, messages out: what a stage does is the pipeline's work, and what i
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .arguments import assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
+from .arguments import agree, assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
 from .errors import UsageError
-from .runs import Run
+from .runs import STAGES, Run
 from .visible import clean
 
 if TYPE_CHECKING:
     from .assembly import Assembly
     from .recipe import Recipe
     from .student.world import World
-
-STAGES = ("label", "train", "judge", "report")
 
 
 @click.command()
@@ -137,24 +134,18 @@ def begin(
     with world.together():
         chosen = recipe_of(recipe, overrides)
     if "train" in stages and chosen.begins_with_recipe:
-        world.first(lambda: _agreed_beforehand(assembled(ctx, chosen, **manner), stages, yes))
+        # What it asks and costs is settled before another run is made for it, which may take hours.
+        with world.together():
+            if world.writes:
+                assembly = assembled(ctx, chosen, **manner)
+                _must_be_possible(assembly, stages)
+                _settle(assembly, stages, yes)
         chosen = _started(ctx, chosen, overrides, yes, world)
         yes = True  # to what it asks, which came first
     with world.together():
         assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
     run = world.first(lambda: str(_new_run(assembly, stages, yes).path))
     _finish(assembly, run, stages, world, as_json=as_json)
-
-
-def _agreed_beforehand(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> None:
-    """What a run asks and costs is settled before another one is made for it, which may take hours."""
-    from . import plan as planning
-
-    assembly.check()
-    _writable()
-    planning.insist_on_keys(assembly, "judge" in stages)
-    judges = planning.judging(assembly)["judges"] if "judge" in stages else []
-    agreed(assembly, planning.teaching(assembly), judges, yes)
 
 
 def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes: bool, world: World) -> Recipe:
@@ -174,16 +165,19 @@ def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes
         assembly = assembled(ctx, other, silent=not world.writes)
     trained, begun = world.first(lambda: first.runs_that_fit(assembly.recipe))
     if trained is None:
-        trained = begun or world.first(lambda: _first_run(recipe.name, assembly, yes))
+        trained = world.first(lambda: _first_run(recipe.name, begun, assembly, yes))
         _finish(assembly, trained, STAGES, world)
     return recipe.replacing({first.FROM: Run(Path(trained)).name})
 
 
-def _first_run(wanted_by: str, assembly: Assembly, yes: bool) -> str:
-    """The folder of a new run that another one begins with, if the user agrees to make it."""
+def _first_run(wanted_by: str, begun: str | None, assembly: Assembly, yes: bool) -> str:
+    """The folder of a run that another one begins with, if the user agrees: to what is left of it, or to a new one."""
     from . import first
     from . import plan as planning
 
+    if begun:
+        _settle(assembly, STAGES, yes, Run(Path(begun)))
+        return begun
     other = assembly.recipe
     foreseen = planning.foresee(assembly)
     asking = f"{wanted_by} begins with the student of {other.name}, which is trained first:\n{planning.brief(foreseen)}"
@@ -191,10 +185,12 @@ def _first_run(wanted_by: str, assembly: Assembly, yes: bool) -> str:
     instead = (
         f" There is {there[-1]}, trained otherwise; to begin with it: --set student.from={there[-1]}" if there else ""
     )
-    if not yes and not sys.stdin.isatty():
-        raise UsageError(asking, f"Say --yes, or make it now: distillkit run {other.file}.{instead}")
-    if not yes and not click.confirm(f"{asking}\n{instead.strip()}\nGo on?", err=True):
-        raise UsageError("nothing was begun", "Begin with another student: --set student.from=RUN")
+    agree(
+        f"{asking}\n{instead.strip()}\nGo on?",
+        yes,
+        without_terminal=UsageError(asking, f"Say --yes, or make it now: distillkit run {other.file}.{instead}"),
+        declined=UsageError("nothing was begun", "Begin with another student: --set student.from=RUN"),
+    )
     return str(_new_run(assembly, STAGES, yes).path)
 
 
@@ -204,13 +200,33 @@ def _new_run(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> Run:
     from . import plan as planning
 
     assembly.voice.say(f"distillkit {__version__}: {assembly.recipe.name}")
+    _must_be_possible(assembly, stages)
+    foreseen = planning.foresee(assembly)
+    assembly.voice.say(planning.brief(foreseen))
+    _settle(assembly, stages, yes)
+    return pipeline.begin(assembly, foreseen)
+
+
+def _must_be_possible(assembly: Assembly, stages: tuple[str, ...]) -> None:
+    """Refuse early what a run would fail at: parts that are missing, folders that cannot be written to, keys."""
+    from . import plan as planning
+
     assembly.check()
     _writable()
     planning.insist_on_keys(assembly, "judge" in stages)
-    foreseen = planning.foresee(assembly)
-    assembly.voice.say(planning.brief(foreseen))
-    agreed(assembly, foreseen["teacher"], foreseen["judging"]["judges"] if "judge" in stages else [], yes)
-    return pipeline.begin(assembly, foreseen)
+
+
+def _settle(
+    assembly: Assembly, stages: tuple[str, ...], yes: bool, run: Run | None = None, others: Sequence[Run] = ()
+) -> None:
+    """Count what stages would ask, of a new run or of what is left of one, and have the user agree to what it costs."""
+    from . import plan as planning
+
+    teaching = planning.teaching(assembly, stages, run)
+    writes_anew = "train" in stages and planning.steps_left(assembly, run) > 0
+    of = None if writes_anew else run
+    judges = planning.judging(assembly, of, others)["judges"] if "judge" in stages else []
+    agreed(assembly, teaching, judges, yes)
 
 
 def go_on(
@@ -225,8 +241,6 @@ def go_on(
 ) -> None:
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
     from . import first
-    from . import plan as planning
-    from .runs import Run
 
     world = _world()
     run, recipe = world.first(lambda: _former_run(where, overrides))
@@ -239,9 +253,7 @@ def go_on(
     with world.together():
         assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
         if world.writes:
-            teaching = planning.teaching(assembly, stages) if {"label", "train"} & {*stages} else None
-            judges = planning.judging(assembly, Run(Path(run)), others)["judges"] if "judge" in stages else []
-            agreed(assembly, teaching, judges, yes)
+            _settle(assembly, stages, yes, Run(Path(run)), others)
     _finish(assembly, run, stages, world, others, as_json)
 
 
@@ -268,13 +280,13 @@ def agreed(assembly: Assembly, teaching: dict[str, Any] | None, judges: Sequence
     from . import plan as planning
 
     told = [planning.spending(assembly, teaching), planning.judges_spending(assembly, judges)]
-    asking = "; ".join(words for words in told if words)
-    if not asking or yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(asking, "Say --yes if that is all right; teacher.max_usd sets a limit.")
-    if not click.confirm(f"{asking}. Go on?", err=True):
-        raise UsageError("nothing was asked", "A limit can be set: teacher.max_usd.")
+    if asking := "; ".join(words for words in told if words):
+        agree(
+            f"{asking}. Go on?",
+            yes,
+            without_terminal=UsageError(asking, "Say --yes if that is all right; teacher.max_usd sets a limit."),
+            declined=UsageError("nothing was asked", "A limit can be set: teacher.max_usd."),
+        )
 
 
 def _finish(

@@ -79,19 +79,18 @@ def generate(
     plugins_of(ctx)
     from .student import Sampling, Trained
 
-    sampling = Sampling(**how)
+    sampling, student = Sampling(**how), Trained.load(where)
     if many:
         with _lines_to(to) as out:
             rows = _rows(asked, samples, seed, named=prompts is not None)
-            _write_lines(Trained.load(where), rows, sampling, max_tokens, out)
+            _write_lines(student, rows, sampling, max_tokens, out)
     elif prompt is not None:
-        student = Trained.load(where)
         click.echo(prompt, nl=False)
         for _ in _stream(student, prompt, seed, sampling, max_tokens):
             pass
         click.echo()
     else:
-        _converse(Trained.load(where), seed, sampling, max_tokens)
+        _converse(student, seed, sampling, max_tokens)
 
 
 # ------------------------------------------------------------------------------------------------ JSON lines

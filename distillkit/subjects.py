@@ -19,6 +19,7 @@ from .errors import UsageError
 from .files import digest, file_digest, read_lines, write_lines
 from .judging import protocol, sampling
 from .records import Answer, Document, Request, Sample
+from .reporting import tables
 from .roles import Judge, Scorer, Subject, Teacher
 from .runs import Run
 from .tables import JudgeTable
@@ -98,7 +99,7 @@ class Subjects:
         samples = sampling.samples(self.rows, write, self.kept())
         write_lines(self.run.samples, [sample.to_json() for sample in samples])
         prompts = {"prompts": self.table.prompts, "digest": digest(sorted({row.prompt for row in self.rows}))}
-        made = {"made_of": self.made_of, "sha256": file_digest(self.run.samples)}
+        made = {"made_of": self.made_of, "sha256": file_digest(self.run.samples), "weights": student.weights_sha256}
         self.run.record(sampling={**made, **prompts, "samples": len(samples)})
         return samples
 
@@ -151,8 +152,7 @@ class Subjects:
 
 def other(run: Run) -> Subject:
     """A further run, as far as its folder shows it."""
-    samples = [Sample.from_json(row) for row in read_lines(run.samples)]
-    if not samples:
+    if not (samples := tables.samples_of(run)):
         raise UsageError(UNWRITTEN.format(name=run.name), f"Write them: distillkit judge {run.name} --samples 50")
     return protocol.Judged(samples, (), Nobody(f"{run.name} is only compared with"), lambda: (), name=run.name)
 

@@ -10,10 +10,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small import small
+
+from distillkit.arguments import agree
+from distillkit.errors import UsageError
 
 TINY = small(
     "tiny",
@@ -358,6 +363,25 @@ def test_a_reader_who_has_gone_ends_the_program_without_a_word(home: Path) -> No
     done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, cwd=home, timeout=60, check=False)
     os.close(theirs)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("yes", "terminal", "answer", "said"),
+    [
+        (True, False, None, ""),
+        (False, False, None, "nobody is there"),
+        (False, True, False, "declined"),
+        (False, True, True, ""),
+    ],
+)
+def test_nobodys_silence_is_a_yes(
+    monkeypatch: pytest.MonkeyPatch, yes: bool, terminal: bool, answer: bool | None, said: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: terminal))
+    monkeypatch.setattr("click.confirm", lambda question, err: {(question, err): answer}["Go on?", True])
+    ends = {"without_terminal": UsageError("nobody is there"), "declined": UsageError("declined")}
+    with pytest.raises(UsageError, match=said) if said else nullcontext():
+        agree("Go on?", yes, **ends)
 
 
 def test_debug_shows_the_traceback(home: Path) -> None:

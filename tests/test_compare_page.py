@@ -307,6 +307,19 @@ def test_data_in_a_page_comes_back_as_it_was():
     assert not set("<>&\u2028") & set(text)
 
 
+def test_the_page_says_which_way_is_better_as_the_judge_does(tmp_path):
+    def run(name: str, longest: float):
+        grades = [Grade("longest", longest + i % 3, sample=f"p{i}#0") for i in range(12)]
+        return make(tmp_path, name, judge="memorization", grades=grades, lower_is_better={"memorization": ["longest"]})
+
+    told = compare.compare([run("a/1", 9), run("b/1", 4)])
+    assert [line["run"] for line in told["ranking"]["rows"]] == ["b/1", "a/1"]
+    source = page(tmp_path, [Run(tmp_path / "a/1"), Run(tmp_path / "b/1")]).read_text()
+    assert "Ranked by longest, lower is better." in source
+    losses = page(tmp_path, [make(tmp_path, name) for name in ("c/1", "d/1")]).read_text()
+    assert "Ranked by bits per byte, lower is better." in losses
+
+
 # How much, how fast, how clear
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -89,6 +90,49 @@ def test_judges_say_of_what_less_is_better(tmp_path):
     assert named["metrics"][0]["better"] == "lower"
     assert [line["run"] for line in named["ranking"]["rows"]] == ["a/1", "b/1"]
     assert row(compare.compare(runs(2)), "repetition")["verdict"] == "better"
+
+
+def test_a_figure_that_nobody_is_better_by_has_a_difference_and_no_verdict(tmp_path):
+    def run(name: str, far: float, **info: object):
+        ids = [f"p{i}#0" for i in range(12)]
+        grades = [Grade("words", 20 + far + i % 3, sample=sample) for i, sample in enumerate(ids)]
+        grades += [Grade("repetition", 0.2 + far / 99 + i / 999, sample=sample) for i, sample in enumerate(ids)]
+        said = {"lower_is_better": {"diversity": ["repetition"]}, **info}
+        return make(tmp_path, name, judge="diversity", grades=grades, **said)
+
+    neither = {"neither_is_better": {"diversity": ["words"]}}
+    told = compare.compare([run("a/1", 0, **neither), run("b/1", 9, **neither)])
+    found = row(told, "words")
+    assert (found["difference"], found["verdict"]) == (9, "neither")
+    assert found["p"] is found["p_adjusted"] is None  # so what is tested is corrected for one fewer
+    assert row(told, "repetition")["p_adjusted"] == row(told, "repetition")["p"]
+    assert {metric["metric"]: metric["better"] for metric in told["metrics"]} == {"words": None, "repetition": "lower"}
+    assert told["ranking"]["metric"] == "repetition"
+    assert re.search(r"words +21\.\d* +30\.\d* .* neither", compare_text.text(told))
+    judged_so_before = compare.compare([run("c/1", 0), run("d/1", 9)])
+    assert row(judged_so_before, "words")["verdict"] == "better"
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        (0.0, "0.0000"),
+        (2.5e-6, "2.5e-06"),
+        (3.3e-5, "0.00003300"),
+        (0.01562, "0.0156"),
+        (3.14159, "3.1416"),
+        (1234.5, "1,234"),
+        (123456.7, "123,457"),
+        (12345678.0, "1.23e+07"),
+    ],
+)
+def test_the_smallest_difference_that_shows_is_never_cut_short(tmp_path, seen, said):
+    told = compare.compare([make(tmp_path, "a/1"), make(tmp_path, "b/1", grades=graded(0.05, seed=1))])
+    for found in told["rows"]:
+        found["detectable"] = seen
+    line = next(line for line in compare_text.text(told).splitlines() if line.startswith("bits per byte"))
+    assert re.search(rf"\] +{re.escape(said)} +worse$", line)
+    assert f"| {said} |" in compare_text.marked(told)
 
 
 def test_what_was_counted_over_other_samples_is_not_compared(tmp_path):

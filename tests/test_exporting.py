@@ -446,6 +446,19 @@ def test_a_push_shows_what_would_go_and_uploads_it(home: Path, monkeypatch: pyte
     assert Path("second/README.md").is_file()
 
 
+def test_for_machines_there_is_json_on_standard_output_and_nothing_else(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub() as (address, _):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        done = push(run_with(TINY), monkeypatch, "--yes", "--json")
+    assert done.exit_code == 0, done.exception
+    told = json.loads(done.stdout)
+    assert told["folder"] == "there"
+    assert told["proof"] == json.loads(Path("there/proof.json").read_text())
+    assert f"Uploaded: {address}/me/tiny" in done.stderr
+
+
 def test_a_push_without_a_token_is_refused_before_the_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     message = refused("export", run_with(TINY).name, "--to", "there", "--format", "hf", "--push", "me/tiny")

@@ -142,7 +142,7 @@ def test_an_imported_student_lives_like_any_other(home: Path, words: str) -> Non
     np.savez(home / "seed.npz", **as_seed(lively(SIZES)))
     (home / "small.toml").write_text('name = "small"\n[data]\nsource = "tales"\nstories = 60\nheld_out = 0.2\n')
     brought = command("import", "seed.npz", "--tokenizer", words, "--heads", "4", "--recipe", "small.toml", "--json")
-    assert json.loads(brought.output)["run"] == "seed/1"
+    assert json.loads(brought.stdout)["run"] == "seed/1"
     for words_ in (
         ["judge", "seed/1", "--samples", "2", "--set", "sampling.max_tokens=4"],
         ["bench", "seed/1", "--steps", "1", "--batch", "2"],

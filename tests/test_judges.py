@@ -36,7 +36,7 @@ from distillkit.data.overlap import matches
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.judging import anchors, calibration, protocol
 from distillkit.judging.fence import json_object, mark_of, occurs
-from distillkit.records import REFUSED, Answer, Grade, Request, Sample
+from distillkit.records import REFUSED, Answer, Document, Grade, Request, Sample
 from distillkit.subjects import Nobody
 
 # ---------------------------------------------------------------------------------------- a run that is judged
@@ -197,6 +197,20 @@ def test_what_may_cost_money_is_asked_about_first(home: Path, server: Provider) 
         distillkit(home, *four, "--set", f"judge.0.teacher={unpriced}")
 
 
+def test_who_trains_on_is_asked_about_the_samples_that_will_be_written_anew(
+    home: Path, server: Provider, tmp_path: Path
+) -> None:
+    server.rule, own = Judge(), tmp_path / "home"
+    shutil.copytree(home, own)
+    assert distillkit(own, "judge", "tales/1", "--samples", "3", "--yes").exit_code == 0
+    server.forget()
+    again = ("run", "tales/1", "--resume", "--set", "sampling.count=3")
+    assert distillkit(own, *again).exit_code == 0  # no step is left, and every answer is known
+    with pytest.raises(UsageError, match="6 calls of the judge rubric to compatible may cost"):
+        distillkit(own, *again, "--set", "train.steps=2")
+    assert asked(server) == 0
+
+
 def test_the_name_of_a_bundled_recipe_means_its_newest_run(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "reports/tales/1", tmp_path / "reports/quickstart/1")
     done = distillkit(tmp_path, "judge", "quickstart", "--samples", "2", "--set", 'judge=[{name = "diversity"}]')
@@ -309,6 +323,8 @@ USELESS = {
     "a quote of its own": lambda reply, said: json.dumps({**reply, "plot": {"quote": "a dragon", "grade": 9}}),
     "no quote": lambda reply, said: json.dumps({**reply, "plot": {"grade": 9}}),
     "another age": lambda reply, said: json.dumps({**reply, "age_group": "99"}),
+    "a list of ages": lambda reply, said: json.dumps({**reply, "age_group": ["6-7"]}),
+    "an object for an age": lambda reply, said: json.dumps({**reply, "age_group": {"6-7": 1}}),
 }
 
 
@@ -508,7 +524,11 @@ def test_a_judge_that_is_added_may_be_set_in_the_same_command(home: Path, server
     words += ["--set", 'judge.0={name="diversity"}', "--judge", "rubric", "--judge", "diversity"]
     done = distillkit(own, "judge", "tales/1", "--samples", "4", "--yes", "--json", *words)
     assert done.exit_code == 0, done.output
-    assert list(json.loads(done.stdout)["judges"]) == ["diversity", "rubric"]
+    told = json.loads(done.stdout)
+    assert list(told["judges"]) == ["diversity", "rubric"]
+    assert told["lower_is_better"] == {"diversity": ["repetition", "self_bleu"], "rubric": ["abstained"]}
+    assert told["neither_is_better"] == {"diversity": ["words"], "rubric": []}
+    assert told["together"] == ["diversity"]
 
 
 @pytest.mark.parametrize(
@@ -635,6 +655,13 @@ def test_what_is_copied_is_found_and_what_is_not_is_not() -> None:
     assert scores(grades, "overlap") == [1, 0]
 
 
+def test_what_held_out_text_shares_with_the_training_text_is_no_merit_of_a_student() -> None:
+    kept = [Document("d0", "a text that was held out and shares no words at all")]
+    subject = SimpleNamespace(samples=[story("p0#0", "x " * 40)], held_out=kept, train_text=["nothing of that kind"])
+    criteria = {grade.criterion for grade in Memorization().grade(subject) if grade.document}  # type: ignore[arg-type]
+    assert criteria == Memorization.neither_is_better == {"held_out_longest", "held_out_overlap"}
+
+
 @pytest.mark.slow
 def test_a_hundred_megabytes_are_searched_in_seconds() -> None:
     rng = np.random.default_rng(0)
@@ -676,6 +703,9 @@ def test_a_judge_that_sees_quality_passes_and_one_that_does_not_fails(home: Path
     alike = [Grade("g", 1.0, sample=anchor.sample.id) for anchor in anchors.anchors()]
     said = [anchors.orders("j", grades, frozenset())[0].sentence for grades in (blind, wrong, alike)]
     assert said == ["does not follow their quality", "turns their order around", "gives all of them the same"]
+    of_one_quality = blind[::4]  # the five as they were written
+    for graded in (wrong[:3], of_one_quality):
+        assert anchors.orders("j", graded, frozenset())[0].sentence == "too few were graded to tell"
     assert anchors.orders("j", wrong, frozenset({"g"}))[0].sentence == "tells good stories from bad ones"
 
 
@@ -744,6 +774,43 @@ def test_a_judge_whose_requests_cannot_be_foreseen_is_blamed() -> None:
 
     with pytest.raises(DistillkitError, match="the judge 'lost' could not say what it would ask: KeyError"):
         protocol.would_ask(Lost(), Asked([]))  # type: ignore[arg-type]
+
+
+WORDLESS = """
+from distillkit import Judge, Request, hookimpl
+
+distillkit_api = 1
+
+
+class Wordless(Judge):
+    # Asks about samples that have a word.
+
+    name = "wordless"
+
+    def requests(self, subject):
+        return [Request(s.id, prompt=s.completion, max_tokens=10) for s in subject.samples if s.completion]
+
+    def grade(self, subject):
+        return []
+
+
+@hookimpl
+def register_judges():
+    return [Wordless]
+"""
+
+
+def test_a_judge_that_asks_nothing_of_a_sample_without_a_word_is_planned(home: Path, tmp_path: Path) -> None:
+    own = tmp_path / "home"
+    shutil.copytree(home, own)
+    (own / "wordless.py").write_text(WORDLESS)
+    asking = 'judge=[{name="wordless",teacher={provider="compatible",model="m",base_url="http://127.0.0.1:9/v1"}}]'
+    words = ("plan", str(own / "tales.toml"), "--set", asking, "--set", "sampling.count=6", "--json")
+    plan = json.loads(distillkit(own, "--plugin", str(own / "wordless.py"), *words).stdout)
+    (judge,) = plan["judging"]["judges"]
+    assert (judge["calls"], judge["tokens"]["input"]["low"], judge["tokens"]["output"]["low"]) == (6, 0, 0)
+    assert judge["tokens"]["input"]["expected"] > 0
+    assert judge["tokens"]["output"]["high"] == 60
 
 
 def test_several_temperatures_have_figures_of_their_own_and_repeats_tell_noise_apart() -> None:

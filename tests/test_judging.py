@@ -53,6 +53,11 @@ def test_prompts_are_spread_evenly_over_the_held_out_documents(there: int, count
     assert max(gaps) - min(gaps) <= 1  # and those that serve once more stand at even distances
 
 
+def test_another_number_of_held_out_prompts_shares_what_the_documentation_says() -> None:
+    fifty, sixty = ({name for name, _ in held_out_prompts(documents(100), n, first_word)} for n in (50, 60))
+    assert (len(fifty & sixty), len(sixty - fifty)) == (30, 30)
+
+
 def test_prompts_are_beginnings_under_the_names_of_their_documents() -> None:
     assert held_out_prompts(documents(10), 3, first_word) == [("d0", "Story"), ("d3", "Story"), ("d6", "Story")]
     assert held_out_prompts(documents(10), 0, first_word) == []
@@ -455,6 +460,16 @@ def test_a_student_that_diverged_is_said_and_not_reported() -> None:
     student = Scores([Fixed(math.nan, 5, 5), Fixed(1, 5, 5)])
     with pytest.raises(DistillkitError, match="the judge 'perplexity' gave d0 a score of nan"):
         protocol.judge(Perplexity(), subject(documents(2), student))
+
+
+def test_a_loss_whose_exponential_is_no_number_has_no_perplexity_but_bits_per_byte() -> None:
+    bound = Scores([Fixed(6 * 10, 10, 40), Fixed(200 * 10, 10, 40)])  # the interval ends above 709
+    metrics = protocol.judge(Perplexity(), subject(documents(2), bound)).metrics
+    assert metrics["perplexity"].value == pytest.approx(math.exp(103))
+    assert metrics["perplexity"].high is None
+    assert metrics["loss"].high is not None
+    lost = Scores([Fixed(900 * 10, 10, 40), Fixed(910 * 10, 10, 40)])
+    assert set(protocol.judge(Perplexity(), subject(documents(2), lost)).metrics) == {"loss", "bits_per_byte"}
 
 
 def test_nothing_to_judge_by_is_said() -> None:

@@ -254,10 +254,40 @@ def test_the_first_lines_of_a_run_say_what_the_teacher_reads_in_its_steps_and_wh
     )
 
 
+def test_what_is_in_batches_is_told_beside_what_is_known(home: Path) -> None:
+    foreseen = plan.foresee(assemble("teacher.prompts=3"))
+    foreseen["teacher"] |= {"calls": 0, "sent_off": 3}
+    for told in (plan.brief(foreseen), plan.text(foreseen)):
+        assert "answers are known already, 3 are in batches" in told
+
+
 def test_what_is_judged_in_the_steps_is_counted_by_the_stage_that_trains(home: Path) -> None:
     parts = assemble(*FOREIGN, *READS[1:], *wire("https://a.example/v1"), "teacher.prompts=3")
     counts = [plan.teaching(parts, stages) for stages in (("label",), ("train",), ("label", "train"))]
     assert [(one["calls"], one["judged"]["rows"]) for one in counts if one] == [(3, 0), (0, 8), (3, 8)]
+
+
+def test_steps_that_were_made_are_not_paid_for_again(home: Path, provider: Provider) -> None:
+    provider.rule = echoing
+    how = ("teacher.prompt_tokens=4", "teacher.top_logprobs=2", "teacher.price={input=1000.0, output=1.0}")
+    run = sit(*FOREIGN, *READS, *wire(provider.url), *how)
+    counts = [
+        plan.teaching(assemble(*FOREIGN, *READS, *wire(provider.url), *how, f"train.steps={steps}"), run=run)
+        for steps in (4, 6)
+    ]
+    assert [one["judged"]["rows"] for one in counts if one] == [0, 4]
+    provider.forget()
+    assert CliRunner().invoke(cli, ["run", run.name, "--resume"], catch_exceptions=False).exit_code == 0
+    assert provider.calls == []
+
+
+def test_who_only_labels_is_not_asked_about_the_steps(home: Path, provider: Provider) -> None:
+    provider.rule = echoing
+    how = ("teacher.prompt_tokens=4", "teacher.top_logprobs=2", "teacher.price={input=1000.0, output=1.0}")
+    words = [word for key in (*FOREIGN, *READS, *wire(provider.url), *how) for word in ("--set", key)]
+    assert CliRunner().invoke(cli, ["label", "pupil.toml", *words], catch_exceptions=False).exit_code == 0
+    with pytest.raises(UsageError, match=r"8 calls to compatible may cost \$"):
+        CliRunner().invoke(cli, ["train", "pupil.toml", *words], catch_exceptions=False)
 
 
 # ------------------------------------------------------------------------------------------------ on the wire

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from folders import RECIPE, Tags, graded, history, hostile, make, summary
 
-from distillkit.errors import DistillkitError
+from distillkit.errors import DistillkitError, UsageError
 from distillkit.files import read_json, write_lines
 from distillkit.records import Sample
 from distillkit.reporting import plots, provenance, sides, tables, terminal, words
 from distillkit.runs import Run
+from distillkit.subjects import other
 
 # The report
 
@@ -95,6 +96,28 @@ def test_verdicts_on_other_weights_are_none_of_the_student(tmp_path):
     report = tables.build(run)
     assert (report["judges"], report["judges_protocol"], report["missing"]) == ({}, {}, ["judge"])
     assert tables.listing([run])[0]["metric"] is None
+
+
+def test_what_was_written_and_graded_in_the_middle_of_a_training_is_not_shown_at_its_end(tmp_path):
+    run = make(tmp_path, judged_weights="ab" * 32)
+    assert " a time." in shown(run)
+    assert (len(sides.read(run, "one").samples), len(sides.read(run, "one").grades)) == (1, 2)
+    run.record(judged_weights="cd" * 32)
+    assert " a time." not in shown(run)
+    assert (sides.read(run, "one").samples, sides.read(run, "one").grades) == ([], {})
+    with pytest.raises(UsageError, match="the samples of quickstart/1 were not written yet"):
+        other(run)
+    run.record(sampling={"weights": "ab" * 32})  # they were written again, and the judge did not come to its end
+    assert " a time." in shown(run)
+    assert tables.grades_of(run) == []
+    run.record(judged_weights=None, sampling={"weights": "cd" * 32})
+    assert " a time." not in shown(run)
+
+
+def shown(run: Run) -> str:
+    """All that a report shows of samples."""
+    tables.write(run)
+    return "".join((run.path / name).read_text() for name in ("report.md", "report.html", "tables/samples.csv"))
 
 
 def test_an_empty_folder_has_a_report(tmp_path):

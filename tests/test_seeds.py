@@ -31,7 +31,7 @@ from distillkit.cli import cli
 from distillkit.data.tokenizer import Tokenizer
 from distillkit.errors import DataError, DistillkitError, Interrupted, UsageError
 from distillkit.pipeline import Pipeline
-from distillkit.plugins import Plugins
+from distillkit.plugins import Plugins, current
 from distillkit.recipe import bundled, load
 from distillkit.runs import Run, runs_of
 
@@ -339,6 +339,22 @@ def test_what_is_better_than_the_warning_is_no_longer_warned_of(name: str, keys:
         assert advice(*(f"{key}={value}" for key, value in way)) == ""
 
 
+def test_more_text_of_a_prompts_file_is_asked_for_in_lines_and_only_where_there_are_too_few(home: Path) -> None:
+    told = ["teacher.provider=told", "teacher.share=0.5", "teacher.prompt_tokens=4", "teacher.max_tokens=8"]
+
+    def advice(lines: int, *more: str) -> str:
+        (home / "prompts.txt").write_text("".join(f"Tell of fox {i}.\n" for i in range(lines)))
+        keys = (*told, "teacher.prompts_file=prompts.txt", "teacher.prompts=0", "train.steps=20000", *more)
+        parts = Assembly(Plugins.load(("told.py",)).check(load("base.toml", keys)), current())
+        return plan.foresee(parts)["training"]["advice"] or ""
+
+    few, many = advice(20), advice(9000)
+    assert re.search(r"at least [\d,]+ lines in teacher\.prompts_file", few)
+    assert "corpus of" in many
+    assert "prompts" not in many  # it says nothing that would cut the file
+    assert "at least teacher.prompts = " in advice(20, "teacher.prompts=20")
+
+
 @pytest.mark.usefixtures("home", "offline")
 def test_a_run_without_a_network_says_how_to_bring_a_copy(peer: Callable[[str], ModuleType]) -> None:
     peer("datasets")
@@ -447,6 +463,23 @@ def test_a_run_that_fits_is_taken_and_one_that_does_not_is_named(home: Path) -> 
     assert "--set student.from=base/1" in caught.value.hint
     distillkit("run", "outer.toml", "--set", "train.steps=2", "--set", "student.from=base/1", "--until", "train")
     assert (numbers("base"), numbers("outer")) == (["1"], ["1", "2"])
+
+
+def test_what_is_left_of_the_first_run_is_agreed_to_before_it_is_gone_on_with(home: Path) -> None:
+    teacher = 'provider="compatible",model="m",base_url="http://127.0.0.1:9/v1",price={input=2.0,output=8.0}'
+    (home / "base.toml").write_text(f'{BASE}\n[[judge]]\nname="rubric"\nteacher={{{teacher}}}\n')
+    distillkit("run", "base.toml", "--until", "label")
+    with pytest.raises(UsageError, match="calls of the judge rubric to compatible may cost"):
+        distillkit("run", "outer.toml", "--set", 'judge=[{name="perplexity"}]')
+    assert (numbers("base"), numbers("outer")) == (["1"], [])
+
+
+def test_a_run_whose_record_is_damaged_fits_nobody_and_stops_nobody(home: Path) -> None:
+    distillkit("run", "base.toml")
+    (home / "reports/base/1/run.json").write_text("{")
+    with pytest.raises(UsageError, match="which is trained first") as caught:
+        distillkit("run", "outer.toml")
+    assert "base/1" not in caught.value.hint
 
 
 def test_what_is_set_of_text_shape_and_length_holds_for_the_first_recipe_too(home: Path) -> None:

@@ -551,6 +551,8 @@ def tiny_says(made: Path, prompt: str, seed: int, most: int, heat: float) -> str
 def test_a_file_of_prompts_makes_a_line_a_sample(made: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('"One day"\n{"prompt": "The hen"}\n')
     words = ("generate", "tiny", "--prompts", str(tmp_path / "prompts.jsonl"), "--max-tokens", "9", "--samples")
+    misspelt = [*words[:1], "tinny", *words[2:]]
+    assert distillkit(made, *misspelt, "2", "--to", str(tmp_path / "out.jsonl")).returncode == 2
     done = distillkit(made, *words, "2", "--to", str(tmp_path / "out.jsonl"))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

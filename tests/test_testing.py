@@ -610,7 +610,7 @@ class Forgetful(Length):
 JUDGES = [
     Bad(judges.grades_what_it_is_shown, Length, {"grade": lambda self, subject: []}, "gave no grade at all"),
     Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: Grade("x", 1.0, sample="y")), "it was not shown"),
-    Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: Grade("x", float("nan"))), "must be finite"),
+    Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: Grade("x", float("nan"))), "a score of nan"),
     Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: 3), "gave a int where a Grade was due"),
     Bad(judges.grades_what_it_is_shown, Asks, {}, "check_judge(..., teacher=lambda request: ...)"),
     Bad(judges.sums_its_grades_up, Forgetful, {}, "of its grades from disk it makes"),
@@ -628,6 +628,18 @@ JUDGES = [
         Length,
         {"grade": lambda self, subject: [Grade("x", 1 / len(subject.samples))]},
         "without samples it failed: ZeroDivisionError",
+    ),
+    Bad(
+        judges.copes_with_samples_without_a_word,
+        Length,
+        {"requests": lambda self, subject: [judge_request()] * (9 // max(len(s.completion) for s in subject.samples))},
+        "of samples without a word, the judge 'length' could not say what it would ask: ZeroDivisionError",
+    ),
+    Bad(
+        judges.copes_with_samples_without_a_word,
+        Length,
+        {"grade": lambda self, s: [Grade("x", 1 / sum(len(one.completion) for one in s.samples))] if s.samples else []},
+        "of samples without a word it failed: ZeroDivisionError",
     ),
     Bad(
         judges.copes_with_a_teacher_that_refuses,

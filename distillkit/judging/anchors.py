@@ -38,8 +38,10 @@ class Order:
     def sentence(self) -> str:
         """The finding in plain words."""
         found = self.correlation
-        if found.low is None or found.high is None or found.value is None:
+        if found.value is None and len(self.by_level) > 1:
             return "gives all of them the same"
+        if found.low is None or found.high is None:
+            return "too few were graded to tell"
         if found.low > CLEAR:
             return "tells good stories from bad ones"
         if found.low > 0:

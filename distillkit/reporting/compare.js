@@ -323,8 +323,8 @@ function scatter(holder, metric, cost) {
     ? logarithmic([least / 1.3, most * 1.3], [box.left, box.right])
     : linear(padded(costs, 0.08), [box.left, box.right]);
   const y = linear(padded(known.flatMap((index) => metric.values[index].filter((at) => at !== null))), [box.bottom, box.top]);
-  axes(picture, x, y, box, { x: cost.title, y: `${metric.title} (${metric.better} is better)` });
-  picture.append(draw("path", { class: "front", d: front(known, metric, cost).map((index, i) => `${i ? "L" : "M"}${x(cost.values[index])},${y(metric.values[index][0])}`).join("") }));
+  axes(picture, x, y, box, { x: cost.title, y: `${metric.title} (${metric.better || "neither way"} is better)` });
+  if (metric.better) picture.append(draw("path", { class: "front", d: front(known, metric, cost).map((index, i) => `${i ? "L" : "M"}${x(cost.values[index])},${y(metric.values[index][0])}`).join("") }));
   const taken = [];
   known.forEach((index) => picture.append(spot(index, metric, cost, x, y, box, taken)));
 }

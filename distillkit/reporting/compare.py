@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import UsageError
 from ..runs import SCHEMA, Run
@@ -22,7 +22,7 @@ MOST = 50
 # Criteria counted a token, so that they say nothing across tokenizers.
 BY_THE_TOKEN = frozenset({"loss", "perplexity"})
 
-BASELINE, INCOMPARABLE = "baseline", "not comparable"
+BASELINE, INCOMPARABLE, NEITHER = "baseline", "not comparable", "neither"
 
 
 def compare(runs: Sequence[Run], anyway: bool = False) -> dict[str, Any]:
@@ -71,9 +71,10 @@ def contrast(found: Sequence[Side], anyway: bool = False) -> dict[str, Any]:
     }
 
 
-def _better(found: Sequence[Side], judge: str, metric: str) -> Literal["lower", "higher"]:
+def _better(found: Sequence[Side], judge: str, metric: str) -> page.Better | None:
     """Which way is better, as the first run says that has the figure."""
-    return next((side for side in found if side.values(judge, metric)), found[0]).better(judge, metric)
+    side = next((side for side in found if side.values(judge, metric)), found[0])
+    return page.better(side.report, judge, metric)
 
 
 def _metrics(found: Sequence[Side]) -> list[tuple[str, str]]:
@@ -111,7 +112,11 @@ def _seen(first: Side, other: Side, key: tuple[str, str]) -> tuple[Difference, s
     if reason := _why_not(first, other, *key):
         return reason
     both = pairs(first, other, key)
-    return both.reason or (_difference(both), both.note)
+    if both.reason:
+        return both.reason
+    found = _difference(both)
+    tested = page.better(first.report, *key) is not None  # what nobody is better by takes no share of Holm's correction
+    return found if tested else replace(found, p=None), both.note
 
 
 def _difference(both: Pairs) -> Difference:
@@ -143,8 +148,15 @@ def _row(
     found, note = seen
     note = "; ".join(filter(None, (note, provenance.in_another_way(first, other, judge))))
     figures = {name: getattr(found, name) for name in ("low", "high", "p", "detectable", "n")}
-    said = INCOMPARABLE if counted is None else verdict(replace(found, p=counted), first.better(judge, metric))
+    said = _said(found, counted, page.better(first.report, judge, metric))
     return {**row, "difference": found.value, **figures, "p_adjusted": counted, "verdict": said, "note": note}
+
+
+def _said(found: Difference, counted: float | None, way: page.Better | None) -> str:
+    """The verdict on a difference: there is none where neither way is better, or nothing could be tested."""
+    if way is None:
+        return NEITHER
+    return INCOMPARABLE if counted is None else verdict(replace(found, p=counted), way)
 
 
 def _why_not(first: Side, other: Side, judge: str, metric: str) -> str:
@@ -184,7 +196,8 @@ def _ranking(
     """All runs by one metric, the best first; those that cannot be set against the baseline come last, unranked."""
     if not metrics:
         return {"judge": None, "metric": None, "rows": []}
-    judge, metric = max(metrics, key=lambda key: sum(side.values(*key) is not None for side in found))
+    by = [key for key in metrics if _better(found, *key)] or metrics
+    judge, metric = max(by, key=lambda key: sum(side.values(*key) is not None for side in found))
     against = {row["versus"]: row for row in rows if (row["judge"], row["metric"]) == (judge, metric)}
     lines = [_place(side, (judge, metric), against.get(side.name)) for side in found]
     sign = 1 if _better(found, judge, metric) == "lower" else -1

@@ -11,9 +11,10 @@ from operator import itemgetter
 from typing import Any
 
 from ..progress import clock
+from ..records import Sample
 from . import compare_text, frames, provenance, template, words
-from .page import UNITS
-from .sides import Side, Written
+from .page import UNITS, reads
+from .sides import Side
 
 Comparison = Mapping[str, Any]
 Cell = dict[str, Any]
@@ -74,12 +75,12 @@ def _title(comparison: Comparison) -> str:
 
 def _lede(comparison: Comparison) -> str:
     baseline, metric = words.line(comparison["baseline"]), compare_text.ranked_by(comparison)
-    order = f" Ranked by {metric}, {_direction(comparison['ranking']['metric'])}." if metric else ""
+    order = f" Ranked by {metric}, {_direction(comparison)}." if metric else ""
     return f"Each run against {baseline}, pair by pair on what both were judged on.{order}"
 
 
-def _direction(metric: str) -> str:
-    return UNITS.get(metric, "higher is better").rpartition("; ")[2]
+def _direction(comparison: Comparison) -> str:
+    return reads(comparison["metrics"][_place(comparison)]["better"])
 
 
 # Tables -----------------------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def _prompts(comparison: Comparison, found: Sequence[Side]) -> list[dict[str, An
 
     Whole rounds are taken: one sample of every run to each prompt, then a second, so that no run shows more.
     """
-    by_prompt: dict[str, list[list[Written]]] = {}
+    by_prompt: dict[str, list[list[Sample]]] = {}
     for index, side in enumerate(found):
         for sample in side.samples:
             by_prompt.setdefault(sample.prompt, [[] for _ in found])[index].append(sample)
@@ -204,12 +205,12 @@ def _prompts(comparison: Comparison, found: Sequence[Side]) -> list[dict[str, An
 
 
 def _turn(
-    found: Sequence[Side], written: Sequence[list[Written]], turn: int
-) -> Iterator[tuple[int, Side, list[Written]]]:
+    found: Sequence[Side], written: Sequence[list[Sample]], turn: int
+) -> Iterator[tuple[int, Side, list[Sample]]]:
     return ((i, side, own) for i, (side, own) in enumerate(zip(found, written, strict=True)) if len(own) > turn)
 
 
-def _card(index: int, side: Side, sample: Written, scores: Mapping[str, str], turn: int) -> dict[str, Any]:
+def _card(index: int, side: Side, sample: Sample, scores: Mapping[str, str], turn: int) -> dict[str, Any]:
     """A sample as it is shown."""
     return {
         "run": index,
@@ -307,7 +308,7 @@ def _metric(comparison: Comparison, metric: Mapping[str, Any]) -> dict[str, Any]
     values = [figures.get(name) for name in comparison["runs"]]
     return {
         "title": compare_text.title_of(comparison, metric),
-        "reads": UNITS.get(metric["metric"], f"{metric['better']} is better"),
+        "reads": "; ".join(filter(None, (UNITS.get(metric["metric"]), reads(metric["better"])))),
         "better": metric["better"],
         "values": [[own[part] for part in frames.FIGURES] if own else None for own in values],
         "said": [compare_text.value_of(own) for own in values],

@@ -20,7 +20,8 @@ Comparison = Mapping[str, Any]
 PAIRS = 3  # up to so many pairs get a table each
 ACROSS = 4  # metrics beside each other in one block
 KEYS = 12  # differences of recipes that are printed; all stand in JSON, CSV and on the page
-MARKS = {"better": "▲", "worse": "▼", "not distinguishable": "·", compare.BASELINE: " ", compare.INCOMPARABLE: "?"}
+MARKS = {"better": "▲", "worse": "▼", "not distinguishable": "·", compare.INCOMPARABLE: "?"}
+MARKS |= dict.fromkeys((compare.BASELINE, compare.NEITHER), " ")
 STYLES = {"better": "green", "worse": "red"}
 
 READS = (
@@ -109,9 +110,11 @@ def _pair(comparison: Comparison, name: str) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    widths = {"metric": 18, "baseline": 8, "this": 8, "difference": 23, "sees": 6, "verdict": 19}
+    rows = [row for row in comparison["rows"] if row["versus"] == name]
+    sees = max([6, *(len(_sees(row)) for row in rows)])
+    widths = {"metric": 24 - sees, "baseline": 8, "this": 8, "difference": 23, "sees": sees, "verdict": 19}
     table, notes = _table(widths), dict[str, str]()
-    for row in (row for row in comparison["rows"] if row["versus"] == name):
+    for row in rows:
         mark = f" [{notes.setdefault(row['note'], str(len(notes) + 1))}]" if row["note"] else ""
         ours, theirs = (value_of(row["values"][row[side]]).partition(" [")[0] for side in ("baseline", "versus"))
         cells = (f"{title_of(comparison, row)}{mark}", ours, theirs, difference_of(row), _sees(row))
@@ -125,7 +128,9 @@ UNJUDGED = "Neither run was judged."
 
 
 def _sees(row: Mapping[str, Any]) -> str:
-    return "" if row["detectable"] is None else words.figure(row["detectable"], 4)[:6]
+    """Four decimals, where those are two to five digits that matter."""
+    seen = row["detectable"]
+    return "" if seen is None else words.figure(seen, 4 if 0.001 <= seen < 10 else None)
 
 
 def _many(comparison: Comparison) -> Iterator[RenderableType]:

@@ -8,7 +8,7 @@ run says is hostile until `clean` and the template's escaping have seen it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..progress import clock
 from ..records import Sample
@@ -18,15 +18,15 @@ from .words import Fact, clean, count, figure, interval, label, line, short, siz
 
 Report = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
+Better = Literal["lower", "higher"]
 
 SAMPLES_SHOWN = 20
 
-# What a figure is measured in, and how to read it.
-UNITS = {
-    "bits_per_byte": "bits a byte; lower is better",
-    "loss": "nats a token; lower is better",
-    "perplexity": "e to the loss; lower is better",
-}
+# What a figure is measured in.
+UNITS = {"bits_per_byte": "bits a byte", "loss": "nats a token", "perplexity": "e to the loss"}
+
+# What less is more of, in runs that did not record it.
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 
 
 # A report in words -----------------------------------------------------------------------------------------
@@ -41,7 +41,24 @@ def headlines(report: Report) -> list[Fact]:
         if isinstance(metric, Mapping)
     ]
     rows.sort(key=lambda row: row[1] != "bits_per_byte")
-    return [Fact(title(judge, name), interval(metric), UNITS.get(name, "")) for judge, name, metric in rows]
+    return [Fact(title(judge, name), interval(metric), _measured(report, judge, name)) for judge, name, metric in rows]
+
+
+def _measured(report: Report, judge: str, metric: str) -> str:
+    return f"{UNITS[metric]}; {reads(better(report, judge, metric))}" if metric in UNITS else ""
+
+
+def better(report: Report, judge: str, metric: str) -> Better | None:
+    """Which way is better, as the judge said, or as it is known of runs that did not record it; None if neither is."""
+    name = metric.partition("@")[0]
+    if name in report["neither_is_better"].get(judge, ()):
+        return None
+    return "lower" if name in report["lower_is_better"].get(judge, LOWER_IS_BETTER) else "higher"
+
+
+def reads(way: Better | None) -> str:
+    """Which way is better, in words."""
+    return f"{way or 'neither way'} is better"
 
 
 def facts(report: Report) -> dict[str, list[Fact]]:
@@ -227,7 +244,7 @@ def _plugin(plugin: Any) -> str:
     return f"{line(plugin.get('name', ''))} {line(plugin.get('version') or '')}".strip()
 
 
-STAGES = {
+LACKING = {
     "data": "No data was read",
     "label": "The teacher was not asked, or not to the end",
     "train": "The student was not trained, or not to the end",
@@ -238,7 +255,7 @@ STAGES = {
 def lacks(report: Report) -> list[str]:
     """What this run did not do, one sentence a stage."""
     return [
-        f"{STAGES.get(stage, stage)}: the stage {stage!r} left no record of its end." for stage in report["missing"]
+        f"{LACKING.get(stage, stage)}: the stage {stage!r} left no record of its end." for stage in report["missing"]
     ]
 
 

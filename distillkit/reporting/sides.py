@@ -8,29 +8,11 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from ..records import Grade
+from ..records import Grade, Sample
 from ..runs import Run
 from . import curves, tables
-
-# What less is more of, in runs that did not record it.
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
-
-
-@dataclass(frozen=True)
-class Written:
-    """A sample, with what a comparison asks of it: which prompt it answers."""
-
-    id: str
-    prompt: str
-    completion: str
-    temperature: float | None = None
-
-    @property
-    def prompt_id(self) -> str:
-        """The name of its prompt."""
-        return self.id.rpartition("#")[0] or self.id
 
 
 @dataclass(frozen=True)
@@ -40,7 +22,7 @@ class Side:
     name: str
     report: Mapping[str, Any]
     grades: Mapping[tuple[str, str], Sequence[Grade]]
-    samples: Sequence[Written]
+    samples: Sequence[Sample]
     curves: Mapping[str, Any]
     recipe: Mapping[str, Any]
 
@@ -75,11 +57,6 @@ class Side:
         found = self.report[part].get("fingerprint")
         return None if found is None else str(found)
 
-    def better(self, judge: str, metric: str) -> Literal["lower", "higher"]:
-        """Which way is better, as the judge said, or as it is known of runs that did not record it."""
-        lower = self.report["lower_is_better"].get(judge, LOWER_IS_BETTER)
-        return "lower" if metric.partition("@")[0] in lower else "higher"
-
     def protocol(self, judge: str) -> Mapping[str, Any] | None:
         """How a judge judged: its hash and the facts behind it. None where nobody recorded that."""
         found: Mapping[str, Mapping[str, Any]] = self.report["judges_protocol"]
@@ -90,7 +67,7 @@ def read(run: Run, name: str) -> Side:
     """A run's side; the rows of its log are let go of as soon as the curves are drawn from them."""
     log = tables.history(run)
     report = tables.build(run, log)
-    return Side(name, report, _grades(run), _samples(run), curves.thinned(log), _recipe(report["recipe_text"]))
+    return Side(name, report, _grades(run), tables.samples_of(run), curves.thinned(log), _recipe(report["recipe_text"]))
 
 
 def names(runs: Sequence[Run]) -> list[str]:
@@ -104,17 +81,10 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 def _grades(run: Run) -> dict[tuple[str, str], list[Grade]]:
     grades: dict[tuple[str, str], list[Grade]] = {}
-    for row in tables.lines(run.grades):
+    for row in tables.grades_of(run):
         grade = Grade.from_json(row)
         grades.setdefault((row.get("judge", ""), grade.criterion), []).append(grade)
     return grades
-
-
-def _samples(run: Run) -> list[Written]:
-    return [
-        Written(row["id"], row["prompt"], row["completion"], row.get("temperature"))
-        for row in tables.lines(run.samples)
-    ]
 
 
 def _recipe(text: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import math
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +39,15 @@ def history(run: Run) -> Rows:
 
 def samples_of(run: Run) -> list[Sample]:
     """What the student wrote."""
-    known = {field.name for field in fields(Sample)}
-    return [Sample.from_json({key: row[key] for key in row.keys() & known}) for row in lines(run.samples)]
+    info = run.info
+    wrote = (info.get("sampling") or {}).get("weights") or info.get("judged_weights")
+    return [Sample.from_json(row) for row in lines(run.samples)] if _are_its_own(info, wrote) else []
+
+
+def grades_of(run: Run) -> Rows:
+    """What the judges said of it."""
+    info = run.info
+    return lines(run.grades) if _are_its_own(info, info.get("judged_weights")) else []
 
 
 def lines(path: Path) -> Rows:
@@ -88,6 +94,7 @@ def build(run: Run, log: Rows | None = None) -> Report:
         "judges_protocol": info.get("judges_protocol") or {},
         "judges_design": info.get("judges_design") or {},
         "lower_is_better": info.get("lower_is_better") or {},
+        "neither_is_better": info.get("neither_is_better") or {},
         "together": info.get("together") or [],
         "student": info.get("student") or {},
         "data": info.get("data") or {},
@@ -112,11 +119,16 @@ def _teacher(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _of_these_weights(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A run's record without verdicts on other weights: those of a student that was judged while it was trained."""
-    judged, own = info.get("judged_weights"), (info.get("training") or {}).get("weights_sha256")
-    if None in (judged, own) or judged == own:
+    """A run's record without verdicts on other weights."""
+    if _are_its_own(info, info.get("judged_weights")):
         return info
     return {key: value for key, value in info.items() if key not in VERDICTS}
+
+
+def _are_its_own(info: Mapping[str, Any], weights: str | None) -> bool:
+    """Whether weights are those of the run, as far as both are known: a student may be judged while it is trained."""
+    own = (info.get("training") or {}).get("weights_sha256")
+    return None in (weights, own) or weights == own
 
 
 def missing(run: Run) -> list[str]:
@@ -185,7 +197,7 @@ def csvs(run: Run, report: Report) -> dict[str, pandas.DataFrame]:
         "judges": (judged, ["judge", "metric", "value", "low", "high", "n"]),
         "training": ([_flat(row) for row in history(run)], ["kind", "step", "loss"]),
         "grades": (
-            [{**defaults, **row} for row in lines(run.grades)],
+            [{**defaults, **row} for row in grades_of(run)],
             ["judge", "criterion", "score", "sample", "document", "weight", "note"],
         ),
         "samples": ([sample.to_json() for sample in samples_of(run)], ["id", "prompt", "completion", "seed"]),

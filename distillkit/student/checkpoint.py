@@ -130,6 +130,12 @@ def newest_good(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, faults
 
 
+def reached(checkpoints: Path) -> int:
+    """The step that training would go on from."""
+    newest, _ = newest_good(checkpoints)
+    return 0 if newest is None else newest.step
+
+
 def set_aside(checkpoint: Checkpoint, why: str = "damaged") -> None:
     """Rename a useless checkpoint, so that it is neither used nor in the way of a new one."""
     name = f"{why}-{checkpoint.path.name}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import DistillkitError, UsageError
 from ..installed import reason
-from ..judging.protocol import Judged, Verdict
+from ..judging.protocol import Judged, Verdict, would_ask
 from ..judging.protocol import judge as asked
 from ..records import Answer, Grade, Metric, Request
 from ..roles import Judge
@@ -29,6 +29,7 @@ def check_judge(cls: type[Judge], options: Mapping[str, Any] | None = None, *, t
     A judge that asks a teacher needs one: `teacher` is handed each request and returns an answer, or its text.
     """
     promises = [grades_what_it_is_shown, sums_its_grades_up, repeats_itself, copes_with_nothing_to_judge]
+    promises += [copes_with_samples_without_a_word]
     if teacher is not None:
         promises += [copes_with_a_teacher_that_refuses, says_that_it_needs_a_teacher]
     return check("judges", cls, options, promises, teacher=teacher)
@@ -115,6 +116,18 @@ def copes_with_nothing_to_judge(case: Case) -> None:
     _says_so(case, replace(subject, samples=[]), "without samples")
     _says_so(case, replace(subject, held_out=[]), "without documents")
     _says_so(case, replace(subject, samples=[], held_out=[], read_train=tuple), "with nothing at all")
+
+
+def copes_with_samples_without_a_word(case: Case) -> None:
+    """A student may end at once, and a plan counts what would be asked of such samples: it may be nothing."""
+    subject = subject_of(case)
+    wordless = replace(subject, samples=[replace(sample, completion="") for sample in subject.samples])
+    try:
+        would_ask(case.new(), wordless)
+    except DistillkitError as error:
+        remedy = "Leave out in requests() what it cannot ask."
+        raise BrokenError(f"of samples without a word, {error}", remedy) from error
+    _says_so(case, wordless, "of samples without a word")
 
 
 def copes_with_a_teacher_that_refuses(case: Case) -> None:

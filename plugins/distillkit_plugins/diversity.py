@@ -21,6 +21,7 @@ class Diversity(Judge):
 
     name = "diversity"
     lower_is_better = frozenset({"repetition", "self_bleu"})
+    neither_is_better = frozenset({"words"})
     together = True
 
     class Options(Judge.Options):

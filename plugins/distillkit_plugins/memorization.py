@@ -19,6 +19,7 @@ class Memorization(Judge):
 
     name = "memorization"
     lower_is_better = frozenset({"longest", "overlap"})
+    neither_is_better = frozenset({"held_out_longest", "held_out_overlap"})  # of documents, cut as the samples are
 
     class Options(Judge.Options):
         """What counts."""

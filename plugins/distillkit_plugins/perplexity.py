@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 
 from distillkit import Grade, Judge, Metric, Subject, UsageError, hookimpl
+
+MOST_NATS = math.log(sys.float_info.max)  # of which the exponential is still a number
 
 
 class Perplexity(Judge):
@@ -29,10 +32,12 @@ class Perplexity(Judge):
                 yield Grade("bits_per_byte", bits / score.bytes, document=document.id, weight=score.bytes)
 
     def summarise(self, grades: Sequence[Grade]) -> dict[str, Metric]:
-        """The weighted means, and perplexity, which is the exponential of the loss."""
+        """The weighted means, and perplexity, the exponential of the loss; a student that diverged may have none."""
         metrics = super().summarise(grades)
         loss = metrics["loss"]
-        low, high = (None if bound is None else math.exp(bound) for bound in (loss.low, loss.high))
+        if loss.value > MOST_NATS:
+            return metrics
+        low, high = (None if bound is None or bound > MOST_NATS else math.exp(bound) for bound in (loss.low, loss.high))
         return {**metrics, "perplexity": Metric(math.exp(loss.value), low, high, loss.n)}
 
 

@@ -156,7 +156,7 @@ class Rubric(Judge):
             grades.append(Grade("overall", sum(g.score for g in grades) / len(grades), sample=sample.id))
         if self.options.age_group:
             group = reply.get("age_group")
-            if group not in AGES:
+            if not isinstance(group, str) or group not in AGES:
                 raise ValueError("its age_group is none of those that were named")
             grades.append(Grade("age_group", AGES[group], sample=sample.id, note=group))
         silent = sum(grade is None for grade, _ in given.values())
