@@ -188,7 +188,7 @@ def _checked(who: str, grade: object) -> Grade:
     """A grade that can be counted, or the judge's fault said plainly."""
     if not isinstance(grade, Grade):
         raise DistillkitError(f"{who} gave a {type(grade).__name__} where a Grade was due")
-    countable = all(_is_number(value) and abs(value) <= LARGEST for value in (grade.score, grade.weight))
+    countable = all(_is_number(value) and abs(float(value)) <= LARGEST for value in (grade.score, grade.weight))
     if not countable or grade.weight < 0:
         of = grade.sample or grade.document or "the student"
         raise DistillkitError(
