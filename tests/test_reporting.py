@@ -147,6 +147,15 @@ def test_no_teacher_is_not_a_missing_stage(tmp_path):
     assert "learned from the documents alone" in tables.text(report)
 
 
+def test_whether_a_student_had_a_teacher_elsewhere_nobody_knows(tmp_path):
+    run = make(tmp_path, teacher=None, imported={"from": "model.pt", "kind": "nanoGPT", "sha256": None})
+    run.recipe.write_text('name = "quickstart"\n')
+    said = tables.text(tables.build(run))
+    assert "brought in from" in said
+    assert "model.pt" in said
+    assert "learned from the documents alone" not in said
+
+
 def test_not_a_number_never_reaches_json(tmp_path):
     run = make(tmp_path)
     nan = {

@@ -63,10 +63,11 @@ def reads(way: Better | None) -> str:
 
 def facts(report: Report) -> dict[str, list[Fact]]:
     """What was done, stage by stage. A section without facts is left out."""
+    origin = report["imported"]
     sections = {
-        "student": list(_student(report["student"])),
+        "student": [*_brought_in(origin), *_student(report["student"])],
         "data": list(_data(report["data"], report["tokenizer"])),
-        "teacher": list(_teacher(report["teacher"], "label" in report["missing"])),
+        "teacher": list(_teacher(report["teacher"], known=not origin and "label" not in report["missing"])),
         "training": list(_training(report["training"])),
         "speed": list(_speed(report["speed"])),
         "judging": list(_judging(report["judges_design"], report["judges_protocol"])),
@@ -79,6 +80,12 @@ def _unknown(table: Mapping[str, Any], *known: str) -> list[Fact]:
     """Plain values under keys that this module has no words for, so that nothing recorded is hidden."""
     plain = {k: v for k, v in table.items() if k not in known and isinstance(v, str | int | float)}
     return [Fact(label(k), figure(v) if isinstance(v, float) else count(v)) for k, v in plain.items()]
+
+
+def _brought_in(origin: Mapping[str, Any] | None) -> Iterator[Fact]:
+    """From where; whether it had a teacher there nobody knows."""
+    if origin:
+        yield Fact("brought in from", line(origin["from"]), line(origin["kind"]))
 
 
 def _student(student: Mapping[str, Any]) -> Iterator[Fact]:
@@ -114,9 +121,9 @@ def _amount(split: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *([size(split["bytes"])] if "bytes" in split else [])])
 
 
-def _teacher(teacher: Mapping[str, Any] | None, missing: bool) -> Iterator[Fact]:
+def _teacher(teacher: Mapping[str, Any] | None, known: bool) -> Iterator[Fact]:
     if not teacher:
-        if not missing:
+        if known:
             yield Fact("teacher", "none", "the student learned from the documents alone")
         return
     yield Fact("teacher", line(teacher.get("model") or teacher.get("provider", "")), _through(teacher))

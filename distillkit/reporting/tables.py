@@ -97,6 +97,7 @@ def build(run: Run, log: Rows | None = None) -> Report:
         "neither_is_better": info.get("neither_is_better") or {},
         "together": info.get("together") or [],
         "student": info.get("student") or {},
+        "imported": info.get("imported"),
         "data": info.get("data") or {},
         "tokenizer": info.get("tokenizer") or {},
         "teacher": _teacher(info),
