@@ -935,12 +935,12 @@ def test_what_others_pay_for_after_a_run_was_stopped_is_none_of_that_ones(provid
 
 @pytest.mark.usefixtures("at_home")
 def test_a_run_that_asked_for_a_share_is_not_charged_for_the_others(provider: Provider) -> None:
-    run = sitting(None, 6, shard=(1, 2))
+    run = sitting(None, 24, shard=(1, 2))
     asked, spent = len(provider.prompts), run.info["spent"]
-    sitting(None, 6, shard=(2, 2))
-    sitting(run, 6)
-    assert 0 < asked < len(provider.prompts) == 6
-    assert (run.info["teacher"]["asked"], run.info["teacher"]["cached"]) == (asked, 6 - asked)
+    sitting(None, 24, shard=(2, 2))
+    sitting(run, 24)
+    assert 0 < asked < len(provider.prompts) == 24
+    assert (run.info["teacher"]["asked"], run.info["teacher"]["cached"]) == (asked, 24 - asked)
     assert run.info["spent"] == spent
 
 
