@@ -39,9 +39,9 @@ def card(run: Run, student: Trained, proof: Mapping[str, Any]) -> str:
 def _report(run: Run) -> Report:
     """The run's report. How a student that was brought in was trained nobody knows: there it tells of judging it."""
     report = read_json(run.report) if run.report.is_file() else {}
-    if imported := run.info.get("imported"):
-        return {**report, "imported": imported, "training": {}, "data": {}, "missing": []}
-    return report
+    imported = run.info.get("imported")
+    unknown: Report = {"training": {}, "data": {}, "missing": []} if imported else {}
+    return {**report, "imported": imported, **unknown}
 
 
 def _lede(report: Report, student: Trained) -> str:
