@@ -32,7 +32,7 @@ from .tables import TeacherTable
 from .teachers import prompts
 from .teachers.asking import Terms
 from .teachers.cache import Cache
-from .teachers.label import Labelled, keys_of, label
+from .teachers.label import Labelled, keys_of, label, settled
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -324,18 +324,21 @@ class Assembly:
             keys = keys_of(self.teacher, self.requests(), self.manner.get("shard"))
             pending.refuse(self._batches, cache, keys)
 
-    def sent_off(self, teacher: Teacher, requests: list[Request]) -> int:
+    def sent_off(self, teacher: Teacher, requests: list[Request], terms: Terms) -> int:
         """How many of the requests are in a batch whose answers are still to come, and need not be paid for again."""
         from .teachers import pending
 
         found = pending.in_batches(self._batches, keys_of(teacher, requests), pending.SENT_OFF)
         with self.cache() as cache:
-            return len(found.keys() - cache.get_many(found).keys())
+            return len(found.keys() - settled(cache, found, terms).keys())
 
     def came_since(self, teacher: Teacher, requests: list[Request], moment: float) -> list[Answer]:
-        """The answers to requests that came into the cache since a moment."""
+        """The answers to requests that came into the cache since a moment, but for those that are to be counted yet."""
+        from .teachers import pending
+
+        keys = set(keys_of(teacher, requests)) - pending.owed(self._batches)
         with self.cache() as cache:
-            return list(cache.get_many(cache.since(keys_of(teacher, requests), moment)).values())
+            return list(cache.get_many(cache.since(keys, moment)).values())
 
     def at_least(self, teacher: Teacher, answers: list[Answer], spent: Mapping[str, float]) -> dict[str, float]:
         """What was spent on a teacher, when at least these answers were paid for beside what was spent before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -142,11 +142,13 @@ class Pipeline:
         """The answers to requests; how many came and what they cost is recorded even when it ends badly."""
         self.voice.say(f"Asking {teacher.name} for {len(requests)} answers.")
         done = Labelled([], [])
-        try:
-            self.parts.ask(teacher, requests, terms, done)
-        finally:
+
+        def recorded() -> None:
             spent = {"spent": done.spent} if done.spent else {}
             self.run.record(asked=self.run.info["asked"] + done.asked, asking=None, **spent)
+
+        with _in_the_end(recorded):
+            self.parts.ask(teacher, requests, terms, done)
         self.voice.say(f"  {done.asked} asked, {done.cached} from the cache")
         if done.refused:
             self._warn(
@@ -218,7 +220,7 @@ class Pipeline:
         One that was killed could not say what it asked for: that is read off the answers that came since it began.
         """
         info = self.run.info
-        asked, spent = info.get("asked", 0), info.get("spent") or {}
+        asked, spent = info.get("asked") or (info.get("teacher") or {}).get("asked") or 0, info.get("spent") or {}
         if killed := info.get("asking"):
             came = self.parts.came_since(teacher, requests, killed["since"])
             asked, spent = asked + len(came), self.parts.at_least(teacher, came, spent)
@@ -271,13 +273,8 @@ class Pipeline:
             seconds = round(spent.get(stage, 0.0) + time.perf_counter() - begun, 3)
             return {**info, "seconds": {**spent, stage: seconds}}
 
-        try:
+        with _in_the_end(lambda: self.run.revise(longer)):
             yield
-        except BaseException:
-            with suppress(OSError):  # a full disk must not hide what ended the stage
-                self.run.revise(longer)
-            raise
-        self.run.revise(longer)
 
     @contextmanager
     def _recorded(self, stages: tuple[str, ...]) -> Iterator[None]:
@@ -302,11 +299,13 @@ class Pipeline:
             self._ended("done", finished=now())
 
     def _to_go_on(self) -> str:
-        """The command that goes on: a recipe does not say that its teacher is asked in batches, or for a share."""
-        batch, shard = (self.parts.manner.get(how) for how in ("batch", "shard"))
-        if not batch and not shard:
+        """The command that goes on: a recipe does not say how its teacher is asked."""
+        manner = self.parts.manner
+        words = [f"--{name.replace('_', '-')}" for name in ("batch", "retry_refused") if manner.get(name)]
+        if shard := manner.get("shard"):
+            words.append(f"--shard {shard[0]}/{shard[1]}")
+        if not words:
             return f"Go on: distillkit run {self.run.path} --resume"
-        words = [*(["--batch"] if batch else []), *([f"--shard {shard[0]}/{shard[1]}"] if shard else [])]
         return f"Go on: distillkit label {self.run.path} {' '.join(words)}"
 
     def _ended(self, status: str, **more: Any) -> None:
@@ -318,6 +317,18 @@ class Pipeline:
         """Record it of a run that did not end well, as far as there is room: what failed may have been the disk."""
         with suppress(OSError):
             self._ended(status, **more)
+
+
+@contextmanager
+def _in_the_end(record: Callable[[], None]) -> Iterator[None]:
+    """Record something however a block ends. A disk that is full by then does not hide what ended it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            record()
+        raise
+    record()
 
 
 @contextmanager

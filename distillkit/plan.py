@@ -77,7 +77,7 @@ def teaching(parts: Assembly, stages: Sequence[str] = STAGES, run: Run | None = 
     requests = [request for request, _, _ in rows_of(teacher, wanted, terms.shard)]
     with parts.cache() as cache:
         cached = known(teacher, requests, cache, terms)
-    sent_off = parts.sent_off(teacher, requests) if terms.batch else 0
+    sent_off = parts.sent_off(teacher, requests, terms) if terms.batch else 0
     calls = len(requests) - cached - sent_off
     share = calls / max(1, len(requests))  # which of them are known matters less than how many
     read = share * sum(upper(request).prompt_tokens - TEMPLATE_TOKENS for request in requests)

@@ -72,7 +72,12 @@ class Subjects:
             return None
 
     def _made_of(self, weights: str) -> str:
-        return digest({"weights": weights, **self.table.how, "max_tokens": self.table.max_tokens})
+        drawn = {
+            **self.table.how,
+            "temperature": None,
+            "max_tokens": self.table.max_tokens,
+        }  # that stands with a sample
+        return digest({"weights": weights, **drawn})
 
     def kept(self) -> dict[Any, str]:
         """The samples that this very student wrote before, by what decides them. What was altered since is not kept."""

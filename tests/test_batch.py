@@ -140,10 +140,10 @@ def test_nothing_asked_is_nothing_sent(provider: Any, cache: Cache) -> None:
 def test_a_batch_is_split_by_the_sizes_that_the_teacher_says(provider: Any, cache: Cache) -> None:
     there, url = provider
     teacher = batcher(url)
-    teacher.batch_sizes = Sizes(requests=3)  # type: ignore[attr-defined]
+    teacher.batch_limits = Sizes(requests=3)  # type: ignore[attr-defined]
     assert texts(send(teacher, prompts(10), cache)) == TO[:10]
     assert [batch["request_counts"]["total"] for batch in there.batches.values()] == [3, 3, 3, 1]
-    teacher.batch_sizes = Sizes(bytes=1000)  # type: ignore[attr-defined]
+    teacher.batch_limits = Sizes(bytes=1000)  # type: ignore[attr-defined]
     send(teacher, prompts(20, temperature=0.5), cache)
     sizes = [len(content) for content in there.files.values() if b'"body": {"model"' in content]
     assert max(sizes[4:]) <= 1000
@@ -213,6 +213,20 @@ def test_what_is_in_a_batch_is_not_asked_for_one_by_one(provider: Any, cache: Ca
     pending.refuse(folder, cache, keys_of(teacher, prompts(9, temperature=0.5)))
     send(teacher, prompts(5), cache)
     pending.refuse(folder, cache, keys_of(teacher, prompts(9)))
+
+
+def test_what_was_refused_and_is_in_a_batch_again_is_not_asked_for_one_by_one(provider: Any, cache: Cache) -> None:
+    _, url = provider
+    folder, teacher = cache.folder.parent / "batches", batcher(url)
+    for _, key, what in (rows := rows_of(teacher, prompts(3))):
+        cache.put(key, what, Answer("", finish=REFUSED))
+    check = partial(pending.refuse, folder, cache)
+    sat(teacher, prompts(3), cache, retry_refused=True)
+    with pytest.raises(UsageError, match="3 of the requests are in a batch"):
+        label(batcher(url), prompts(3), cache, terms=Terms(retry_refused=True), check=check)
+    assert label(batcher(url), prompts(3), cache, check=check).refused == 3  # they are not to be asked again
+    sat(teacher, prompts(3), cache, retry_refused=True)
+    check(key for _, key, _ in rows)
 
 
 class Alone(Teacher):
@@ -307,7 +321,9 @@ def test_the_batch_of_another_recipe_takes_nothing_of_a_budget(provider: Any, ca
     assert "1 batch is pending" in str(stopped)
     done, error = sat(batcher(url), others(2), cache, wait=True, max_requests=5)
     assert (error, done.asked, done.spent["requests"]) == (None, 2, 2)
-    assert known(batcher(url), prompts(9), cache) == 9  # it was collected, too
+    assert known(batcher(url), prompts(9), cache) == 0  # it is left to its own recipe
+    assert texts(send(batcher(url), prompts(9), cache)) == TO[:9]
+    assert len(there.batches) == 2
 
 
 def test_what_another_recipe_collects_is_paid_for_once_by_the_one_that_wants_it(provider: Any, cache: Cache) -> None:
@@ -316,6 +332,7 @@ def test_what_another_recipe_collects_is_paid_for_once_by_the_one_that_wants_it(
     sat(batcher(url), prompts(5), cache, price=price)
     also, _ = sat(batcher(url), [*prompts(2), *others(1)], cache, wait=True, price=price)
     assert (also.asked, also.spent["requests"]) == (3, 3)
+    assert pending.owed(cache.folder.parent / "batches") == {*keys_of(batcher(url), prompts(5)[2:])}
     done, error = sat(batcher(url), prompts(5), cache, price=price)
     assert (error, texts(done)) == (None, TO[:5])
     assert (done.asked, done.cached, done.spent["requests"], done.spent["tokens"]) == (3, 2, 3, 15)
@@ -330,11 +347,13 @@ def test_a_refused_batch_ends_the_sitting_of_its_own_recipe_only(provider: Any, 
     sat(batcher(url), prompts(3), cache)
     there.batches["batch-1"] |= {"status": "failed", "errors": {"object": "list", "data": [{"message": "no"}]}}
     assert texts(send(batcher(url), others(1), cache)) == ["to other 0"]
+    _, error = sat(batcher(url), prompts(3), cache)
+    assert "the provider refused the batch" in str(error)
     assert texts(send(batcher(url), prompts(3), cache)) == TO[:3]
     assert left(cache) == []
 
 
-def test_tries_are_counted_though_another_recipe_collects_what_failed(provider: Any, cache: Cache) -> None:
+def test_tries_are_counted_though_another_recipe_sits_between(provider: Any, cache: Cache) -> None:
     there, url = provider
     there.fate = lambda key, body: 500 if body["prompt"] == "prompt 1" else 200
     sat(batcher(url), prompts(3), cache)
@@ -492,7 +511,7 @@ def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended
     there, url = provider
     there.at_once, there.looks = 1, 6
     teacher, voice = batcher(url), Said()
-    teacher.batch_sizes = Sizes(requests=2)  # type: ignore[attr-defined]
+    teacher.batch_limits = Sizes(requests=2)  # type: ignore[attr-defined]
     assert texts(send(teacher, prompts(6), cache, voice)) == TO[:6]
     assert sum("queue is full" in line for line in voice.lines) == len(there.batches) - 3 <= 3
     there.at_once = 0
@@ -508,7 +527,7 @@ def test_what_waited_for_the_queue_and_was_then_refused_is_uploaded_again(
     there.at_once, there.looks = 1, 6
     there.replies["POST /v1/batches"] = [200, 200, status]
     teacher = batcher(url)
-    teacher.batch_sizes = Sizes(requests=2)  # type: ignore[attr-defined]
+    teacher.batch_limits = Sizes(requests=2)  # type: ignore[attr-defined]
     with pytest.raises(TeacherError, match="could not make a batch"):
         send(teacher, prompts(4), cache)
     assert texts(send(teacher, prompts(4), cache)) == TO[:4]

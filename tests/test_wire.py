@@ -26,6 +26,7 @@ from distillkit_plugins.openai import OpenAI
 from faults import FAULTS, FAULTY, KEY, PAGE, Row, fast_clock, page, requests, teacher, tried
 from provider import PROBE, Act, Call, PerMinute, Provider, error, serving
 from test_cli import TINY, distillkit
+from test_training import fill_the_disk
 
 from distillkit.assembly import Assembly
 from distillkit.errors import Interrupted, LimitReached, RecipeError, TeacherError, TryAgain, UsageError
@@ -931,6 +932,17 @@ def test_what_others_pay_for_after_a_run_was_stopped_is_none_of_that_ones(provid
     assert len(provider.prompts) - before == 2
     assert (run.info["teacher"]["asked"], run.info["teacher"]["cached"]) == (asked + 2, 6 - asked)
     assert run.info["spent"]["requests"] == spent["requests"] + 2
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_disk_that_is_full_by_then_does_not_hide_what_ended_the_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: Any) -> None:
+        fill_the_disk(monkeypatch)
+        raise LimitReached("the budget is spent")
+
+    monkeypatch.setattr("distillkit.assembly.Assembly.ask", ask)
+    with pytest.raises(LimitReached, match="the budget is spent"):
+        sitting(None, 6)
 
 
 @pytest.mark.usefixtures("at_home")

@@ -42,7 +42,7 @@ class Sizes:
 
 
 class Batched(Protocol):
-    """What a teacher offers so that it can be asked in batches. `batch_sizes` may stand beside it."""
+    """What a teacher offers so that it can be asked in batches. `batch_limits` may stand beside it."""
 
     name: str
 
@@ -120,8 +120,7 @@ class _Said:
 class _Stage:
     """One sitting: settle the batches that are there, send off what is in none, count what is missing.
 
-    Batches of other recipes are collected, too, for they take room in the provider's queue; but each recipe sends off
-    and pays for what it wants itself.
+    Batches in which nothing is wanted are other recipes', and left to them.
     """
 
     def __init__(
@@ -149,7 +148,8 @@ class _Stage:
     def goes_on(self) -> bool:
         """Do all that can be done now; whether answers are still to come."""
         for part in self._held():
-            self._settle(part)
+            if self._is_wanted(part):
+                self._settle(part)
         self._send()
         self.done.found = self._known(self.wanted)
         if self.missing and not self._pending():
@@ -250,7 +250,7 @@ class _Stage:
 
     def _send_together(self, keys: list[str], attempt: int) -> None:
         """Requests in as few batches as their sizes allow."""
-        sizes = getattr(self.teacher, "batch_sizes", Sizes())
+        sizes = getattr(self.teacher, "batch_limits", Sizes())
         for group in pending.split(
             ((key, self._line(key, self.wanted[key])) for key in keys), sizes.requests, sizes.bytes
         ):
@@ -287,7 +287,7 @@ class _Stage:
             self._look(part)
         elif part.status == "collected":
             self._pay_for_own(part)
-        elif self._is_wanted(part) and not (part.status == "queued" and self._others_run(part)):
+        elif not (part.status == "queued" and self._others_run(part)):
             self._take_back(part)
 
     def _take_back(self, part: Part) -> None:
@@ -318,8 +318,9 @@ class _Stage:
             self._collect(part, batch)
 
     def _others_run(self, part: Part) -> bool:
-        """Whether other batches are with the provider now."""
-        return any(other.status == "submitted" and other.id != part.id for other in self._parts())
+        """Whether other batches are with the provider now, whoever sent them off."""
+        others = (other for other in self._parts() if other.status == "submitted" and other.id != part.id)
+        return any(self._is_wanted(other) or self.provider.look(other).status not in ENDED for other in others)
 
     def _refused(self, part: Part, batch: Any) -> None:
         """A batch that the provider took and then refused: for its queue's sake it waits, else the stage ends."""
@@ -329,9 +330,6 @@ class _Stage:
                 f"  the provider's queue is full; batch {part.batch} is sent again when another one has ended"
             )
             part.save(status="queued", batch=None)
-            return
-        if not self._is_wanted(part):  # whoever wants it tries again, and hears why
-            self._take_back(part)
             return
         part.drop()
         raise TeacherError(f"the provider refused the batch {part.batch}: {self.provider.hidden(_words(batch))}")

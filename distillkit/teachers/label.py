@@ -114,7 +114,7 @@ def label(
     done = done or Labelled([], [])
     done.requests, done.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
     wanted = {key: (request, what) for request, key, what in rows}
-    done.found = _settled(cache, wanted, terms)
+    done.found = settled(cache, wanted, terms)
     waiting = {key: request for key, (request, _) in wanted.items() if key not in done.found}
     due, before = len(waiting), len(done.found)
     asking = _Asking(teacher, terms, cache, voice, done)
@@ -124,8 +124,7 @@ def label(
         done.asked += 1
 
     try:
-        for mine in _portions(cache, waiting, terms, done, voice):
-            check(mine)
+        for mine in _portions(cache, waiting, terms, done, voice, check):
             with _short_pauses(cache, len(mine)) as settle, closing(asking.ask(mine)) as answers:
                 for key, answer in answers:
                     settle()
@@ -175,19 +174,20 @@ def _short_pauses(cache: Cache, requests: int) -> Iterator[Callable[[], None]]:
         gc.unfreeze()
 
 
-def _settled(cache: Cache, keys: Iterable[str], terms: Terms) -> dict[str, Answer]:
+def settled(cache: Cache, keys: Iterable[str], terms: Terms) -> dict[str, Answer]:
     """What is known and need not be asked again: refusals too, unless they are to be."""
     found = cache.get_many(keys)
     return {key: answer for key, answer in found.items() if not (terms.retry_refused and answer.finish == REFUSED)}
 
 
 def _portions(
-    cache: Cache, waiting: dict[str, Request], terms: Terms, done: Labelled, voice: Voice
+    cache: Cache, waiting: dict[str, Request], terms: Terms, done: Labelled, voice: Voice, check: Check
 ) -> Iterator[dict[str, Request]]:
     """What this process is to ask for: all that no other one is asking for. What others ask for is waited for."""
     while waiting:
         claimed = cache.claim(waiting)
-        done.found |= _settled(cache, waiting, terms)  # after claiming: others may have answered just before
+        check(claimed - done.found.keys())  # before looking: who collects a batch keeps its answers, then drops it
+        done.found |= settled(cache, waiting, terms)  # after claiming: others may have answered just before
         mine = {key: request for key, request in waiting.items() if key in claimed and key not in done.found}
         if mine:
             yield mine
@@ -206,7 +206,7 @@ def keys_of(teacher: Identified, requests: Sequence[Request], shard: tuple[int, 
 def known(teacher: Identified, requests: Sequence[Request], cache: Cache, terms: Terms | None = None) -> int:
     """How many of the requests need not be asked again."""
     keys = keys_of(teacher, requests)
-    found = _settled(cache, keys, terms) if terms and terms.retry_refused else cache
+    found = settled(cache, keys, terms) if terms and terms.retry_refused else cache
     return sum(key in found for key in keys)
 
 

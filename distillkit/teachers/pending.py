@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from ..errors import CorruptError, UsageError
 from ..files import private, read_json, read_lines, replacing, write_json
+from ..records import REFUSED
 from .cache import Cache
 
 FORMAT = 1
@@ -49,11 +50,6 @@ class Part:
     def path(self) -> Path:
         """Where its state stands."""
         return self.folder / f"{self.id}.json"
-
-    @property
-    def pending(self) -> bool:
-        """Whether answers may still come of it."""
-        return self.status != "collected"
 
     @property
     def asked(self) -> dict[str, dict[str, Any]]:
@@ -163,10 +159,16 @@ def in_batches(folder: Path, keys: Iterable[str], states: Iterable[str] = STATES
     return {key: part.path for part in parts(folder) if part.status in states for key in part.asked if key in wanted}
 
 
+def owed(folder: Path) -> set[str]:
+    """The keys whose answers nobody has counted yet who wants them."""
+    return {key for part in parts(folder) for key in part.owed}
+
+
 def refuse(folder: Path, cache: Cache, keys: Iterable[str]) -> None:
     """Refuse to ask one by one for what is in a batch: it would be paid for twice."""
     found = in_batches(folder, keys, SENT_OFF)
-    if waiting := found.keys() - cache.get_many(found).keys():
+    answered = {key for key, answer in cache.get_many(found).items() if answer.finish != REFUSED}
+    if waiting := found.keys() - answered:
         raise UsageError(
             f"{len(waiting):,} of the requests are in a batch that has not been collected ({found[min(waiting)]})",
             "Collect it: distillkit label RECIPE --batch. To ask for them again all the same, delete that file.",

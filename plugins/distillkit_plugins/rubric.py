@@ -14,7 +14,7 @@ from distillkit.judging.fence import fenced, mark_of, occurs, readings, strictly
 
 KNOWN = {
     "grammar": "is the language correct, at the level of the text itself?",
-    "creativity": "does it bring ideas of its own, beyond what anybody would say here?",
+    "creativity": "does it bring ideas of its own, beyond what any {kind} would say here?",
     "consistency": "does it go on from the beginning, with the same people, things and events, and keep to them?",
     "plot": "does something happen that makes sense and leads somewhere?",
 }
@@ -112,7 +112,7 @@ class Rubric(Judge):
             kind=options.kind,
             text=fenced(mark, beginning=sample.prompt, continuation=sample.completion),
             scale=options.scale,
-            criteria="\n".join(f"- {name}: {options.criteria[name]}" for name in order),
+            criteria="\n".join(f"- {name}: {options.criteria[name]}" for name in order).replace("{kind}", options.kind),
             age=AGE.format(groups=", ".join(AGES)) if options.age_group else "",
             form=json.dumps(form),
         )
