@@ -72,11 +72,8 @@ class Subjects:
             return None
 
     def _made_of(self, weights: str) -> str:
-        drawn = {
-            **self.table.how,
-            "temperature": None,
-            "max_tokens": self.table.max_tokens,
-        }  # that stands with a sample
+        # Of no temperature: each sample says its own.
+        drawn = {**self.table.how, "temperature": None, "max_tokens": self.table.max_tokens}
         return digest({"weights": weights, **drawn})
 
     def kept(self) -> dict[Any, str]:
