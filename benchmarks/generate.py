@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from distillkit.core import cpu
 from distillkit.student import blas
 
 FAST = blas.load()
@@ -112,7 +113,7 @@ def memory_speed(size: int) -> float:
     """
     streams = [mx.default_stream(mx.default_device())]
     if mx.default_device() == mx.cpu:
-        streams += [mx.new_stream(mx.cpu) for _ in range(blas.cores() - 1)]
+        streams += [mx.new_stream(mx.cpu) for _ in range(cpu.cores() - 1)]
     ones = mx.ones((1, 1024, 1))
     pieces = [mx.zeros((size // 4 // len(streams) // 512 // 1024, 512, 1024)) for _ in streams]
     mx.eval(ones, pieces)

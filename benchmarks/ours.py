@@ -11,9 +11,9 @@ import numpy as np
 from distillkit_plugins.mixers import AlphaTemperature, Hard
 from problems import Problem, Teacher, rate
 
+from distillkit.core import cpu
 from distillkit.data.batches import Batch
 from distillkit.roles import Mixer
-from distillkit.student import blas
 from distillkit.student.gpt import GPT, Shape
 from distillkit.student.loss import Opinion, chunk_rows
 from distillkit.student.optimizer import AdamW
@@ -59,5 +59,5 @@ def job_of(problem: Problem, mixer: Mixer) -> Job:
     model, vocabulary = network(problem), problem.shape["vocab_size"]
     schedule: Any = lambda step: rate(problem, step)  # noqa: E731
     settings = Settings(problem.steps, 1, chunk_rows(vocabulary), 100, 100, None, 2, 1, schedule, AdamW())
-    lanes = Lanes(min(problem.rows, blas.cores()) if mx.default_device() == mx.cpu else 1)
+    lanes = Lanes(min(problem.rows, cpu.cores()) if mx.default_device() == mx.cpu else 1)
     return Job(model, vocabulary, mixer, batch, list, settings, {}, {}, nowhere, nowhere, lanes=lanes)

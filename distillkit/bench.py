@@ -23,6 +23,7 @@ import numpy as np
 
 from . import __version__
 from .assembly import Assembly
+from .core import cpu
 from .data.batches import Batch
 from .runs import Run
 from .soft import ANSWERS, STORE
@@ -44,7 +45,7 @@ WARM = 2  # batches that are not counted: MLX compiles in the first, and finds i
 PROMPT, WRITTEN, TEXTS, ROUNDS = 16, 128, (1, 16), 3
 PRODUCTS = 9  # times that a large product is measured
 FORWARD, TRAINING = 2, 6  # operations a multiply-add: in the forward pass, and with the two of the backward pass
-PACKAGES = ("mlx", "numpy", "torch", "mlx-lm", "tiktoken", "cmeel-openblas")
+PACKAGES = ("mlx", "numpy", "torch", "mlx-lm", "tiktoken", "scipy-openblas32")
 
 Report = dict[str, Any]
 
@@ -254,7 +255,7 @@ def multiply_adds(shape: Shape) -> int:
 def matmul_rate(lanes: Lanes | None = None) -> float:
     """Operations a second of large products, one on each stream at once: the median of several."""
     on_cpu = mx.default_device() == mx.cpu
-    lanes, size = lanes or Lanes(blas.cores() if on_cpu else 1), 1536 if on_cpu else 8192
+    lanes, size = lanes or Lanes(cpu.cores() if on_cpu else 1), 1536 if on_cpu else 8192
     matrix = mx.random.normal((size, size))
     mx.eval(matrix)
     lanes.each(lambda lane: matrix @ (matrix + lane))
@@ -268,8 +269,8 @@ def matmul_rate(lanes: Lanes | None = None) -> float:
 def machine() -> Report:
     """What was measured on: a figure without it says nothing."""
     return {
-        "cpu": _cpu(),
-        "cores": blas.cores(),
+        "cpu": cpu.model(),
+        "cores": cpu.cores(),
         "device": "GPU" if mx.default_device().type == mx.gpu else "CPU",
         "device_name": mx.device_info().get("device_name"),
         "blas": str(blas.load()),
@@ -277,15 +278,6 @@ def machine() -> Report:
         "python": platform.python_version(),
         "packages": {"distillkit": __version__, **dict(_versions())},
     }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _versions() -> Iterator[tuple[str, str]]:

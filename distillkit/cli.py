@@ -24,6 +24,7 @@ from . import (
     student_commands,
 )
 from .arguments import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
+from .core import cpu
 from .errors import DistillkitError, Elsewhere, UsageError
 from .progress import wipe
 from .visible import clean
@@ -61,6 +62,8 @@ def cli(ctx: click.Context, plugins: tuple[str, ...], debug: bool) -> None:
     RECIPE is a path or a bundled recipe's name. RUN is a folder, recipe/number, a recipe's name, or `latest`.
     """
     ctx.obj = {"plugins": plugins, "debug": debug}
+    if ctx.invoked_subcommand != "doctor":
+        cpu.require_supported()
 
 
 for command in (*stage_commands.COMMANDS, *judge_commands.COMMANDS):

@@ -30,7 +30,7 @@ HOW_FAST = {"concurrency", "timeout", "attempts", "max_usd", "max_requests", "ma
 HOW_FAST |= {f"{of}_per_{span}" for of in ("requests", "tokens") for span in ("minute", "day")}
 # What older checkpoints do not know, see `_teacher`.
 LATER = ("system", "template", "prompts_file", "on_policy", "share", "held_out", "store", "store_samples")
-MATTER = ("device", "blas", "mlx", "compiler", "processes", "precision")  # to the last bits
+MATTER = ("device", "blas", "kernel", "mlx", "compiler", "processes", "precision")  # to the last bits
 BEFORE_LABELS = ("data", "student", "tokenizer", "teacher", "seed")
 FIXED = (*BEFORE_LABELS, "batches")
 NAMES = {
@@ -135,6 +135,7 @@ class Continuity:
         here = {
             "device": str(mx.default_device()),
             "blas": backend.name,
+            "kernel": backend.kernel,
             "threads": backend.threads,
             "processes": self.world.size,
             "streams": streams,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from .core import cpu
 from .errors import UsageError
 from .recipe import Recipe
-from .student import blas
 from .student.loss import chunk_rows
 from .student.onpolicy import Judge, OnPolicy
 from .student.optimizer import AdamW, LearningRate
@@ -46,7 +46,7 @@ def on_policy(recipe: Recipe, context: int, padding: int, judge: Judge | None) -
 
 def streams_of(train: TrainTable, sharing: int = 1, processes: int = 1) -> int:
     """How many parts of a batch are computed at once: on a CPU, as many as there are cores for each process."""
-    each = max(1, blas.cores() // sharing) if mx.default_device() == mx.cpu else 1
+    each = max(1, cpu.cores() // sharing) if mx.default_device() == mx.cpu else 1
     chosen = each if train.streams == "auto" else train.streams
     return min(chosen, max(1, train.batch_size // processes))
 

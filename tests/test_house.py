@@ -27,7 +27,7 @@ OTHERS = sorted(path for path in ROOT.glob("plugins/distillkit-*/distillkit_*") 
 # Each line is a floor, lowest first; a file imports only from the floors below it. Each text is a room: those
 # that stand side by side do not know each other; files that are named together may, but in no circle.
 FLOORS = [
-    ["errors records packing stats files processes progress blame schedules timeout upload visible secrets"],
+    ["core errors records packing stats files processes progress blame schedules timeout upload visible secrets"],
     ["roles", "hookspecs", "recipe tables layers overrides", "distillkit"],
     ["plugins installed contracts options scaffold", "runs"],
     ["data", "teachers", "student", "judging", "reporting"],

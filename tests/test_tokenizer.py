@@ -114,10 +114,10 @@ def test_one_by_one_in_a_batch_or_as_arrays_the_tokens_are_the_same(small: Token
 
 
 def test_as_many_threads_as_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.os, "sched_getaffinity", lambda _: {3}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
     assert room.threads() == 1
-    monkeypatch.delattr(room.os, "sched_getaffinity")
-    monkeypatch.setattr(room.os, "cpu_count", lambda: 5)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
     assert room.threads() == 5
 
 

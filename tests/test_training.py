@@ -568,9 +568,9 @@ def test_a_changed_chunk_is_used_and_told(home: Path) -> None:
 
 def test_going_on_with_more_cores_keeps_the_number_of_streams(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     undisturbed = sit("train.streams=1")
-    monkeypatch.setattr("distillkit.student.blas.cores", lambda: 1)
+    monkeypatch.setattr("distillkit.core.cpu.cores", lambda: 1)
     run = stopped_at(5)
-    monkeypatch.setattr("distillkit.student.blas.cores", lambda: 2)
+    monkeypatch.setattr("distillkit.core.cpu.cores", lambda: 2)
     sit(resume=True)
     assert weights(run) == weights(undisturbed)
 

@@ -7,7 +7,6 @@ documents; where it is written in a text it is ordinary text. Knows nothing of c
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import cpu
 from ..errors import CorruptError, DataError, UsageError, did_you_mean
 from ..files import read_json, replacing, write_json
 from ..runs import bundled_checkpoint, find
@@ -279,8 +279,8 @@ _AGAIN = "Delete that folder, and copy it or make it again."
 
 
 def threads() -> int:
-    """How many texts are encoded at once: one a core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of texts that are encoded at once: one for each core that this process may use."""
+    return cpu.cores()
 
 
 # Training.

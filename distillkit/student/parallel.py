@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..core import cpu
 from ..errors import UsageError
-from .blas import cores
 
 T = TypeVar("T")
 
@@ -88,5 +88,5 @@ def own_lanes() -> Lanes:
     """This thread's lanes for small work that comes often, made once a device. On a GPU one is all there is."""
     device = mx.default_device()
     if str(device) not in _own.lanes:
-        _own.lanes[str(device)] = Lanes(min(cores(), ENOUGH) if device == mx.cpu else 1)
+        _own.lanes[str(device)] = Lanes(min(cpu.cores(), ENOUGH) if device == mx.cpu else 1)
     return _own.lanes[str(device)]

@@ -1,0 +1,1 @@
+"""What every other part may use and that knows none of them."""
