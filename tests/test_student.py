@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +23,6 @@ from distillkit.data.batches import Batch
 from distillkit.errors import UsageError
 from distillkit.roles import Mixer, gives
 from distillkit.schedules import SHAPES
-from distillkit.student import blas
 from distillkit.student.gpt import GPT, Shape, count, initialise
 from distillkit.student.loss import Targets, counted, mixed_loss
 from distillkit.student.optimizer import AdamW, LearningRate, flat, grown
@@ -775,75 +771,6 @@ def test_a_student_shows_its_attention_or_says_that_it_does_not() -> None:
         assert weights[:, :, 0, 0] == pytest.approx(1)
     with pytest.raises(UsageError, match="does not show its attention"):
         Trained(nn.Linear(2, 2), tokenizer(), 8).attention(tokens)
-
-
-# ---------------------------------------------------------------------------------------------- blas
-
-LOAD = "from distillkit.student import blas; found = blas.load()\n"
-TIME = """
-import time
-import mlx.core as mx
-mx.set_default_device(mx.cpu)
-a, b = mx.ones((1024, 256)), mx.ones((256, 1024))
-mx.eval(a, b)
-def once():
-    begun = time.perf_counter()
-    mx.eval(a @ b)
-    return time.perf_counter() - begun
-print(min(once() for _ in range(5)))
-"""
-
-fast_blas = pytest.mark.skipif(
-    sys.platform != "linux" or blas._packaged() is None,
-    reason="needs Linux and the wheel cmeel-openblas (pip install cmeel-openblas)",
-)
-
-
-def python(script: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@fast_blas
-def test_the_loaded_blas_is_at_least_five_times_faster() -> None:
-    slow, fast = float(python(TIME)), float(python(LOAD + TIME))
-    assert fast < slow / 5
-
-
-@fast_blas
-def test_openblas_is_in_memory_with_its_fortran_lent_where_there_is_none() -> None:
-    script = LOAD + "print(found.name, found.warning); print(open('/proc/self/maps').read())"
-    said, _, maps = python(script).partition("\n")
-    assert said.strip().startswith("OpenBLAS")
-    assert "libopenblas" in maps
-    assert "libgfortran" in maps  # the system's own, or MLX's copy without a file
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="on a Mac MLX brings a fast BLAS")
-def test_mlx_before_distillkit_is_told() -> None:
-    said = python("import mlx.core\n" + LOAD + "print(found.warning)")
-    assert said == ("mlx was imported before distillkit, so it keeps its slow BLAS; import distillkit.student first")
-
-
-@fast_blas
-def test_threads_are_those_that_were_asked_for() -> None:
-    script = LOAD + "print(found.threads); blas.set_threads(1); print(blas._library.openblas_get_num_threads())"
-    os_environ = {**os.environ, "OPENBLAS_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os_environ)
-    assert done.stdout.split() == ["2", "1"]
-
-
-def test_importing_the_room_does_not_import_mlx() -> None:
-    said = python("import sys, distillkit.student; print([m for m in sys.modules if m.split('.')[0] == 'mlx'])")
-    assert said == "[]"
-
-
-def test_the_room_offers_its_names_late() -> None:
-    names = "s.Trained.__name__, s.Sampling.__name__, hasattr(s, 'nothing')"
-    assert python(f"import distillkit.student as s; print({names})") == "Trained Sampling False"
 
 
 # ---------------------------------------------------------------------------------------------- memory

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from . import elf
 
+BLAS_NAME = re.compile(r"cblas_\w+|[sdcz][a-z0-9]+_")  # of CBLAS, or of LAPACK in Fortran's spelling
 USUAL = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what MLX needs most, where its library cannot be read
 
 
@@ -77,7 +79,7 @@ class Library:
 
     def serve_mlx(self) -> None:
         """Have MLX, once it is imported, find this library's functions first."""
-        found = {name: self.function(name) for name in _needed_by_mlx()}
+        found = {name: self.function(name) for name in _needed_by_mlx() if BLAS_NAME.fullmatch(name)}
         addresses = {
             name: ctypes.cast(function, ctypes.c_void_p).value or 0 for name, function in found.items() if function
         }

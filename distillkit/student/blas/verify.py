@@ -130,7 +130,7 @@ def _wait(pid: int) -> int | None:
 
 def _name(number: int) -> str:
     try:
-        return f"{signal.Signals(number).name} ({signal.strsignal(number)})".lower().replace("sig", "SIG", 1)
+        return f"{signal.Signals(number).name} ({(signal.strsignal(number) or '').lower()})"
     except ValueError:
         return f"signal {number}"
 
