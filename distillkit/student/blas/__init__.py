@@ -113,7 +113,7 @@ def insist_on_mlx() -> None:
 def set_threads(count: int) -> None:
     """Use this many threads from now on, where the library can be told."""
     if _library is not None:
-        _library.threads = count
+        _library.set_threads(count)
 
 
 _library: Library | None = None
@@ -126,7 +126,7 @@ def _adopt(library: Library, refused: list[str]) -> Blas:
     chosen = os.environ.get("OPENBLAS_NUM_THREADS", "")
     # One thread, for MLX's streams use the other cores: OpenBLAS's own threads wait by spinning, and with another
     # busy program on the machine that makes a step many times slower.
-    library.threads = int(chosen) if chosen.isdecimal() and int(chosen) else 1
+    library.set_threads(int(chosen) if chosen.isdecimal() and int(chosen) else 1)
     _library = library
     warning = f"{'; '.join(refused)}; {library.candidate.source} is used instead" if refused else ""
     return Blas(library.version, library.threads, library.kernel, library.candidate.source, warning)

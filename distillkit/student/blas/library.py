@@ -108,8 +108,8 @@ class Library:
         function = self.function("openblas_get_num_threads")
         return 1 if function is None else int(function())
 
-    @threads.setter
-    def threads(self, count: int) -> None:
+    def set_threads(self, count: int) -> None:
+        """Use this many threads for each product, where the library can be told."""
         if (function := self.function("openblas_set_num_threads")) is not None:
             function(ctypes.c_int(count))
 

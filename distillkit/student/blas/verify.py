@@ -144,7 +144,7 @@ def _child(candidate: Candidate, pipe: int) -> NoReturn:
 
         os.write(pipe, b"loading it\n")
         library = Library.open(candidate)
-        library.threads = 1
+        library.set_threads(1)
         os.write(pipe, b"multiplying matrices\n")
         _check_products(library)
         if libmlx() is not None:
