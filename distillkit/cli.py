@@ -126,6 +126,27 @@ def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json
     show(measuring.measure(parts, run, steps), as_json, measuring.text)
 
 
+@cli.command()
+@click.option("--online", is_flag=True, help="Ask each provider with a key for its models and log-probabilities.")
+@click.option(
+    "--base-url", metavar="URL", default="", help="With --online: also ask the OpenAI-compatible server at URL."
+)
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, online: bool, base_url: str, as_json: bool) -> None:
+    """Check this machine: CPU, MLX, BLAS, memory, disk, keys, packages, plugins, answer cache.
+
+    Exits with 0 if a run would work, and with 1 if not; each problem is listed with its remedy.
+    """
+    from . import doctor as examination
+
+    if base_url and not online:
+        raise UsageError("--base-url is for --online", "Add --online.")
+    report = examination.examine(lambda: plugins_of(ctx), online=online, base_url=base_url)
+    show(report, as_json, examination.text)
+    ctx.exit(0 if report["ok"] else 1)
+
+
 for command in away_commands.COMMANDS:
     cli.add_command(command)
 

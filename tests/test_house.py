@@ -33,7 +33,7 @@ FLOORS = [
     ["data", "teachers", "student", "judging", "reporting"],
     ["testing"],
     ["assembly onpolicy soft subjects", "tracking", "distillkit_plugins", *(path.name for path in OTHERS)],
-    ["training steps continuity pipeline plan bench first"],
+    ["training steps continuity pipeline plan bench doctor first"],
     [
         "cli stage_commands judge_commands cache_commands plugin_commands away_commands data_commands student_commands "
         "arguments __main__",

@@ -12,7 +12,7 @@ import importlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -248,17 +248,28 @@ class ChatTeacher(Teacher):
         return drawn if request.max_tokens else {**drawn, "echo": True}
 
     async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """One call: what came back as JSON, or an exception that says what to do about it.
+        """One call: what came back as JSON, or an exception that says what to do about it."""
+        ask = self._connected().chat.completions if self.chats else self._connected().completions
+        # Everything is in extra_body, which is sent as it is: the SDK takes a while to look over what it knows.
+        known: dict[str, Any] = {"messages": []} if self.chats else {"prompt": ""}
+        return await self._response(
+            ask.with_raw_response.create(model=body["model"], **known, extra_body=body, timeout=GIVEN_UP)
+        )
+
+    async def models(self) -> list[str]:
+        """The names of the models that the endpoint lists."""
+        rows = (await self._response(self._connected().models.with_raw_response.list())).get("data")
+        names = [row.get("id") for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+        return sorted(name for name in names if isinstance(name, str))
+
+    async def _response(self, call: Awaitable[Any]) -> dict[str, Any]:
+        """What a call of the SDK brings as JSON, or an exception that says what to do about it.
 
         The SDK's exceptions end here: what they carry may hold the key.
         """
         sdk = importlib.import_module(self.sdk)
-        ask = self._connected().chat.completions if self.chats else self._connected().completions
-        # Everything is in extra_body, which is sent as it is: the SDK takes a while to look over what it knows.
-        known: dict[str, Any] = {"messages": []} if self.chats else {"prompt": ""}
         try:
-            raw = await ask.with_raw_response.create(model=body["model"], **known, extra_body=body, timeout=GIVEN_UP)
-            response = raw.http_response
+            response = (await call).http_response
         except sdk.APIStatusError as error:
             fault = self._fault(error)
         except sdk.APIError as error:
