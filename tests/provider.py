@@ -51,7 +51,7 @@ class Call:
 
     @property
     def prompt(self) -> str:
-        return str(self.body["messages"][-1]["content"] if "messages" in self.body else self.body["prompt"])
+        return str(self.body["messages"][-1]["content"] if "messages" in self.body else self.body.get("prompt"))
 
 
 def error(status: int, message: str, code: str | None = None, param: str | None = None, **headers: str) -> Act:
@@ -137,7 +137,7 @@ class Provider:
     async def _call(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:]) if name}
-        body = json.loads(await reader.readexactly(int(headers["content-length"])))
+        body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
         call = Call(head[0].split()[1], headers, body, time.monotonic())
         self.calls.append(call)
         acts = self.script[call.prompt]

@@ -166,6 +166,17 @@ def test_a_test_that_takes_too_long_is_ended_and_not_kept(tmp_path: Path, monkey
     assert verify.fault(packaged()) == ""
 
 
+def test_a_library_is_tested_in_a_process_that_uses_mlx_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    mx.eval(mx.ones((2, 2)) @ mx.ones((2, 2)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(verify, "SECONDS", 60.0)
+    assert verify.fault(packaged(), again=True) == ""
+
+
 def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "distillkit").write_text("a file in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
