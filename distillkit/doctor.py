@@ -244,7 +244,7 @@ def _plugins(load: Callable[[], Plugins], report: Report, problems: Problems) ->
     try:
         loaded = load()
     except DistillkitError as error:
-        problems.add(ERROR, error.message, error.hint)
+        problems.add(ERROR, error.message, error.hint or "Correct the plugin, or leave out -p.")
         return None
     rows = loaded.describe()
     broken = [row for row in rows if row["status"] == "broken"]
