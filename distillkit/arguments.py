@@ -83,6 +83,14 @@ def plugins_of(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugin
     return Plugins.load(ctx.obj["plugins"], requirements)
 
 
+def warn_of_slow_blas() -> None:
+    """Say so where MLX computes with a slow BLAS."""
+    from .student import blas
+
+    if warning := blas.load().warning:
+        click.echo(clean(f"warning: {warning}"), err=True)
+
+
 def assembled(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **manner: Any) -> Assembly:
     """The parts of a recipe that has been checked; `manner` is what the command line says of asking."""
     checked = plugins_of(ctx, tuple(recipe.plugins)).check(recipe)

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .arguments import device_option, plugins_of
+from .arguments import device_option, plugins_of, warn_of_slow_blas
 from .errors import UsageError
 from .visible import clean
 
@@ -77,6 +77,7 @@ def generate(
         raise UsageError("--interactive writes one text at a time, to the screen", "Leave out --samples and --to.")
     asked = [prompt or ""] if prompts is None else _prompts(prompts)
     plugins_of(ctx)
+    warn_of_slow_blas()
     from .student import Sampling, Trained
 
     sampling, student = Sampling(**how), Trained.load(where)
@@ -223,6 +224,7 @@ def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | N
     RUN may also be a checkpoint folder or a bundled student: tales-teacher. Many clients are answered together.
     """
     plugins_of(ctx)
+    warn_of_slow_blas()
     from .student import Trained
     from .student import serve as serving
     from .teachers import keys

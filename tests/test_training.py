@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from distillkit.progress import Voice
 from distillkit.recipe import load
 from distillkit.reporting import tables
 from distillkit.runs import STAGES, Run, find, newest
-from distillkit.student import Sampling, Trained
+from distillkit.student import Sampling, Trained, blas
 from distillkit.student import checkpoint as checkpoints
 from distillkit.student.optimizer import flat
 from distillkit.student.precision import FACTOR, OVERFLOWS
@@ -573,6 +574,20 @@ def test_going_on_with_more_cores_keeps_the_number_of_streams(home: Path, monkey
     monkeypatch.setattr("distillkit.core.cpu.cores", lambda: 2)
     sit(resume=True)
     assert weights(run) == weights(undisturbed)
+
+
+def test_a_run_that_goes_on_with_another_blas_kernel_says_that_it_is_close_and_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, told = stopped_at(5), Told()
+    numerics = checkpoints.every(run.checkpoints)[-1].state["numerics"]
+    here = blas.load()
+    assert (numerics["blas"], numerics["kernel"]) == (here.name, here.kernel)
+    monkeypatch.setattr(blas, "load", lambda: replace(here, kernel="Nehalem"))
+    sit(resume=True, voice=told)
+    assert told.warnings(f"close to an undisturbed run, but not bit for bit: kernel was {here.kernel} and is Nehalem")
+    assert run.info["status"] == "done"
+    assert f"({here.kernel} kernels)" in run.info["device"]
 
 
 def test_more_streams_than_rows_are_not_used(home: Path) -> None:
