@@ -49,15 +49,15 @@ def test_a_cpu_that_lacks_what_numpy_needs_is_named_with_a_remedy(monkeypatch: p
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(cpu, "features", lambda: frozenset({"sse3", "ssse3", "cx16", "lahf_lm"}))
     monkeypatch.setattr(cpu, "model", lambda: "Core 2 Duo")
-    monkeypatch.setattr(cpu, "version", lambda name: "2.4.6")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.4.6")
     with pytest.raises(
         UsageError, match=r"Core 2 Duo\) cannot run the installed NumPy: it lacks popcnt, sse4_1, sse4_2"
     ):
         cpu.require_supported()
-    monkeypatch.setattr(cpu, "version", lambda name: "2.3.5")  # whose wheels need less
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.3.5")  # whose wheels need less
     cpu.require_supported()
     monkeypatch.setattr(cpu, "features", frozenset)  # nothing is known
-    monkeypatch.setattr(cpu, "version", lambda name: "2.4.6")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.4.6")
     cpu.require_supported()
 
 

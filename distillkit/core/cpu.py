@@ -11,7 +11,6 @@ import os
 import platform
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import UsageError
@@ -87,9 +86,10 @@ def identity() -> str:
 
 def missing() -> frozenset[str]:
     """The instruction sets that the installed NumPy needs and this CPU lacks; empty where that is not known."""
-    if platform.machine() not in ("x86_64", "AMD64") or not features() or not _numpy_needs_v2():
+    lacking = X86_64_V2 - features()
+    if platform.machine() not in ("x86_64", "AMD64") or not features() or not lacking or not _numpy_needs_v2():
         return frozenset()
-    return X86_64_V2 - features()
+    return lacking
 
 
 def require_supported() -> None:
@@ -103,6 +103,8 @@ def require_supported() -> None:
 
 
 def _numpy_needs_v2() -> bool:
+    from importlib.metadata import PackageNotFoundError, version  # imported late, for --help is to be quick
+
     try:
         major, minor = version("numpy").split(".")[:2]
     except (PackageNotFoundError, ValueError):
