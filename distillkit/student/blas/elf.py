@@ -34,20 +34,21 @@ PAGE = 0x10000  # the largest page size of either architecture
 def undefined(library: Path) -> list[str]:
     """The names of the symbols that a 64-bit little-endian library takes from others."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as image:
-        return [name for name, section, _ in symbols(image) if name and section == SHN_UNDEF]
+        return [name for name, _, _ in symbols(image, only_undefined=True) if name]
 
 
-def symbols(image: bytes | mmap.mmap) -> Iterator[tuple[str, int, int]]:
+def symbols(image: bytes | mmap.mmap, *, only_undefined: bool = False) -> Iterator[tuple[str, int, int]]:
     """The dynamic symbols of a library: name, section index and value."""
     if image[:6] != b"\x7fELF\x02\x01":
         raise ValueError("not a 64-bit little-endian ELF file")
     header = EHDR.unpack_from(image)
     sections = [SHDR.unpack_from(image, header[6] + i * SHDR.size) for i in range(header[12])]
     for table in (section for section in sections if section[1] == SHT_DYNSYM):
-        names = sections[table[6]][4]
-        for place in range(table[4], table[4] + table[5], SYM.size):
-            name, _, _, section, value, _ = SYM.unpack_from(image, place)
-            yield _string(image, names + name), section, value
+        strings = sections[table[6]]
+        names = image[strings[4] : strings[4] + strings[5]]
+        for name, _, _, section, value, _ in SYM.iter_unpack(image[table[4] : table[4] + table[5]]):
+            if section == SHN_UNDEF or not only_undefined:
+                yield names[name : names.index(b"\0", name)].decode("utf-8", "replace"), section, value
 
 
 def aliases(addresses: Mapping[str, int], machine: str = "") -> bytes:
@@ -110,7 +111,3 @@ def _hash(name: str) -> int:
         high = value & 0xF0000000
         value = (value ^ high >> 24) & ~high
     return value
-
-
-def _string(image: bytes | mmap.mmap, place: int) -> str:
-    return image[place : image.find(b"\0", place)].decode("utf-8", "replace")
