@@ -183,6 +183,19 @@ def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeyp
     assert verify.fault(packaged()) == ""
 
 
+def test_a_library_of_the_system_comes_after_the_wheels_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    (tmp_path / "one" / "libopenblas.so.0").touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path / 'one'}:{tmp_path / 'other'}")
+    first, second, *_ = library.candidates()
+    assert first.source == "scipy-openblas32"
+    assert second == Candidate("the system's libopenblas", str(tmp_path / "one" / "libopenblas.so.0"))
+    assert [found.path for found in library.candidates()].count(second.path) == 1
+
+
 # ------------------------------------------------------------------------------------------------------ names
 
 

@@ -36,9 +36,9 @@ def candidates() -> Iterator[Candidate]:
     for folder in map(Path, sys.path):
         for path in sorted((folder / "scipy_openblas32" / "lib").glob("libscipy_openblas*.so*")):
             yield Candidate("scipy-openblas32", str(path), "scipy_")
-    for folder in _system_folders():
-        if (path := folder / "libopenblas.so.0").is_file():
-            yield Candidate("the system's libopenblas", str(path.resolve()))
+    found = [folder / "libopenblas.so.0" for folder in _system_folders()]
+    for path in dict.fromkeys(path.resolve() for path in found if path.is_file()):
+        yield Candidate("the system's libopenblas", str(path))
 
 
 def libmlx() -> Path | None:
