@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -151,9 +153,11 @@ def test_results_are_kept_for_this_file_and_a_forced_kernel(tmp_path: Path, monk
     os.utime(copy, ns=(1, 1))
     verify.fault(candidate)
     assert len(tested) == 4
-    assert verify.results_file().stat().st_mode & 0o022 == 0
-    assert verify.results_file().parent.stat().st_mode & 0o777 == 0o700
-    verify.results_file().write_text("{nonsense")
+    file = verify.results_file()
+    assert file is not None
+    assert file.stat().st_mode & 0o022 == 0
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+    file.write_text("{nonsense")
     verify.fault(candidate)
     assert len(tested) == 5
 
@@ -175,6 +179,30 @@ def test_a_library_is_tested_in_a_process_that_uses_mlx_already(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(verify, "SECONDS", 60.0)
     assert verify.fault(packaged(), again=True) == ""
+
+
+@pytest.mark.parametrize("where", ["a thread", "a process that ignores its children"])
+def test_a_library_is_tested_wherever_it_is_asked_for(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN if where != "a thread" else signal.SIG_DFL)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(verify.fault, packaged()) if where == "a thread" else None
+            assert (found.result() if found else verify.fault(packaged())) == ""
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert verify.results_file() is None
+    assert verify.fault(packaged()) == ""
 
 
 def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,8 +89,8 @@ def load() -> Blas:
     cpu.require_supported()
     refused: list[str] = []
     for candidate in candidates():
-        found = verify.fault(candidate)
         try:
+            found = verify.fault(candidate)
             if not found:
                 return _adopt(Library.open(candidate), refused)
         except OSError as error:

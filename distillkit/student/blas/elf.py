@@ -52,7 +52,10 @@ def symbols(image: bytes | mmap.mmap, *, only_undefined: bool = False) -> Iterat
 
 
 def aliases(addresses: Mapping[str, int], machine: str = "") -> bytes:
-    """The image of a shared library that defines each name as an absolute address."""
+    """The image of a shared library that defines each name as an absolute address; an OSError for other machines."""
+    machine = machine or platform.machine()
+    if machine not in EM:
+        raise OSError(f"libraries for {machine} are not known here")
     names = ["", *addresses, "distillkit-aliases.so"]
     strings = b"".join(name.encode() + b"\0" for name in names)
     offsets = [0]
@@ -72,7 +75,7 @@ def aliases(addresses: Mapping[str, int], machine: str = "") -> bytes:
     size = dynamic + len(entries) * DYN.size
 
     image = EHDR.pack(
-        b"\x7fELF\x02\x01\x01", ET_DYN, EM[machine or platform.machine()], 1, 0, EHDR.size, 0, 0,
+        b"\x7fELF\x02\x01\x01", ET_DYN, EM[machine], 1, 0, EHDR.size, 0, 0,
         EHDR.size, PHDR.size, 3, 0, 0, 0,
     )  # fmt: skip
     image += PHDR.pack(PT_LOAD, PF_R | PF_W, 0, 0, 0, size, size, PAGE)

@@ -26,6 +26,7 @@ from ...files import file_digest, read_json, write_json
 from .library import Candidate, Library, libmlx
 
 FORMAT = 1
+FINE = "fine"
 SECONDS = 120.0  # an emulated CPU is slow
 # M, N, K: single numbers, thin and square, with odd remainders, and larger than the blocks of the kernels.
 SHAPES = [(1, 1, 1), (3, 5, 7), (1, 300, 129), (300, 1, 129), (64, 64, 64), (97, 131, 193), (8, 520, 260)]
@@ -45,10 +46,15 @@ def fault(candidate: Candidate, *, again: bool = False) -> str:
     return found
 
 
-def results_file() -> Path:
-    """Where results are kept: `distillkit/blas.json` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "distillkit" / "blas.json"
+def results_file() -> Path | None:
+    """Where results are kept: `distillkit/blas.json` in the user's cache folder; None for a user without a home."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return base / "distillkit" / "blas.json"
 
 
 class _Results:
@@ -74,15 +80,18 @@ class _Results:
         rows = self._rows()  # another process may have added to them meanwhile
         rows["libraries"][self.path] = {"status": self.status, "sha256": sha256}
         rows["results"][self._key(sha256)] = found
+        if self.file is None:
+            return
         with suppress(OSError):
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(self.file, rows)
 
     def _rows(self) -> dict[str, Any]:
-        with suppress(OSError, ValueError):
-            rows = read_json(self.file)
-            if isinstance(rows, dict) and rows.get("format") == FORMAT:
-                return rows
+        if self.file is not None:
+            with suppress(OSError, ValueError):
+                rows = read_json(self.file)
+                if isinstance(rows, dict) and rows.get("format") == FORMAT:
+                    return rows
         return {"format": FORMAT, "libraries": {}, "results": {}}
 
     def _key(self, sha256: str) -> str:
@@ -104,28 +113,32 @@ def _tested(candidate: Candidate) -> tuple[str, bool]:
     if pid == 0:
         _child(candidate, writing)
     os.close(writing)
-    status = _wait(pid)
+    code = _wait(pid)
     with os.fdopen(reading, "rb") as pipe:
         os.set_blocking(reading, False)
         *_, last = ["starting", *(pipe.read() or b"").decode("utf-8", "replace").splitlines()]
-    if status is None:
+    if last == FINE:
+        return "", True
+    if code is None:
         return f"testing it took longer than {SECONDS:.0f} s, while {last}", False
-    code = os.waitstatus_to_exitcode(status)
     if code < 0:
         return f"a test process ended with {_name(-code)} while {last}", -code in CRASHES
-    return ("", True) if code == 0 else (last, True)
+    return last, True
 
 
 def _wait(pid: int) -> int | None:
-    """The status of a child that has ended, or None if it had to be killed."""
+    """The exit code of a child, negative for a signal, or None if it did not end in time and was killed."""
     deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return status
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    try:
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except ChildProcessError:  # it has ended, in a process that ignores SIGCHLD: only the pipe says how
+        return 1
     return None
 
 
@@ -137,7 +150,7 @@ def _name(number: int) -> str:
 
 
 def _child(candidate: Candidate, pipe: int) -> NoReturn:
-    """Test a library and end: exit code 0, or 1 after the reason; each line says what was being done."""
+    """Test a library and end. Each line in the pipe says what is being done; the last is FINE, or what is wrong."""
     try:
         _silence()
         os.write(pipe, b"importing NumPy\n")
@@ -151,6 +164,7 @@ def _child(candidate: Candidate, pipe: int) -> NoReturn:
         if libmlx() is not None and "mlx.core" not in sys.modules:  # its threads are not in this child
             os.write(pipe, b"multiplying matrices through MLX\n")
             _check_mlx(library)
+        os.write(pipe, FINE.encode())
         os._exit(0)
     except BaseException as error:  # noqa: BLE001 - it is told to the parent, and the child must not return
         os.write(pipe, f"{error or type(error).__name__}\n".encode())
