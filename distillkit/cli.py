@@ -48,6 +48,7 @@ class Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            cpu.require_supported()  # it may be a plugin's command: those are not loaded then
             raise UsageError(error.message.rstrip("."), did_you_mean(args[0], self.commands)) from error
 
 
@@ -261,10 +262,13 @@ def _blamed(error: BaseException) -> str | None:
 
 
 def _add_plugin_commands() -> list[Any]:
-    """Let plugins of the group `distillkit.commands` add theirs; looks before it loads anything heavy."""
+    """Let plugins of the group `distillkit.commands` add theirs; looks before it loads anything heavy.
+
+    Not where importing NumPy would end the process: a plugin may import it.
+    """
     from importlib.metadata import entry_points
 
-    if not entry_points(group="distillkit.commands"):
+    if not entry_points(group="distillkit.commands") or cpu.missing():
         return []
     from .plugins import load_commands
 

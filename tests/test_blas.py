@@ -118,6 +118,16 @@ def test_a_library_that_fails_its_test_is_not_used_and_one_line_says_so(tmp_path
         assert source == "scipy-openblas32"
 
 
+def test_a_folder_that_is_twice_on_the_path_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lib = tmp_path / "scipy_openblas32" / "lib"
+    lib.mkdir(parents=True)
+    (lib / "libscipy_openblas.so").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), f"{tmp_path}/"])
+    found = [candidate.path for candidate in library.candidates() if candidate.source == "scipy-openblas32"]
+    assert found == [str(lib / "libscipy_openblas.so")]
+
+
 def test_a_damaged_library_is_not_used(tmp_path: Path) -> None:
     path = stub(tmp_path, "") / "scipy_openblas32" / "lib" / "libscipy_openblas.so"
     path.write_bytes(path.read_bytes()[:200])

@@ -43,6 +43,8 @@ CPUID = {
     "lahf_lm": (2, 2, 0),
 }
 
+AT_HWCAPS = (16, 26)  # AT_HWCAP and AT_HWCAP2, for getauxval
+
 # The instruction sets of x86-64-v2, which NumPy's wheels need. MLX's wheel needs no more than any x86-64 CPU has.
 X86_64_V2 = frozenset({"cx16", "lahf_lm", "popcnt", "sse3", "sse4_1", "sse4_2", "ssse3"})
 
@@ -72,9 +74,9 @@ def model() -> str:
 def features() -> frozenset[str]:
     """The instruction sets that a program may use here, under the names of /proc/cpuinfo; empty where unknown."""
     registers = _cpuid()
-    if registers is None:
-        fields = dict(_cpuinfo())
-        return frozenset(fields.get("flags", fields.get("Features", "")).split())
+    if registers is None:  # an emulator may show the /proc/cpuinfo of its host, a CPU of another kind
+        field = "flags" if platform.machine() in ("x86_64", "AMD64") else "Features"
+        return frozenset(dict(_cpuinfo()).get(field, "").split())
     return frozenset(name for name, (leaf, register, bit) in CPUID.items() if registers[leaf][register] >> bit & 1)
 
 
@@ -132,9 +134,15 @@ def _cpuid() -> list[list[int]] | None:
 
 
 def _signature() -> str:
-    """Family, model and stepping, as CPUID packs them."""
+    """Family, model and stepping, as CPUID packs them; on other CPUs the features that Linux tells a process."""
     leaf = _glibc_leaf()
-    return "" if leaf is None else f"{leaf(0).contents[0]:x}"
+    if leaf is not None:
+        return f"{leaf(0).contents[0]:x}"
+    if platform.system() != "Linux":
+        return ""
+    value = ctypes.CDLL(None).getauxval
+    value.argtypes, value.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return " ".join(f"{value(kind):x}" for kind in AT_HWCAPS)
 
 
 @cache

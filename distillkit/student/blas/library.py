@@ -33,7 +33,7 @@ class Candidate:
 
 def candidates() -> Iterator[Candidate]:
     """The libraries of this machine, best first."""
-    for folder in map(Path, sys.path):
+    for folder in dict.fromkeys(Path(entry).resolve() for entry in sys.path):  # "" is the current folder
         for path in sorted((folder / "scipy_openblas32" / "lib").glob("libscipy_openblas*.so*")):
             yield Candidate("scipy-openblas32", str(path), "scipy_")
     found = [folder / "libopenblas.so.0" for folder in _system_folders()]
