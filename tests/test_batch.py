@@ -22,6 +22,7 @@ from distillkit_plugins.groq import PATH, Groq
 from distillkit_plugins.openai import OpenAI
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program import program
 from small import small
 from test_teachers import Counting, prompts
 
@@ -776,10 +777,7 @@ def test_label_batch_as_a_user_meets_it(provider: Any, tmp_path: Path) -> None:
 
     def distillkit(*words: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "DISTILLKIT_HOME": str(tmp_path)}
-        run = [sys.executable, "-m", "distillkit", "-p", plugin, *words]
-        return subprocess.run(
-            run, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100, check=False
-        )
+        return program(["-p", plugin, *words], tmp_path, environment)
 
     said = distillkit("label", "batched.toml", "--batch")
     assert (said.returncode, "1 batch is pending" in said.stderr) == (3, True), said.stderr
@@ -895,10 +893,7 @@ def test_label_batch_with_a_built_in_teacher(provider: Any, tmp_path: Path, name
     environment = {**os.environ, "DISTILLKIT_HOME": str(tmp_path), "GROQ_API_KEY": KEY, "OPENAI_API_KEY": KEY}
 
     def distillkit(*words: str) -> subprocess.CompletedProcess[str]:
-        run = [sys.executable, "-m", "distillkit", *words]
-        return subprocess.run(
-            run, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100, check=False
-        )
+        return program(words, tmp_path, environment)
 
     costs = [json.loads(distillkit("plan", "batched.toml", "--json", *more).stdout) for more in ((), ("--batch",))]
     assert costs[1]["teacher"]["usd"]["high"] == pytest.approx(costs[0]["teacher"]["usd"]["high"] / 2, rel=0.05)
