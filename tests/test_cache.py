@@ -771,6 +771,11 @@ def test_there_is_a_difference_exactly_where_the_keys_differ(value: Any, data: s
     assert bool(explain.differences({"a": value}, {"a": other})) == (key_of({"a": value}) != key_of({"a": other}))
 
 
+def test_true_differs_from_one_as_in_the_key() -> None:
+    assert key_of({"a": [True]}) != key_of({"a": [1]})
+    assert explain.differences({"a": [True]}, {"a": [1]}) == [{"field": "a.0", "one": True, "other": 1}]
+
+
 def test_an_empty_list_is_a_field_too() -> None:
     assert explain.differences({"a": {"a": []}}, {"a": []}) == [
         {"field": "a", "one": None, "other": []},
