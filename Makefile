@@ -39,8 +39,10 @@ PARALLEL := -n $(WORKERS) --dist worksteal
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL)
 
+# What measures speed comes last, with nothing beside it.
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not timing"
+	$(BIN)/python -m pytest -m "slow and timing"
 
 # The table is written also when something did not hold: it says so. It wants Chromium, and root for small disks.
 trust: $(VENV)/.dev
@@ -51,7 +53,7 @@ trust: $(VENV)/.dev
 
 # The packages stand in a folder of their own, not in .venv: the other tests and the generated docs must not see them.
 test-plugins: $(VENV)/.plugins
-	PYTHONPATH=$(CURDIR)/$(VENV)/plugins $(BIN)/python -m pytest $(PLUGINS:=/tests)
+	PYTHONPATH=$(CURDIR)/$(VENV)/plugins $(BIN)/python -m pytest $(PARALLEL) $(PLUGINS:=/tests)
 
 test-plugins-slow: $(VENV)/.plugins
 	PYTHONPATH=$(CURDIR)/$(VENV)/plugins $(BIN)/python -m pytest -m slow $(PLUGINS:=/tests)

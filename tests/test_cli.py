@@ -29,7 +29,6 @@ steps = 6
 batch_size = 2
 evaluate_every = 3
 checkpoint_every = 3
-streams = 1
 [sampling]
 count = 2
 max_tokens = 8

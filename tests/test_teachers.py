@@ -890,7 +890,7 @@ def test_an_answer_depends_on_its_seed_and_on_nothing_before_it(folder: Path, te
 
 @pytest.mark.parametrize("max_tokens", [8, 60], ids=["within the context", "beyond the context"])
 def test_an_answer_does_not_depend_on_the_batch_that_it_is_in(teacher: Checkpoint, max_tokens: int) -> None:
-    requests = stories(12, max_tokens=max_tokens)
+    requests = stories(8, max_tokens=max_tokens)
     alone = {request.id: teacher.answer(request) for request in requests}
     assert said(teacher, requests) == alone
     assert said(teacher, requests[::-1]) == alone

@@ -55,7 +55,6 @@ warmup = 2
 evaluate_every = 4
 evaluate_batches = 2
 checkpoint_every = 3
-streams = 1
 """,
     top="judge = []",
 )
