@@ -243,6 +243,7 @@ def test_the_two_steps_with_and_without_soft_targets_read_the_same_text(engine: 
     np.testing.assert_allclose(mass, 1, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 def test_pytorch_has_the_same_losses(
     engine: Callable[[str], ModuleType], peer: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch

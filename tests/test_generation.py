@@ -466,6 +466,7 @@ def one_by_one(rows: Any, prompts: Sequence[Sequence[int]]) -> Iterator[list[int
     return (written[name] for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 def test_greedy_writing_is_mlx_lms_token_for_token(peer: Callable[[str], ModuleType]) -> None:
     generating, gpt2 = peer("mlx_lm.generate"), peer("mlx_lm.models.gpt2")

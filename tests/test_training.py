@@ -315,6 +315,7 @@ def wait_for_step(child: subprocess.Popen[str], metrics: Path, step: int) -> Non
 # ------------------------------------------------------------------------------------------ interrupted
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_130_says_how_to_go_on_and_ends_like_an_undisturbed_run(home: Path) -> None:
     sparse = ("train.checkpoint_every=50", "train.evaluate_every=100")
     long = [word for key in (*sparse, "train.steps=200") for word in ("--set", key)] + ["--until", "train"]

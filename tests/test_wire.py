@@ -1022,7 +1022,7 @@ with Cache(Path({folder!r})) as cache:
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_after_sigkill_only_what_was_out_is_asked_again(tmp_path: Path, seed: int) -> None:
     with serving(0.03) as provider:
         code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), url=provider.url)
