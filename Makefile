@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RECIPE ?= recipes/quickstart.toml
 RESULTS ?= benchmarks/results
+WORKERS ?= 2
 
 PLUGINS := $(wildcard plugins/distillkit-*)
 
@@ -16,7 +17,7 @@ PLUGINS := $(wildcard plugins/distillkit-*)
 
 help:
 	@echo "make run          install, then distil the quickstart's student (RECIPE=... for another)"
-	@echo "make test         install what tests need, then run them"
+	@echo "make test         install what tests need, then run them (WORKERS=... processes)"
 	@echo "make test-slow    the tests that take long"
 	@echo "make test-plugins the packages of plugins/, each installed with what it needs"
 	@echo "make trust        what is promised of answers, weights, keys and disks, tried in full and written to docs/trust.md"
@@ -32,11 +33,16 @@ help:
 run: $(VENV)/.run
 	$(BIN)/distillkit run $(RECIPE)
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+# Each process takes half of the tests, in their order, and what is left of the other's half when its own is done.
+PARALLEL := -n $(WORKERS) --dist worksteal
 
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# What measures speed comes last, with nothing beside it.
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow and not timing"
+	$(BIN)/python -m pytest -m "slow and timing"
 
 # The table is written also when something did not hold: it says so. It wants Chromium, and root for small disks.
 trust: $(VENV)/.dev
@@ -47,7 +53,7 @@ trust: $(VENV)/.dev
 
 # The packages stand in a folder of their own, not in .venv: the other tests and the generated docs must not see them.
 test-plugins: $(VENV)/.plugins
-	PYTHONPATH=$(CURDIR)/$(VENV)/plugins $(BIN)/python -m pytest $(PLUGINS:=/tests)
+	PYTHONPATH=$(CURDIR)/$(VENV)/plugins $(BIN)/python -m pytest $(PARALLEL) $(PLUGINS:=/tests)
 
 test-plugins-slow: $(VENV)/.plugins
 	PYTHONPATH=$(CURDIR)/$(VENV)/plugins $(BIN)/python -m pytest -m slow $(PLUGINS:=/tests)

@@ -101,7 +101,8 @@ def entries(group: str, broken: list[Broken]) -> Iterator[tuple[Origin, metadata
     for found in metadata.distributions():
         if group not in (found.read_text("entry_points.txt") or ""):
             continue  # reading is cheap, parsing all of an environment is not
-        name, version = str(found.metadata["Name"]), str(found.metadata["Version"])
+        told = found.metadata  # parsed each time that it is asked for
+        name, version = str(told["Name"]), str(told["Version"])
         if name.lower() in seen:  # as Python does: the first on the path hides the others
             continue
         seen.add(name.lower())
@@ -114,9 +115,10 @@ def entries(group: str, broken: list[Broken]) -> Iterator[tuple[Origin, metadata
             yield Origin(entry.name, name, version), entry
 
 
-def imported(entry: metadata.EntryPoint) -> Any:
+def imported(origin: Origin, entry: metadata.EntryPoint) -> Any:
     """The plugin that an entry point means."""
-    _check_host(entry)
+    if not origin.built_in:
+        _check_host(entry)
     with blamed("it cannot be imported"), within(IMPORT_SECONDS, "not loaded"):
         try:
             return entry.load()
@@ -129,7 +131,7 @@ def _check_host(entry: metadata.EntryPoint) -> None:
     """Refuse what was built for another distillkit before its imports fail in some odd way."""
     from packaging.requirements import InvalidRequirement, Requirement
 
-    if entry.dist is None or entry.dist.name == HOST:
+    if entry.dist is None:
         return
     with blamed("its requirements cannot be read"):
         named_so = [text for text in entry.dist.requires or () if text.lower().startswith(HOST)]

@@ -72,7 +72,7 @@ class Plugins:
         for origin, entry in found:  # ours first, so that nobody takes their names
             try:
                 with plugins._noted(origin):
-                    plugins._add(origin, imported(entry))
+                    plugins._add(origin, imported(origin, entry))
             except FaultError as fault:
                 plugins.broken.append(Broken.of(origin, fault))
         for spec in dict.fromkeys(extra):
@@ -382,7 +382,7 @@ def load_commands(cli: click.Group) -> list[Broken]:
     for origin, entry in entries(COMMANDS, plugins.broken):
         before = dict(cli.commands)
         try:
-            plugin = imported(entry)
+            plugin = imported(origin, entry)
             with plugins._registered(origin, plugin), blamed("register_commands failed"):
                 _add_commands(cli, plugins._implementations(plugin), before)
         except FaultError as fault:

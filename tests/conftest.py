@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from types import ModuleType
 
@@ -14,6 +16,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from distillkit.student import blas
 
 blas.load()
+# The processes that tests start find our modules compiled; otherwise each would spend half a second on that.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+os.fsync = lambda handle: None  # no test cuts the power, and a busy disk takes long
+gc.set_threshold(20_000, 20, 20)  # with all peers imported a whole collection is slow, and many are started
 
 
 @pytest.fixture

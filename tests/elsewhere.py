@@ -91,7 +91,7 @@ def hub() -> Iterator[tuple[str, dict[str, Any]]]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield address, given
     finally:

@@ -33,7 +33,7 @@ class Hub(ThreadingHTTPServer):
 def serving() -> Iterator[Hub]:
     """A hub while a test lasts."""
     with Hub() as hub:
-        thread = threading.Thread(target=hub.serve_forever, daemon=True)
+        thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
             yield hub
@@ -53,6 +53,7 @@ def _listed(files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # otherwise each answer waits 40 ms for an acknowledgement
     server: Hub
 
     def log_message(self, *_: Any) -> None:

@@ -21,5 +21,10 @@ context = 16
 
 
 def small(name: str, more: str = "", top: str = "") -> str:
-    """A recipe of that name. It goes on in the student's table; keys of no table stand at its top."""
+    """A recipe of that name. It goes on in the student's table; keys of no table stand at its top.
+
+    It trains on one stream, unless it says otherwise: the tests use all cores already.
+    """
+    if "streams" not in more:
+        more = more.replace("[train]\n", "[train]\nstreams = 1\n")
     return RECIPE.format(name=name, top=top, more=more)

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from program import program
 from small import small
 from test_teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
 
@@ -770,6 +771,11 @@ def test_there_is_a_difference_exactly_where_the_keys_differ(value: Any, data: s
     assert bool(explain.differences({"a": value}, {"a": other})) == (key_of({"a": value}) != key_of({"a": other}))
 
 
+def test_true_differs_from_one_as_in_the_key() -> None:
+    assert key_of({"a": [True]}) != key_of({"a": [1]})
+    assert explain.differences({"a": [True]}, {"a": [1]}) == [{"field": "a.0", "one": True, "other": 1}]
+
+
 def test_an_empty_list_is_a_field_too() -> None:
     assert explain.differences({"a": {"a": []}}, {"a": []}) == [
         {"field": "a", "one": None, "other": []},
@@ -818,10 +824,7 @@ def test_the_nearest_row_to_each_request_that_is_missing_is_found(cache: Cache) 
 def command(home: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
     """The program itself, in a folder of its own."""
     environment = {**os.environ, "DISTILLKIT_HOME": str(home), "COLUMNS": "100"}
-    run = [sys.executable, "-m", "distillkit", "cache", *words]
-    return subprocess.run(
-        run, capture_output=True, text=True, env=environment, cwd=home, timeout=100, check=False, **more
-    )
+    return program(["cache", *words], home, environment, **more)
 
 
 def test_the_commands_of_the_cache_as_a_user_meets_them(tmp_path: Path) -> None:
@@ -834,7 +837,7 @@ def test_the_commands_of_the_cache_as_a_user_meets_them(tmp_path: Path) -> None:
     assert json.loads(command(tmp_path, "stats", "--json").stdout)["prompt_tokens"] == 9
     assert command(tmp_path, "verify").returncode == 0
     assert command(tmp_path, "export", "a.jsonl.gz").returncode == 0
-    said = command(tmp_path, "prune", "--provider", "q", stdin=subprocess.DEVNULL)
+    said = command(tmp_path, "prune", "--provider", "q")
     assert (said.returncode, "--yes" in said.stderr) == (2, True)
     assert "1 rows" in command(tmp_path, "prune", "--provider", "q", "--dry-run").stdout
     assert json.loads(command(tmp_path, "prune", "--provider", "q", "--yes", "--json").stdout)["dropped"] == 1
@@ -865,11 +868,7 @@ def test_explain_says_what_of_a_recipe_is_not_there_and_why(tmp_path: Path) -> N
     said = command(tmp_path, "explain", "asking.toml")
     assert (said.returncode, said.stdout.splitlines()[0]) == (0, "0 of 3 requests are in the cache, 3 are not.")
     environment = {**os.environ, "DISTILLKIT_HOME": str(tmp_path)}
-    run = [sys.executable, "-m", "distillkit", "label", "asking.toml"]
-    assert (
-        subprocess.run(run, env=environment, cwd=tmp_path, capture_output=True, timeout=100, check=False).returncode
-        == 0
-    )
+    assert program(["label", "asking.toml"], tmp_path, environment).returncode == 0
     assert "3 of 3 requests" in command(tmp_path, "explain", "asking.toml").stdout
     (tmp_path / "asking.toml").write_text(ASKING + "temperature = 0.5\n")
     found = json.loads(command(tmp_path, "explain", "asking.toml", "--json").stdout)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from program import program
 from small import small
 
 from distillkit.arguments import agree
@@ -38,9 +39,7 @@ max_tokens = 8
 def distillkit(home: Path, *words: str, timeout: float = 300, **more: object) -> subprocess.CompletedProcess[str]:
     """Run the program in a folder of its own."""
     environment = {**os.environ, "DISTILLKIT_HOME": str(home), "COLUMNS": "100"}
-    command = [sys.executable, "-m", "distillkit", *words]
-    kept = {"capture_output": True, "text": True, "env": environment, "cwd": home, "timeout": timeout}
-    return subprocess.run(command, **kept, **more)  # type: ignore[call-overload, no-any-return]
+    return program(words, home, environment, timeout, **more)
 
 
 @pytest.fixture(scope="module")
@@ -300,9 +299,7 @@ def test_wrong_input_gives_one_clear_message_and_exit_2(home: Path, fault: str) 
 
 def test_a_home_that_cannot_be_written_exits_2(home: Path) -> None:
     (home / "file").write_text("")
-    environment = {**os.environ, "DISTILLKIT_HOME": str(home / "file" / "inside")}
-    command = [sys.executable, "-m", "distillkit", "run", "tiny.toml"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home)
+    done = program(["run", "tiny.toml"], home, {**os.environ, "DISTILLKIT_HOME": str(home / "file" / "inside")})
     assert done.returncode == 2
     assert "DISTILLKIT_HOME" in done.stderr
     assert "Traceback" not in done.stderr
@@ -333,9 +330,7 @@ def test_a_disk_that_is_really_full_is_told(home: Path, kilobytes: int) -> None:
     if mounted.returncode:
         pytest.skip("this machine does not let us mount a small disk")
     try:
-        environment = {**os.environ, "DISTILLKIT_HOME": str(disk)}
-        command = [sys.executable, "-m", "distillkit", "run", "tiny.toml"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home)
+        done = program(["run", "tiny.toml"], home, {**os.environ, "DISTILLKIT_HOME": str(disk)})
         assert done.returncode == 1, done.stderr
         assert "Traceback" not in done.stderr
         assert not list(disk.rglob("*.part"))

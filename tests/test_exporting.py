@@ -55,6 +55,8 @@ IN_LLAMA = {
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("distillkit.student.proving.TEXT_TOKENS", 40)  # a proof of less text takes less time
+    monkeypatch.setattr("distillkit.student.proving.GREEDY", 20)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

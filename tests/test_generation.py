@@ -85,10 +85,10 @@ def test_what_a_row_writes_does_not_depend_on_its_neighbours(temperature: float,
     model, sampling = small_model(context), Sampling(temperature)
     prompts = [[5], [1, 2, 3], [7, 7], list(range(20)), [9, 8, 7, 6, 5], [3, 1, 4, 1, 5, 9]]
     seeds = [11, 12, 13, 14, 15, 16]
-    together = with_cache(model, context, prompts, seeds, sampling, 4 * context)
+    together = with_cache(model, context, prompts, seeds, sampling, 3 * context)
     for prompt, seed, row in zip(prompts, seeds, together, strict=True):
-        assert row == with_cache(model, context, [prompt], [seed], sampling, 4 * context)[0]
-        assert row == without_cache(model, context, prompt, seed, sampling, 4 * context)
+        assert row == with_cache(model, context, [prompt], [seed], sampling, 3 * context)[0]
+        assert row == without_cache(model, context, prompt, seed, sampling, 3 * context)
 
 
 def test_padding_does_not_leak_into_a_shorter_prompt() -> None:
@@ -103,24 +103,25 @@ def test_padding_does_not_leak_into_a_shorter_prompt() -> None:
 
 @pytest.mark.parametrize("prompts", [[[3]], [[3], [1] * 100, [2] * 60, [7, 8], [9]]])
 def test_a_cache_that_grows_holds_what_it_held(prompts: list[list[int]]) -> None:
-    model, seeds = small_model(400), range(len(prompts))
+    model, seeds, step = small_model(400), range(len(prompts)), 1 if len(prompts) == 1 else 9
     rows = with_cache(model, 400, prompts, seeds, Sampling(1.0), 280)
     for prompt, seed, row in zip(prompts, seeds, rows, strict=True):
         window = [*prompt, *row]
         (again,) = with_cache(model, 400, [window[:-5]], [seed], Sampling(0.0), 1)
         assert again == [int(last_logits(model, window[:-5]).argmax().item())]
         past = model.cache([0])
-        hidden = mx.concatenate([model.extend(mx.array([[token]]), past) for token in window], axis=1)
+        pieces = [window[i : i + step] for i in range(0, len(window), step)]
+        hidden = mx.concatenate([model.extend(mx.array([piece]), past) for piece in pieces], axis=1)
         np.testing.assert_allclose(f64(hidden), f64(model(mx.array([window]))), rtol=1e-3, atol=1e-3)
 
 
 @st.composite
 def batches(draw: Any) -> tuple[list[list[int]], list[int]]:
-    prompts = draw(st.lists(st.lists(st.integers(0, 22), max_size=12), min_size=1, max_size=9))
+    prompts = draw(st.lists(st.lists(st.integers(0, 22), max_size=12), min_size=1, max_size=6))
     return prompts, [draw(st.integers(0, 2**40)) for _ in prompts]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(batches(), st.integers(0, 22), st.sampled_from([1.0, 1.4]), st.randoms())
 def test_rows_that_end_leave_and_change_nothing(
     given_rows: tuple[list[list[int]], list[int]], end: int, penalty: float, random: Any
@@ -128,13 +129,13 @@ def test_rows_that_end_leave_and_change_nothing(
     (prompts, seeds), model = given_rows, small_model()
     sampling = Sampling(1.0, top_k=9, min_p=0.02, repetition_penalty=penalty)
     alone = [
-        with_cache(model, 8, [prompt], [seed], sampling, 20)[0] for prompt, seed in zip(prompts, seeds, strict=True)
+        with_cache(model, 8, [prompt], [seed], sampling, 14)[0] for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     until = [row[: row.index(end) + 1] if end in row else row for row in alone]
     order = list(range(len(prompts)))
     random.shuffle(order)
     shuffled = ([prompts[i] for i in order], [seeds[i] for i in order])
-    found = with_cache(model, 8, *shuffled, sampling, 20, end=end)
+    found = with_cache(model, 8, *shuffled, sampling, 14, end=end)
     assert found == [until[i] for i in order]
 
 
@@ -393,15 +394,15 @@ def test_one_seed_writes_the_same_again_and_another_writes_something_else() -> N
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_streaming_writes_what_writing_writes(temperature: float) -> None:
-    for seed in range(6):
+    for seed in range(4 if temperature else 1):
         pieces = list(writer().stream("The hen", seed, Sampling(temperature), 40))
         assert "".join(pieces) == texts(["The hen"], [seed], temperature, 40)[0]
 
 
 def test_more_prompts_than_fit_one_batch_come_back_in_order() -> None:
     prompts, seeds = [TEXTS[i % 3][: i % 7] for i in range(70)], list(range(70))
-    many = texts(prompts, seeds, length=5)
-    assert many == [texts([prompt], [seed], length=5)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
+    many = texts(prompts, seeds, length=3)
+    assert many == [texts([prompt], [seed], length=3)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
 
 
 def test_a_text_ends_where_the_student_says_so_and_nobody_else() -> None:
@@ -465,6 +466,7 @@ def one_by_one(rows: Any, prompts: Sequence[Sequence[int]]) -> Iterator[list[int
     return (written[name] for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 def test_greedy_writing_is_mlx_lms_token_for_token(peer: Callable[[str], ModuleType]) -> None:
     generating, gpt2 = peer("mlx_lm.generate"), peer("mlx_lm.models.gpt2")

@@ -575,6 +575,7 @@ def test_fixed_numbers_stay_what_they_were_worked_out_to_be() -> None:
 
 
 @pytest.mark.peer
+@pytest.mark.slow
 def test_every_divergence_and_its_gradient_are_pytorchs(peer: Any) -> None:
     torch = peer("torch")
     functional, rows, heat = torch.nn.functional, some_rows(13, 9, 12), 2.0

@@ -45,6 +45,7 @@ def torch_hidden(torch, weights, tokens):  # type: ignore[no-untyped-def]
     return norm(x, "norm")
 
 
+@pytest.mark.slow
 def test_losses_gradients_and_steps_are_pytorchs(peer) -> None:  # type: ignore[no-untyped-def]
     torch = peer("torch")
     random = np.random.default_rng(0)

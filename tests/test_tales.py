@@ -7,7 +7,7 @@ import pytest
 
 from distillkit.data.tales import PLOTS, Tale, _finish, story, tale
 
-MANY = 20_000
+MANY = 5_000
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,11 @@ def test_story_order_does_not_matter_and_the_seed_does() -> None:
 
 def test_no_two_stories_are_the_same(tales: list[Tale]) -> None:
     assert len({t.text for t in tales}) == MANY
+
+
+@pytest.mark.slow
+def test_no_two_of_twenty_thousand_stories_are_the_same() -> None:
+    assert len({tale(1, index).text for index in range(20_000)}) == 20_000
 
 
 def test_every_plot_is_told_about_equally_often(tales: list[Tale]) -> None:

@@ -888,9 +888,12 @@ def test_an_answer_depends_on_its_seed_and_on_nothing_before_it(folder: Path, te
     assert len(greedy) == 1
 
 
-@pytest.mark.parametrize("max_tokens", [8, 60], ids=["within the context", "beyond the context"])
+BEYOND = pytest.param(60, id="beyond the context", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("max_tokens", [pytest.param(8, id="within the context"), BEYOND])
 def test_an_answer_does_not_depend_on_the_batch_that_it_is_in(teacher: Checkpoint, max_tokens: int) -> None:
-    requests = stories(12, max_tokens=max_tokens)
+    requests = stories(8, max_tokens=max_tokens)
     alone = {request.id: teacher.answer(request) for request in requests}
     assert said(teacher, requests) == alone
     assert said(teacher, requests[::-1]) == alone

@@ -108,7 +108,18 @@ NEEDS = {  # of those that cannot be tried without anything
 }
 
 
-@pytest.mark.parametrize("offer", BUILT_IN, ids=lambda offer: f"{offer.role}-{offer.name}")
+LONG = {("exporters", "hf"), ("exporters", "mlx"), ("judges", "teacher-likelihood"), ("teachers", "checkpoint")}
+OFFERS = [
+    pytest.param(
+        offer,
+        id=f"{offer.role}-{offer.name}",
+        marks=[pytest.mark.slow] if (offer.role, offer.name) in LONG else [],
+    )
+    for offer in BUILT_IN
+]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
 def test_our_own_plugins_keep_every_promise(offer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     check = getattr(kit, f"check_{offer.role.removesuffix('s')}")

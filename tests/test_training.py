@@ -13,8 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import pytest
 from small import small
 
 from distillkit.assembly import Assembly
+from distillkit.core import cpu
 from distillkit.data.batches import sequential
 from distillkit.errors import DistillkitError, Interrupted, LimitReached, TrainingError, UsageError
 from distillkit.files import read_lines
@@ -33,6 +36,7 @@ from distillkit.progress import Voice
 from distillkit.recipe import load
 from distillkit.reporting import tables
 from distillkit.runs import STAGES, Run, find, newest
+from distillkit.runs import home as home_folder
 from distillkit.student import Sampling, Trained, blas
 from distillkit.student import checkpoint as checkpoints
 from distillkit.student.optimizer import flat
@@ -213,7 +217,47 @@ def weights(run: Run) -> str:
 
 
 def stopped_at(step: int, *overrides: str, times: int = 1, recipe: str = "tiny") -> Run:
-    """A run that was sent Ctrl-C after a step."""
+    """A run that was sent Ctrl-C after a step: trained once, copied for whoever asks; with a teacher, trained here."""
+    if recipe != "tiny":
+        return stop_at(step, times, *overrides, recipe=recipe)
+    return copied(_kept(overrides, cpu.cores(), (step, times)))
+
+
+def trained(*overrides: str) -> Run:
+    """A run that nothing disturbed: trained once, copied for whoever asks."""
+    return copied(_kept(overrides, cpu.cores()))
+
+
+def undisturbed(*overrides: str) -> str:
+    """The weights that such a run ends with."""
+    return weights(Run(_kept(overrides, cpu.cores())))
+
+
+def copied(run: Path) -> Run:
+    """A run of another folder, as the next one of this folder."""
+    here = home_folder() / "reports" / "tiny"
+    number = 1 + max((int(path.name) for path in here.glob("[0-9]*")), default=0)
+    return Run(Path(shutil.copytree(run, here / str(number))))
+
+
+@cache
+def _kept(overrides: tuple[str, ...], cores: int, stop: tuple[int, int] | None = None) -> Path:
+    """The folder of a run that was trained on so many cores and stopped after a step, or not."""
+    folder = Path(_shelf().name, str(len(list(Path(_shelf().name).iterdir()))))
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        furnish(folder, patch)
+        run = stop_at(*stop, *overrides) if stop else sit(*overrides)
+        return run.path.resolve()
+
+
+@cache
+def _shelf() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+def stop_at(step: int, times: int, *overrides: str, recipe: str = "tiny") -> Run:
+    """Begin a run and send it Ctrl-C after a step, so many times."""
     diary = ("tracker.0.name=diary", "tracker.0.file=diary", f"tracker.0.signal_at={step}")
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         sit(*overrides, *diary, f"tracker.0.times={times}", recipe=recipe)
@@ -271,8 +315,10 @@ def wait_for_step(child: subprocess.Popen[str], metrics: Path, step: int) -> Non
 # ------------------------------------------------------------------------------------------ interrupted
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_130_says_how_to_go_on_and_ends_like_an_undisturbed_run(home: Path) -> None:
-    long = ("--set", "train.steps=200", "--until", "train")
+    sparse = ("train.checkpoint_every=50", "train.evaluate_every=100")
+    long = [word for key in (*sparse, "train.steps=200") for word in ("--set", key)] + ["--until", "train"]
     child = start_child(home, "run", "tiny.toml", *long)
     metrics = home / "reports" / "tiny" / "1" / "metrics.jsonl"
     wait_for_step(child, metrics, 25)
@@ -290,18 +336,18 @@ def test_ctrl_c_exits_130_says_how_to_go_on_and_ends_like_an_undisturbed_run(hom
     assert (code, run.info["status"]) == (0, "done"), said
     assert f"from step {stopped} to step 200" in said
     assert train_steps(run) == list(range(1, 201))
-    assert weights(run) == weights(sit("train.steps=200"))
+    assert weights(run) == undisturbed(*sparse, "train.steps=200")
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 11])
 def test_a_run_that_was_stopped_anywhere_ends_like_an_undisturbed_one(home: Path, step: int) -> None:
-    undisturbed = sit()
-    run = stopped_at(step)
+    other = trained("train.streams=2")
+    run = stopped_at(step, "train.streams=2")
     assert max(steps_of(run)) == step
-    sit(resume=True)
-    assert weights(run) == weights(undisturbed)
+    sit("train.streams=2", resume=True)
+    assert weights(run) == weights(other)
     assert [drop_speed(row) for row in read_lines(run.metrics)] == [
-        drop_speed(row) for row in read_lines(undisturbed.metrics)
+        drop_speed(row) for row in read_lines(other.metrics)
     ]
 
 
@@ -314,7 +360,7 @@ def test_ctrl_c_at_the_last_step_stops_too_and_loses_nothing(home: Path) -> None
     assert run.info["status"] == "interrupted"
     sit(resume=True, voice=told)
     assert any("Nothing left to train" in line for line in told.lines)
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_run_still_goes_on(home: Path) -> None:
@@ -323,7 +369,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_still_goes_on(home: Path) -> 
     assert run.info["status"] == "interrupted"
     sit(resume=True)
     assert train_steps(run) == list(range(1, 13))
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 def test_stopping_during_an_evaluation_loses_no_more_than_the_steps_since_the_last_checkpoint(
@@ -337,7 +383,7 @@ def test_stopping_during_an_evaluation_loses_no_more_than_the_steps_since_the_la
         with pytest.raises(Interrupted):
             sit()
     run = sit(resume=True)
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 def fill_the_disk(patch: pytest.MonkeyPatch) -> None:
@@ -377,7 +423,7 @@ def test_a_disk_that_is_full_when_a_stage_has_ended_well_is_told(home: Path, mon
 
 def test_signals_are_handled_by_the_former_handlers_again(home: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    stopped_at(2)
+    stop_at(2, 1)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -402,7 +448,7 @@ def test_a_run_that_was_stopped_says_how_far_it_came_and_is_not_done_when_it_is_
 
 
 def test_an_extended_run_that_is_stopped_has_no_figures_of_its_first_end(home: Path) -> None:
-    first = sit().info["training"]
+    first = trained().info["training"]
     with pytest.raises(TrainingError):
         sit("train.steps=40", "train.learning_rate=1e30", resume=True)
     run = newest("tiny")
@@ -453,13 +499,14 @@ def kill_and_go_on(home: Path, kills: int, steps: int, seed: int, longest: float
         child = start_child(home, "run", "tiny.toml", "--resume", *words)
     code, said = finished(child)
     assert code == 0, said
-    assert weights(run) == weights(sit(f"train.steps={steps}"))
+    assert weights(run) == undisturbed(f"train.steps={steps}")
     assert train_steps(run) == list(range(1, steps + 1))
     assert not list(run.path.rglob("*.part"))
     for checkpoint in checkpoints.every(run.checkpoints):
         checkpoint.verify()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_ends_like_an_undisturbed_one(home: Path) -> None:
     kill_and_go_on(home, kills=2, steps=150, seed=1, longest=0.6)
 
@@ -474,7 +521,7 @@ def test_two_processes_never_train_the_same_run(home: Path) -> None:
     with (run.checkpoints / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert "being trained by another process" in refused().message
-    assert weights(sit(resume=True)) == weights(sit())
+    assert weights(sit(resume=True)) == undisturbed()
 
 
 # ------------------------------------------------------------------------------------------ going on
@@ -482,16 +529,16 @@ def test_two_processes_never_train_the_same_run(home: Path) -> None:
 
 def test_a_run_is_extended_by_more_steps(home: Path) -> None:
     constant = ("train.final_learning_rate=0.01", "train.warmup=0")
-    run, told = sit(*constant, "train.steps=7"), Told()
+    run, told = trained(*constant, "train.steps=7"), Told()
     sit(*constant, "train.steps=12", resume=True, voice=told)
     assert "Changed since the last sitting: train.steps was 7 and is 12." in told.lines
     assert any(line.startswith("Training from step 7 to step 12") for line in told.lines)
     assert run.info["training"]["steps"] == 12
-    assert weights(run) == weights(sit(*constant, "train.steps=12"))
+    assert weights(run) == undisturbed(*constant, "train.steps=12")
 
 
 def test_a_run_with_nothing_left_to_do_says_so(home: Path) -> None:
-    run, told = sit(), Told()
+    run, told = trained(), Told()
     before = weights(run)
     sit(resume=True, voice=told)
     assert "Nothing left to train: the run has 12 of 12 steps. To extend it, raise train.steps." in told.lines
@@ -527,7 +574,7 @@ def test_a_run_does_not_go_on_with_something_else(home: Path, change: str, named
     assert named in error.message
     assert "since its checkpoint at step 5" in error.message
     sit(resume=True)
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 @pytest.mark.parametrize("change", ["data.held_out=0.3", "tokenizer.vocab_size=310"])
@@ -568,12 +615,11 @@ def test_a_changed_chunk_is_used_and_told(home: Path) -> None:
 
 
 def test_going_on_with_more_cores_keeps_the_number_of_streams(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = sit("train.streams=1")
     monkeypatch.setattr("distillkit.core.cpu.cores", lambda: 1)
-    run = stopped_at(5)
+    run = stopped_at(5, "train.streams=auto")
     monkeypatch.setattr("distillkit.core.cpu.cores", lambda: 2)
-    sit(resume=True)
-    assert weights(run) == weights(undisturbed)
+    sit("train.streams=auto", resume=True)
+    assert weights(run) == undisturbed("train.streams=1")
 
 
 def test_a_run_that_goes_on_with_another_blas_kernel_says_that_it_is_close_and_goes_on(
@@ -607,7 +653,7 @@ def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(home: Path, 
     (warning,) = told.warnings("step-00000005")
     assert warning.endswith("going on from step 4")
     assert "damaged-step-00000005" in step_names(run)
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -616,11 +662,11 @@ def test_a_missing_file_is_noticed(home: Path, name: str) -> None:
     (run.checkpoints / "step-00000005" / name).unlink()
     sit(resume=True, voice=told)
     assert told.warnings("missing")
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 def test_the_same_step_may_be_damaged_again_and_again(home: Path) -> None:
-    run = sit()
+    run = trained()
     for _ in range(3):
         flip_a_bit(run.checkpoints / "step-00000012" / "model.safetensors")
         sit(resume=True)
@@ -629,7 +675,7 @@ def test_the_same_step_may_be_damaged_again_and_again(home: Path) -> None:
         "damaged-step-00000012.2",
         "damaged-step-00000012.3",
     ]
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 def test_when_every_checkpoint_is_damaged_training_starts_again(home: Path) -> None:
@@ -640,7 +686,7 @@ def test_when_every_checkpoint_is_damaged_training_starts_again(home: Path) -> N
     sit(resume=True, voice=told)
     assert len(told.warnings("starting again")) == count
     assert train_steps(run) == list(range(1, 13))
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 def test_half_a_last_line_in_the_log_is_survived(home: Path) -> None:
@@ -665,7 +711,7 @@ def test_a_lost_log_does_not_stop_a_run(home: Path) -> None:
     run.metrics.unlink()
     sit(resume=True)
     assert train_steps(run) == list(range(8, 13))
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 def test_leftovers_of_a_crash_are_swept_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -784,7 +830,7 @@ def test_the_validation_loss_is_the_mean_surprise_of_the_held_out_tokens(home: P
 
 
 def test_each_step_is_logged_with_its_terms_rate_norm_and_speed(home: Path) -> None:
-    rows = [row for row in read_lines(sit().metrics) if row["kind"] == "train"]
+    rows = [row for row in read_lines(trained().metrics) if row["kind"] == "train"]
     for row in rows:
         assert row["terms"] == {"hard": row["loss"]}
         assert row["gradient_norm"] > 0
@@ -825,7 +871,7 @@ def test_the_student_writes_while_it_is_trained_without_disturbing_that(home: Pa
     run = sit("train.sample_every=5", voice=told)
     samples = [line for line in told.lines if line.startswith("  ") and "|" in line]
     assert len(samples) == 2
-    assert weights(run) == weights(sit())
+    assert weights(run) == undisturbed()
 
 
 def test_what_the_student_writes_while_it_is_trained_is_drawn_as_the_recipe_says(home: Path) -> None:
@@ -846,7 +892,7 @@ def saved_weights(run: Run, step: int) -> dict[str, mx.array]:
 
 
 def test_a_student_may_begin_with_the_weights_of_another(home: Path) -> None:
-    origin, told = sit(), Told()
+    origin, told = trained(), Told()
     run = sit(
         "student.from=tiny/1", "train.keep=100", "student.dropout=0.0", "seed=7", "tokenizer.kind=tiny", voice=told
     )
@@ -856,7 +902,7 @@ def test_a_student_may_begin_with_the_weights_of_another(home: Path) -> None:
 
 
 def test_a_student_may_begin_with_a_checkpoint_that_was_taken_elsewhere(home: Path) -> None:
-    origin, told = sit(), Told()
+    origin, told = trained(), Told()
     mine = shutil.copytree(origin.checkpoints / "step-00000012", home / "kept" / "my-own")
     shutil.copytree(origin.tokenizer, mine / "tokenizer")
     run = sit(f"student.from={mine}", "train.keep=100", voice=told)
@@ -865,21 +911,21 @@ def test_a_student_may_begin_with_a_checkpoint_that_was_taken_elsewhere(home: Pa
 
 
 def test_weights_of_another_shape_are_refused(home: Path) -> None:
-    sit()
+    trained()
     with pytest.raises(UsageError, match=r"is another network: student\.width \(16 to 32\)") as caught:
         sit("student.from=tiny/1", "student.width=32", "student.dropout=0.0")
     assert caught.value.exit_code == 2
 
 
 def test_weights_that_read_other_tokens_are_refused(home: Path) -> None:
-    sit()
+    trained()
     with pytest.raises(UsageError, match="reads other tokens") as caught:
         sit("student.from=tiny/1", "data.seed=5")
     assert 'tokenizer.kind = "tiny/1"' in caught.value.hint
 
 
 def test_the_teacher_is_asked_in_every_step_and_learns_nothing(home: Path) -> None:
-    origin = sit("train.steps=30")
+    origin = trained("train.steps=30")
     parts = assemble(recipe="pupil", voice=Told())
     teacher: Any = parts.teacher
     before = checkpoints.weights_digest(flat(teacher.trained.model.parameters()))
@@ -895,7 +941,7 @@ def test_the_teacher_is_asked_in_every_step_and_learns_nothing(home: Path) -> No
 
 
 def test_the_soft_loss_is_the_distance_from_the_teachers_opinion(home: Path) -> None:
-    sit("train.steps=30")
+    trained("train.steps=30")
     parts = assemble("student.dropout=0.0", "train.keep=100", "mixer.temperature=3.0", recipe="pupil")
     run = begin(parts, {})
     Pipeline(parts, run).go(("label", "train"))
@@ -912,16 +958,16 @@ def test_the_soft_loss_is_the_distance_from_the_teachers_opinion(home: Path) -> 
 
 
 def test_a_taught_run_that_was_stopped_ends_like_an_undisturbed_one(home: Path) -> None:
-    sit()
-    undisturbed = sit(recipe="pupil")
+    trained()
+    other = sit(recipe="pupil")
     diary = ("tracker.0.name=diary", "tracker.0.file=diary", "tracker.0.signal_at=5")
     with pytest.raises(Interrupted):
         sit(*diary, recipe="pupil")
-    assert weights(sit(recipe="pupil", resume=True)) == weights(undisturbed)
+    assert weights(sit(recipe="pupil", resume=True)) == weights(other)
 
 
 def test_a_teacher_that_reads_other_tokens_is_refused(home: Path) -> None:
-    sit()
+    trained()
     with pytest.raises(UsageError, match="the teacher's tokenizer is not the student's") as caught:
         sit("tokenizer.kind=bpe", "tokenizer.vocab_size=320", recipe="pupil")
     assert caught.value.exit_code == 2
@@ -937,11 +983,10 @@ def test_a_plugins_mixer_trains(home: Path) -> None:
 
 
 def test_a_plugins_student_trains_resumes_and_writes(home: Path) -> None:
-    undisturbed = sit("student.arch=bigram")
     run = stopped_at(5, "student.arch=bigram")
     sit("student.arch=bigram", resume=True)
-    assert weights(run) == weights(undisturbed)
-    assert weights(sit("student.arch=bigram", "seed=2")) != weights(undisturbed)
+    assert weights(run) == undisturbed("student.arch=bigram")
+    assert undisturbed("student.arch=bigram", "seed=2") != weights(run)
     (written,) = Trained.load(run.path).write(["One day"], [1], Sampling(), 30)
     assert written.tokens > 0
 
@@ -955,7 +1000,7 @@ def train_losses(run: Run) -> list[float]:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_learns_nearly_the_same_and_keeps_float32(home: Path, precision: str) -> None:
-    full, told = sit("train.steps=30"), Told()
+    full, told = trained("train.steps=30"), Told()
     half = sit("train.steps=30", f"train.precision={precision}", voice=told)
     assert train_losses(half) == pytest.approx(train_losses(full), rel=2e-2)
     assert train_losses(half) != train_losses(full)
@@ -969,10 +1014,9 @@ def test_half_precision_learns_nearly_the_same_and_keeps_float32(home: Path, pre
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_goes_on_bit_for_bit(home: Path, precision: str) -> None:
-    undisturbed = sit(f"train.precision={precision}")
     run = stopped_at(5, f"train.precision={precision}")
     sit(f"train.precision={precision}", resume=True)
-    assert weights(run) == weights(undisturbed)
+    assert weights(run) == undisturbed(f"train.precision={precision}")
 
 
 def test_a_changed_precision_is_told(home: Path) -> None:

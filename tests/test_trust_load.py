@@ -14,7 +14,7 @@ import pytest
 from folders import make
 from ledger import held, size
 
-pytestmark = [pytest.mark.trust, pytest.mark.slow]
+pytestmark = [pytest.mark.trust, pytest.mark.slow, pytest.mark.timing]
 ROOT = Path(__file__).parent.parent
 
 MOST_STOP = 100.0  # milliseconds in which the event loop did nothing else

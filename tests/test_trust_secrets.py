@@ -262,7 +262,7 @@ class Echo(BaseHTTPRequestHandler):
 def hub() -> Iterator[str]:
     """Where it answers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

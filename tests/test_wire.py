@@ -24,6 +24,7 @@ from distillkit_plugins.compatible import Compatible
 from distillkit_plugins.groq import Groq
 from distillkit_plugins.openai import OpenAI
 from faults import FAULTS, FAULTY, KEY, PAGE, Row, fast_clock, page, requests, teacher, tried
+from program import program
 from provider import PROBE, Act, Call, PerMinute, Provider, error, serving
 from test_cli import TINY, distillkit
 from test_training import fill_the_disk
@@ -859,7 +860,7 @@ def test_shares_make_the_whole_and_nobody_asks_twice(home: Path, provider: Provi
 
 def test_money_is_asked_for_and_a_budget_stops_with_3(home: Path, provider: Provider) -> None:
     price = ("--set", "teacher.price={input=1.0, output=1000.0}")
-    asked = distillkit(home, "label", "wired.toml", *price, stdin=subprocess.DEVNULL)
+    asked = distillkit(home, "label", "wired.toml", *price)
     assert (asked.returncode, "may cost $" in asked.stderr) == (2, True)
     assert provider.calls == []
     stopped = distillkit(home, "label", "wired.toml", *price, "--set", "teacher.max_usd=0.07", "--yes")
@@ -999,8 +1000,7 @@ def test_a_key_appears_nowhere(home: Path, provider: Provider, failure: str, whe
     if where == ".env":
         del environment["DISTILLKIT_API_KEY"]
         (home / ".env").write_text(f'DISTILLKIT_API_KEY="{KEY}"\n')
-    command = [sys.executable, "-m", "distillkit", "--debug", "run", "wired.toml", "--set", "teacher.attempts=1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=home, timeout=120, check=False)
+    done = program(["--debug", "run", "wired.toml", "--set", "teacher.attempts=1"], home, environment)
     assert provider.calls[0].headers["authorization"] == f"Bearer {KEY}"
     assert KEY not in done.stdout + done.stderr
     assert (done.returncode == 0) == (failure == "in the answer")
@@ -1022,7 +1022,7 @@ with Cache(Path({folder!r})) as cache:
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_after_sigkill_only_what_was_out_is_asked_again(tmp_path: Path, seed: int) -> None:
     with serving(0.03) as provider:
         code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), url=provider.url)

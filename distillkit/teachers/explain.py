@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptError, UsageError
+from ..files import digest
 from ..records import Request
 from ..roles import Teacher
 from .cache import DAMAGE, Cache, key_of
@@ -28,7 +29,7 @@ def differences(one: Asked, other: Asked) -> list[dict[str, Any]]:
     return [
         {"field": name, "one": first.get(name), "other": second.get(name)}
         for name in names
-        if name not in first or name not in second or first[name] != second[name]
+        if name not in first or name not in second or digest(first[name]) != digest(second[name])  # True is not 1
     ]
 
 
