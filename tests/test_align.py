@@ -193,7 +193,9 @@ def answered(tokenizer: Tokenizer, text: str, most: int, seed: int = 0, end: byt
     return Answer(text, tuple(said))
 
 
-@pytest.mark.parametrize("text", [STORIES[0], TALE], ids=["all sorts", "a tale"])
+@pytest.mark.parametrize(
+    "text", [pytest.param(STORIES[0], id="all sorts"), pytest.param(TALE, id="a tale", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("way", ["gpt2 learns", "gpt2 teaches"])
 def test_gpt2_and_an_o200k_like_vocabulary(way: str, text: str) -> None:
     student, teacher = (gpt2(), o200k_like()) if way == "gpt2 learns" else (o200k_like(), gpt2())

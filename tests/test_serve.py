@@ -57,7 +57,7 @@ def test_rows_that_join_and_leave_write_what_they_write_alone(data: st.DataObjec
     heats = [Sampling(0.0), Sampling(1.0), Sampling(1.3, top_k=5), Sampling(0.8, top_p=0.9, min_p=0.01)]
     for _ in range(data.draw(st.integers(1, 6))):
         new = []
-        for _ in range(data.draw(st.integers(0, 5))):
+        for _ in range(data.draw(st.integers(0, 3))):
             prompt = data.draw(st.lists(st.integers(0, 21), min_size=1, max_size=12))
             heat, most = data.draw(st.sampled_from(heats)), data.draw(st.integers(1, 16))
             told.append([])
