@@ -38,7 +38,8 @@ def program(words: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: fl
     """Run distillkit in a folder and an environment; what it came to."""
     command = [sys.executable, "-m", "distillkit", *words]
     if more or _python(env) != _python(os.environ):
-        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        pipes: dict[str, Any] = {"capture_output": True, "text": True}
+        pipes |= {} if "input" in more else {"stdin": subprocess.DEVNULL}
         return subprocess.run(command, cwd=cwd, env=env, timeout=timeout, check=False, **pipes, **more)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")

@@ -372,6 +372,7 @@ def labellers(folder: Path, count: int, pause: float, how_many: int = 2) -> list
     return children
 
 
+@pytest.mark.slow
 def test_two_processes_ask_each_prompt_once(tmp_path: Path) -> None:
     children = labellers(tmp_path, 60, 0.005)
     for child in children:
@@ -386,6 +387,7 @@ def test_two_processes_ask_each_prompt_once(tmp_path: Path) -> None:
     assert sum(int(cached) for *_, cached in counts) == 60
 
 
+@pytest.mark.slow
 def test_when_one_is_killed_the_other_asks_for_what_is_missing_and_nothing_else(tmp_path: Path) -> None:
     first, second = labellers(tmp_path, 40, 0.02)
     assert first.stdin is not None

@@ -443,6 +443,7 @@ def _prepare_there(folder: str) -> str:
     return prepare(Listed(STORIES), tokenizer=BPE, folder=Path(folder)).fingerprint
 
 
+@pytest.mark.slow
 def test_processes_that_prepare_at_once_all_succeed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(3) as pool:
@@ -883,6 +884,7 @@ def hub(**options: Any) -> Hub:
     return Hub(Hub.Options(**options))
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.usefixtures("cache")
 def test_a_local_copy_is_read_in_each_format_of_the_library(peer: Callable[[str], ModuleType], tmp_path: Path) -> None:

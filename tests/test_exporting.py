@@ -30,7 +30,7 @@ from distillkit.data.tales import story
 from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, letters
 from distillkit.errors import DistillkitError, UsageError
 from distillkit.runs import Run, find
-from distillkit.student import exporting, families, spelling
+from distillkit.student import exporting, families, proving, spelling
 from distillkit.student.generate import logits_of
 from distillkit.student.gpt import Shape
 from distillkit.student.proving import Bounds, Own, prove
@@ -53,10 +53,11 @@ IN_LLAMA = {
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("distillkit.student.proving.TEXT_TOKENS", 40)  # a proof of less text takes less time
-    monkeypatch.setattr("distillkit.student.proving.GREEDY", 20)
+    if request.node.get_closest_marker("slow") is None:  # a proof of less text takes less time
+        monkeypatch.setattr(proving, "TEXT_TOKENS", 40)
+        monkeypatch.setattr(proving, "GREEDY", 20)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -278,7 +279,7 @@ def test_a_proof_sees_what_is_off(off: float, holds: bool) -> None:
     reader = Wrong(student.model, "a test", off)
     if holds:
         proof = prove(run, student, reader, Bounds())
-        assert proof["greedy"] == {"tokens": 64, "alike": 64}
+        assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
         assert proof["largest_difference"] == pytest.approx(off, abs=2e-5)
     else:
         with pytest.raises(DistillkitError, match=r"logits differ by up to 0\.02"):
@@ -309,7 +310,7 @@ def test_without_transformers_the_files_are_read_back(name: str, monkeypatch: py
     said = command("export", run.name, "--to", "there", "--format", "hf")
     assert said.exit_code == 0, said.exception
     assert "reading the files back (transformers and torch are not installed)" in said.output
-    assert "greedy tokens alike: 64 of 64" in said.output
+    assert f"greedy tokens alike: {proving.GREEDY} of {proving.GREEDY}" in said.output
     names = {file.name for file in Path("there").iterdir()}
     assert names == {
         *("README.md", "config.json", "generation_config.json", "model.safetensors", "proof.json"),
@@ -522,7 +523,10 @@ def test_a_plugins_exporter_has_its_proof_and_card_written(
     said = command("-p", "again.py", "export", run.name, "--to", "there", "--format", "again")
     assert said.exit_code == 0, said.exception
     assert "loaded again by itself" in said.output
-    assert json.loads(Path("there/proof.json").read_text())["greedy"] == {"tokens": 64, "alike": 64}
+    assert json.loads(Path("there/proof.json").read_text())["greedy"] == {
+        "tokens": proving.GREEDY,
+        "alike": proving.GREEDY,
+    }
     card = Path("there/README.md").read_text()
     assert [words for words in told if words not in card] == []
     assert [words for words in untold if words in card] == []
@@ -543,7 +547,7 @@ def test_transformers_says_what_the_student_says(name: str, peer: Any) -> None:
     proof = json.loads(Path("there/proof.json").read_text())
     assert proof["by"].startswith("transformers")
     assert proof["largest_difference"] < 1e-3
-    assert proof["greedy"] == {"tokens": 64, "alike": 64}
+    assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
     words = transformers.AutoTokenizer.from_pretrained("there")
     for text in TEXTS:
         assert words(text)["input_ids"] == tokenizer().encode(text)
@@ -605,7 +609,7 @@ def test_mlx_lm_says_what_the_student_says(name: str, peer: Any) -> None:
     assert f"as {MLX_KINDS[name]}" in said.output
     proof = json.loads(Path("there/proof.json").read_text())
     assert proof["largest_difference"] < 1e-3
-    assert proof["greedy"] == {"tokens": 64, "alike": 64}
+    assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
     model, words = mlx_lm.load("there")
     text = mlx_lm.generate(model, words, TEXTS[0], max_tokens=5)
     assert isinstance(text, str)
@@ -750,7 +754,7 @@ def test_where_llama_cpp_python_is_installed_it_makes_the_proof(name: str, peer:
     assert command("export", run.name, "--to", "there", "--format", "gguf").exit_code == 0
     proof = json.loads(Path("there/proof.json").read_text())
     assert proof["by"].startswith("llama.cpp")
-    assert proof["greedy"] == {"tokens": 64, "alike": 64}
+    assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
     assert 0 < proof["largest_difference"] < 0.05
 
 
@@ -771,7 +775,7 @@ def test_the_seeds_student_goes_everywhere(peer: Any) -> None:
         print(kind, proof)
         if kind != "gguf":
             assert proof["largest_difference"] < 1e-3
-            assert proof["greedy"] == {"tokens": 64, "alike": 64}
+            assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
     if folder := llama_cpp():
         text = "One day a fox's   hen.\n\n They ran 12"
         print(assert_llama_cpp_agrees(folder, run, Path("gguf/model.gguf").absolute(), text))

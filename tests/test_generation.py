@@ -101,7 +101,10 @@ def test_padding_does_not_leak_into_a_shorter_prompt() -> None:
     np.testing.assert_allclose(f64(more[1, 0]), f64(model(mx.array([[9, 8, 7, 6, 5, 2]]))[0, -1]), atol=1e-5)
 
 
-@pytest.mark.parametrize("prompts", [[[3]], [[3], [1] * 100, [2] * 60, [7, 8], [9]]])
+MANY_ROWS = pytest.param([[3], [1] * 100, [2] * 60, [7, 8], [9]], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("prompts", [[[3]], MANY_ROWS])
 def test_a_cache_that_grows_holds_what_it_held(prompts: list[list[int]]) -> None:
     model, seeds, step = small_model(400), range(len(prompts)), 1 if len(prompts) == 1 else 9
     rows = with_cache(model, 400, prompts, seeds, Sampling(1.0), 280)
@@ -121,7 +124,7 @@ def batches(draw: Any) -> tuple[list[list[int]], list[int]]:
     return prompts, [draw(st.integers(0, 2**40)) for _ in prompts]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(batches(), st.integers(0, 22), st.sampled_from([1.0, 1.4]), st.randoms())
 def test_rows_that_end_leave_and_change_nothing(
     given_rows: tuple[list[list[int]], list[int]], end: int, penalty: float, random: Any

@@ -112,6 +112,7 @@ def planned(home: Path, *words: str) -> dict[str, Any]:
     return {**judge, "missing": plan["judging"]["missing"]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RANKS.exists(), reason="GPT-2's tokens are not at hand to count with")
 def test_fifty_samples_cost_what_the_plan_says_and_nothing_the_second_time(home: Path, server: Provider) -> None:
     judge = Judge(gpt2())

@@ -1006,6 +1006,7 @@ SCHEDULED = (
 )
 
 
+@pytest.mark.slow
 def test_a_scheduled_on_policy_run_that_was_stopped_ends_like_an_undisturbed_one(home: Path) -> None:
     undisturbed = sit(*SCHEDULED, recipe="pupil")
     run = stopped_at(5, *SCHEDULED, recipe="pupil")

@@ -420,7 +420,7 @@ anything = st.recursive(
 )
 options = st.dictionaries(keys, anything, max_size=3)
 fine = settings(
-    max_examples=80,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -635,6 +635,7 @@ def test_the_chain_runs_on_a_book_with_a_server_for_teacher(home: Path, name: st
 # Tokenizers side by side.
 
 
+@pytest.mark.slow
 def test_tokenizers_are_compared_on_text_that_none_of_them_has_seen(
     peer: Callable[[str], ModuleType], home: Path
 ) -> None:

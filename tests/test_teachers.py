@@ -397,6 +397,7 @@ with Cache(Path({folder!r})) as cache:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_what_was_kept_is_whole(tmp_path: Path) -> None:
     code = FULL.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -424,6 +425,7 @@ with Cache(Path({folder!r})) as cache:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_label_the_same_at_once_both_get_all_answers(tmp_path: Path) -> None:
     code = TWO.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -438,6 +440,8 @@ def test_two_processes_that_label_the_same_at_once_both_get_all_answers(tmp_path
         assert cache._rows.check() == []
 
 
+@pytest.mark.slow
+@pytest.mark.timing
 def test_ten_thousand_cached_answers_are_read_in_two_seconds(cache: Cache) -> None:
     requests, teacher = prompts(10_000), Counting()
     words = random.Random(0).choices(["the", "fox", "ran", "home", "and"], k=96)

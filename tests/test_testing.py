@@ -108,7 +108,14 @@ NEEDS = {  # of those that cannot be tried without anything
 }
 
 
-LONG = {("exporters", "hf"), ("exporters", "mlx"), ("judges", "teacher-likelihood"), ("teachers", "checkpoint")}
+LONG = {
+    ("exporters", "hf"),
+    ("exporters", "mlx"),
+    ("exporters", "gguf"),
+    ("sources", "hub"),
+    ("judges", "teacher-likelihood"),
+    ("teachers", "checkpoint"),
+}
 OFFERS = [
     pytest.param(
         offer,

@@ -998,6 +998,7 @@ def train_losses(run: Run) -> list[float]:
     return [row["loss"] for row in read_lines(run.metrics) if row["kind"] == "train"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_learns_nearly_the_same_and_keeps_float32(home: Path, precision: str) -> None:
     full, told = trained("train.steps=30"), Told()

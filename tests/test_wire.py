@@ -420,6 +420,7 @@ def test_what_another_process_leaves_is_asked_in_the_same_sitting(provider: Prov
     assert sorted(provider.prompts) == [f"prompt {i}" for i in range(6)]
 
 
+@pytest.mark.slow
 def test_two_processes_over_the_wire_ask_each_prompt_once(tmp_path: Path) -> None:
     with serving(0.01) as provider:
         code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), url=provider.url)
@@ -841,6 +842,7 @@ def test_a_template_is_drawn_and_a_file_is_read(home: Path, provider: Provider) 
     assert (gone.returncode, "teacher.prompts_file" in gone.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_shares_make_the_whole_and_nobody_asks_twice(home: Path, provider: Provider) -> None:
     children = [
         subprocess.Popen(
@@ -1022,7 +1024,8 @@ with Cache(Path({folder!r})) as cache:
 """
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_after_sigkill_only_what_was_out_is_asked_again(tmp_path: Path, seed: int) -> None:
     with serving(0.03) as provider:
         code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), url=provider.url)
