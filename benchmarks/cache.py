@@ -25,8 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distillkit.records import Answer, Request, Token, Usage
-from distillkit.teachers.cache import Cache, asked, key_of
+from distillkit.core.records import Answer, Request, Token, Usage
+from distillkit.teachers.answers.disk import Cache, asked, key_of
 
 TOKENS, TOP, VOCABULARY = 96, 20, 5000
 

@@ -26,11 +26,11 @@ FAST = blas.load()
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 
-from distillkit.bench import machine  # noqa: E402
-from distillkit.student.drawing import Sampling  # noqa: E402
-from distillkit.student.generate import write  # noqa: E402
-from distillkit.student.gpt import GPT, Shape  # noqa: E402
-from distillkit.student.optimizer import flat  # noqa: E402
+from distillkit.pipeline.bench import machine  # noqa: E402
+from distillkit.student.generation.generate import write  # noqa: E402
+from distillkit.student.generation.sampling import Sampling  # noqa: E402
+from distillkit.student.model.gpt import GPT, Shape  # noqa: E402
+from distillkit.student.training.optimizers import flat  # noqa: E402
 
 SHAPE = Shape(50257, layers=8, heads=8, width=384, hidden=1536, context=512, tied=True, activation="gelu_tanh")
 PROMPT, BATCHES = 16, (1, 16)

@@ -27,10 +27,10 @@ from typing import Any
 
 from distillkit_plugins.compatible import Compatible
 
-from distillkit.records import Request
-from distillkit.teachers.asking import Terms
-from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import label
+from distillkit.core.records import Request
+from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.asking.label import label
+from distillkit.teachers.asking.scheduler import Terms
 
 SERVER = Path(__file__).parent.parent / "tests" / "provider.py"
 WORDS = "once upon a time there was a small fox who " * 4

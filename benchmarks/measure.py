@@ -47,7 +47,7 @@ def tell(title: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any
     from distillkit.student import blas
 
     blas.load()  # before anything imports mlx
-    from distillkit.bench import machine
+    from distillkit.pipeline.bench import machine
 
     where = machine()
     print(f"\n{title}\n{where['cpu']}, {where['cores']} cores, {where['packages']}\n\n{table(rows)}\n")

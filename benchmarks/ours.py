@@ -13,12 +13,12 @@ from problems import Problem, Teacher, rate
 
 from distillkit.core import cpu
 from distillkit.data.batches import Batch
-from distillkit.roles import Mixer
-from distillkit.student.gpt import GPT, Shape
-from distillkit.student.loss import Opinion, chunk_rows
-from distillkit.student.optimizer import AdamW
-from distillkit.student.parallel import Lanes, keep_memory
-from distillkit.student.train import Job, Settings, advance, fresh
+from distillkit.plugins.interfaces import Mixer
+from distillkit.student.model.gpt import GPT, Shape
+from distillkit.student.training.loop import Job, Settings, advance, fresh
+from distillkit.student.training.loss import Opinion, chunk_rows
+from distillkit.student.training.optimizers import AdamW
+from distillkit.student.training.parallel import Lanes, keep_memory
 
 
 def network(which: Problem | Teacher) -> GPT:

@@ -83,9 +83,9 @@ def _random(shape: dict[str, Any], rows: int) -> Callable[[int], tuple[Array, Ar
 
 def quickstart() -> Problem:
     """The bundled recipe's student, stories and teacher."""
-    from distillkit.assembly import Assembly
-    from distillkit.plugins import Plugins
-    from distillkit.recipe import load
+    from distillkit.pipeline.context import Assembly
+    from distillkit.plugins.manager import Plugins
+    from distillkit.recipe.recipe import load
 
     parts = Assembly(load(str(RECIPE)), Plugins.load())
     batches, train = parts.batches(Path("nowhere")), parts.recipe.train
@@ -111,13 +111,13 @@ def quickstart() -> Problem:
 
 def rate(problem: Problem, step: int) -> float:
     """The learning rate: warm-up, then half a cosine to a twentieth."""
-    from distillkit.student.optimizer import LearningRate
+    from distillkit.student.training.optimizers import LearningRate
 
     return LearningRate(problem.rate, problem.rate / 20, problem.warmup, problem.steps)(step)
 
 
 def _initial(shape: dict[str, Any], activation: str, seed: int = 1) -> dict[str, Array]:
-    from distillkit.student.gpt import GPT, Shape, initialise
+    from distillkit.student.model.gpt import GPT, Shape, initialise
 
     model = GPT(Shape(**shape, activation=activation))  # type: ignore[arg-type]
     initialise(model, seed)
@@ -125,6 +125,6 @@ def _initial(shape: dict[str, Any], activation: str, seed: int = 1) -> dict[str,
 
 
 def _arrays(model: Any) -> dict[str, Array]:
-    from distillkit.student.optimizer import flat
+    from distillkit.student.training.optimizers import flat
 
     return {name: np.array(value) for name, value in flat(model.parameters()).items()}

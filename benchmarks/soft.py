@@ -28,9 +28,9 @@ from ours import job_of  # noqa: E402
 from problems import Problem, problem  # noqa: E402
 
 from distillkit.data.batches import Batch  # noqa: E402
-from distillkit.plugins import Plugins  # noqa: E402
-from distillkit.student.parallel import keep_memory  # noqa: E402
-from distillkit.student.train import Job, advance, fresh  # noqa: E402
+from distillkit.plugins.manager import Plugins  # noqa: E402
+from distillkit.student.training.loop import Job, advance, fresh  # noqa: E402
+from distillkit.student.training.parallel import keep_memory  # noqa: E402
 
 K, MARK = 20, 1.15
 PLAIN = "cross-entropy"

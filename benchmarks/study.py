@@ -23,8 +23,8 @@ from typing import Any
 
 from measure import table, tell
 
-from distillkit.plugins import Plugins
-from distillkit.recipe import load
+from distillkit.plugins.manager import Plugins
+from distillkit.recipe.recipe import load
 from distillkit.stats import Difference, holm, mean_interval, paired_difference, verdict
 
 HERE = Path(__file__).parent

@@ -24,8 +24,8 @@ blas.load()
 
 from problems import SHAPES  # noqa: E402
 
-from distillkit.bench import FORWARD, TRAINING, matmul_rate, multiply_adds  # noqa: E402
-from distillkit.student.gpt import Shape  # noqa: E402
+from distillkit.pipeline.bench import FORWARD, TRAINING, matmul_rate, multiply_adds  # noqa: E402
+from distillkit.student.model.gpt import Shape  # noqa: E402
 
 INSTALLED = "plain, as installed"
 TOLD = 15  # steps

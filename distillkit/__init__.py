@@ -9,23 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import DataError, DistillkitError, SlowDown, TeacherError, TryAgain, UsageError
-    from .hookspecs import API_VERSION, hookimpl
-    from .records import Allowance, Answer, Document, Grade, Metric, Price, Request, Sample, Token, Usage
-    from .roles import Exporter, Judge, Mixer, Source, Student, Subject, Teacher, Tracker
-    from .schedules import Schedule, Within
+    from .core.errors import DataError, DistillkitError, SlowDown, TeacherError, TryAgain, UsageError
+    from .core.records import Allowance, Answer, Document, Grade, Metric, Price, Request, Sample, Token, Usage
+    from .plugins.hookspecs import API_VERSION, hookimpl
+    from .plugins.interfaces import Exporter, Judge, Mixer, Source, Student, Subject, Teacher, Tracker
+    from .recipe.schedules import Schedule, Within
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "errors": ("DataError", "DistillkitError", "SlowDown", "TeacherError", "TryAgain", "UsageError"),
-    "hookspecs": ("API_VERSION", "hookimpl"),
-    "records": (
+    "core.errors": ("DataError", "DistillkitError", "SlowDown", "TeacherError", "TryAgain", "UsageError"),
+    "plugins.hookspecs": ("API_VERSION", "hookimpl"),
+    "core.records": (
         *("Allowance", "Answer", "Document", "Grade", "Metric", "Price"),
         *("Request", "Sample", "Token", "Usage"),
     ),
-    "roles": ("Exporter", "Judge", "Mixer", "Source", "Student", "Subject", "Teacher", "Tracker"),
-    "schedules": ("Schedule", "Within"),
+    "plugins.interfaces": ("Exporter", "Judge", "Mixer", "Source", "Student", "Subject", "Teacher", "Tracker"),
+    "recipe.schedules": ("Schedule", "Within"),
 }
 
 __all__ = [

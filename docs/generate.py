@@ -15,12 +15,12 @@ import click
 import python_api
 import surface
 
-from distillkit import scaffold
-from distillkit.cli import cli
-from distillkit.plugins import Plugins
-from distillkit.recipe import Recipe
-from distillkit.roles import ROLES
-from distillkit.schedules import Schedule
+from distillkit.cli.main import cli
+from distillkit.plugins import scaffold
+from distillkit.plugins.interfaces import ROLES
+from distillkit.plugins.manager import Plugins
+from distillkit.recipe.recipe import Recipe
+from distillkit.recipe.schedules import Schedule
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py from the code: `make docs`. Do not edit. -->\n"

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import distillkit
-from distillkit import hookspecs
-from distillkit.roles import ROLES, Role
+from distillkit.plugins import hookspecs
+from distillkit.plugins.interfaces import ROLES, Role
 
 DOORS = ("distillkit", "distillkit.testing")
 INHERITED = {*dir(object), *dir(Exception), "_abc_impl"}

@@ -13,12 +13,12 @@ from typing import Any
 
 from students import lively, tokenizer
 
+from distillkit.core.run_folder import Run
 from distillkit.data.tokenizer import GPT2_PATTERN, PUBLISHED, Tokenizer, build
-from distillkit.runs import Run
-from distillkit.student.gpt import Shape
-from distillkit.student.importing import Found, run_of
-from distillkit.student.optimizer import flat
+from distillkit.student.interchange.importing import Found, run_of
+from distillkit.student.model.gpt import Shape
 from distillkit.student.trained import parameters
+from distillkit.student.training.optimizers import flat
 
 RANKS = Path(__file__).parent.parent.parent / "shared" / "data" / "gpt2.tiktoken"
 TINY = Shape(vocab_size=300, layers=2, heads=4, width=32, hidden=128, context=80)

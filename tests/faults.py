@@ -21,12 +21,12 @@ from typing import Any
 
 from distillkit_plugins.compatible import Compatible
 
-from distillkit.errors import DistillkitError
-from distillkit.records import REFUSED, Request
-from distillkit.teachers.asking import Terms
-from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import Labelled, label
-from distillkit.teachers.limits import Clock
+from distillkit.core.errors import DistillkitError
+from distillkit.core.records import REFUSED, Request
+from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.asking.label import Labelled, label
+from distillkit.teachers.asking.rate_limits import Clock
+from distillkit.teachers.asking.scheduler import Terms
 
 sys.path.insert(0, str(Path(__file__).parent))
 from provider import Act, Provider, error, serving

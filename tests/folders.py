@@ -8,9 +8,9 @@ import random
 from html.parser import HTMLParser
 from pathlib import Path
 
-from distillkit.files import digest, write_lines
-from distillkit.records import Grade, Sample
-from distillkit.runs import Run
+from distillkit.core.files import digest, write_lines
+from distillkit.core.records import Grade, Sample
+from distillkit.core.run_folder import Run
 from distillkit.stats import mean_interval
 
 RECIPE = """name = "quickstart"

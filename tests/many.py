@@ -76,7 +76,7 @@ def faults(found: Sequence[Outcome]) -> dict[str, str]:
 
 
 def main() -> None:
-    from distillkit import cli, plugins, recipe  # noqa: F401 - what every command needs; mlx does not survive a fork
+    from distillkit.recipe import recipe  # noqa: F401 - what every command needs; mlx does not survive a fork
 
     asked = json.load(sys.stdin)
     waiting = list(enumerate(asked["commands"]))
@@ -125,7 +125,7 @@ class Child:
 
 def _be(words: list[str], seconds: int, out: int, err: int) -> None:
     """Be the command, and never come back."""
-    from distillkit.cli import main as program
+    from distillkit.cli.main import main as program
 
     code: object = 70
     try:

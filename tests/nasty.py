@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from small import small
 
-from distillkit.teachers.cache import Cache
+from distillkit.teachers.answers.disk import Cache
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x1b]8;;http://evil.example\x1b\\here\x1b]8;;\x1b\\\x9b31m\x08\x08\r\x00"
 MARKUP = (

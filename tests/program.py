@@ -27,7 +27,13 @@ from pathlib import Path
 from typing import Any
 
 HEAVY = [
-    *("distillkit.cli", "distillkit.plugins", "distillkit.recipe", "distillkit.tables", "distillkit.assembly"),
+    *(
+        "distillkit.cli.main",
+        "distillkit.plugins.manager",
+        "distillkit.recipe.recipe",
+        "distillkit.recipe.schema",
+        "distillkit.pipeline.context",
+    ),
     *("matplotlib.figure", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg"),
     *("groq", "jinja2", "openai", "pandas"),
 ]
@@ -126,7 +132,7 @@ def _be(asked: dict[str, Any]) -> None:
         for number, file in ((1, asked["out"]), (2, asked["err"])):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         sys.argv = [str(Path(sys.modules["distillkit"].__path__[0], "__main__.py")), *asked["words"]]
-        sys.modules["distillkit.cli"].main()
+        sys.modules["distillkit.cli.main"].main()
         code = 0
     except SystemExit as left:
         code = left.code

@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 from distillkit.data.tokenizer import Tokenizer, train_bpe
-from distillkit.student.gpt import GPT, Shape
-from distillkit.student.optimizer import flat, grown
+from distillkit.student.model.gpt import GPT, Shape
 from distillkit.student.trained import Trained
+from distillkit.student.training.optimizers import flat, grown
 
 Array = np.ndarray[Any, Any]
 SMALL = Shape(vocab_size=23, layers=2, heads=2, width=16, hidden=32, context=8)

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distillkit.core.records import NOTHING, Answer, Token
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, O200K_PATTERN, Tokenizer, build, train_bpe
-from distillkit.records import NOTHING, Answer, Token
-from distillkit.teachers.align import CONTROL, ENDS, Aligner
-from distillkit.teachers.store import Rows
+from distillkit.teachers.soft_targets.align import CONTROL, ENDS, Aligner
+from distillkit.teachers.soft_targets.store import Rows
 
 GPT2 = Path(__file__).parent.parent.parent / "shared" / "data" / "gpt2.tiktoken"
 STORIES = ["The old fox said: “Naïve 😀 hens!” They ran, they hid; nobody won 1,234 races…\n\nThe end."] * 3

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from students import SMALL, f64, lively, random_array, softmax
 
-from distillkit.student import gpt as room
-from distillkit.student.attention import causal_attention
-from distillkit.student.elementary import silu
-from distillkit.student.generate import logits_of
-from distillkit.student.gpt import GPT, Shape, count, initialise
-from distillkit.student.optimizer import flat
-from distillkit.student.parts import RMSNorm
+from distillkit.student.generation.generate import logits_of
+from distillkit.student.model import gpt as room
+from distillkit.student.model.attention import causal_attention
+from distillkit.student.model.cpu.math import silu
+from distillkit.student.model.gpt import GPT, Shape, count, initialise
+from distillkit.student.model.layers import RMSNorm
 from distillkit.student.trained import filled, parameters
+from distillkit.student.training.optimizers import flat
 
 Array = np.ndarray[Any, Any]
 QUICK = settings(max_examples=60, deadline=None)

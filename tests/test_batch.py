@@ -26,16 +26,18 @@ from program import program
 from small import small
 from test_teachers import Counting, prompts
 
-from distillkit import files
-from distillkit.errors import CorruptError, DistillkitError, LimitReached, TeacherError, UsageError
-from distillkit.progress import Voice
-from distillkit.records import REFUSED, Answer, Price, Request, Token, Usage
-from distillkit.roles import Teacher
-from distillkit.teachers import batch, pending, upkeep
-from distillkit.teachers.asking import Terms, upper
-from distillkit.teachers.batch import Sizes, label_in_batches
-from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import Labelled, keys_of, known, label, rows_of
+from distillkit.core import files
+from distillkit.core.console import Voice
+from distillkit.core.errors import CorruptError, DistillkitError, LimitReached, TeacherError, UsageError
+from distillkit.core.records import REFUSED, Answer, Price, Request, Token, Usage
+from distillkit.plugins.interfaces import Teacher
+from distillkit.teachers.answers import maintenance
+from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.asking import batch_api as batch
+from distillkit.teachers.asking import batch_state
+from distillkit.teachers.asking.batch_api import Sizes, label_in_batches
+from distillkit.teachers.asking.label import Labelled, keys_of, known, label, rows_of
+from distillkit.teachers.asking.scheduler import Terms, upper
 
 QUICK = (0.01, 0.05)
 
@@ -155,7 +157,7 @@ def test_a_batch_is_split_by_the_sizes_that_the_teacher_says(provider: Any, cach
 @given(st.lists(st.text(max_size=30), max_size=30), st.integers(1, 7), st.integers(20, 200))
 def test_a_split_loses_nothing_and_keeps_to_its_limits(words: list[str], most: int, most_bytes: int) -> None:
     lines = [(str(i), {"body": word}) for i, word in enumerate(words)]
-    groups = list(pending.split(lines, most, most_bytes))
+    groups = list(batch_state.split(lines, most, most_bytes))
     assert [line for group in groups for line in group] == lines
     for group in groups:
         size = sum(len(json.dumps(line)) + 1 for _, line in group)
@@ -210,10 +212,10 @@ def test_what_is_in_a_batch_is_not_asked_for_one_by_one(provider: Any, cache: Ca
     with pytest.raises(LimitReached):
         send(teacher, prompts(5), cache, wait=False)
     with pytest.raises(UsageError, match="5 of the requests are in a batch"):
-        pending.refuse(folder, cache, keys_of(teacher, prompts(9)))
-    pending.refuse(folder, cache, keys_of(teacher, prompts(9, temperature=0.5)))
+        batch_state.refuse(folder, cache, keys_of(teacher, prompts(9)))
+    batch_state.refuse(folder, cache, keys_of(teacher, prompts(9, temperature=0.5)))
     send(teacher, prompts(5), cache)
-    pending.refuse(folder, cache, keys_of(teacher, prompts(9)))
+    batch_state.refuse(folder, cache, keys_of(teacher, prompts(9)))
 
 
 def test_what_was_refused_and_is_in_a_batch_again_is_not_asked_for_one_by_one(provider: Any, cache: Cache) -> None:
@@ -221,7 +223,7 @@ def test_what_was_refused_and_is_in_a_batch_again_is_not_asked_for_one_by_one(pr
     folder, teacher = cache.folder.parent / "batches", batcher(url)
     for _, key, what in (rows := rows_of(teacher, prompts(3))):
         cache.put(key, what, Answer("", finish=REFUSED))
-    check = partial(pending.refuse, folder, cache)
+    check = partial(batch_state.refuse, folder, cache)
     sat(teacher, prompts(3), cache, retry_refused=True)
     with pytest.raises(UsageError, match="3 of the requests are in a batch"):
         label(batcher(url), prompts(3), cache, terms=Terms(retry_refused=True), check=check)
@@ -243,7 +245,7 @@ class Alone(Teacher):
 
 def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_one_by_one(tmp_path: Path) -> None:
     folder, rows = tmp_path / "batches", rows_of(Alone(), prompts(4))
-    keys, check = [key for _, key, _ in rows], partial(pending.refuse, folder)
+    keys, check = [key for _, key, _ in rows], partial(batch_state.refuse, folder)
     with Cache(tmp_path / "teachers") as batching, Cache(tmp_path / "teachers") as cache:
         batching.claim(keys)
         check(cache, keys)  # it has not begun
@@ -253,7 +255,7 @@ def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_
 
             def progress(self, text: str, last: bool = False) -> None:
                 whats = {key: what for _, key, what in rows}
-                part = pending.begin(folder, whats, id="a", teacher="alone", identity="i", endpoint="e")
+                part = batch_state.begin(folder, whats, id="a", teacher="alone", identity="i", endpoint="e")
                 part.save(status="submitted", batch="batch-1")
                 batching.free()
 
@@ -296,8 +298,8 @@ def test_what_was_not_sent_off_is_sent_as_far_as_a_later_sitting_can_afford(prov
     with pytest.raises(TeacherError, match="could not make a batch"):
         send(batcher(url), prompts(5), cache)
     keys, folder = keys_of(batcher(url), prompts(5)), cache.folder.parent / "batches"
-    assert pending.in_batches(folder, keys, pending.SENT_OFF) == {}
-    pending.refuse(folder, cache, keys)  # they may be asked one by one as well
+    assert batch_state.in_batches(folder, keys, batch_state.SENT_OFF) == {}
+    batch_state.refuse(folder, cache, keys)  # they may be asked one by one as well
     done, error = sat(batcher(url), prompts(5), cache, wait=True, max_requests=3)
     assert "teacher.max_requests = 3" in str(error)
     assert (len(there.asked), done.spent["requests"]) == (3, 3)
@@ -333,7 +335,7 @@ def test_what_another_recipe_collects_is_paid_for_once_by_the_one_that_wants_it(
     sat(batcher(url), prompts(5), cache, price=price)
     also, _ = sat(batcher(url), [*prompts(2), *others(1)], cache, wait=True, price=price)
     assert (also.asked, also.spent["requests"]) == (3, 3)
-    assert pending.owed(cache.folder.parent / "batches") == {*keys_of(batcher(url), prompts(5)[2:])}
+    assert batch_state.owed(cache.folder.parent / "batches") == {*keys_of(batcher(url), prompts(5)[2:])}
     done, error = sat(batcher(url), prompts(5), cache, price=price)
     assert (error, texts(done)) == (None, TO[:5])
     assert (done.asked, done.cached, done.spent["requests"], done.spent["tokens"]) == (3, 2, 3, 15)
@@ -370,7 +372,7 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     gone, there = (
-        pending.begin(tmp_path, {key: {}}, id=key, teacher="t", identity="i", endpoint="e") for key in ("a", "b")
+        batch_state.begin(tmp_path, {key: {}}, id=key, teacher="t", identity="i", endpoint="e") for key in ("a", "b")
     )
     plain = getattr(Path, step)
 
@@ -380,22 +382,22 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
         return plain(path, *given, **named)
 
     monkeypatch.setattr(Path, step, dropped_first)
-    assert pending.in_batches(tmp_path, ["a", "b"]) == {"b": there.path}
+    assert batch_state.in_batches(tmp_path, ["a", "b"]) == {"b": there.path}
     assert not gone.path.exists()
-    assert pending.parts(tmp_path) == [there]
+    assert batch_state.parts(tmp_path) == [there]
 
 
 def test_a_part_that_is_dropped_before_it_is_read_again_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = pending.begin(tmp_path, {"a": {}}, id="a", teacher="t", identity="i", endpoint="e")
+    part = batch_state.begin(tmp_path, {"a": {}}, id="a", teacher="t", identity="i", endpoint="e")
     assert part.read() == part
 
     def read_json(path: Path) -> Any:
         part.drop()
         return files.read_json(path)
 
-    monkeypatch.setattr(pending, "read_json", read_json)
+    monkeypatch.setattr(batch_state, "read_json", read_json)
     assert part.read() is None
 
 
@@ -479,7 +481,7 @@ def test_what_is_empty_every_time_is_kept_as_refused_and_never_as_an_answer(prov
     assert texts(done) == ["to prompt 0", "to prompt 2"]
     assert [answer.finish for answer in done.replies] == ["stop", REFUSED, "stop"]
     assert Counter(there.asked) == {"prompt 0": 1, "prompt 1": 3, "prompt 2": 1}
-    found = upkeep.stats(cache)
+    found = maintenance.stats(cache)
     assert (found["answers"], found["refused"]) == (2, 1)
     assert send(batcher(url), prompts(3), cache).refused == 1
     assert len(there.asked) == 5
@@ -636,7 +638,7 @@ def test_what_another_process_collects_during_a_look_is_not_given_up(
     look, looks = batch._Stage._pending, []
 
     with Cache(cache.folder) as other:
-        (part,) = pending.parts(cache.folder.parent / "batches")
+        (part,) = batch_state.parts(cache.folder.parent / "batches")
         assert other.claim([part.id])  # it is at it
 
         def late(stage: Any) -> bool:
@@ -654,15 +656,15 @@ def test_what_another_process_finds_as_it_is_about_to_be_sent_off_is_sent_once(
     provider: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, url = provider
-    begin = pending.begin
+    begin = batch_state.begin
 
-    def found(*given: Any, **facts: Any) -> pending.Part:
+    def found(*given: Any, **facts: Any) -> batch_state.Part:
         part = begin(*given, **facts)
         with Cache(cache.folder) as other, pytest.raises(LimitReached, match="1 batch is pending"):
             send(batcher(url), prompts(3), other, wait=False)
         return part
 
-    monkeypatch.setattr(pending, "begin", found)
+    monkeypatch.setattr(batch_state, "begin", found)
     assert texts(send(batcher(url), prompts(3), cache)) == TO[:3]
     assert Counter(there.asked) == {f"prompt {i}": 1 for i in range(3)}
 
@@ -678,11 +680,11 @@ def test_what_was_paid_for_is_not_dropped_where_nobody_knows_what_was_asked(
     (asked,) = (cache.folder.parent / "batches").glob("*.asked.jsonl")
     whole = asked.read_bytes()
     asked.unlink() if left == 0 else asked.write_bytes(b"".join(whole.splitlines(keepends=True)[:left]))
-    pending._asked.cache_clear()  # as another process finds it
+    batch_state._asked.cache_clear()  # as another process finds it
     with pytest.raises(CorruptError, match=rf"names {left} of the 5 requests of its batch"):
         send(batcher(url), prompts(5), cache)
     asked.write_bytes(whole)
-    pending._asked.cache_clear()
+    batch_state._asked.cache_clear()
     assert texts(send(batcher(url), prompts(5), cache)) == TO[:5]
     assert len(there.batches) == 1
 
@@ -695,10 +697,10 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from batch_provider import batcher
 from test_teachers import prompts
-from distillkit.errors import DistillkitError
-from distillkit.teachers.asking import Terms
-from distillkit.teachers.batch import label_in_batches
-from distillkit.teachers.cache import Cache
+from distillkit.core.errors import DistillkitError
+from distillkit.teachers.asking.scheduler import Terms
+from distillkit.teachers.asking.batch_api import label_in_batches
+from distillkit.teachers.answers.disk import Cache
 folder = Path({folder!r})
 with Cache(folder / "teachers") as cache:
     try:

@@ -15,15 +15,15 @@ import pytest
 from click.testing import CliRunner
 from test_cli import TINY, distillkit
 
-from distillkit.assembly import Assembly
-from distillkit.bench import Subject, measure, text
-from distillkit.cli import cli
-from distillkit.files import file_digest
-from distillkit.plugins import Plugins, current
-from distillkit.recipe import load
-from distillkit.runs import Run, find
-from distillkit.student.generate import write
-from distillkit.student.train import advance, fresh
+from distillkit.cli.main import cli
+from distillkit.core.files import file_digest
+from distillkit.core.run_folder import Run, find
+from distillkit.pipeline.bench import Subject, measure, text
+from distillkit.pipeline.context import Assembly
+from distillkit.plugins.manager import Plugins, current
+from distillkit.recipe.recipe import load
+from distillkit.student.generation.generate import write
+from distillkit.student.training.loop import advance, fresh
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 LATENCY = {"mean", "p50", "p95", "p99"}
@@ -54,8 +54,8 @@ def digests(folder: Path) -> dict[str, tuple[str, int]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts are short, products few: what is measured in this process is looked at, but not for how exact it is."""
-    monkeypatch.setattr("distillkit.bench.WRITTEN", 20)
-    monkeypatch.setattr("distillkit.bench.PRODUCTS", 1)
+    monkeypatch.setattr("distillkit.pipeline.bench.WRITTEN", 20)
+    monkeypatch.setattr("distillkit.pipeline.bench.PRODUCTS", 1)
 
 
 def printed(home: Path, *words: str) -> str:
@@ -145,7 +145,7 @@ def test_what_the_student_writes_in_a_step_is_measured_with_it(home: Path, monke
         written.extend(prompts)
         return write(model, context, prompts, *more, **how)
 
-    monkeypatch.setattr("distillkit.student.onpolicy.write", counted)
+    monkeypatch.setattr("distillkit.student.training.on_policy.write", counted)
     for subject in (plain, writing):
         job = subject.job()
         advance(job, fresh(job.model, job.settings.optimizer))

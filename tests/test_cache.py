@@ -28,15 +28,15 @@ from program import program
 from small import small
 from test_teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
 
-from distillkit import processes
-from distillkit.errors import CorruptError, DistillkitError, UsageError
-from distillkit.packing import pack, unpack
-from distillkit.progress import Voice
-from distillkit.records import Answer, Request, Token, Usage
-from distillkit.teachers import archive, explain, upkeep
-from distillkit.teachers.cache import LOG, Cache, asked, key_of
-from distillkit.teachers.claims import LEASE, Claims
-from distillkit.teachers.label import known, label
+from distillkit.core import processes
+from distillkit.core.console import Voice
+from distillkit.core.errors import CorruptError, DistillkitError, UsageError
+from distillkit.core.packing import pack, unpack
+from distillkit.core.records import Answer, Request, Token, Usage
+from distillkit.teachers.answers import archive, explain, maintenance
+from distillkit.teachers.answers.disk import LOG, Cache, asked, key_of
+from distillkit.teachers.answers.leases import LEASE, Claims
+from distillkit.teachers.asking.label import known, label
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_row_whose_bit_was_flipped_is_never_believed(cache: Cache) -> None:
         with pytest.raises(CorruptError):
             cache.get(key)
         with pytest.raises(CorruptError):
-            upkeep.sound(key, spoilt.decode("utf-8", "replace"))
+            maintenance.sound(key, spoilt.decode("utf-8", "replace"))
     assert json.loads(value)["sha256"] == hashlib.sha256(value[:seal] + b"}").hexdigest()
 
 
@@ -265,7 +265,7 @@ def test_an_owner_that_lives_keeps_its_claims_beyond_the_lease(tmp_path: Path) -
 CLAIMER = """
 import sys, time
 from pathlib import Path
-from distillkit.teachers.cache import Cache
+from distillkit.teachers.answers.disk import Cache
 with Cache(Path({folder!r}), lease={lease}) as cache:
     print(*sorted(cache.claim(["a", "b"])), flush=True)
     time.sleep(60)
@@ -343,8 +343,8 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
-from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import label
+from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.asking.label import label
 
 class Telling(Counting):
     def answer(self, request):
@@ -517,14 +517,14 @@ def test_verify_names_what_is_damaged_and_repair_drops_nothing_else(cache: Cache
     good = [keep(cache, full_answer(f"answer {i}"), i) for i in range(3)]
     refused = asked("p", {}, Request("r", prompt="refused"))
     cache.add([(key_of(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 1})])
-    assert upkeep.verify(cache)["damaged"] == []
+    assert maintenance.verify(cache)["damaged"] == []
     bad = spoil(cache, tmp_path / "ran")
-    found = upkeep.verify(cache)
+    found = maintenance.verify(cache)
     assert [row["key"] for row in found["damaged"]] == bad
     assert all(row["fault"] for row in found["damaged"])
     assert (found["rows"], found["dropped"]) == (4 + len(bad), 0)
-    assert upkeep.verify(cache, repair=True)["dropped"] == len(bad)
-    assert upkeep.verify(cache)["rows"] == len(cache) == 4
+    assert maintenance.verify(cache, repair=True)["dropped"] == len(bad)
+    assert maintenance.verify(cache)["rows"] == len(cache) == 4
     assert len(cache.get_many(good)) == 3
     assert not (tmp_path / "ran").exists()
     assert cache._rows.check() == []
@@ -550,7 +550,7 @@ def test_stats_count_by_provider_and_model(cache: Cache, tmp_path: Path) -> None
     cache.add([(key_of(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 5.0})])
     cache.add([(key_of(probe), {"asked": probe, "answer": Answer("").to_json(), "time": 5.0})])
     bad = len(spoil(cache, tmp_path / "ran")) - 5  # of which some say who was asked
-    found = upkeep.stats(cache)
+    found = maintenance.stats(cache)
     rows = {(row["provider"], row["model"]): row for row in found["by"]}
     row = rows["p", "m"]
     assert (row["answers"], row["refused"], row["truncated"]) == (2, 2, 1)
@@ -587,14 +587,14 @@ def test_a_row_whose_date_or_cost_cannot_be_counted_is_named_and_not_let_in(
     with pytest.raises(CorruptError, match="line 2 is no sound row"):
         archive.bring(cache, file)
     cache.add([(key_of(what), row)])  # as versions before this one did
-    assert [bad["key"] for bad in upkeep.verify(cache)["damaged"]] == [key_of(what)]
-    assert (upkeep.stats(cache)["damaged"], upkeep.stats(cache)["answers"]) == (1, 0)
+    assert [bad["key"] for bad in maintenance.verify(cache)["damaged"]] == [key_of(what)]
+    assert (maintenance.stats(cache)["damaged"], maintenance.stats(cache)["answers"]) == (1, 0)
 
 
 def test_tokens_may_be_counted_in_whole_floats(cache: Cache) -> None:
     keep(cache, Answer("a", usage=Usage(3.0, 4)))  # type: ignore[arg-type]
-    assert upkeep.verify(cache)["damaged"] == []
-    assert upkeep.stats(cache)["prompt_tokens"] == 3
+    assert maintenance.verify(cache)["damaged"] == []
+    assert maintenance.stats(cache)["prompt_tokens"] == 3
 
 
 def test_prune_drops_what_all_its_conditions_name(cache: Cache) -> None:
@@ -605,13 +605,13 @@ def test_prune_drops_what_all_its_conditions_name(cache: Cache) -> None:
     cache.add([(key_of(what), {"asked": what, "answer": Answer("a").to_json(), "time": time.time() - 40 * 86_400})])
 
     def many(**conditions: str) -> int:
-        return len(list(upkeep.chosen(cache, **conditions)))
+        return len(list(maintenance.chosen(cache, **conditions)))
 
     assert (many(provider="p"), many(provider="q"), many(model="m"), many(model="m-2026")) == (3, 1, 4, 1)
     assert many(older_than="30d") == many(older_than="1w", provider="p") == 1
     assert many(older_than="30d", provider="q") == 0
-    assert cache.drop(upkeep.chosen(cache, older_than="6w")) == 0
-    assert cache.drop(list(upkeep.chosen(cache, older_than="960h"))) == 1
+    assert cache.drop(maintenance.chosen(cache, older_than="6w")) == 0
+    assert cache.drop(list(maintenance.chosen(cache, older_than="960h"))) == 1
     assert len(cache) == 3
     with pytest.raises(UsageError, match="nothing says what to drop"):
         many()
@@ -651,7 +651,7 @@ def test_answers_travel_in_a_file_and_nothing_is_overwritten(tmp_path: Path, end
             row.key: row.text for row in two.rows() if row.key in kept and row.key != mine
         }.items() <= before.items()
         assert archive.bring(two, file)["new"] == 0
-        assert upkeep.verify(two)["damaged"] == []
+        assert maintenance.verify(two)["damaged"] == []
     assert not (tmp_path / "ran").exists()
     assert not list(tmp_path.glob(".*part"))
 
@@ -717,7 +717,7 @@ def test_no_change_of_a_byte_brings_in_what_was_not_asked(data: st.DataObject) -
         with Cache(folder / "to") as cache:
             with contextlib.suppress(CorruptError):
                 archive.bring(cache, folder / "changed.jsonl")
-            assert upkeep.verify(cache)["damaged"] == []
+            assert maintenance.verify(cache)["damaged"] == []
 
 
 def test_an_ending_that_nobody_knows_is_refused(cache: Cache, tmp_path: Path) -> None:
@@ -881,9 +881,9 @@ WITHOUT = """
 import sys
 sys.modules["zstandard"] = None
 from pathlib import Path
-from distillkit.errors import UsageError
-from distillkit.teachers import archive
-from distillkit.teachers.cache import Cache
+from distillkit.core.errors import UsageError
+from distillkit.teachers.answers import archive
+from distillkit.teachers.answers.disk import Cache
 with Cache(Path("cache")) as cache:
     try:
         archive.export(cache, Path("a.jsonl.zst"))

@@ -18,8 +18,8 @@ import pytest
 from program import program
 from small import small
 
-from distillkit.arguments import agree
-from distillkit.errors import UsageError
+from distillkit.cli.common import agree
+from distillkit.core.errors import UsageError
 
 TINY = small(
     "tiny",

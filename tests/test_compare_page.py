@@ -14,10 +14,12 @@ import pytest
 from browser import Browser, found
 from folders import HOSTILE, Tags, history, make, studied, study
 
-from distillkit.files import write_lines
-from distillkit.records import Grade, Sample
-from distillkit.reporting import compare, compare_page, template
-from distillkit.runs import Run
+from distillkit.core.files import write_lines
+from distillkit.core.records import Grade, Sample
+from distillkit.core.run_folder import Run
+from distillkit.reporting import template
+from distillkit.reporting.compare import comparison
+from distillkit.reporting.compare import page as compare_page
 
 SECONDS = 2.0
 BYTES = 5_000_000
@@ -32,8 +34,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def page(folder: Path, runs: list[Run], name: str = "compare.html") -> Path:
-    sides = compare.read(runs)
-    (folder / name).write_text(compare_page.html(compare.contrast(sides), sides), encoding="utf-8")
+    sides = comparison.read(runs)
+    (folder / name).write_text(compare_page.html(comparison.contrast(sides), sides), encoding="utf-8")
     return folder / name
 
 
@@ -312,7 +314,7 @@ def test_the_page_says_which_way_is_better_as_the_judge_does(tmp_path):
         grades = [Grade("longest", longest + i % 3, sample=f"p{i}#0") for i in range(12)]
         return make(tmp_path, name, judge="memorization", grades=grades, lower_is_better={"memorization": ["longest"]})
 
-    told = compare.compare([run("a/1", 9), run("b/1", 4)])
+    told = comparison.compare([run("a/1", 9), run("b/1", 4)])
     assert [line["run"] for line in told["ranking"]["rows"]] == ["b/1", "a/1"]
     source = page(tmp_path, [Run(tmp_path / "a/1"), Run(tmp_path / "b/1")]).read_text()
     assert "Ranked by longest, lower is better." in source

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from folders import HOSTILE, graded, hostile, make, protocols, study, summary
 
-from distillkit.errors import UsageError
-from distillkit.files import write_lines
-from distillkit.records import Grade, Sample
-from distillkit.reporting import compare, compare_files, compare_text, curves, markdown, terminal
+from distillkit.core.errors import UsageError
+from distillkit.core.files import write_lines
+from distillkit.core.records import Grade, Sample
+from distillkit.reporting import curves, markdown, terminal
+from distillkit.reporting.compare import comparison as compare
+from distillkit.reporting.compare import files, text
 
 
 def row(comparison: dict, metric: str) -> dict:
@@ -108,7 +110,7 @@ def test_a_figure_that_nobody_is_better_by_has_a_difference_and_no_verdict(tmp_p
     assert row(told, "repetition")["p_adjusted"] == row(told, "repetition")["p"]
     assert {metric["metric"]: metric["better"] for metric in told["metrics"]} == {"words": None, "repetition": "lower"}
     assert told["ranking"]["metric"] == "repetition"
-    assert re.search(r"words +21\.\d* +30\.\d* .* neither", compare_text.text(told))
+    assert re.search(r"words +21\.\d* +30\.\d* .* neither", text.text(told))
     judged_so_before = compare.compare([run("c/1", 0), run("d/1", 9)])
     assert row(judged_so_before, "words")["verdict"] == "better"
 
@@ -130,9 +132,9 @@ def test_the_smallest_difference_that_shows_is_never_cut_short(tmp_path, seen, s
     told = compare.compare([make(tmp_path, "a/1"), make(tmp_path, "b/1", grades=graded(0.05, seed=1))])
     for found in told["rows"]:
         found["detectable"] = seen
-    line = next(line for line in compare_text.text(told).splitlines() if line.startswith("bits per byte"))
+    line = next(line for line in text.text(told).splitlines() if line.startswith("bits per byte"))
     assert re.search(rf"\] +{re.escape(said)} +worse$", line)
-    assert f"| {said} |" in compare_text.marked(told)
+    assert f"| {said} |" in text.marked(told)
 
 
 def test_what_was_counted_over_other_samples_is_not_compared(tmp_path):
@@ -220,7 +222,7 @@ def test_few_runs_get_a_table_each_and_json_holds_everything(tmp_path):
     runs = [make(tmp_path, "a/1"), make(tmp_path, "b/1", grades=graded(-0.05, 2)), make(tmp_path, "c/1")]
     comparison = compare.compare(runs)
     assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison
-    printed = compare_text.text(comparison)
+    printed = text.text(comparison)
     assert max(map(len, printed.splitlines())) <= terminal.WIDTH
     assert "b/1 against a/1" in printed
     assert "c/1 against a/1" in printed
@@ -314,7 +316,7 @@ def test_grades_of_another_protocol_are_refused(tmp_path):
     assert "--anyway" in str(refused.value)
     comparison = compare.compare([a, b, c], anyway=True)
     assert comparison["anyway"] is True
-    for output in (compare_text.text(comparison), compare_text.marked(comparison), json.dumps(comparison)):
+    for output in (text.text(comparison), text.marked(comparison), json.dumps(comparison)):
         assert "not judged in the same way" in " ".join(output.split())
     noted = {(r["versus"], r["judge"]) for r in comparison["rows"] if "not judged in the same way" in r["note"]}
     assert noted == {("taught_200/1", "rubric")}
@@ -340,7 +342,7 @@ def test_a_protocol_that_nobody_recorded_is_a_note(tmp_path):
 def test_many_runs_become_one_ranking(tmp_path):
     runs = study(tmp_path, 9, prompts=12)
     comparison = compare.compare(runs)
-    printed = compare_text.text(comparison)
+    printed = text.text(comparison)
     lines = printed.splitlines()
     assert max(map(len, lines)) <= terminal.WIDTH
     assert len(lines) < 60
@@ -375,7 +377,7 @@ def test_only_what_differs_between_the_recipes_is_shown(tmp_path):
 def test_every_table_can_be_had_as_csv(tmp_path):
     found = compare.read(study(tmp_path, 5, prompts=6))
     comparison = compare.contrast(found)
-    compare_files.write(comparison, found, csv=tmp_path / "csv", markdown=tmp_path / "c.md", html=tmp_path / "c.html")
+    files.write(comparison, found, csv=tmp_path / "csv", markdown=tmp_path / "c.md", html=tmp_path / "c.html")
     read = {}
     for file in (tmp_path / "csv").iterdir():
         with file.open(newline="", encoding="utf-8") as stream:
@@ -398,10 +400,10 @@ def test_every_table_can_be_had_as_csv(tmp_path):
 def test_hostile_names_are_nothing_but_text(tmp_path):
     run = hostile(tmp_path)
     comparison = compare.compare([run, run])
-    printed = compare_text.text(comparison)
+    printed = text.text(comparison)
     assert not [letter for letter in printed if letter not in "\n" and not letter.isprintable()]
-    assert markdown.line(HOSTILE) in compare_text.marked(comparison)
-    assert "<script>" not in compare_text.marked(comparison)
+    assert markdown.line(HOSTILE) in text.marked(comparison)
+    assert "<script>" not in text.marked(comparison)
 
 
 def test_at_most_fifty(tmp_path):

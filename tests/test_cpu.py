@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distillkit.core import cpu
-from distillkit.errors import UsageError
+from distillkit.core.errors import UsageError
 
 x86_64_linux = pytest.mark.skipif(
     platform.machine() != "x86_64" or sys.platform != "linux", reason="needs x86-64 Linux"

@@ -27,15 +27,15 @@ from distillkit_plugins.text import Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distillkit.core.console import Voice
+from distillkit.core.errors import CorruptError, DataError, UsageError
+from distillkit.core.records import Document
 from distillkit.data.batches import Ahead, Batches, sequential
 from distillkit.data.corpus import Corpus, cut, pack_texts, prepare
 from distillkit.data.downloads import Download, Kept
 from distillkit.data.shards import Packer, Stream
 from distillkit.data.tokenizer import END_OF_TEXT, PUBLISHED, Tokenizer, train_bpe
-from distillkit.errors import CorruptError, DataError, UsageError
-from distillkit.progress import Voice
-from distillkit.records import Document
-from distillkit.roles import Source
+from distillkit.plugins.interfaces import Source
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 AUSTEN = SHARED / "austen_four_novels.txt.xz"

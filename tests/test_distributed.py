@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_training import Told, furnish, sit, steps_of, train_steps
 
-from distillkit.errors import Elsewhere, UsageError
-from distillkit.files import read_lines
-from distillkit.runs import Run, find
+from distillkit.core.errors import Elsewhere, UsageError
+from distillkit.core.files import read_lines
+from distillkit.core.run_folder import Run, find
 from distillkit.student import checkpoint as checkpoints
-from distillkit.student.world import ALONE, MESSAGE, Share, World, _launched, _messages
+from distillkit.student.training.distributed import ALONE, MESSAGE, Share, World, _launched, _messages
 
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
 FIFTY = ("train.steps=50", "train.evaluate_every=10", "train.checkpoint_every=25", "train.batch_size=4")
@@ -99,7 +99,7 @@ def test_one_process_alone_needs_nobody() -> None:
 
 
 def test_looking_for_others_does_not_import_mlx() -> None:
-    code = "import sys; from distillkit.student.world import join; join(); print('mlx' in sys.modules)"
+    code = "import sys; from distillkit.student.training.distributed import join; join(); print('mlx' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from scripts import script
 
-from distillkit.plugin_commands import KINDS
-from distillkit.roles import ROLES
+from distillkit.cli.plugins import KINDS
+from distillkit.plugins.interfaces import ROLES
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def test_a_new_package_is_sound_and_its_tests_pass(kind: str, tmp_path: Path) ->
     import tomllib
 
     import distillkit.testing
-    from distillkit.scaffold import write
+    from distillkit.plugins.scaffold import write
 
     folder = write(f"My.{kind}_One", kind, tmp_path)
     module = f"distillkit_my_{kind}_one"
@@ -95,13 +95,13 @@ def test_a_new_package_is_sound_and_its_tests_pass(kind: str, tmp_path: Path) ->
 def test_a_name_that_cannot_be_is_refused(
     words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from distillkit import cli
+    from distillkit.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["distillkit", "plugins", "new", *words])
     Path("distillkit-there").mkdir()
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main.main()
     assert left.value.code == 2
     assert says in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["distillkit-there"]

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 from provider import Act, Provider, error, serving
 
-from distillkit import doctor
-from distillkit.cli import cli
+from distillkit.cli.main import cli
 from distillkit.core import cpu, filesystems
-from distillkit.errors import UsageError
+from distillkit.core.errors import UsageError
+from distillkit.pipeline import doctor
 from distillkit.student import blas
-from distillkit.teachers.cache import Cache
+from distillkit.teachers.answers.disk import Cache
 
 ROOT = Path(__file__).parent.parent
 SECRET = "gsk-0123456789-secret"

@@ -39,8 +39,8 @@ TOO_OLD = "core2duo"
 PROBLEM = "cannot run the installed NumPy: it lacks popcnt, sse4_1, sse4_2"
 # The command line without its large products, which only measure speed and take a minute when emulated.
 PROGRAM = """
-from distillkit import doctor, plan
-from distillkit.cli import main
+from distillkit.pipeline import doctor, plan
+from distillkit.cli.main import main
 doctor.SIZE, doctor.ROUNDS = 96, 1
 plan._matmul_rate = lambda: 1e9
 main()
@@ -165,7 +165,7 @@ def test_training_gives_the_losses_of_this_machine(model: str, home: Path, nativ
 # Every command in one process: starting an emulated Python takes seconds.
 EVERY_COMMAND = """
 import contextlib, io, json, sys
-from distillkit.cli import cli, main
+from distillkit.cli.main import cli, main
 for name in sorted({*cli.commands, "plugins-own"} - {"doctor"}):
     sys.argv, said, code = ["distillkit", name], io.StringIO(), None
     with contextlib.redirect_stderr(said):

@@ -17,11 +17,11 @@ blas.load()
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 
-from distillkit.student import elementary  # noqa: E402
-from distillkit.student.attention import BLOCK, causal_attention  # noqa: E402
-from distillkit.student.optimizer import AdamW, flat  # noqa: E402
-from distillkit.student.parallel import Lanes  # noqa: E402
-from distillkit.student.parts import LayerNorm, Linear  # noqa: E402
+from distillkit.student.model.attention import BLOCK, causal_attention  # noqa: E402
+from distillkit.student.model.cpu import math as elementary  # noqa: E402
+from distillkit.student.model.layers import LayerNorm, Linear  # noqa: E402
+from distillkit.student.training.optimizers import AdamW, flat  # noqa: E402
+from distillkit.student.training.parallel import Lanes  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 rows_of = some.tuples(some.integers(1, 5), some.integers(1, 1100), some.integers(0, 2**32 - 1))

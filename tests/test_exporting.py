@@ -25,15 +25,15 @@ from hypothesis import strategies as st
 from students import TEXTS, f64, lively, tokenizer
 from test_architecture import shapes
 
-from distillkit.cli import cli
+from distillkit.cli.main import cli
+from distillkit.core.errors import DistillkitError, UsageError
+from distillkit.core.run_folder import Run, find
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, letters
-from distillkit.errors import DistillkitError, UsageError
-from distillkit.runs import Run, find
-from distillkit.student import exporting, families, proving, spelling
-from distillkit.student.generate import logits_of
-from distillkit.student.gpt import Shape
-from distillkit.student.proving import Bounds, Own, prove
+from distillkit.student.generation.generate import logits_of
+from distillkit.student.interchange import exporting, hf_tokenizer, hf_weights, verify
+from distillkit.student.interchange.verify import Bounds, Own, prove
+from distillkit.student.model.gpt import Shape
 from distillkit.student.trained import Trained
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -56,8 +56,8 @@ IN_LLAMA = {
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path / "home"))
     if request.node.get_closest_marker("slow") is None:  # a proof of less text takes less time
-        monkeypatch.setattr(proving, "TEXT_TOKENS", 40)
-        monkeypatch.setattr(proving, "GREEDY", 20)
+        monkeypatch.setattr(verify, "TEXT_TOKENS", 40)
+        monkeypatch.setattr(verify, "GREEDY", 20)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -82,8 +82,8 @@ def test_a_student_is_the_same_in_every_family_that_takes_it(shape: Shape, seed:
     model, tokens = lively(shape, seed), mx.array(np.random.default_rng(seed).integers(0, 23, (1, 10)))
     expected = f64(logits_of(model, model(tokens)))
     for faults, family, back in (
-        (families.not_gpt2(shape), families.as_gpt2, families.from_gpt2),
-        (families.not_llama(shape), families.as_llama, families.from_llama),
+        (hf_weights.not_gpt2(shape), hf_weights.as_gpt2, hf_weights.from_gpt2),
+        (hf_weights.not_llama(shape), hf_weights.as_llama, hf_weights.from_llama),
     ):
         if list(faults):
             with pytest.raises(UsageError, match="is not in"):
@@ -100,9 +100,9 @@ def test_a_student_is_the_same_in_every_family_that_takes_it(shape: Shape, seed:
 def test_a_configuration_means_the_shape_that_it_was_made_of(name: str) -> None:
     member = exporting.of_family(lively((IN_GPT2 | IN_LLAMA)[name]))
     shape = member.written_out
-    config = families.configuration(member, 299)
+    config = hf_weights.configuration(member, 299)
     assert config.get("attn_pdrop", 0.0) == 0.0  # nothing is dropped there in training
-    found = families.shape_of(config)
+    found = hf_weights.shape_of(config)
     assert replace(found, dropout=0.0, kv_heads=found.pairs) == replace(shape, kv_heads=shape.pairs)
 
 
@@ -131,7 +131,7 @@ def test_a_student_of_neither_family_is_told_why(change: dict[str, Any], reasons
 def others(words: Tokenizer) -> Any:
     from tokenizers import Tokenizer as Other
 
-    return Other.from_str(json.dumps(spelling.tokenizer_json(words)))
+    return Other.from_str(json.dumps(hf_tokenizer.tokenizer_json(words)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -163,10 +163,10 @@ def test_letters_of_the_whole_world_are_cut_alike() -> None:
 
 
 def test_a_tokenizer_that_would_cut_otherwise_is_not_written(home: Path) -> None:
-    text = spelling.tokenizer_json(tokenizer())
+    text = hf_tokenizer.tokenizer_json(tokenizer())
     text["model"]["merges"] = text["model"]["merges"][::-1]
     with pytest.raises(DistillkitError, match="would cut"):
-        spelling.must_agree(tokenizer(), json.dumps(text))
+        hf_tokenizer.must_agree(tokenizer(), json.dumps(text))
 
 
 @cache
@@ -184,7 +184,7 @@ def others_of_unigrams() -> Any:
 @given(st.text() | st.text(alphabet=" \n\tab'sl-.1\0\u3000\xa0é漢") | st.text(alphabet="ot hen"))
 def test_tokenizer_json_cuts_every_text_as_sentencepiece_does(text: str) -> None:
     needs_sentencepiece()
-    if any(name in text for name in spelling.read_otherwise(unigrams())):
+    if any(name in text for name in hf_tokenizer.read_otherwise(unigrams())):
         return
     assert others_of_unigrams().encode(text).ids == unigrams().encode(text)
     assert others_of_unigrams().decode(unigrams().encode(text)) == text
@@ -213,7 +213,7 @@ def test_a_sentencepiece_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatc
     whole["model"]["vocab"] = [[piece, -score] for piece, score in whole["model"]["vocab"]]
     Path("there/tokenizer.json").write_text(json.dumps(whole))
     with pytest.raises(DistillkitError, match="would cut"):
-        spelling.read(Path("there"))
+        hf_tokenizer.read(Path("there"))
 
 
 def test_a_tokenizer_that_goes_nowhere_is_refused_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,17 +233,17 @@ def test_a_tokenizer_that_goes_nowhere_is_refused_where_it_is_needed(monkeypatch
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
 def test_a_tokenizer_comes_back_as_it_went(home: Path, files: str) -> None:
     if files == "tokenizer.json":
-        spelling.write(tokenizer(), home, 80)
+        hf_tokenizer.write(tokenizer(), home, 80)
     else:
-        words = {spelling.spelt(piece): token for piece, token in tokenizer().ranks.items()}
+        words = {hf_tokenizer.spelt(piece): token for piece, token in tokenizer().ranks.items()}
         (home / "vocab.json").write_text(json.dumps({**words, **tokenizer().special}))
-        pairs = [f"{left} {right}" for left, right in spelling.merges(tokenizer())]
+        pairs = [f"{left} {right}" for left, right in hf_tokenizer.merges(tokenizer())]
         (home / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]), encoding="utf-8")
-    assert spelling.read(home).fingerprint == tokenizer().fingerprint
+    assert hf_tokenizer.read(home).fingerprint == tokenizer().fingerprint
 
 
 def test_a_foreign_tokenizer_is_refused_with_the_reason(home: Path) -> None:
-    whole = spelling.tokenizer_json(tokenizer())
+    whole = hf_tokenizer.tokenizer_json(tokenizer())
     for change, words in (
         ({"type": "Unigram"}, "holds a Unigram"),
         ({"merges": whole["model"]["merges"][::-1]}, "in the order of its merges"),
@@ -251,11 +251,11 @@ def test_a_foreign_tokenizer_is_refused_with_the_reason(home: Path) -> None:
     ):
         (home / "tokenizer.json").write_text(json.dumps({**whole, "model": {**whole["model"], **change}}))
         with pytest.raises(UsageError, match=words):
-            spelling.read(home)
+            hf_tokenizer.read(home)
     (home / "tokenizer.json").unlink()
     (home / "merges.json").write_text("[]")
     with pytest.raises(UsageError, match="gpt2-nano's"):
-        spelling.read(home)
+        hf_tokenizer.read(home)
 
 
 # ---------------------------------------------------------------------------------------------- the proof
@@ -279,7 +279,7 @@ def test_a_proof_sees_what_is_off(off: float, holds: bool) -> None:
     reader = Wrong(student.model, "a test", off)
     if holds:
         proof = prove(run, student, reader, Bounds())
-        assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
+        assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
         assert proof["largest_difference"] == pytest.approx(off, abs=2e-5)
     else:
         with pytest.raises(DistillkitError, match=r"logits differ by up to 0\.02"):
@@ -310,7 +310,7 @@ def test_without_transformers_the_files_are_read_back(name: str, monkeypatch: py
     said = command("export", run.name, "--to", "there", "--format", "hf")
     assert said.exit_code == 0, said.exception
     assert "reading the files back (transformers and torch are not installed)" in said.output
-    assert f"greedy tokens alike: {proving.GREEDY} of {proving.GREEDY}" in said.output
+    assert f"greedy tokens alike: {verify.GREEDY} of {verify.GREEDY}" in said.output
     names = {file.name for file in Path("there").iterdir()}
     assert names == {
         *("README.md", "config.json", "generation_config.json", "model.safetensors", "proof.json"),
@@ -489,7 +489,7 @@ class Again(Exporter):
     name = "again"
 
     def export(self, run, folder):
-        from distillkit.student import exporting
+        from distillkit.student.interchange import exporting
 
         student, network = exporting.student_of(run)
         facts = {FACTS}
@@ -524,8 +524,8 @@ def test_a_plugins_exporter_has_its_proof_and_card_written(
     assert said.exit_code == 0, said.exception
     assert "loaded again by itself" in said.output
     assert json.loads(Path("there/proof.json").read_text())["greedy"] == {
-        "tokens": proving.GREEDY,
-        "alike": proving.GREEDY,
+        "tokens": verify.GREEDY,
+        "alike": verify.GREEDY,
     }
     card = Path("there/README.md").read_text()
     assert [words for words in told if words not in card] == []
@@ -547,7 +547,7 @@ def test_transformers_says_what_the_student_says(name: str, peer: Any) -> None:
     proof = json.loads(Path("there/proof.json").read_text())
     assert proof["by"].startswith("transformers")
     assert proof["largest_difference"] < 1e-3
-    assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
+    assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
     words = transformers.AutoTokenizer.from_pretrained("there")
     for text in TEXTS:
         assert words(text)["input_ids"] == tokenizer().encode(text)
@@ -609,7 +609,7 @@ def test_mlx_lm_says_what_the_student_says(name: str, peer: Any) -> None:
     assert f"as {MLX_KINDS[name]}" in said.output
     proof = json.loads(Path("there/proof.json").read_text())
     assert proof["largest_difference"] < 1e-3
-    assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
+    assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
     model, words = mlx_lm.load("there")
     text = mlx_lm.generate(model, words, TEXTS[0], max_tokens=5)
     assert isinstance(text, str)
@@ -669,7 +669,7 @@ def test_what_llama_cpp_has_not_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hf", "mlx", "gguf"])
 def test_the_built_in_exporters_keep_what_exporters_promise(kind: str, peer: Any) -> None:
-    from distillkit.plugins import current
+    from distillkit.plugins.manager import current
     from distillkit.testing import check_exporter
 
     for package in ("torch", "transformers", "mlx_lm", "gguf"):
@@ -704,7 +704,7 @@ def by_llama_cpp(folder: str, file: Path, rows: list[list[int]], text: str, cont
 
 
 def assert_llama_cpp_agrees(folder: str, run: Run, file: Path, text: str) -> tuple[float, float]:
-    from distillkit.student.proving import texts_of
+    from distillkit.student.interchange.verify import texts_of
 
     student = Trained.load(run.path)
     rows = texts_of(run, student)
@@ -754,7 +754,7 @@ def test_where_llama_cpp_python_is_installed_it_makes_the_proof(name: str, peer:
     assert command("export", run.name, "--to", "there", "--format", "gguf").exit_code == 0
     proof = json.loads(Path("there/proof.json").read_text())
     assert proof["by"].startswith("llama.cpp")
-    assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
+    assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
     assert 0 < proof["largest_difference"] < 0.05
 
 
@@ -775,7 +775,7 @@ def test_the_seeds_student_goes_everywhere(peer: Any) -> None:
         print(kind, proof)
         if kind != "gguf":
             assert proof["largest_difference"] < 1e-3
-            assert proof["greedy"] == {"tokens": proving.GREEDY, "alike": proving.GREEDY}
+            assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
     if folder := llama_cpp():
         text = "One day a fox's   hen.\n\n They ran 12"
         print(assert_llama_cpp_agrees(folder, run, Path("gguf/model.gguf").absolute(), text))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from distillkit import cli, hookspecs, installed
+from distillkit.cli import main
+from distillkit.plugins import discovery, hookspecs
 
 RECIPE = """
 name = "faulty"
@@ -231,8 +232,8 @@ def program(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DISTILLKIT_HOME", str(home))
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr(installed, "IMPORT_SECONDS", 2.0)
-    monkeypatch.setattr("distillkit.plugins._current", None)
+    monkeypatch.setattr(discovery, "IMPORT_SECONDS", 2.0)
+    monkeypatch.setattr("distillkit.plugins.manager._current", None)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
 
     def run(*words: str) -> tuple[int, str, str]:
@@ -241,7 +242,7 @@ def program(
         capsys.readouterr()
         code = 0
         try:
-            cli.main()
+            main.main()
         except SystemExit as left:
             code = int(left.code or 0)
         said = capsys.readouterr()
@@ -325,8 +326,8 @@ def register_commands(cli):
 def test_a_command_of_a_plugins_ends_the_program_as_it_says(
     program: PROGRAM, monkeypatch: pytest.MonkeyPatch, how: str, code: int
 ) -> None:
-    monkeypatch.setattr(cli.cli, "commands", dict(cli.cli.commands))
-    install(COMMAND.format(how=how), group=installed.COMMANDS)
+    monkeypatch.setattr(main.cli, "commands", dict(main.cli.commands))
+    install(COMMAND.format(how=how), group=discovery.COMMANDS)
     assert program("leave") == (code, "", "")
 
 

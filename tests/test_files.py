@@ -19,9 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillkit import progress, runs
-from distillkit.errors import CorruptError, DistillkitError, UsageError
-from distillkit.files import (
+from distillkit.core import console, run_folder
+from distillkit.core.console import Live, Plain, Voice, clock
+from distillkit.core.errors import CorruptError, DistillkitError, UsageError
+from distillkit.core.files import (
     digest,
     file_digest,
     read_json,
@@ -33,9 +34,8 @@ from distillkit.files import (
     write_lines,
     write_text,
 )
-from distillkit.progress import Live, Plain, Voice, clock
-from distillkit.runs import Run
-from distillkit.timeout import within
+from distillkit.core.run_folder import Run
+from distillkit.core.timeouts import within
 
 # ---------------------------------------------------------------------------------------- whole or not there
 
@@ -90,7 +90,7 @@ def test_until_the_end_of_the_block_readers_see_the_old_file(tmp_path: Path) -> 
 def test_a_process_killed_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
     killed_while(
-        "import time; from pathlib import Path; from distillkit.files import replacing\n"
+        "import time; from pathlib import Path; from distillkit.core.files import replacing\n"
         "with replacing(Path('a.txt')) as part:\n"
         "    part.write_text('half'); print('middle', flush=True); time.sleep(60)",
         tmp_path,
@@ -102,7 +102,7 @@ def test_a_process_killed_in_the_middle_leaves_the_old_folder(tmp_path: Path) ->
     with replacing_folder(tmp_path / "f") as part:
         (part / "a").write_text("old")
     killed_while(
-        "import time; from pathlib import Path; from distillkit.files import replacing_folder\n"
+        "import time; from pathlib import Path; from distillkit.core.files import replacing_folder\n"
         "with replacing_folder(Path('f')) as part:\n"
         "    (part / 'b').write_text('half'); print('middle', flush=True); time.sleep(60)",
         tmp_path,
@@ -140,7 +140,7 @@ def test_of_two_that_write_one_folder_at_once_both_succeed_and_the_last_stays(tm
 
 def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
     code = (
-        "import time; from pathlib import Path; from distillkit.files import replacing, replacing_folder\n"
+        "import time; from pathlib import Path; from distillkit.core.files import replacing, replacing_folder\n"
         "with replacing(Path('a.txt')), replacing_folder(Path('f')):\n"
         "    print('middle', flush=True); time.sleep(60)"
     )
@@ -271,7 +271,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def create(recipe: str, info: dict[str, object]) -> Run:
-    with runs.creating(recipe, info) as (run, _):
+    with run_folder.creating(recipe, info) as (run, _):
         pass
     return run
 
@@ -285,7 +285,7 @@ def test_runs_are_numbered_and_never_overwritten(home: Path) -> None:
     made = [create("tales", {"seed": i}) for i in range(3)]
     assert [run.name for run in made] == ["tales/1", "tales/2", "tales/3"]
     assert facts(made[1]) == {"schema": 1, "run": "tales/2", "status": "running", "seed": 1}
-    assert runs.runs_of("tales") == made
+    assert run_folder.runs_of("tales") == made
     (home / "reports" / "tales" / "notes").mkdir()
     (home / "reports" / "tales" / "9").mkdir()
     assert create("tales", {}).name == "tales/10"
@@ -293,7 +293,7 @@ def test_runs_are_numbered_and_never_overwritten(home: Path) -> None:
 
 def test_eight_processes_get_eight_numbers(home: Path) -> None:
     code = (
-        "import sys; from distillkit.runs import creating; sys.stdin.read()\n"
+        "import sys; from distillkit.core.run_folder import creating; sys.stdin.read()\n"
         "with creating('r', {}) as (run, _): print(run.name)"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -303,17 +303,17 @@ def test_eight_processes_get_eight_numbers(home: Path) -> None:
         child.stdin = None
     said = {child.communicate(timeout=30)[0].strip() for child in children}
     assert said == {f"r/{i}" for i in range(1, 9)}
-    assert [run.info["run"] for run in runs.runs_of("r")] == [f"r/{i}" for i in range(1, 9)]
+    assert [run.info["run"] for run in run_folder.runs_of("r")] == [f"r/{i}" for i in range(1, 9)]
 
 
 def test_a_run_is_there_whole_or_not_at_all(home: Path) -> None:
-    with runs.creating("tales", {"seed": 1}) as (run, part):
+    with run_folder.creating("tales", {"seed": 1}) as (run, part):
         part.recipe.write_text("name = 'tales'")
         assert not list(run.path.iterdir())
-        assert runs.runs_of("tales") == []
+        assert run_folder.runs_of("tales") == []
     assert facts(run) == {"schema": 1, "run": "tales/1", "status": "running", "seed": 1}
     assert run.recipe.is_file()
-    with pytest.raises(RuntimeError), runs.creating("tales", {}) as (failed, _):
+    with pytest.raises(RuntimeError), run_folder.creating("tales", {}) as (failed, _):
         raise RuntimeError
     assert not failed.path.exists()
     assert names(home / "reports" / "tales") == ["1"]
@@ -321,11 +321,11 @@ def test_a_run_is_there_whole_or_not_at_all(home: Path) -> None:
 
 def test_a_run_whose_process_was_killed_is_cut_off(home: Path, tmp_path: Path) -> None:
     killed_while(
-        "import time; from distillkit.runs import creating\nwith creating('tales', {}) as (run, _): pass\n"
+        "import time; from distillkit.core.run_folder import creating\nwith creating('tales', {}) as (run, _): pass\n"
         "print('middle', flush=True); time.sleep(60)",
         tmp_path,
     )
-    run = runs.find("tales")
+    run = run_folder.find("tales")
     assert run.info["status"] == "cut off"
     run.begins()
     assert run.info["status"] == "running"
@@ -337,52 +337,52 @@ def test_a_run_whose_process_was_killed_is_cut_off(home: Path, tmp_path: Path) -
 
 def test_a_number_that_a_crash_left_empty_is_no_run_and_is_not_used_again(home: Path) -> None:
     (home / "reports" / "tales" / "1").mkdir(parents=True)
-    assert runs.runs_of("tales") == runs.every_run() == []
+    assert run_folder.runs_of("tales") == run_folder.every_run() == []
     with pytest.raises(UsageError, match="no run of 'tales'"):
-        runs.newest("tales")
+        run_folder.newest("tales")
     assert create("tales", {}).name == "tales/2"
 
 
 def test_a_run_is_found_by_folder_number_name_and_latest(home: Path) -> None:
     old, new, other = (create(name, {}) for name in ("tales", "tales", "others"))
-    assert runs.find(str(old.path)) == old
-    assert runs.find("tales/1") == old
-    assert runs.find("tales") == new
-    assert runs.newest("tales") == new
+    assert run_folder.find(str(old.path)) == old
+    assert run_folder.find("tales/1") == old
+    assert run_folder.find("tales") == new
+    assert run_folder.newest("tales") == new
     for run, second in ((old, 3), (new, 1), (other, 2)):
         os.utime(run.path / "run.json", (second, second))
-    assert runs.find() == runs.find("latest") == old
+    assert run_folder.find() == run_folder.find("latest") == old
 
 
 def test_a_run_knows_its_name_from_wherever_it_is_looked_at(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create("tales", {})
     monkeypatch.chdir(run.path)
-    assert runs.find(".").name == "tales/1"
-    assert runs.find("../1").name == "tales/1"
+    assert run_folder.find(".").name == "tales/1"
+    assert run_folder.find("../1").name == "tales/1"
 
 
 def test_a_folder_without_a_record_is_no_run(home: Path) -> None:
     run = create("tales", {})
     (home / "reports" / "tales" / "2").mkdir()
-    assert runs.find("tales") == run
-    assert runs.find("latest") == run
+    assert run_folder.find("tales") == run
+    assert run_folder.find("latest") == run
     with pytest.raises(UsageError):
-        runs.find("tales/2")
+        run_folder.find("tales/2")
 
 
 def test_what_is_not_there_is_said_with_the_nearest_name(home: Path) -> None:
     with pytest.raises(UsageError, match="there are no runs") as none:
-        runs.find()
+        run_folder.find()
     assert "distillkit run" in none.value.hint
     create("quickstart", {})
     with pytest.raises(UsageError, match="'quikstart'") as wrong:
-        runs.find("quikstart")
+        run_folder.find("quikstart")
     assert wrong.value.hint == "Did you mean 'quickstart'?"
     with pytest.raises(UsageError) as number:
-        runs.find("quickstart/2")
+        run_folder.find("quickstart/2")
     assert number.value.hint == "Did you mean 'quickstart/1'?"
     with pytest.raises(UsageError, match="no run of 'other'"):
-        runs.newest("other")
+        run_folder.newest("other")
 
 
 def test_recording_adds_and_replaces(home: Path) -> None:
@@ -395,7 +395,8 @@ def test_recording_adds_and_replaces(home: Path) -> None:
 def test_of_many_who_record_at_once_none_is_overwritten(home: Path) -> None:
     run = create("tales", {"counts": {}})
     code = (
-        "import sys; from pathlib import Path; from distillkit.runs import Run; run = Run(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path\n"
+        "from distillkit.core.run_folder import Run\nrun = Run(Path(sys.argv[1]))\n"
         "for i in range(10): run.revise(lambda info: {**info, 'counts': {**info['counts'], sys.argv[2] + str(i): i}})"
     )
     children = [subprocess.Popen([sys.executable, "-c", code, str(run.path), name]) for name in "abc"]
@@ -511,20 +512,20 @@ def test_a_live_line_is_never_wider_than_the_terminal(now: list[float], monkeypa
 def test_a_live_line_is_wiped_before_a_result_and_a_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    progress.wipe()
+    console.wipe()
     assert stream.getvalue() == ""
     monkeypatch.setattr(stream, "isatty", lambda: True)
-    progress.voice().progress("packing: 2,000 documents")
-    progress.wipe()
+    console.voice().progress("packing: 2,000 documents")
+    console.wipe()
     assert screen(stream.getvalue() + "parameters") == ["parameters"]
 
 
 def test_where_errors_go_decides_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    assert type(progress.voice()) is Plain
+    assert type(console.voice()) is Plain
     monkeypatch.setattr(stream, "isatty", lambda: True)
-    assert type(progress.voice()) is Live
+    assert type(console.voice()) is Live
     Voice().say("nothing")
     Voice().progress("nothing")
     assert stream.getvalue() == ""
@@ -580,7 +581,7 @@ def test_another_thread_and_no_limit_go_on_undisturbed() -> None:
 def test_code_that_never_comes_back_to_python_ends_with_its_process() -> None:
     code = """
         import itertools
-        from distillkit.timeout import within
+        from distillkit.core.timeouts import within
 
         with within(0.1, grace=0.2):
             sum(itertools.repeat(0))  # in C, without end

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from students import TEXTS, f64, lively, random_array, small_model, softmax, tokenizer, writer
 
-from distillkit.student.drawing import Said, Sampling, cut, draw, noise_of
-from distillkit.student.generate import write
-from distillkit.student.gpt import GPT, Shape
-from distillkit.student.optimizer import flat
-from distillkit.student.parallel import Lanes
-from distillkit.student.products import few_rows
+from distillkit.recipe.schema import SamplingTable
+from distillkit.student.generation.generate import write
+from distillkit.student.generation.sampling import Said, Sampling, cut, draw, noise_of
+from distillkit.student.model.cpu.matmul import few_rows
+from distillkit.student.model.gpt import GPT, Shape
 from distillkit.student.trained import Trained
-from distillkit.tables import SamplingTable
+from distillkit.student.training.optimizers import flat
+from distillkit.student.training.parallel import Lanes
 
 Array = np.ndarray[Any, Any]
 QUICK = settings(max_examples=50, deadline=None)

@@ -277,7 +277,7 @@ ADDED = {path.name.removeprefix("distillkit-") for path in ROOT.glob("plugins/di
 
 def misread(line: str) -> str:
     """What of a command line does not exist, or nothing."""
-    from distillkit.cli import cli
+    from distillkit.cli.main import cli
 
     words = shlex.split(re.sub(r"\s+#.*$|\s*[<>|&].*$|\s\.\.\.", "", line))[1:]
     command: click.Command = cli

@@ -15,13 +15,13 @@ from click.testing import CliRunner
 from elsewhere import RANKS, TINY, run_with
 from students import TEXTS, f64, lively, tokenizer
 
-from distillkit import runs
-from distillkit.cli import cli
-from distillkit.errors import CorruptError, DistillkitError, UsageError
-from distillkit.student import families, importing, spelling
-from distillkit.student.gpt import GPT, Shape
-from distillkit.student.optimizer import flat
+from distillkit.cli.main import cli
+from distillkit.core import run_folder
+from distillkit.core.errors import CorruptError, DistillkitError, UsageError
+from distillkit.student.interchange import hf_tokenizer, hf_weights, importing
+from distillkit.student.model.gpt import GPT, Shape
 from distillkit.student.trained import Trained
+from distillkit.student.training.optimizers import flat
 
 SIZES = replace(TINY, context=24, width=32, hidden=64)
 NANO = replace(
@@ -99,10 +99,10 @@ def as_nano(model: GPT) -> dict[str, np.ndarray[Any, Any]]:
 
 def assert_same(model: GPT, run: str) -> None:
     """The student of a run says what a model says."""
-    student = Trained.load(runs.find(run).path)
+    student = Trained.load(run_folder.find(run).path)
     assert student.tokenizer.fingerprint == tokenizer().fingerprint
     tokens = mx.array(np.random.default_rng(0).integers(0, model.shape.vocab_size, (2, model.shape.context)))
-    from distillkit.student.generate import logits_of
+    from distillkit.student.generation.generate import logits_of
 
     model.eval()
     np.testing.assert_allclose(f64(student.logits(tokens)), f64(logits_of(model, model(tokens))), atol=1e-5)
@@ -124,7 +124,7 @@ def test_a_seeds_checkpoint_becomes_a_run(home: Path, words: str, tied: bool, to
     said = command("import", "checkpoint_20000.npz", "--tokenizer", words, "--name", "seed", *more)
     assert said.exit_code == 0, said.exception
     assert_same(model, "seed")
-    run = runs.find("seed/1")
+    run = run_folder.find("seed/1")
     assert run.info["imported"]["kind"] == "nanoGPT-on-MLX"
     assert run.info["training"] == {"steps": 20000}
     assert ("its head is not its token embedding" in said.output) is not tied
@@ -153,7 +153,7 @@ def test_an_imported_student_lives_like_any_other(home: Path, words: str) -> Non
     ):
         said = command(*words_)
         assert said.exit_code == 0, (words_, said.exception)
-    assert runs.find("seed/1").info["judges"]["perplexity"]["perplexity"]["value"] > 1
+    assert run_folder.find("seed/1").info["judges"]["perplexity"]["perplexity"]["value"] > 1
     proof = json.loads((home / "there" / "proof.json").read_text())
     assert proof["largest_difference"] < 1e-3
     assert proof["greedy"] == {"tokens": 16, "alike": 16}  # as many as its context takes
@@ -179,7 +179,7 @@ def test_gpt2s_tokens_are_known_by_their_number(home: Path) -> None:
     said = command("import", "padded.npz", "--heads", "2", "--ranks", str(RANKS))
     assert said.exit_code == 0, said.exception
     assert "47 of its 50,304 rows stand for no token" in said.output
-    student = Trained.load(runs.find("padded").path)
+    student = Trained.load(run_folder.find("padded").path)
     assert student.model.head[0].shape == (50257, 4)
 
 
@@ -204,7 +204,7 @@ def test_what_is_missing_or_wrong_is_said(home: Path, words: str) -> None:
     assert "cannot be read" in refused("import", "e.npz")
     assert "none of the files" in refused("import", "f.bin")
     assert "no config.json" in refused("import", "folder")
-    assert runs.every_run() == []
+    assert run_folder.every_run() == []
 
 
 class Evil:
@@ -268,7 +268,7 @@ def test_a_nanogpt_checkpoint_becomes_a_run(home: Path, words: str, bias: bool, 
     said = command("import", "ckpt.pt", "--tokenizer", words)
     assert said.exit_code == 0, said.exception
     assert_same(model, "ckpt")
-    assert runs.find("ckpt").info["training"] == {"steps": 77}
+    assert run_folder.find("ckpt").info["training"] == {"steps": 77}
 
 
 @pytest.mark.slow
@@ -295,7 +295,7 @@ def test_a_nano_checkpoint_becomes_a_run(home: Path, words: str, table: str, pee
     assert said.exit_code == 0, said.exception
     assert "with any other tokenizer its grades mean nothing until it is trained on" in said.output
     assert_same(model, "final")
-    student = Trained.load(runs.find("final").path)
+    student = Trained.load(run_folder.find("final").path)
     assert student.model.shape.positions == ("sinusoidal" if table == "sinusoids" else "learned")
 
 
@@ -345,7 +345,7 @@ LLAMA = {
 )
 def test_a_llama_with_another_rope_is_refused(rope: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="another rope than the plain one"):
-        families.shape_of({**LLAMA, **rope})
+        hf_weights.shape_of({**LLAMA, **rope})
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_a_llama_with_another_rope_is_refused(rope: dict[str, Any]) -> None:
     [{}, {"rope_scaling": None}, {"rope_scaling": {"type": "default"}}, {"rope_parameters": {"rope_theta": 1e4}}],
 )
 def test_a_llama_with_the_plain_rope_is_one_of_ours(rope: dict[str, Any]) -> None:
-    assert families.shape_of({**LLAMA, **rope}).positions == "rope"
+    assert hf_weights.shape_of({**LLAMA, **rope}).positions == "rope"
 
 
 @pytest.mark.peer
@@ -370,10 +370,10 @@ def test_a_folder_that_transformers_wrote_becomes_a_run(home: Path, file: str, p
     if file == "bin":
         (home / "gpt2" / "model.safetensors").unlink()
         torch.save(theirs.state_dict(), home / "gpt2" / "pytorch_model.bin")
-    spelling.write(tokenizer(), home / "gpt2", 24)
+    hf_tokenizer.write(tokenizer(), home / "gpt2", 24)
     said = command("import", "gpt2")
     assert said.exit_code == 0, said.exception
-    student = Trained.load(runs.find("gpt2").path)
+    student = Trained.load(run_folder.find("gpt2").path)
     tokens = [299, *tokenizer().encode(TEXTS[0])][:24]
     with torch.no_grad():
         expected = theirs(torch.tensor([tokens])).logits.numpy()
@@ -388,7 +388,7 @@ def test_the_folder_that_the_seed_publishes_needs_no_remote_code(home: Path, tie
     mx.save_safetensors(str(folder / "model.safetensors"), {names[n]: mx.array(v) for n, v in as_seed(model).items()})
     (folder / "config.json").write_text(json.dumps({"model_type": "nanogpt", "n_head": 4, "vocab_size": 300}))
     (folder / "modeling_nanogpt.py").write_text("raise SystemExit('this must not run')")
-    spelling.write(tokenizer(), folder, 24)
+    hf_tokenizer.write(tokenizer(), folder, 24)
     said = command("import", "published")
     assert said.exit_code == 0, said.exception
     assert_same(model, "published")

@@ -31,13 +31,13 @@ from hypothesis import strategies as st
 from judge_provider import RANKS, Judge, gpt2
 from provider import Act, Provider, serving
 
-from distillkit.cli import cli
+from distillkit.cli.main import cli
+from distillkit.core.errors import DistillkitError, UsageError
+from distillkit.core.records import REFUSED, Answer, Document, Grade, Request, Sample
 from distillkit.data.overlap import matches
-from distillkit.errors import DistillkitError, UsageError
 from distillkit.judging import anchors, calibration, protocol
 from distillkit.judging.fence import json_object, mark_of, occurs
-from distillkit.records import REFUSED, Answer, Document, Grade, Request, Sample
-from distillkit.subjects import Nobody
+from distillkit.pipeline.judge import Nobody
 
 # ---------------------------------------------------------------------------------------- a run that is judged
 
@@ -157,7 +157,7 @@ def test_fifty_samples_cost_what_the_plan_says_and_nothing_the_second_time(home:
 
 KILLED = """
 import sys
-from distillkit.cli import main
+from distillkit.cli.main import main
 sys.argv = ["distillkit", "judge", "tales/1", "--samples", "30", "--yes", "--set", "judge.0.repeats=1"]
 main()
 """

@@ -15,12 +15,12 @@ from distillkit_plugins.perplexity import Perplexity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distillkit.core.errors import DistillkitError, UsageError
+from distillkit.core.records import Answer, Document, Grade, Metric, Request, Sample
 from distillkit.data.tokenizer import Tokenizer, train_bpe
-from distillkit.errors import DistillkitError, UsageError
 from distillkit.judging import protocol
 from distillkit.judging.sampling import Row, file_prompts, held_out_prompts, rows, samples, stories, story_prompts
-from distillkit.records import Answer, Document, Grade, Metric, Request, Sample
-from distillkit.roles import Judge
+from distillkit.plugins.interfaces import Judge
 from distillkit.stats import mean_interval
 
 # ----------------------------------------------------------------------------------------------------- samples
@@ -332,7 +332,7 @@ def trained(tokenizer: Tokenizer) -> Any:
     import mlx.core as mx
 
     from distillkit.student import Trained
-    from distillkit.student.optimizer import flat
+    from distillkit.student.training.optimizers import flat
 
     model = Gpt(Gpt.Options(layers=2, heads=2, width=16, context=CONTEXT)).build(tokenizer.vocab_size)
     rng = np.random.default_rng(0)
@@ -383,7 +383,7 @@ def gpt_in_float64(weights: dict[str, np.ndarray], tokens: Sequence[int], heads:
 
 def nats_in_float64(trained: Any, text: str) -> tuple[float, int]:
     """A document's surprise, token by token: each within the first of the half-overlapping windows that holds it."""
-    from distillkit.student.optimizer import flat
+    from distillkit.student.training.optimizers import flat
 
     weights = {name: np.array(value, np.float64) for name, value in flat(trained.model.parameters()).items()}
     end = trained.tokenizer.end_of_text
@@ -428,7 +428,7 @@ def test_a_student_that_knows_nothing_is_as_surprised_as_its_vocabulary_is_large
     import mlx.core as mx
 
     from distillkit.student import Trained
-    from distillkit.student.optimizer import flat
+    from distillkit.student.training.optimizers import flat
 
     model = Gpt(Gpt.Options(layers=1, heads=1, width=4, context=CONTEXT)).build(tokenizer.vocab_size)
     model.load_weights([(name, mx.zeros_like(value)) for name, value in flat(model.parameters()).items()])

@@ -18,23 +18,23 @@ from students import f64, log_softmax, softmax
 from test_training import Told, furnish, sit, stopped_at, train_losses, weights
 
 from distillkit import Schedule, Within
+from distillkit.core.errors import UsageError
+from distillkit.core.files import read_lines
+from distillkit.core.records import NOTHING
 from distillkit.data.batches import Batch
-from distillkit.errors import UsageError
-from distillkit.files import read_lines
-from distillkit.plugins import Plugins
-from distillkit.recipe import load
-from distillkit.records import NOTHING
-from distillkit.roles import Mixer
-from distillkit.student import loss as engine
-from distillkit.student.gpt import GPT, Shape, initialise
-from distillkit.student.journal import Balance, Overfitting
-from distillkit.student.loss import mixed_loss, slope_squares, totals
-from distillkit.student.onpolicy import OnPolicy
-from distillkit.student.optimizer import AdamW
-from distillkit.student.parallel import Lanes
-from distillkit.student.targets import TRACE, Opinion, Targets, TopK
-from distillkit.student.train import Job, Settings, advance, fresh, gradient_norms
-from distillkit.student.world import Share
+from distillkit.plugins.interfaces import Mixer
+from distillkit.plugins.manager import Plugins
+from distillkit.recipe.recipe import load
+from distillkit.student.model.gpt import GPT, Shape, initialise
+from distillkit.student.training import loss as engine
+from distillkit.student.training.distributed import Share
+from distillkit.student.training.loop import Job, Settings, advance, fresh, gradient_norms
+from distillkit.student.training.loss import mixed_loss, slope_squares, totals
+from distillkit.student.training.metrics_log import Balance, Overfitting
+from distillkit.student.training.on_policy import OnPolicy
+from distillkit.student.training.optimizers import AdamW
+from distillkit.student.training.parallel import Lanes
+from distillkit.student.training.targets import TRACE, Opinion, Targets, TopK
 
 Array = np.ndarray[Any, Any]
 QUICK = settings(max_examples=40, deadline=None)

@@ -19,25 +19,25 @@ from students import f64, lively, log_softmax, tokenizer
 from test_distributed import Fake
 from test_soft import FOREIGN, assemble, home, sit, trained
 
-from distillkit import plan
-from distillkit.cli import cli
+from distillkit.cli.main import cli
+from distillkit.core.errors import DistillkitError, TeacherError, UsageError
+from distillkit.core.files import read_lines
+from distillkit.core.records import NOTHING, Answer, Request
+from distillkit.core.run_folder import newest
 from distillkit.data.batches import Batches
 from distillkit.data.corpus import pack_texts
-from distillkit.errors import DistillkitError, TeacherError, UsageError
-from distillkit.files import read_lines
-from distillkit.onpolicy import Reader, must_be_counted, readable
-from distillkit.pipeline import Pipeline, begin
-from distillkit.records import NOTHING, Answer, Request
-from distillkit.runs import newest
-from distillkit.student.gpt import Shape
-from distillkit.student.onpolicy import SOFT, OnPolicy, judged
-from distillkit.student.train import arrays_of
+from distillkit.pipeline import plan
+from distillkit.pipeline.on_policy import Reader, must_be_counted, readable
+from distillkit.pipeline.pipeline import Pipeline, begin
+from distillkit.student.model.gpt import Shape
 from distillkit.student.trained import Trained
-from distillkit.student.world import ALONE, Share
-from distillkit.teachers.asking import Terms
-from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import label
-from distillkit.teachers.limits import Clock
+from distillkit.student.training.distributed import ALONE, Share
+from distillkit.student.training.loop import arrays_of
+from distillkit.student.training.on_policy import SOFT, OnPolicy, judged
+from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.asking.label import label
+from distillkit.teachers.asking.rate_limits import Clock
+from distillkit.teachers.asking.scheduler import Terms
 from distillkit.testing import check_teacher
 
 __all__ = ["home", "trained"]  # fixtures
@@ -473,7 +473,7 @@ def test_without_such_limits_several_processes_may_read(home: Path, provider: Pr
 def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -> None:
     from test_serve import serving as served
 
-    from distillkit.student.serve import Service
+    from distillkit.student.serving.server import Service
 
     student = Trained.load("tiny")
     texts = ["One day, a fox", "The hen 🦊 and the moon"]

@@ -38,7 +38,7 @@ SNIPPETS = [
 
 @pytest.mark.parametrize("block", SNIPPETS, ids=lambda block: block.where)
 def test_a_piece_of_a_recipe_on_a_page_makes_the_quickstart_another_recipe(block: Any, tmp_path: Path) -> None:
-    from distillkit.recipe import load
+    from distillkit.recipe.recipe import load
 
     said = tomllib.loads(block.text)
     added = {"extends": "quickstart", "name": "mine"}

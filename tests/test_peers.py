@@ -14,9 +14,9 @@ blas.load()
 import mlx.core as mx  # noqa: E402
 from distillkit_plugins.mixers import AlphaTemperature  # noqa: E402
 
-from distillkit.student.gpt import GPT, Shape, initialise  # noqa: E402
-from distillkit.student.loss import Targets, mixed_loss  # noqa: E402
-from distillkit.student.optimizer import AdamW, decays, flat, grown  # noqa: E402
+from distillkit.student.model.gpt import GPT, Shape, initialise  # noqa: E402
+from distillkit.student.training.loss import Targets, mixed_loss  # noqa: E402
+from distillkit.student.training.optimizers import AdamW, decays, flat, grown  # noqa: E402
 
 pytestmark = pytest.mark.peer
 SHAPE = Shape(vocab_size=97, layers=2, heads=2, width=16, hidden=64, context=12)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from distillkit.errors import PluginError, RecipeError, UsageError
-from distillkit.plugins import Plugins, current, load_commands, use
-from distillkit.recipe import load
-from distillkit.records import Request
-from distillkit.roles import ROLES
+from distillkit.core.errors import PluginError, RecipeError, UsageError
+from distillkit.core.records import Request
+from distillkit.plugins.interfaces import ROLES
+from distillkit.plugins.manager import Plugins, current, load_commands, use
+from distillkit.recipe.recipe import load
 
 HELLO = '''
 from distillkit import Answer, Request, Teacher, hookimpl
@@ -141,10 +141,10 @@ def site(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr("distillkit.plugins._current", None)
+    monkeypatch.setattr("distillkit.plugins.manager._current", None)
     everything = importlib.metadata.distributions
     monkeypatch.setattr(
-        "distillkit.installed.metadata.distributions",
+        "distillkit.plugins.discovery.metadata.distributions",
         lambda: (found for found in everything() if str(found.locate_file("")) == str(folder)),
     )
     before = set(sys.modules)
@@ -558,7 +558,7 @@ def test_plugins_may_add_commands_but_replace_none(site):
 
 def test_distributions_on_the_path_of_a_fresh_process_are_found(tmp_path):
     install(tmp_path, "distillkit-hello", HELLO)
-    code = "from distillkit.plugins import Plugins; print(Plugins.load().find('teachers', 'hello').__module__)"
+    code = "from distillkit.plugins.manager import Plugins; print(Plugins.load().find('teachers', 'hello').__module__)"
     root = Path(__file__).parent.parent
     ran = subprocess.run(
         [sys.executable, "-c", code],

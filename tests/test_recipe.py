@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distillkit import recipe as recipes
-from distillkit.errors import RecipeError, UsageError
-from distillkit.plugins import Plugins
-from distillkit.recipe import Recipe, host_keys, load
+from distillkit.core.errors import RecipeError, UsageError
+from distillkit.plugins.manager import Plugins
+from distillkit.recipe import recipe as recipes
+from distillkit.recipe.recipe import Recipe, host_keys, load
 
 
 @pytest.fixture(autouse=True)
@@ -512,7 +512,8 @@ def test_nasty_files_and_overrides_never_end_in_anything_but_a_refusal(raw, over
 
 
 def test_recipes_and_plugins_load_nothing_heavy():
-    code = "import sys, distillkit.recipe, distillkit.plugins; print([m for m in sys.modules if m in {heavy}])"
+    code = "import sys, distillkit.recipe.recipe, distillkit.plugins.manager\n"
+    code += "print([m for m in sys.modules if m in {heavy}])"
     heavy = {"mlx", "mlx.core", "pandas", "openai", "groq", "numpy", "tiktoken", "click"}
     root = str(Path(recipes.__file__).parent.parent)
     ran = subprocess.run(

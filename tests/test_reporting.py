@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from folders import RECIPE, Tags, graded, history, hostile, make, summary
 
-from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import read_json, write_lines
-from distillkit.records import Sample
-from distillkit.reporting import plots, provenance, sides, tables, terminal, words
-from distillkit.runs import Run
-from distillkit.subjects import other
+from distillkit.core.errors import DistillkitError, UsageError
+from distillkit.core.files import read_json, write_lines
+from distillkit.core.records import Sample
+from distillkit.core.run_folder import Run
+from distillkit.pipeline.judge import other
+from distillkit.reporting import plots, terminal, words
+from distillkit.reporting.compare import compared_run
+from distillkit.reporting.run import provenance, tables
 
 # The report
 
@@ -101,10 +103,10 @@ def test_verdicts_on_other_weights_are_none_of_the_student(tmp_path):
 def test_what_was_written_and_graded_in_the_middle_of_a_training_is_not_shown_at_its_end(tmp_path):
     run = make(tmp_path, judged_weights="ab" * 32)
     assert " a time." in shown(run)
-    assert (len(sides.read(run, "one").samples), len(sides.read(run, "one").grades)) == (1, 2)
+    assert (len(compared_run.read(run, "one").samples), len(compared_run.read(run, "one").grades)) == (1, 2)
     run.record(judged_weights="cd" * 32)
     assert " a time." not in shown(run)
-    assert (sides.read(run, "one").samples, sides.read(run, "one").grades) == ([], {})
+    assert (compared_run.read(run, "one").samples, compared_run.read(run, "one").grades) == ([], {})
     with pytest.raises(UsageError, match="the samples of quickstart/1 were not written yet"):
         other(run)
     run.record(sampling={"weights": "ab" * 32})  # they were written again, and the judge did not come to its end
@@ -136,7 +138,7 @@ def test_what_a_teacher_cost_is_what_all_sittings_spent_on_it_training_too(tmp_p
     report = tables.write(run)
     assert report["teacher"]["usd"] == 1.5
     assert "$1.5000" in (run.path / "report.html").read_text()
-    assert provenance.about(sides.read(run, run.name))["usd"] == 1.5
+    assert provenance.about(compared_run.read(run, run.name))["usd"] == 1.5
 
 
 def test_no_teacher_is_not_a_missing_stage(tmp_path):
@@ -398,7 +400,7 @@ def test_importing_the_room_is_light():
     import sys
 
     code = (
-        "import sys, distillkit.reporting.tables; "
+        "import sys, distillkit.reporting.run.tables; "
         "print([m for m in ('mlx', 'pandas', 'matplotlib', 'jinja2', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -25,15 +25,15 @@ from judge_provider import Judge
 from provider import serving
 from small import small
 
-from distillkit import first, plan
-from distillkit.assembly import Assembly
-from distillkit.cli import cli
+from distillkit.cli.main import cli
+from distillkit.core.errors import DataError, DistillkitError, Interrupted, UsageError
+from distillkit.core.run_folder import Run, runs_of
 from distillkit.data.tokenizer import Tokenizer
-from distillkit.errors import DataError, DistillkitError, Interrupted, UsageError
-from distillkit.pipeline import Pipeline
-from distillkit.plugins import Plugins, current
-from distillkit.recipe import bundled, load
-from distillkit.runs import Run, runs_of
+from distillkit.pipeline import base_run, plan
+from distillkit.pipeline.context import Assembly
+from distillkit.pipeline.pipeline import Pipeline
+from distillkit.plugins.manager import Plugins, current
+from distillkit.recipe.recipe import bundled, load
 
 # What each document gives, counted by hand: tables, blocks of attention and MLP with their norms, the end.
 GPT2_53M = 2 * 50257 * 384 + 512 * 384 + 8 * (384 * 1152 + 1152 + 384 * 384 + 384) + 2 * 384
@@ -184,7 +184,7 @@ learning_rate = 1e-4
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with two small recipes, the second of which begins with the first."""
     monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path))
-    monkeypatch.setattr("distillkit.plugins._current", None)
+    monkeypatch.setattr("distillkit.plugins.manager._current", None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.toml").write_text(BASE)
     (tmp_path / "outer.toml").write_text(OUTER)
@@ -559,7 +559,7 @@ def test_what_goes_down_to_the_first_recipe() -> None:
     given = ["data.path=a", "tokenizer.kind=bpe", "student.width=8", "student.from=x", "train.steps=2", "train.clip=2"]
     given.append("train.warmup=1")
     down = ("data.path=a", "tokenizer.kind=bpe", "student.width=8", "train.steps=2", "train.warmup=1")
-    assert first.passed_down(given) == down
+    assert base_run.passed_down(given) == down
 
 
 # Running them.
@@ -661,7 +661,7 @@ def test_tokenizers_are_compared_on_text_that_none_of_them_has_seen(
 @pytest.mark.usefixtures("home")
 def test_tokenizers_are_timed_and_the_seconds_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count(0, 1.25)  # a clock that goes on when it is looked at
-    monkeypatch.setattr("distillkit.data.tokenizers.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr("distillkit.data.tokenizers.comparison.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     words = ["data", "tokenizers", "base.toml", "--also", "tales-teacher"]
     rows = {row["kind"]: row for row in json.loads(distillkit(*words, "--json"))["tokenizers"]}
     assert (rows["bpe"]["train_seconds"], rows["bpe"]["encode_seconds"]) == (1.25, 1.25)

@@ -31,14 +31,14 @@ from students import f64, log_softmax, random_array, small_model, tokenizer, wri
 from test_cli import TINY, distillkit
 from test_generation import with_cache
 
-from distillkit.student.batching import Ended, Running, Writing
-from distillkit.student.drawing import Sampling
-from distillkit.student.gpt import GPT
-from distillkit.student.opinions import Desk, Pick, Reading, picks
-from distillkit.student.serve import Service, run
+from distillkit.student.generation.batching import Ended, Running, Writing
+from distillkit.student.generation.detokenizer import Wording
+from distillkit.student.generation.sampling import Sampling
+from distillkit.student.model.gpt import GPT
+from distillkit.student.serving.http import LARGEST
+from distillkit.student.serving.server import Service, run
 from distillkit.student.trained import Trained
-from distillkit.student.wire import LARGEST
-from distillkit.student.wording import Wording
+from distillkit.student.training.logprobs import Desk, Pick, Reading, picks
 
 BEGINNINGS = ["One day", "The hen", "They all", "a fox met", "Ünï", "", "kind, and the fox", "漢字 home. One day a fox"]
 
@@ -443,8 +443,8 @@ HALF = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\nexpec
 
 # What has begun may take all day: on a busy machine, too, only a second signal ends it.
 PATIENT = """
-from distillkit.cli import main
-from distillkit.student import serve
+from distillkit.cli.main import main
+from distillkit.student.serving import server as serve
 serve.GRACE = 86400
 main()
 """

@@ -13,17 +13,17 @@ import pytest
 from distillkit_plugins.checkpoint import Checkpoint
 from small import small
 
-from distillkit import plan
-from distillkit.assembly import HELD_OUT, Assembly
+from distillkit.core.errors import DistillkitError, Interrupted, UsageError
+from distillkit.core.files import read_lines
+from distillkit.core.run_folder import Run, newest
 from distillkit.data.corpus import pack_texts
-from distillkit.errors import DistillkitError, Interrupted, UsageError
-from distillkit.files import read_lines
-from distillkit.pipeline import Pipeline, begin
-from distillkit.plugins import Plugins, current
-from distillkit.recipe import load
-from distillkit.reporting import page, tables
-from distillkit.runs import Run, newest
-from distillkit.teachers import reading
+from distillkit.pipeline import plan
+from distillkit.pipeline.context import HELD_OUT, Assembly
+from distillkit.pipeline.pipeline import Pipeline, begin
+from distillkit.plugins.manager import Plugins, current
+from distillkit.recipe.recipe import load
+from distillkit.reporting.run import page, tables
+from distillkit.teachers.soft_targets import reading
 
 TINY = small(
     "tiny",
@@ -199,7 +199,7 @@ def test_draws_are_refused_whenever_they_would_be_softened(home: Path, heat: str
 
 def test_interrupted_the_teacher_goes_on_reading_where_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 256)
-    monkeypatch.setattr("distillkit.teachers.store.Writer.__init__.__defaults__", (512,))
+    monkeypatch.setattr("distillkit.teachers.soft_targets.store.Writer.__init__.__defaults__", (512,))
     store = "teacher.store=true"
     with monkeypatch.context() as patch:
         stopped = Asked(patch, interrupt_at=9)

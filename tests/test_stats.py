@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit.records import Metric
+from distillkit.core.records import Metric
 from distillkit.stats import (
     Difference,
     bootstrap_ratio,

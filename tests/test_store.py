@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from distillkit.core.errors import CorruptError, DataError, Interrupted, UsageError
+from distillkit.core.records import NOTHING, Answer, Request
 from distillkit.data.batches import Batches
 from distillkit.data.corpus import pack_texts
 from distillkit.data.shards import Packer, Stream
 from distillkit.data.tokenizer import Tokenizer, train_bpe
-from distillkit.errors import CorruptError, DataError, Interrupted, UsageError
-from distillkit.records import NOTHING, Answer, Request
-from distillkit.roles import Teacher
-from distillkit.teachers import reading
-from distillkit.teachers.store import Binding, Rows, Store, Writer
+from distillkit.plugins.interfaces import Teacher
+from distillkit.teachers.soft_targets import reading
+from distillkit.teachers.soft_targets.store import Binding, Rows, Store, Writer
 
 TEXTS = ["The old fox said to the hens: come out, come out.", "They did not. He went home again.", "The end."] * 4
 CONTEXT = 8

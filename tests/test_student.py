@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 from mlx.utils import tree_map
 from students import TEXTS, f64, lively, log_softmax, random_array, small_model, softmax, tokenizer, writer
 
+from distillkit.core.errors import UsageError
 from distillkit.data.batches import Batch
-from distillkit.errors import UsageError
-from distillkit.roles import Mixer, gives
-from distillkit.schedules import SHAPES
-from distillkit.student.gpt import GPT, Shape, count, initialise
-from distillkit.student.loss import Targets, counted, mixed_loss
-from distillkit.student.optimizer import AdamW, LearningRate, flat, grown
-from distillkit.student.parallel import Lanes
-from distillkit.student.score import score_tokens, windows
-from distillkit.student.train import Job, Settings, advance, fresh
+from distillkit.plugins.interfaces import Mixer, gives
+from distillkit.recipe.schedules import SHAPES
+from distillkit.student.generation.score import score_tokens, windows
+from distillkit.student.model.gpt import GPT, Shape, count, initialise
 from distillkit.student.trained import Trained, parameters
+from distillkit.student.training.loop import Job, Settings, advance, fresh
+from distillkit.student.training.loss import Targets, counted, mixed_loss
+from distillkit.student.training.optimizers import AdamW, LearningRate, flat, grown
+from distillkit.student.training.parallel import Lanes
 
 Array = np.ndarray[Any, Any]
 
@@ -750,7 +750,7 @@ def test_the_sum_of_nats_does_not_depend_on_batching(monkeypatch: pytest.MonkeyP
     documents = [random.integers(0, 23, n).tolist() for n in random.integers(1, 60, 25)]
     one_by_one = [score_tokens(small_model(), 8, [document])[0] for document in documents]
     for room in (1, 20, 100, 8192):
-        monkeypatch.setattr("distillkit.student.score.BATCH_TOKENS", room)
+        monkeypatch.setattr("distillkit.student.generation.score.BATCH_TOKENS", room)
         assert score_tokens(small_model(), 8, documents) == pytest.approx(one_by_one, rel=1e-5, abs=1e-5)
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from distillkit.data.tales import PLOTS, Tale, _finish, story, tale
+from distillkit.data.tales.generator import PLOTS, Tale, _finish, story, tale
 
 MANY = 5_000
 

@@ -28,13 +28,13 @@ from distillkit_plugins.checkpoint import Checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distillkit.core.console import Plain
+from distillkit.core.errors import CorruptError, DistillkitError, Interrupted, LimitReached, TeacherError, UsageError
+from distillkit.core.records import Answer, Request, Token, Usage
 from distillkit.data.tokenizer import Tokenizer, train_bpe
-from distillkit.errors import CorruptError, DistillkitError, Interrupted, LimitReached, TeacherError, UsageError
-from distillkit.progress import Plain
-from distillkit.records import Answer, Request, Token, Usage
-from distillkit.roles import Teacher
-from distillkit.teachers.cache import Cache, asked, key_of
-from distillkit.teachers.label import known, label
+from distillkit.plugins.interfaces import Teacher
+from distillkit.teachers.answers.disk import Cache, asked, key_of
+from distillkit.teachers.asking.label import known, label
 
 
 def prompts(count: int, **same: Any) -> list[Request]:
@@ -117,7 +117,7 @@ def test_an_answer_survives_into_a_new_process_byte_for_byte(tmp_path: Path) -> 
         for i, text in enumerate(NASTY):
             cache.put(str(i), {}, full_answer(text))
     code = (
-        "import hashlib, pickle, sys; from pathlib import Path; from distillkit.teachers.cache import Cache\n"
+        "import hashlib, pickle, sys; from pathlib import Path; from distillkit.teachers.answers.disk import Cache\n"
         f"answers = [Cache(Path({str(tmp_path / 'cache')!r})).get(str(i)) for i in range({len(NASTY)})]\n"
         "print(repr([answer.to_json() for answer in answers]).encode('ascii', 'backslashreplace').decode())"
     )
@@ -385,9 +385,9 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_teachers import Counting, prompts
-from distillkit.errors import DistillkitError
-from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import label
+from distillkit.core.errors import DistillkitError
+from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.asking.label import label
 with Cache(Path({folder!r})) as cache:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     try:
@@ -415,8 +415,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_teachers import Counting, prompts
-from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import label
+from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.asking.label import label
 print("ready", flush=True)
 sys.stdin.read()
 with Cache(Path({folder!r})) as cache:
@@ -747,9 +747,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us 
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_teachers import Counting, Sleeping, prompts
-from distillkit.errors import DistillkitError
-from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import label
+from distillkit.core.errors import DistillkitError
+from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.asking.label import label
 
 class Plain(Counting):
     def answer(self, request):
@@ -842,7 +842,7 @@ def save_student(folder: Path, tokenizer: Tokenizer, seed: int = 0) -> Path:
     from distillkit_plugins.gpt import Gpt
 
     from distillkit.student import checkpoint
-    from distillkit.student.optimizer import flat
+    from distillkit.student.training.optimizers import flat
 
     options = {"layers": 2, "heads": 2, "width": 16, "context": CONTEXT}
     model = Gpt(Gpt.Options(**options)).build(tokenizer.vocab_size)

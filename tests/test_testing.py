@@ -34,7 +34,7 @@ from distillkit import (
     Usage,
     UsageError,
 )
-from distillkit.plugins import Plugins
+from distillkit.plugins.manager import Plugins
 from distillkit.student.trained import Trained
 from distillkit.testing import exporters, judges, mixers, promises, sources, students, teachers, trackers
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit.data import published
+from distillkit.core.errors import CorruptError, DataError
 from distillkit.data import tokenizer as room
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import (
@@ -27,7 +27,7 @@ from distillkit.data.tokenizer import (
     build,
     train_bpe,
 )
-from distillkit.errors import CorruptError, DataError
+from distillkit.data.tokenizers import tiktoken_encodings
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 GPT2_RANKS = SHARED / "gpt2.tiktoken"
@@ -315,7 +315,7 @@ def test_of_all_that_tiktoken_has_the_size_is_known_without_the_network(offline:
 def test_a_network_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("tiktoken.load.read_file", lambda url: time.sleep(3))
-    monkeypatch.setattr(published, "DOWNLOAD_SECONDS", 0.1)
+    monkeypatch.setattr(tiktoken_encodings, "DOWNLOAD_SECONDS", 0.1)
     with pytest.raises(DataError, match="no answer within"):
         build("gpt2")
 
@@ -503,4 +503,4 @@ def test_ranks_that_were_downloaded_are_kept(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "theirs"))
     monkeypatch.setattr("tiktoken.load.read_file", lambda url: GPT2_RANKS.read_bytes())
     build("gpt2")
-    assert published.place_of("gpt2").read_bytes() == GPT2_RANKS.read_bytes()
+    assert tiktoken_encodings.place_of("gpt2").read_bytes() == GPT2_RANKS.read_bytes()

@@ -25,22 +25,22 @@ import numpy as np
 import pytest
 from small import small
 
-from distillkit.assembly import Assembly
 from distillkit.core import cpu
+from distillkit.core.console import Voice
+from distillkit.core.errors import DistillkitError, Interrupted, LimitReached, TrainingError, UsageError
+from distillkit.core.files import read_lines
+from distillkit.core.run_folder import STAGES, Run, find, newest
+from distillkit.core.run_folder import home as home_folder
 from distillkit.data.batches import sequential
-from distillkit.errors import DistillkitError, Interrupted, LimitReached, TrainingError, UsageError
-from distillkit.files import read_lines
-from distillkit.pipeline import Pipeline, begin
-from distillkit.plugins import Plugins, current
-from distillkit.progress import Voice
-from distillkit.recipe import load
-from distillkit.reporting import tables
-from distillkit.runs import STAGES, Run, find, newest
-from distillkit.runs import home as home_folder
+from distillkit.pipeline.context import Assembly
+from distillkit.pipeline.pipeline import Pipeline, begin
+from distillkit.plugins.manager import Plugins, current
+from distillkit.recipe.recipe import load
+from distillkit.reporting.run import tables
 from distillkit.student import Sampling, Trained, blas
 from distillkit.student import checkpoint as checkpoints
-from distillkit.student.optimizer import flat
-from distillkit.student.precision import FACTOR, OVERFLOWS
+from distillkit.student.training.optimizers import flat
+from distillkit.student.training.precision import FACTOR, OVERFLOWS
 
 TINY = small(
     "tiny",
@@ -379,7 +379,7 @@ def test_stopping_during_an_evaluation_loses_no_more_than_the_steps_since_the_la
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("distillkit.student.train.evaluate", stop)
+        patch.setattr("distillkit.student.training.loop.evaluate", stop)
         with pytest.raises(Interrupted):
             sit()
     run = sit(resume=True)
@@ -392,7 +392,7 @@ def fill_the_disk(patch: pytest.MonkeyPatch) -> None:
     def full(file: Path, values: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
-    patch.setattr("distillkit.runs.write_json", full)
+    patch.setattr("distillkit.core.run_folder.write_json", full)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_a_disk_that_is_full_by_then_does_not_hide_what_ended_a_run(
         fill_the_disk(monkeypatch)
         raise ended_by
 
-    monkeypatch.setattr("distillkit.training.train", end)
+    monkeypatch.setattr("distillkit.pipeline.train.train", end)
     with pytest.raises(told):
         sit()
 
@@ -716,12 +716,11 @@ def test_a_lost_log_does_not_stop_a_run(home: Path) -> None:
 
 def test_leftovers_of_a_crash_are_swept_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_at(7)
-    code = (
-        "import sys; from distillkit.files import _beside, Path; [_beside(Path(name)).mkdir() for name in sys.argv[1:]]"
-    )
+    code = "import sys; from distillkit.core.files import _beside, Path\n"
+    code += "for name in sys.argv[1:]: _beside(Path(name)).mkdir()"
     subprocess.run([sys.executable, "-c", code, run.path / "x", run.checkpoints / "x"], check=True)
     assert len(list(run.path.rglob("*.part"))) == 2
-    monkeypatch.setattr("distillkit.files._swept", set())  # as in a process of its own
+    monkeypatch.setattr("distillkit.core.files._swept", set())  # as in a process of its own
     sit(resume=True)
     assert not list(run.path.rglob("*.part"))
 

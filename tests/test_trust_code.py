@@ -18,12 +18,12 @@ from many import Outcome, faults, outcomes
 from nasty import CONFIGS, HEADERS, SETTINGS, TINY, Bomb, archives, bombs, mine, plant, preset
 from students import tokenizer
 
-from distillkit.errors import CorruptError
-from distillkit.files import file_digest, private, write_json
-from distillkit.records import Answer, Request
-from distillkit.student import safetensors
-from distillkit.teachers import archive, upkeep
-from distillkit.teachers.cache import Cache, asked, key_of
+from distillkit.core.errors import CorruptError
+from distillkit.core.files import file_digest, private, write_json
+from distillkit.core.records import Answer, Request
+from distillkit.student.interchange import safetensors
+from distillkit.teachers.answers import archive, maintenance
+from distillkit.teachers.answers.disk import Cache, asked, key_of
 
 pytestmark = pytest.mark.trust
 
@@ -73,13 +73,13 @@ def test_no_planted_row_runs_however_the_cache_is_looked_at(home: Path) -> None:
                     refused += 1
         assert key_of({}) not in cache
         cache.claim(keys)
-        damaged = len(upkeep.verify(cache)["damaged"])
-        upkeep.stats(cache)
+        damaged = len(maintenance.verify(cache)["damaged"])
+        maintenance.stats(cache)
         archive.export(cache, home / "a.jsonl")
         for key in keys[:3]:
             cache.put(key, {}, Answer("over it"))
-        upkeep.verify(cache, repair=True)
-        assert upkeep.verify(cache)["damaged"] == []
+        maintenance.verify(cache, repair=True)
+        assert maintenance.verify(cache)["damaged"] == []
     assert damaged >= planted - 6  # text that is no JSON is damaged, too
     assert refused > planted
     assert not ran(home).exists()
@@ -97,7 +97,7 @@ def test_a_row_cannot_name_a_file_that_is_then_read_or_deleted(home: Path) -> No
             plant(folder, key=f"k{i}{mode}", raw=1, mode=mode, filename=name, expire_time=None if i else 1.0)
     before = elsewhere(home)
     with Cache(folder) as cache:
-        upkeep.verify(cache, repair=True)
+        maintenance.verify(cache, repair=True)
         for i in range(3):
             for mode in (1, 2, 3, 4):
                 cache.put(f"k{i}{mode}", {}, Answer("over it"))

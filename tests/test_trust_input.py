@@ -40,16 +40,18 @@ from nasty import (
 )
 from provider import Act, Call, Provider, error, serving
 
-from distillkit import visible
+from distillkit.core import text as visible
+from distillkit.core.errors import DistillkitError, UsageError
+from distillkit.core.files import read_lines, write_lines
+from distillkit.core.records import Grade, Sample
+from distillkit.core.run_folder import Run
 from distillkit.data.corpus import prepare
-from distillkit.errors import DistillkitError, UsageError
-from distillkit.files import read_lines, write_lines
-from distillkit.plugins import Plugins
-from distillkit.recipe import load
-from distillkit.records import Grade, Sample
-from distillkit.reporting import compare, compare_page, tables
-from distillkit.runs import Run
-from distillkit.teachers.cache import Cache
+from distillkit.plugins.manager import Plugins
+from distillkit.recipe.recipe import load
+from distillkit.reporting.compare import comparison as compare
+from distillkit.reporting.compare import page as compare_page
+from distillkit.reporting.run import tables
+from distillkit.teachers.answers.disk import Cache
 
 pytestmark = pytest.mark.trust
 

@@ -83,7 +83,7 @@ TOKENIZE = """
 import json, resource, sys, time
 from pathlib import Path
 from distillkit.student import blas
-from distillkit.plugins import Plugins
+from distillkit.plugins.manager import Plugins
 from distillkit.data.corpus import prepare
 blas.load()
 source = Plugins.load().build("sources", "text", {"path": sys.argv[1], "separator": "<|endoftext|>"})

@@ -26,11 +26,11 @@ from many import Outcome, faults, outcomes
 from nasty import TINY
 from provider import PROBE, Act, Call, Provider, serving
 
-from distillkit import secrets
-from distillkit.cli import cli
-from distillkit.errors import RecipeError
-from distillkit.recipe import load
-from distillkit.teachers import keys, replies
+from distillkit.cli.main import cli
+from distillkit.core import secrets
+from distillkit.core.errors import RecipeError
+from distillkit.recipe.recipe import load
+from distillkit.teachers.client import api_keys, replies
 
 pytestmark = pytest.mark.trust
 
@@ -132,7 +132,7 @@ def test_a_line_that_is_quoted_is_quoted_without_its_key(tmp_path: Path) -> None
 @pytest.mark.parametrize("before", range(350, 402, 3))
 def test_half_a_key_is_not_shown_either(before: int) -> None:
     key = KEYS["DISTILLKIT_API_KEY"]
-    said = replies.words_of({"error": "x" * before + key}, "", lambda text: keys.hidden(text, key))
+    said = replies.words_of({"error": "x" * before + key}, "", lambda text: api_keys.hidden(text, key))
     assert not any(key[:length] in said for length in range(8, len(key)))
 
 
@@ -141,13 +141,13 @@ def test_a_key_is_found_however_json_writes_it(escape: str) -> None:
     key = KEYS["DISTILLKIT_API_KEY"]
     written = key.replace("/", escape)
     text = '{"a": ["KEY", {"KEY": "b KEY c"}], "n": 1.5}'.replace("KEY", written)
-    assert keys.parsed(text, key) == {"a": [keys.HIDDEN, {keys.HIDDEN: f"b {keys.HIDDEN} c"}], "n": 1.5}
-    assert keys.parsed('{"a": "\\u00e9 \\/ b"}', key) == {"a": "é / b"}
+    assert api_keys.parsed(text, key) == {"a": [api_keys.HIDDEN, {api_keys.HIDDEN: f"b {api_keys.HIDDEN} c"}], "n": 1.5}
+    assert api_keys.parsed('{"a": "\\u00e9 \\/ b"}', key) == {"a": "é / b"}
 
 
 def test_a_word_that_stands_for_a_key_stays_in_what_is_said() -> None:
-    assert keys.hidden("the box was EMPTY", "EMPTY") == "the box was EMPTY"
-    assert keys.parsed('{"a": "\\u0041 none"}', "none") == {"a": "A none"}
+    assert api_keys.hidden("the box was EMPTY", "EMPTY") == "the box was EMPTY"
+    assert api_keys.parsed('{"a": "\\u0041 none"}', "none") == {"a": "A none"}
 
 
 # ------------------------------------------------------------------------------------------------ every command

@@ -29,22 +29,23 @@ from provider import PROBE, Act, Call, PerMinute, Provider, error, serving
 from test_cli import TINY, distillkit
 from test_training import fill_the_disk
 
-from distillkit.assembly import Assembly
-from distillkit.errors import Interrupted, LimitReached, RecipeError, TeacherError, TryAgain, UsageError
-from distillkit.pipeline import Pipeline, begin
-from distillkit.plugins import Plugins, current
-from distillkit.recipe import load
-from distillkit.records import DAY, MINUTE, REFUSED, Allowance, Answer, Price, Request, Usage
-from distillkit.roles import Teacher
-from distillkit.runs import Run, find
-from distillkit.tables import SLOTS, TemplateTable
-from distillkit.teachers import keys, logprobs, prompts, replies
-from distillkit.teachers.asking import Terms, probed
-from distillkit.teachers.cache import Cache, key_of
-from distillkit.teachers.claims import LEASE
-from distillkit.teachers.label import Labelled, keys_of, known, label
-from distillkit.teachers.limits import Budget, Clock, Limits, Window
-from distillkit.teachers.words import WORDS
+from distillkit.core.errors import Interrupted, LimitReached, RecipeError, TeacherError, TryAgain, UsageError
+from distillkit.core.records import DAY, MINUTE, REFUSED, Allowance, Answer, Price, Request, Usage
+from distillkit.core.run_folder import Run, find
+from distillkit.pipeline.context import Assembly
+from distillkit.pipeline.pipeline import Pipeline, begin
+from distillkit.plugins.interfaces import Teacher
+from distillkit.plugins.manager import Plugins, current
+from distillkit.recipe.recipe import load
+from distillkit.recipe.schema import SLOTS, TemplateTable
+from distillkit.teachers.answers.disk import Cache, key_of
+from distillkit.teachers.answers.leases import LEASE
+from distillkit.teachers.asking import prompts
+from distillkit.teachers.asking.label import Labelled, keys_of, known, label
+from distillkit.teachers.asking.rate_limits import Budget, Clock, Limits, Window
+from distillkit.teachers.asking.scheduler import Terms, probed
+from distillkit.teachers.asking.words import WORDS
+from distillkit.teachers.client import api_keys, logprobs, replies
 
 
 @pytest.fixture
@@ -645,10 +646,10 @@ def test_the_environment_wins_over_dotenv(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / ".env").write_text("# keys\nexport A_KEY='one'\nB_KEY=two\nEMPTY=\n\nno line of ours\n")
     monkeypatch.setenv("B_KEY", "three")
     monkeypatch.delenv("A_KEY", raising=False)
-    assert [keys.key(name) for name in ("A_KEY", "B_KEY", "EMPTY", "NONE")] == ["one", "three", None, None]
+    assert [api_keys.key(name) for name in ("A_KEY", "B_KEY", "EMPTY", "NONE")] == ["one", "three", None, None]
     monkeypatch.setenv("A_KEY", "not a key\n")
     with pytest.raises(UsageError, match="A_KEY holds characters"):
-        keys.key("A_KEY")
+        api_keys.key("A_KEY")
 
 
 def test_the_example_of_dotenv_lists_every_key() -> None:
@@ -944,7 +945,7 @@ def test_a_disk_that_is_full_by_then_does_not_hide_what_ended_the_asking(monkeyp
         fill_the_disk(monkeypatch)
         raise LimitReached("the budget is spent")
 
-    monkeypatch.setattr("distillkit.assembly.Assembly.ask", ask)
+    monkeypatch.setattr("distillkit.pipeline.context.Assembly.ask", ask)
     with pytest.raises(LimitReached, match="the budget is spent"):
         sitting(None, 6)
 
@@ -1017,8 +1018,8 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from faults import requests, teacher
-from distillkit.teachers.cache import Cache
-from distillkit.teachers.label import label
+from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.asking.label import label
 with Cache(Path({folder!r})) as cache:
     print("ready", flush=True)
     label(teacher({url!r}), requests(400), cache, concurrency=8)

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from ledger import FILE, SECTIONS
 
 from distillkit import __version__
-from distillkit.files import read_lines, write_text
+from distillkit.core.files import read_lines, write_text
 
 BEGIN, END = "<!-- made by `make trust` -->", "<!-- end of what is made -->"
 REPORT = "tests.xml"  # of pytest, in the same folder

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from ..errors import UsageError
+from .errors import UsageError
 
 CPUINFO = Path("/proc/cpuinfo")
 

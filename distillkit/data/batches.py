@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
-from ..files import digest
-from ..records import NOTHING
+from ..core.errors import DataError
+from ..core.files import digest
+from ..core.records import NOTHING
 from .shards import Floats, Ints, Stream, files_of
 
 ORDERS_KEPT = 2

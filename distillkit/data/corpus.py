@@ -20,12 +20,12 @@ from typing import Any, TextIO, cast
 
 import numpy as np
 
-from ..errors import CorruptError, DataError
-from ..files import alone, digest, file_digest, read_json, read_lines, replacing_folder, write_json
-from ..progress import Voice
-from ..records import Document
-from ..roles import Source
-from ..runs import cache_folder
+from ..core.console import Voice
+from ..core.errors import CorruptError, DataError
+from ..core.files import alone, digest, file_digest, read_json, read_lines, replacing_folder, write_json
+from ..core.records import Document
+from ..core.run_folder import cache_folder
+from ..plugins.interfaces import Source
 from .shards import Packer, Stream, utf8_size
 from .tokenizer import Tokenizer, at_hand, build, is_trained
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from ..errors import CorruptError, DataError
-from ..files import digest, file_digest, read_json, replacing, write_json
-from ..runs import cache_folder
+from ..core.errors import CorruptError, DataError
+from ..core.files import digest, file_digest, read_json, replacing, write_json
+from ..core.run_folder import cache_folder
 
 SCHEMA = 1
 SHARD_CHARS = 16 << 20

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptError
-from ..files import digest, file_digest, read_json, write_json
+from ..core.errors import CorruptError
+from ..core.files import digest, file_digest, read_json, write_json
 from .tokenizer import Tokenizer
 
 SCHEMA = 1

@@ -18,11 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core import cpu
-from ..errors import CorruptError, DataError, UsageError, did_you_mean
-from ..files import read_json, replacing, write_json
-from ..runs import bundled_checkpoint, find
-from . import pieces, published
-from .published import CL100K_PATTERN, END_OF_TEXT, GPT2_PATTERN, O200K_PATTERN, PUBLISHED, parse_ranks, rank_lines
+from ..core.errors import CorruptError, DataError, UsageError, did_you_mean
+from ..core.files import read_json, replacing, write_json
+from ..core.run_folder import bundled_checkpoint, find
+from .tokenizers import sentencepiece as pieces
+from .tokenizers import tiktoken_encodings
+from .tokenizers.tiktoken_encodings import (
+    CL100K_PATTERN,
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    O200K_PATTERN,
+    PUBLISHED,
+    parse_ranks,
+    rank_lines,
+)
 
 if TYPE_CHECKING:
     import tiktoken
@@ -373,14 +382,14 @@ def is_trained(table: Mapping[str, Any]) -> bool:
 def at_hand(table: Mapping[str, Any]) -> bool:
     """Whether the tokenizer of a table can be had without the network."""
     kind = table["kind"]
-    return kind not in PUBLISHED or "ranks" in table or published.place_of(kind).is_file()
+    return kind not in PUBLISHED or "ranks" in table or tiktoken_encodings.place_of(kind).is_file()
 
 
 def size_of(table: Mapping[str, Any]) -> int:
     """How many tokens the tokenizer of a table has; neither training nor a network is needed to know that."""
     if is_trained(table):
         return int(table["vocab_size"])
-    return published.size_of(table["kind"]) or build(**table).vocab_size
+    return tiktoken_encodings.size_of(table["kind"]) or build(**table).vocab_size
 
 
 def build(
@@ -439,7 +448,7 @@ def _named(kind: str, ranks: str | Path | None) -> Tokenizer:
     import tiktoken
 
     if kind in PUBLISHED or kind in tiktoken.list_encoding_names():
-        found = published.fetch(kind, ranks)
+        found = tiktoken_encodings.fetch(kind, ranks)
         return Tokenizer(kind, found.pattern, found.ranks, found.special)
     if folder := locate(kind):
         return Tokenizer.load(folder)

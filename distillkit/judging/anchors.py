@@ -11,7 +11,7 @@ from importlib import resources
 from statistics import fmean
 from typing import Any
 
-from ..records import Grade, Sample
+from ..core.records import Grade, Sample
 from ..stats import Correlation, spearman
 
 CLEAR = 0.5  # a rank correlation that is surely above this tells good from bad

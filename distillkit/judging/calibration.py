@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..errors import UsageError
-from ..records import Grade
+from ..core.errors import UsageError
+from ..core.records import Grade
 from ..stats import Correlation, Kappa, spearman, weighted_kappa, wilson
 
 Scores = dict[str, dict[str, float]]  # criterion -> sample -> mean score

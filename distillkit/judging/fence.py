@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from ..errors import UsageError
-from ..records import REFUSED, Answer, Request
-from ..roles import Judge, Subject
+from ..core.errors import UsageError
+from ..core.records import REFUSED, Answer, Request
+from ..plugins.interfaces import Judge, Subject
 
 T = TypeVar("T")
 AGAIN = (

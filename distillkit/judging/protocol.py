@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from numbers import Real
 from typing import Any
 
-from ..errors import DistillkitError
-from ..files import digest
-from ..records import Answer, Document, Grade, Metric, Request, Sample
-from ..roles import Judge, Scorer, Subject
+from ..core.errors import DistillkitError
+from ..core.files import digest
+from ..core.records import Answer, Document, Grade, Metric, Request, Sample
+from ..plugins.interfaces import Judge, Scorer, Subject
 from ..stats import components
 
 Ask = Callable[[Sequence[Request]], Sequence[Answer]]

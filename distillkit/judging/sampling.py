@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..records import Document, Sample
+from ..core.errors import UsageError
+from ..core.records import Document, Sample
 
 Write = Callable[[Sequence[str], Sequence[int], float], Iterable[str]]
 Beginning = Callable[[str], str]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .sides import Side
+from .compare.compared_run import Side
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..records import Sample
+from ..core.records import Sample
 from . import words
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..visible import clean, line
+from ..core.text import clean, line
 
 __all__ = ["Fact", "clean", "count", "figure", "interval", "label", "line", "short", "size", "title", "when"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..records import Metric
+from ..core.records import Metric
 from .quantiles import t_quantile
 
 Array = NDArray[np.float64]

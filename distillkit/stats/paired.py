@@ -14,7 +14,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..records import Metric
+from ..core.records import Metric
 from .means import BLOCK, Mean, cluster_sums, mean_interval, ratio, resampled
 from .quantiles import t_quantile, t_two_sided
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from . import blas
 
 if TYPE_CHECKING:
-    from .drawing import Sampling
+    from .generation.sampling import Sampling
     from .trained import Trained, fingerprint
 
-_HOME = {"Sampling": "drawing", "Trained": "trained", "fingerprint": "trained"}
+_HOME = {"Sampling": "generation.sampling", "Trained": "trained", "fingerprint": "trained"}
+_MODULES = {"exporting": "interchange.exporting"}  # under the name that authors of exporters know
 
 __all__ = ["Sampling", "Trained", "fingerprint"]
 
@@ -23,6 +24,8 @@ blas.feed_streams()
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -21,9 +21,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..errors import CorruptError, DistillkitError
-from ..files import drop_folder, file_digest, read_json, replacing_folder, write_json
-from . import safetensors
+from ..core.errors import CorruptError, DistillkitError
+from ..core.files import drop_folder, file_digest, read_json, replacing_folder, write_json
+from .interchange import safetensors
 
 Arrays = Mapping[str, mx.array]
 NEEDED = {"model.safetensors", "student.json", "state.json"}

@@ -14,18 +14,18 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..core.errors import CorruptError, UsageError, did_you_mean
+from ..core.files import digest, read_json
+from ..core.records import Sample
+from ..core.run_folder import bundled_checkpoint, bundled_checkpoints, find
 from ..data.tokenizer import Tokenizer
-from ..errors import CorruptError, UsageError, did_you_mean
-from ..files import digest, read_json
-from ..plugins import current
-from ..records import Sample
-from ..roles import Student
-from ..runs import bundled_checkpoint, bundled_checkpoints, find
+from ..plugins.interfaces import Student
+from ..plugins.manager import current
 from .checkpoint import Checkpoint, newest_good, weights_digest
-from .drawing import Sampling
-from .generate import logits_of, write
-from .optimizer import flat
-from .score import Scored, score_tokens
+from .generation.generate import logits_of, write
+from .generation.sampling import Sampling
+from .generation.score import Scored, score_tokens
+from .training.optimizers import flat
 
 BATCH = 32
 
@@ -209,7 +209,7 @@ def _fingerprint(checkpoint: Checkpoint, tokenizer: Path) -> str:
 
 def parameters(model: nn.Module) -> dict[str, Any]:
     """How many parameters a network has: counting a shared matrix at each use, and once."""
-    from .gpt import count
+    from .model.gpt import count
 
     unique = count(model)
     return {"total": unique + int(getattr(model, "shared", 0)), "unique": unique}

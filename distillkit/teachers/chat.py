@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from ..errors import TeacherError, TryAgain, UsageError
-from ..records import MINUTE, Answer, Price, Request, Usage
-from ..roles import Teacher, gives
-from . import keys, logprobs, replies
+from ..core.errors import TeacherError, TryAgain, UsageError
+from ..core.records import MINUTE, Answer, Price, Request, Usage
+from ..plugins.interfaces import Teacher, gives
+from .client import api_keys, logprobs, replies
 
 FINISHES = {"stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop", "length": "length"}
 FINISHES |= {"max_tokens": "length", "content_filter": "content_filter", "tool_calls": "stop", "function_call": "stop"}
@@ -284,7 +284,7 @@ class ChatTeacher(Teacher):
         """What a refusal means, in the provider's words, without the key."""
         headers = error.response.headers
         self._hear(headers)
-        words = replies.words_of(error.body, error.response.text, lambda said: keys.hidden(said, self._secret))
+        words = replies.words_of(error.body, error.response.text, lambda said: api_keys.hidden(said, self._secret))
         fault = replies.fault(error.status_code, headers, error.body, words, self.variable, time.time())
         if error.status_code == 400 and replies.ran_out(words):
             return RanOutError(fault.message, "Raise teacher.max_tokens: what a model thinks counts, too.")
@@ -294,11 +294,11 @@ class ChatTeacher(Teacher):
 
     def _json(self, content: bytes) -> dict[str, Any]:
         try:
-            value = keys.parsed(content.decode(), self._secret)
+            value = api_keys.parsed(content.decode(), self._secret)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            said = keys.hidden(content.decode(errors="replace"), self._secret)
+            said = api_keys.hidden(content.decode(errors="replace"), self._secret)
             raise TryAgain(f"what came is not a JSON object: {said[:60]!r}")
         return value
 
@@ -332,7 +332,7 @@ class ChatTeacher(Teacher):
 
     def _key(self) -> str | None:
         """The key, looked up and held only here."""
-        found = keys.key(self.variable)
+        found = api_keys.key(self.variable)
         if found is None and self.needs_key:
             raise UsageError(
                 f"there is no key for the teacher {self.name!r}", f"Set {self.variable}, or write it to .env."
@@ -351,7 +351,7 @@ class ChatTeacher(Teacher):
         """A new client of the SDK, for whoever closes it."""
         made = getattr(importlib.import_module(self.sdk), self.sdk_class)
         return made(
-            api_key=self._key() or keys.NO_KEY,
+            api_key=self._key() or api_keys.NO_KEY,
             base_url=self._address(),
             max_retries=0,
             timeout=SDK_SECONDS,

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import DistillkitError
-from ..installed import reason
-from ..roles import Exporter
-from ..runs import Run
+from ..core.errors import DistillkitError
+from ..core.run_folder import Run
+from ..plugins.discovery import reason
+from ..plugins.interfaces import Exporter
 from .materials import finished_run
 from .promises import BrokenError, Case, check, expect
 from .trackers import sums

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..errors import DistillkitError, UsageError
-from ..installed import reason
+from ..core.errors import DistillkitError, UsageError
+from ..core.records import Answer, Grade, Metric, Request
 from ..judging.protocol import Judged, Verdict, would_ask
 from ..judging.protocol import judge as asked
-from ..records import Answer, Grade, Metric, Request
-from ..roles import Judge
+from ..plugins.discovery import reason
+from ..plugins.interfaces import Judge
 from .materials import Pupil, documents, samples
 from .promises import BrokenError, Case, check, expect, plain_json
 

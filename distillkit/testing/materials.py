@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..records import Document, Sample
+from ..core.records import Document, Sample
 
 if TYPE_CHECKING:
+    from ..core.run_folder import Run
     from ..data.tokenizer import Tokenizer
-    from ..runs import Run
 
 STORY = "One day, a little fox met a hen. They sat by the river and told each other what they knew. "
 TEXTS = {
@@ -84,12 +84,12 @@ def finished_run(folder: Path) -> Run:
     """A run as it lies there when it is done: a small GPT with random weights, its tokenizer, and the records."""
     import mlx.core as mx
 
-    from ..files import write_json, write_lines, write_text
-    from ..plugins import current
-    from ..reporting import tables
-    from ..runs import Run
+    from ..core.files import write_json, write_lines, write_text
+    from ..core.run_folder import Run
+    from ..plugins.manager import current
+    from ..reporting.run import tables
     from ..student import checkpoint
-    from ..student.optimizer import flat
+    from ..student.training.optimizers import flat
 
     run, words = Run(folder / "reports" / "testing" / "1"), tokenizer()
     shape = {"layers": 2, "heads": 2, "width": 16, "context": 32}

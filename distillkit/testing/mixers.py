@@ -13,10 +13,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import NOTHING
-from ..roles import Mixer, gives
-from ..student.loss import counted, mixed_loss
-from ..student.targets import TRACE, Targets, TopK
+from ..core.records import NOTHING
+from ..plugins.interfaces import Mixer, gives
+from ..student.training.loss import counted, mixed_loss
+from ..student.training.targets import TRACE, Targets, TopK
 from .promises import Case, check, expect
 
 ROWS, VOCAB, WIDTH, TOP = 12, 17, 6, 5

@@ -18,10 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from .. import options
-from ..contracts import Offer
-from ..errors import DistillkitError
-from ..installed import FaultError, Origin, reason
+from ..core.errors import DistillkitError
+from ..plugins import options
+from ..plugins.discovery import FaultError, Origin, reason
+from ..plugins.validation import Offer
 
 UNKNOWN = "no_such_option"
 

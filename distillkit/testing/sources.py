@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from ..records import Document
-from ..roles import Source
+from ..core.records import Document
+from ..plugins.interfaces import Source
 from .promises import Case, check, expect, plain_json
 
 FIRST = 300

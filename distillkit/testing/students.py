@@ -11,9 +11,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..roles import Mixer, Student
-from ..student.loss import Targets, mixed_loss
-from ..student.optimizer import flat
+from ..plugins.interfaces import Mixer, Student
+from ..student.training.loss import Targets, mixed_loss
+from ..student.training.optimizers import flat
 from .promises import BrokenError, Case, check, expect, farthest
 
 VOCAB, SEED = 61, 3
@@ -160,7 +160,7 @@ def _loss(model: nn.Module, read: mx.array) -> tuple[float, Any]:
 
 
 def _stepped(parameters: Any, slopes: Any) -> Any:
-    from ..student.optimizer import grown
+    from ..student.training.optimizers import grown
 
     down = flat(slopes)
     length = mx.sqrt(sum(((slope * slope).sum() for slope in down.values()), mx.array(0.0)))

@@ -9,12 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import DistillkitError
-from ..records import Answer, Request
-from ..roles import Teacher
-from ..teachers.asking import Terms
-from ..teachers.cache import Cache
-from ..teachers.label import Labelled, label
+from ..core.errors import DistillkitError
+from ..core.records import Answer, Request
+from ..plugins.interfaces import Teacher
+from ..teachers.answers.disk import Cache
+from ..teachers.asking.label import Labelled, label
+from ..teachers.asking.scheduler import Terms
 from .materials import STORY, TEXTS
 from .promises import BrokenError, Case, check, expect, farthest, or_refuses, plain_json
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import file_digest, read_json
-from ..roles import Tracker
-from ..runs import Run
+from ..core.files import file_digest, read_json
+from ..core.run_folder import Run
+from ..plugins.interfaces import Tracker
 from .materials import finished_run
 from .promises import Case, check, expect
 

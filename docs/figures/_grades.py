@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _runs import run
 
-from distillkit.files import read_lines
+from distillkit.core.files import read_lines
 
 
 def bits(name: str) -> dict[str, tuple[float, float]]:

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from distillkit.files import read_lines
-from distillkit.runs import Run
+from distillkit.core.files import read_lines
+from distillkit.core.run_folder import Run
 
 HERE = Path(__file__).parent
 HOME = Path(os.environ.setdefault("DISTILLKIT_HOME", str(HERE.parents[1] / "build" / "figures")))

@@ -11,9 +11,9 @@ from _word import place
 from distillkit import Answer, Request
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import Tokenizer, train_bpe
-from distillkit.plugins import Plugins
-from distillkit.teachers.align import Aligner, Landing
-from distillkit.teachers.store import Rows
+from distillkit.plugins.manager import Plugins
+from distillkit.teachers.soft_targets.align import Aligner, Landing
+from distillkit.teachers.soft_targets.store import Rows
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from _paper import BLUE, RED, sheet
 from _runs import run, steps
 
-from distillkit.recipe import load
+from distillkit.recipe.recipe import load
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ import re
 
 from _paper import BLUE, GREEN, ORANGE, PALE, PURPLE, RED, sheet
 
-from distillkit.assembly import Assembly
-from distillkit.plugins import Plugins
-from distillkit.recipe import load
+from distillkit.pipeline.context import Assembly
+from distillkit.plugins.manager import Plugins
+from distillkit.recipe.recipe import load
 
 RECIPES = (
     "quickstart",
@@ -49,7 +49,7 @@ def main() -> None:
 
 def parts(assembly: Assembly) -> dict[str, int]:
     """How many parameters each part has, those that serve twice counted once."""
-    from distillkit.student.gpt import named
+    from distillkit.student.model.gpt import named
 
     sizes = dict.fromkeys(PARTS, 0)
     for name, weight in named(assembly.network).items():

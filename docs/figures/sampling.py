@@ -10,7 +10,7 @@ from _runs import run
 from _word import opinion
 
 from distillkit.student import Sampling
-from distillkit.student.drawing import cut
+from distillkit.student.generation.sampling import cut
 
 PROMPT = "One day, a little fox"
 MOST = 14

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from _paper import COLOURS, sheet
 
-from distillkit.recipe import load
-from distillkit.steps import settings
+from distillkit.pipeline.step_config import settings
+from distillkit.recipe.recipe import load
 
 SHAPES = ("cosine", "linear", "warm-stable-decay", "constant")
 

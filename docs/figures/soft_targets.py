@@ -6,7 +6,7 @@ import numpy as np
 from _paper import BLUE, ORANGE, PALE, PURPLE, sheet, shown
 from _word import opinion, told
 
-from distillkit.recipe import load
+from distillkit.recipe.recipe import load
 
 MOST = 9
 

@@ -125,7 +125,7 @@ class Checkpoint(Teacher):
         import mlx.core as mx
         import numpy as np
 
-        from distillkit.student.score import windows
+        from distillkit.student.generation.score import windows
 
         end = self.tokenizer.end_of_text
         read, said = [end, *self.tokenizer.encode(prompt)], [*self.tokenizer.encode(text), *([end] if ended else [])]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from distillkit.data.tokenizer import Tokenizer
-    from distillkit.student.exporting import Arrays, Member, Reader
-    from distillkit.student.gpt import Shape
+    from distillkit.student.interchange.exporting import Arrays, Member, Reader
+    from distillkit.student.model.gpt import Shape
 
 FILE = "model.gguf"
 USE = f"""```sh
@@ -55,12 +55,12 @@ class Gguf(Exporter):
 
     def export(self, run: Any, folder: Path) -> list[str]:
         """Write, load again, compare."""
-        from distillkit.student import exporting, spelling
+        from distillkit.student.interchange import exporting, hf_tokenizer
 
         student, network = exporting.student_of(run)
         member = exporting.of_family(network)
         notes = [f"as {member.family}", *member.notes, *fitting(member)]
-        if fault := spelling.why_not_gpt2(student.tokenizer):
+        if fault := hf_tokenizer.why_not_gpt2(student.tokenizer):
             raise UsageError(f"a GGUF file holds its tokenizer, and {fault}", "transformers takes it: --format hf")
         exporting.needed("gguf", "gguf", "export-gguf")
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def save(file: Path, member: Member, tokenizer: Tokenizer, name: str) -> None:
 
 
 def _figures(writer: Any, member: Member) -> None:
-    from distillkit.student.families import EPSILON, TURNS
+    from distillkit.student.interchange.hf_weights import EPSILON, TURNS
 
     shape, pairs = member.shape, member.shape.heads if member.family == "gpt2" else member.shape.pairs
     writer.add_block_count(shape.layers)
@@ -129,19 +129,19 @@ def _tokens(writer: Any, tokenizer: Tokenizer) -> None:
     """The vocabulary in GPT-2's letters; ids that no token has are named and never used."""
     import gguf
 
-    from distillkit.student import spelling
+    from distillkit.student.interchange import hf_tokenizer
 
     words = [f"<|unused_{token}|>" for token in range(tokenizer.vocab_size)]
     kinds = [gguf.TokenType.UNUSED] * tokenizer.vocab_size
     for piece, token in tokenizer.ranks.items():
-        words[token], kinds[token] = spelling.spelt(piece), gguf.TokenType.NORMAL
+        words[token], kinds[token] = hf_tokenizer.spelt(piece), gguf.TokenType.NORMAL
     for special, token in tokenizer.special.items():
         words[token], kinds[token] = special, gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(words)
     writer.add_token_types(kinds)
-    writer.add_token_merges([f"{left} {right}" for left, right in spelling.merges(tokenizer)])
+    writer.add_token_merges([f"{left} {right}" for left, right in hf_tokenizer.merges(tokenizer)])
     writer.add_bos_token_id(tokenizer.end_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(True)  # every text of the student begins after the end of another
@@ -183,7 +183,7 @@ def loaded(file: Path, member: Member) -> Reader:
 
     if find_spec("llama_cpp"):
         return LlamaCpp(file, member.shape.context)
-    from distillkit.student.exporting import read_back, versions_of
+    from distillkit.student.interchange.exporting import read_back, versions_of
 
     by = f"reading the file back with {versions_of('gguf')} (llama_cpp is not installed)"
     shape = member.written_out

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from distillkit.student.exporting import Arrays, Member, Reader
+    from distillkit.student.interchange.exporting import Arrays, Member, Reader
 
 
 USE = """```python
@@ -38,7 +38,7 @@ class HuggingFace(Exporter):
 
     def export(self, run: Any, folder: Path) -> list[str]:
         """Write, load again, compare."""
-        from distillkit.student import exporting, spelling
+        from distillkit.student.interchange import exporting, hf_tokenizer
 
         student, network = exporting.student_of(run)
         member = exporting.of_family(network)
@@ -46,11 +46,11 @@ class HuggingFace(Exporter):
         folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, student.tokenizer.end_of_text)
         words, use = student.tokenizer, USE
-        if fault := spelling.why_not(words):
+        if fault := hf_tokenizer.why_not(words):
             notes.append(f"without tokenizer.json: {fault}")
             use = USE_WITHOUT_TOKENIZER.format(end=words.end_of_text, kind=words.kind)
         else:
-            spelling.write(words, folder, student.context)
+            hf_tokenizer.write(words, folder, student.context)
 
         def reader() -> Reader:
             return loaded(folder, member)
@@ -65,7 +65,7 @@ def save(folder: Path, member: Member, end_of_text: int) -> None:
 
     import mlx.core as mx
 
-    from distillkit.student.families import configuration, turned
+    from distillkit.student.interchange.hf_weights import configuration, turned
 
     mx.save_safetensors(str(folder / "model.safetensors"), turned(member.weights), {"format": "pt"})
     whole = configuration(member, end_of_text)
@@ -81,7 +81,7 @@ def loaded(folder: Path, member: Member) -> Reader:
 
     if find_spec("transformers") and find_spec("torch"):
         return Transformers(folder)
-    from distillkit.student.exporting import read_back
+    from distillkit.student.interchange.exporting import read_back
 
     by = "reading the files back (transformers and torch are not installed)"
     return read_back(member.family, member.written_out, weights_of(folder), by)
@@ -91,7 +91,7 @@ def weights_of(folder: Path) -> Arrays:
     """The weights of a folder, matrices as ours stand."""
     import mlx.core as mx
 
-    from distillkit.student.families import turned
+    from distillkit.student.interchange.hf_weights import turned
 
     arrays: Any = mx.load(str(folder / "model.safetensors"))
     return turned(arrays)
@@ -104,7 +104,7 @@ class Transformers:
         import torch
         from transformers import AutoModelForCausalLM, utils
 
-        from distillkit.student.exporting import versions_of
+        from distillkit.student.interchange.exporting import versions_of
 
         utils.logging.disable_progress_bar()
         self.torch = torch

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from distillkit.student.exporting import Arrays, Member, Reader
+    from distillkit.student.interchange.exporting import Arrays, Member, Reader
 
 GROUP = 64  # weights that share a scale
 USE = """```python
@@ -35,18 +35,18 @@ class Mlx(Exporter):
 
     def export(self, run: Any, folder: Path) -> list[str]:
         """Write, load again, compare."""
-        from distillkit.student import exporting, spelling
+        from distillkit.student.interchange import exporting, hf_tokenizer
 
         (student, network), bits = exporting.student_of(run), self.options.quantize
         member = exporting.of_family(network)
         kind = kind_of(member)
         notes = [f"as {kind}", *member.notes, *([f"{bits} bits a weight"] if bits else [])]
-        if fault := spelling.why_not(student.tokenizer):
+        if fault := hf_tokenizer.why_not(student.tokenizer):
             raise UsageError(f"mlx-lm loads no folder without a tokenizer.json, and {fault}", "Try --format hf.")
         exporting.needed("mlx_lm", "mlx-lm", "export-mlx")
         folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, kind, student.tokenizer.end_of_text, bits)
-        spelling.write(student.tokenizer, folder, student.context)
+        hf_tokenizer.write(student.tokenizer, folder, student.context)
 
         def reader() -> Reader:
             return MlxLm(folder)
@@ -57,7 +57,7 @@ class Mlx(Exporter):
 
 def bounds(bits: int | None) -> Any:
     """Rounded weights cannot say the same: their perplexity must be near."""
-    from distillkit.student.exporting import Bounds
+    from distillkit.student.interchange.exporting import Bounds
 
     if bits is None:
         return Bounds()
@@ -91,7 +91,7 @@ def save(folder: Path, member: Member, kind: str, end_of_text: int, bits: int | 
 
     import mlx.core as mx
 
-    from distillkit.student.families import configuration
+    from distillkit.student.interchange.hf_weights import configuration
 
     config = {**configuration(member, end_of_text), "model_type": kind}
     if kind == "gpt_bigcode":
@@ -128,7 +128,7 @@ class MlxLm:
     def __init__(self, folder: Path) -> None:
         from mlx_lm.utils import load_model
 
-        from distillkit.student.exporting import versions_of
+        from distillkit.student.interchange.exporting import versions_of
 
         self.model, _ = load_model(folder)
         self.by = versions_of("mlx-lm")

@@ -11,7 +11,7 @@ from distillkit import Student, hookimpl
 if TYPE_CHECKING:
     from typing import Self
 
-    from distillkit.student.gpt import GPT
+    from distillkit.student.model.gpt import GPT
 
 
 class Gpt(Student):
@@ -77,7 +77,7 @@ class Gpt(Student):
 
     def build(self, vocab_size: int) -> GPT:
         """A network with weights that are not yet initialised."""
-        from distillkit.student.gpt import GPT, Shape
+        from distillkit.student.model.gpt import GPT, Shape
 
         values = self.options.model_dump()
         hidden = values.pop("hidden") or 4 * values["width"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
-    from distillkit.student.targets import Targets
+    from distillkit.student.training.targets import Targets
 
 
 class Hard(Mixer):

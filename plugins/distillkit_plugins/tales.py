@@ -34,10 +34,10 @@ class Tales(Source):
 
     def fingerprint(self) -> Any:
         """The options and the generator itself: other rules tell other stories."""
-        from distillkit.data import tales
+        from distillkit.data.tales import generator
 
         state = hashlib.sha256()
-        for file in sorted(Path(str(tales.__file__)).parent.glob("tales*.py")):
+        for file in sorted(Path(str(generator.__file__)).parent.glob("tales*.py")):
             state.update(file.read_bytes())
         return {**self.options.model_dump(mode="json"), "generator": state.hexdigest()}
 

@@ -93,7 +93,7 @@ def serve() -> None:
     blas.load()
     for name in ("transformers", "pyarrow"):  # optional; one takes long to load, the other begins a thread
         sys.modules[name] = None  # type: ignore[assignment]
-    for first in ("asyncio", "distillkit.cli"):  # asyncio whole, before others want parts of it
+    for first in ("asyncio", "distillkit.cli.main"):  # asyncio whole, before others want parts of it
         importlib.import_module(first)
     for line in sys.stdin:
         job = json.loads(line)
@@ -147,7 +147,7 @@ def child(job: dict[str, Any]) -> None:
     if job["held_back"]:
         hold_back()
     boundaries = watch(Path(job["home"]), Fault(**job["fault"]))
-    from distillkit.cli import main
+    from distillkit.cli.main import main
 
     code = 0
     try:

@@ -19,12 +19,12 @@ from nursery import Ended, Nursery
 from provider import PROBE, Call, Provider
 from small import small
 
+from distillkit.core.files import file_digest, read_json, read_lines
+from distillkit.core.run_folder import Run
 from distillkit.data.corpus import Corpus
-from distillkit.files import file_digest, read_json, read_lines
-from distillkit.runs import Run
 from distillkit.student import checkpoint as checkpoints
-from distillkit.teachers import upkeep
-from distillkit.teachers.cache import Cache
+from distillkit.teachers.answers import maintenance
+from distillkit.teachers.answers.disk import Cache
 
 OUT = 3  # calls that may be out at once
 RECIPE = small(
@@ -168,7 +168,7 @@ def _answers(home: Path) -> dict[str, tuple[str | None, Any]]:
     found = {}
     with Cache(home / "cache" / "teachers") as cache:
         for row in cache.rows():
-            values = upkeep.sound(row.key, row.text)
+            values = maintenance.sound(row.key, row.text)
             request = values["asked"].get("request") or {}
             said = [values["asked"]["identity"]["model"], request.get("seed"), request.get("messages")]
             found[row.key] = (json.dumps(said) if request else None, values.get("answer"))
@@ -246,5 +246,5 @@ def whole(home: Path, swept: bool = True) -> bool:
         Corpus(path.parent).verify()
     if (home / "cache" / "teachers").exists():
         with Cache(home / "cache" / "teachers") as cache:
-            assert not upkeep.verify(cache)["damaged"]
+            assert not maintenance.verify(cache)["damaged"]
     return True

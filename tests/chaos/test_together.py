@@ -11,8 +11,8 @@ from ledger import held, size
 from nursery import Ended, Nursery
 from scenes import Scene, Stage, newest, of_run, outcome, whole
 
-from distillkit.files import read_json
-from distillkit.runs import Run
+from distillkit.core.files import read_json
+from distillkit.core.run_folder import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.trust]
 

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...core import cpu
-from ...errors import UsageError
+from ...core.errors import UsageError
 from . import verify
 from .library import Library, candidates
 

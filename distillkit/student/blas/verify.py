@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...core import cpu
-from ...files import file_digest, read_json, write_json
+from ...core.files import file_digest, read_json, write_json
 from .library import Candidate, Library, libmlx
 
 FORMAT = 1

@@ -100,7 +100,7 @@ class MlxLm(Teacher):
             yield requests[number], self._answer(requests[number], asked[number], written)
 
     def _asked(self, request: Request) -> Asked:
-        from distillkit.student.drawing import Sampling
+        from distillkit.student.generation.sampling import Sampling
 
         from .writing import Asked
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from distillkit import UsageError
-from distillkit.data.published import END_OF_TEXT, GPT2_PATTERN
 from distillkit.data.tokenizer import Tokenizer
+from distillkit.data.tokenizers.tiktoken_encodings import END_OF_TEXT, GPT2_PATTERN
 
 if TYPE_CHECKING:
     import numpy as np

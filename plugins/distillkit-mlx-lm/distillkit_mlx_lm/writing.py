@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distillkit.student.drawing import Sampling, draw, keys_of, noise_of, turn
+from distillkit.student.generation.sampling import Sampling, draw, keys_of, noise_of, turn
 
 from .model import After, Precisely
 

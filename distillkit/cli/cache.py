@@ -1,0 +1,212 @@
+"""`distillkit cache`: looking after what teachers have answered. Arguments in, messages out; the work is in teachers/.
+
+Does not know what the cache is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..core.errors import CorruptError, UsageError
+from .common import agree, assembled, json_option, recipe_of, show
+
+if TYPE_CHECKING:
+    from ..teachers.answers.disk import Cache
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group()
+def cache() -> None:
+    """Look after the answers of teachers: count, verify, prune, export, import, explain."""
+
+
+@cache.command()
+@json_option
+def stats(as_json: bool) -> None:
+    """Count the answers of each provider and model."""
+    from ..teachers.answers import maintenance
+
+    with _cache() as opened:
+        _show(maintenance.stats(opened), as_json, _stats)
+
+
+def _stats(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['folder']}: {found['answers']:,} answers, {found['bytes'] / 2**20:,.1f} MiB"
+    head = ("provider", "model", "answers", "refused", "truncated", "tokens in", "tokens out", "MiB", "from", "to")
+    rows = [
+        (
+            row["provider"],
+            row["model"] or "-",
+            *(f"{row[name]:,}" for name in ("answers", "refused", "truncated", "prompt_tokens", "completion_tokens")),
+            f"{row['bytes'] / 2**20:,.1f}",
+            *(row[name][:10] for name in ("oldest", "newest")),
+        )
+        for row in found["by"]
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in [head, *rows] if rows else []:
+        cells = (
+            f"{cell:<{width}}" if i < 2 or i > 7 else f"{cell:>{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()
+    if found["damaged"]:
+        yield f"{found['damaged']:,} rows are damaged. See them: distillkit cache verify"
+
+
+@cache.command()
+@click.option("--repair", is_flag=True, help="Drop what is damaged, so that it is asked again.")
+@json_option
+def verify(repair: bool, as_json: bool) -> None:
+    """Read every row, and hold its key against what was asked."""
+    from ..teachers.answers import maintenance
+
+    with _cache() as opened:
+        found = maintenance.verify(opened, repair)
+    _show(found, as_json, _verified)
+    if found["damaged"] and not repair:
+        raise CorruptError(
+            f"{len(found['damaged']):,} of {found['rows']:,} rows are damaged",
+            "Drop them, to ask for them again: distillkit cache verify --repair",
+        )
+
+
+def _verified(found: dict[str, Any]) -> Iterator[str]:
+    yield from (f"damaged  {row['key']}  {row['fault']}" for row in found["damaged"])
+    yield f"{found['rows'] - len(found['damaged']):,} of {found['rows']:,} rows are sound."
+    if found["dropped"]:
+        yield f"{found['dropped']:,} damaged rows were dropped."
+
+
+@cache.command()
+@click.option("--provider", help="Only what this provider answered.")
+@click.option("--model", help="Only what this model answered.")
+@click.option("--older-than", metavar="AGE", help="Only what is older: 12h, 30d, 2w.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and stop.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def prune(
+    provider: str | None, model: str | None, older_than: str | None, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Drop answers that are no longer wanted. They were paid for: export them first."""
+    from ..teachers.answers import maintenance
+
+    with _cache() as opened:
+        rows = list(maintenance.chosen(opened, provider, model, older_than))
+        size = sum(row.bytes for row in rows)
+        if rows and not dry_run:
+            _agree_to_drop(f"{len(rows):,} rows, {size / 2**20:,.1f} MiB", yes)
+        dropped = 0 if dry_run else opened.drop(rows)
+    _show({"schema": 1, "chosen": len(rows), "bytes": size, "dropped": dropped}, as_json, _pruned)
+
+
+def _pruned(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['chosen']:,} rows, {found['bytes'] / 2**20:,.1f} MiB; {found['dropped']:,} dropped."
+
+
+def _agree_to_drop(what: str, yes: bool) -> None:
+    agree(
+        f"Drop {what}?",
+        yes,
+        without_terminal=UsageError(
+            f"Drop {what}? Nobody is there to answer", "Add --yes, or --dry-run to look first."
+        ),
+        declined=UsageError("nothing was dropped", "Add --dry-run to look first."),
+    )
+
+
+@cache.command(name="export")
+@click.argument("file", type=FILE)
+@click.option("--licence", help="Under which terms others may use the answers: goes into the header.")
+@json_option
+def export(file: Path, licence: str | None, as_json: bool) -> None:
+    """Write all answers to FILE: .jsonl, .jsonl.gz or .jsonl.zst."""
+    from ..teachers.answers import archive
+
+    with _cache() as opened:
+        _show(archive.export(opened, file, licence), as_json, lambda header: _exported(file, header))
+
+
+def _exported(file: Path, header: dict[str, Any]) -> Iterator[str]:
+    yield f"Wrote {header['rows']:,} rows to {file}."
+    if header["left_out"]:
+        yield f"{header['left_out']:,} damaged rows were left out. See them: distillkit cache verify"
+    if not header["licence"]:
+        yield "It says nothing of a licence. Whoever shares it should: --licence TEXT"
+
+
+@cache.command(name="import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@json_option
+def bring(file: Path, as_json: bool) -> None:
+    """Add the answers of FILE that are new. Every key is checked, and nothing is overwritten."""
+    from ..teachers.answers import archive
+
+    with _cache() as opened:
+        _show(archive.bring(opened, file), as_json, _brought)
+
+
+def _brought(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['new']:,} of {found['rows']:,} rows are new; {found['known']:,} were there already."
+    if found["header"].get("licence"):
+        yield f"Their licence, as the file says: {found['header']['licence']}"
+
+
+@cache.command()
+@click.argument("what", nargs=-1, required=True, metavar="RECIPE | A B")
+@click.option("--show", "count", type=click.IntRange(min=0), default=5, show_default=True, help="How many examples.")
+@json_option
+@click.pass_context
+def explain(ctx: click.Context, what: tuple[str, ...], count: int, as_json: bool) -> None:
+    """Say why A and B have different keys, or what of a recipe is not in the cache, and why.
+
+    A and B are keys or beginnings of keys, or JSON files that say what was asked.
+    """
+    from ..teachers.answers import explain as explaining
+
+    if len(what) > 2:
+        raise UsageError("explain takes one recipe or two requests", "For example: distillkit cache explain quickstart")
+    with _cache() as opened:
+        if len(what) == 2:
+            _show(explaining.pair(opened, *what), as_json, _pair)
+            return
+        parts = assembled(ctx, recipe_of(what[0], ()))
+        if parts.teacher is None:
+            raise UsageError(f"{parts.recipe.name} has no teacher, so it asks nothing", "Name one under [teacher].")
+        _show(explaining.missing(opened, parts.teacher, parts.requests(), count), as_json, _missing)
+
+
+def _pair(found: dict[str, Any]) -> Iterator[str]:
+    from ..teachers.answers.explain import lines
+
+    yield f"one    {found['one']['key']}"
+    yield f"other  {found['other']['key']}"
+    yield from lines(found["differences"]) if found["differences"] else ["They ask the same."]
+
+
+def _missing(found: dict[str, Any]) -> Iterator[str]:
+    from ..teachers.answers.explain import lines
+
+    yield f"{found['cached']:,} of {found['requests']:,} requests are in the cache, {found['missing']:,} are not."
+    if found["differ_in"]:
+        yield "Those differ from the nearest row that is there in:"
+        yield from (f"  {name}: {count:,}" for name, count in found["differ_in"].items())
+    for example in found["examples"]:
+        yield f"{example['id']}  {example['key'][:12]}  nearest: {(example['nearest'] or 'none')[:12]}"
+        yield from (f"  {line}" for line in lines(example["differences"]))
+
+
+def _cache() -> Cache:
+    from ..core.run_folder import cache_folder
+    from ..teachers.answers.disk import Cache
+
+    return Cache(cache_folder() / "teachers")
+
+
+def _show(value: Any, as_json: bool, text: Callable[[Any], Iterator[str]]) -> None:
+    show(value, as_json, lambda told: "\n".join(text(told)))

@@ -1,0 +1,42 @@
+"""`distillkit data`: looking at texts before a student does. Arguments in, messages out; the work is in data/."""
+
+from __future__ import annotations
+
+import click
+
+from .common import assembled, json_option, recipe_of, recipe_option, show
+
+
+@click.group()
+def data() -> None:
+    """Look at the text of a recipe before a student does."""
+
+
+@data.command()
+@click.argument("recipe")
+@recipe_option
+@click.option("--also", multiple=True, metavar="KIND", help="One more: gpt2, bpe:4096, a folder, a run.")
+@click.option(
+    "--megabytes",
+    type=click.FloatRange(min=0.01),
+    default=5.0,
+    show_default=True,
+    help="Of text, to train on and to measure on.",
+)
+@json_option
+@click.pass_context
+def tokenizers(
+    ctx: click.Context, recipe: str, overrides: tuple[str, ...], also: tuple[str, ...], megabytes: float, as_json: bool
+) -> None:
+    """Compare tokenizers on the text of RECIPE: bytes a token, vocabulary used, seconds.
+
+    Its own, both kinds that are trained here at the same size, and what --also names. More bytes a token make texts
+    shorter; a bigger vocabulary makes the student's tables bigger.
+    """
+    parts = assembled(ctx, recipe_of(recipe, overrides))
+    from ..data.tokenizers import comparison as comparing
+
+    tables = parts.recipe.values()
+    chosen = comparing.candidates(tables["tokenizer"], also)
+    found = comparing.compare(parts.source, tables["data"], chosen, megabytes)
+    show({"recipe": parts.recipe.name, **found}, as_json, comparing.text)

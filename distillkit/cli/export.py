@@ -1,0 +1,148 @@
+"""`distillkit export` and `distillkit import`: a student taken elsewhere, and one brought in. Arguments and messages.
+
+Does not know any format.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..core.errors import UsageError
+from .common import agree, json_option, plugins_of, recipe_of, show, yes_option
+
+if TYPE_CHECKING:
+    from ..core.run_folder import Run
+
+
+@click.command(name="export")
+@click.argument("where", metavar="[RUN]", default="latest")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="A folder that is not there yet.")
+@click.option("--format", "kind", required=True, help="hf, mlx, gguf, or a plugin's.")
+@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits a weight, where the format has that.")
+@click.option("--push", metavar="NAME", help="Upload it to the Hugging Face Hub as NAME, after asking.")
+@click.option("--public", is_flag=True, help="With --push: for everybody to see.")
+@yes_option
+@json_option
+@click.pass_context
+def export(
+    ctx: click.Context,
+    /,
+    where: str,
+    folder: Path | None,
+    kind: str,
+    quantize: str | None,
+    push: str | None,
+    public: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Write a student in the format of other tools, load it again with them, and compare."""
+    from ..core import run_folder
+    from ..student import blas
+
+    blas.insist_on_mlx()
+    if push:
+        from ..student.interchange import upload
+
+        upload.token()  # before the work, not after it
+    run = _reported(run_folder.find(where))
+    folder = folder or Path(f"{run.path.resolve().parent.name}-{kind}{f'-{quantize}bit' if quantize else ''}")
+    checked = _exported(ctx, run, folder, kind, {"quantize": int(quantize)} if quantize else {})
+    proof = json.loads((folder / "proof.json").read_text("utf-8")) if (folder / "proof.json").is_file() else {}
+    told = "\n".join([f"{run.name} in {folder}, for {kind}:", *(f"  {line}" for line in checked)])
+    show({"schema": 1, "run": run.name, "folder": str(folder), "proof": proof}, as_json, lambda _: told)
+    if push:
+        _pushed(folder, push, public, yes)
+
+
+def _exported(ctx: click.Context, run: Run, folder: Path, kind: str, options: dict[str, Any]) -> list[str]:
+    """A folder that is there when all went well, and not at all otherwise."""
+    from ..core.files import replacing_folder
+    from ..plugins.interfaces import Exporter
+
+    if folder.exists():
+        raise UsageError(f"{folder} is there already", "Choose another folder, or move it away.")
+    exporter = plugins_of(ctx).build("exporters", kind, options, file="--quantize" if options else "--format")
+    assert isinstance(exporter, Exporter)
+    with replacing_folder(folder.absolute()) as part:
+        return exporter.export(run, part)
+
+
+def _reported(run: Run) -> Run:
+    """A run with a report of what it is now, for the card is made of it."""
+    from ..core.files import read_json
+    from ..reporting.run import tables
+
+    told, now = read_json(run.report) if run.report.is_file() else {}, tables.build(run)
+    if any(told.get(key) != now[key] for key in ("training", "judges", "missing")):
+        tables.write(run)
+    return run
+
+
+def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
+    """Upload a folder, after showing what would go and where to."""
+    from ..student.interchange import upload
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    who, later = "public" if public else "private", upload.later(folder, name, not public)
+    click.echo(f"To {upload.endpoint()}/{name} ({who}) would go:", err=True)
+    for file in files:
+        click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)
+    agree(
+        "Upload?",
+        yes,
+        without_terminal=UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}"),
+        declined=UsageError("nothing was uploaded", later),
+    )
+    click.echo(f"Uploaded: {upload.push(folder, name, private=not public)}")
+
+
+@click.command(name="import")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", help="What the run is called; after the file if not set.")
+@click.option("--tokenizer", metavar="KIND", help="Its tokenizer: gpt2, a tiktoken name, a folder or a run.")
+@click.option(
+    "--ranks", type=click.Path(exists=True, dir_okay=False), help="For a tiktoken name: its ranks, from a file."
+)
+@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where the file does not say.")
+@click.option("--recipe", metavar="RECIPE", help="The data and judges that it is to be judged by.")
+@json_option
+@click.pass_context
+def bring(
+    ctx: click.Context,
+    /,
+    path: Path,
+    name: str | None,
+    tokenizer: str | None,
+    ranks: str | None,
+    heads: int | None,
+    recipe: str | None,
+    as_json: bool,
+) -> None:
+    """Make a run of a student from elsewhere: to judge, bench, compare, export, or begin with.
+
+    PATH is a nanoGPT-on-MLX checkpoint (.npz), a nanoGPT or gpt2-nano checkpoint (.pt), or a GPT-2 or Llama folder of
+    transformers.
+    """
+    plugins_of(ctx)
+    from ..pipeline import pipeline
+    from ..student.interchange import importing
+
+    base = recipe_of(recipe, ()).values() if recipe else {}
+    found = importing.read(path, tokenizer, ranks, heads)
+    made = {"started": pipeline.now(), "versions": pipeline.versions(), "device": pipeline.device()}
+    run = importing.run_of(found, name or importing.name_of(path), base, made)
+    told = [
+        f"{run.name} in {run.path}: {found.facts['parameters']['unique']:,} parameters, {found.kind}",
+        *(f"  {note}" for note in found.notes),
+        f'Judge it: distillkit judge {run.name}    Begin with it: student.from = "{run.name}"',
+    ]
+    facts = {"schema": 1, "run": run.name, "folder": str(run.path), **found.facts}
+    show(facts, as_json, lambda _: "\n".join(told))
+
+
+COMMANDS = (export, bring)

@@ -1,0 +1,88 @@
+"""The commands about plugins: which there are and whether they work, and a new one as a package of its own.
+
+Arguments in, messages out; everything heavy is imported where it is needed, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..core.errors import UsageError
+from .common import json_option, plugins_of, show
+
+KINDS = ("teacher", "mixer", "judge", "source", "student", "tracker", "exporter")
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def plugins(ctx: click.Context, as_json: bool) -> None:
+    """List what plugins offer, where they come from, their options, and which are broken."""
+    if ctx.invoked_subcommand is None:
+        show(plugins_of(ctx).describe(), as_json, lambda rows: "\n".join(_listed(rows)))
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="The role that it plays.")
+@click.option("--to", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where: here, if not said.")
+@click.pass_context
+def new(ctx: click.Context, name: str, kind: str, to: Path) -> None:
+    """Write a plugin to begin with: a package of its own, whose tests pass."""
+    from ..plugins.scaffold import words, write
+
+    plain = words(name, kind)["name"]
+    for row in plugins_of(ctx).describe():
+        if (row.get("role"), row.get("name")) == (kind, plain):
+            raise UsageError(f"there is a {kind} {plain!r} already, of {_from(row)}", "Choose another name.")
+    folder = write(name, kind, to)
+    click.echo(f"Wrote {folder}: the {kind} {plain!r}. Next:")
+    click.echo(f'  cd {folder}\n  pip install -e ".[test]"\n  pytest\n  distillkit run example.toml')
+
+
+# ------------------------------------------------------------------------------------------- the list
+
+
+def _listed(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Every plugin's offers under the package that it comes from, then what is broken."""
+    working = [row for row in rows if row["status"] != "broken"]
+    for origin in dict.fromkeys(_from(row) for row in working):
+        yield origin
+        mine = [row for row in working if _from(row) == origin]
+        for row in mine:
+            yield from _offer(row)
+        for warning in dict.fromkeys(text for row in mine for text in row["warnings"]):
+            yield f"  warning: {warning}"
+    broken = [row for row in rows if row["status"] == "broken"]
+    for row in broken:
+        yield f"{_from(row)} is broken\n  {row['reason']}"
+    clashes = sum(row["status"] == "clash" for row in rows)
+    told = [f"{len(working) - clashes} offers work"]
+    told += [f"{clashes} share a name and cannot be used"] if clashes else []
+    told += [f"{len(broken)} {'plugin is' if len(broken) == 1 else 'plugins are'} broken"] if broken else []
+    yield ", ".join(told) + "."
+
+
+def _offer(row: dict[str, Any]) -> Iterator[str]:
+    clash = "  (offered twice: unusable)" if row["status"] == "clash" else ""
+    verb = "gives" if row["role"] == "teacher" else "needs"
+    signal = f"  {verb} {row['signal']}" if row["signal"] not in (None, "none") else ""
+    yield f"  {row['role']:<8} {row['name']:<18} {row['about']}{signal and f' [{signal.strip()}]'}{clash}"
+    if row["options"]:
+        yield f"{'':<30}{', '.join(_option(option) for option in row['options'])}"
+
+
+def _option(option: dict[str, Any]) -> str:
+    """An option as a recipe would say it; one without a default must be said."""
+    value = "..." if option["required"] else json.dumps(option["default"], ensure_ascii=False)
+    return option["name"] if value == "null" else f"{option['name']} = {value}"
+
+
+def _from(row: dict[str, Any]) -> str:
+    """Where a plugin comes from."""
+    return " ".join(filter(None, [row["distribution"] or row["plugin"], row["version"]]))

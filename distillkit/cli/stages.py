@@ -1,0 +1,347 @@
+"""The commands that make a run or go on with one: all stages at once, or one at a time.
+
+Arguments in, messages out: what a stage does is the pipeline's work, and what it would cost is the plan's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import __version__
+from ..core.errors import UsageError
+from ..core.run_folder import STAGES, Run
+from ..core.text import clean
+from .common import agree, assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
+
+if TYPE_CHECKING:
+    from ..pipeline.context import Assembly
+    from ..recipe.recipe import Recipe
+    from ..student.training.distributed import World
+
+
+@click.command()
+@click.argument("recipe")
+@recipe_option
+@click.option("--until", type=click.Choice(STAGES), default="report", help="The last stage to run.")
+@click.option("--resume", is_flag=True, help="Go on with the newest run of the recipe.")
+@device_option
+@yes_option
+@click.pass_context
+def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str, resume: bool, yes: bool) -> None:
+    """Run a recipe: label, train, judge, report.
+
+    With --resume, RECIPE may also be a run.
+    """
+    stages = STAGES[: STAGES.index(until) + 1]
+    if resume:
+        go_on(ctx, recipe, overrides, stages, yes)
+    else:
+        begin(ctx, recipe, overrides, stages, yes)
+
+
+@click.command()
+@click.argument("where", metavar="RECIPE|RUN")
+@recipe_option
+@click.option("--batch", is_flag=True, help="As if it was labelled in batches.")
+@json_option
+@click.pass_context
+def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool, as_json: bool) -> None:
+    """Count what a run would ask, use and take. Spends nothing.
+
+    Of a RUN: what judging it would ask, by the samples that it has written.
+    """
+    from ..core.run_folder import find
+    from ..pipeline import plan as planning
+
+    run = find(where) if is_run(where) else None
+    recipe = recipe_of(str(run.recipe) if run else where, overrides)
+    foreseen = planning.foresee(assembled(ctx, recipe, batch=batch), run)
+    show(foreseen, as_json, planning.text)
+
+
+@click.command()
+@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
+@recipe_option
+@click.option("--batch", is_flag=True, help="In the provider's batches: half the price, within a day.")
+@click.option("--shard", metavar="K/N", help="Ask only the K-th of N shares, on each of N machines.")
+@click.option("--wait", is_flag=True, help="Wait for batches or the end of a daily limit, instead of stopping.")
+@click.option("--retry-refused", is_flag=True, help="Ask again what the teacher refused.")
+@device_option
+@yes_option
+@click.pass_context
+def label(
+    ctx: click.Context, /, where: str, overrides: tuple[str, ...], yes: bool, shard: str | None, **manner: bool
+) -> None:
+    """Ask the teacher: one stage of a run, or a new run up to it."""
+    from ..teachers.asking.scheduler import share
+
+    _stage(ctx, "label", where, overrides, yes, shard=shard and share(shard), **manner)
+
+
+@click.command()
+@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
+@recipe_option
+@device_option
+@yes_option
+@click.pass_context
+def train(ctx: click.Context, where: str, overrides: tuple[str, ...], yes: bool) -> None:
+    """Train the student, from its last checkpoint if there is one."""
+    _stage(ctx, "train", where, overrides, yes)
+
+
+def _stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...], yes: bool, **manner: Any) -> None:
+    """One stage of a run that is there, or a new run up to it. Batches are collected by the run that sent them off."""
+    if is_run(where) or (manner.get("batch") and _was_stopped(where, overrides)):
+        go_on(ctx, where, overrides, (stage,), yes, **manner)
+    else:
+        begin(ctx, where, overrides, STAGES[: STAGES.index(stage) + 1], yes, **manner)
+
+
+def _was_stopped(where: str, overrides: tuple[str, ...]) -> bool:
+    """Whether the newest run of a recipe stopped at a limit, to be gone on with."""
+    from ..core.run_folder import runs_of
+
+    return any(run.info.get("status") == "stopped" for run in runs_of(recipe_of(where, overrides).name)[-1:])
+
+
+@click.command()
+@click.argument("where", metavar="[RUN]", default="latest")
+@json_option
+def report(where: str, as_json: bool) -> None:
+    """Write the report of a run again, from what its folder holds."""
+    from ..core import run_folder
+    from ..reporting.run import tables
+
+    show(tables.write(run_folder.find(where)), as_json, tables.text)
+
+
+def begin(
+    ctx: click.Context,
+    recipe: str,
+    overrides: tuple[str, ...],
+    stages: tuple[str, ...],
+    yes: bool,
+    as_json: bool = False,
+    **manner: Any,
+) -> None:
+    """A new run, from its first stage; before it, where it must be, a run of the recipe that it begins with."""
+    world = _world()
+    with world.together():
+        chosen = recipe_of(recipe, overrides)
+    if "train" in stages and chosen.begins_with_recipe:
+        # What it asks and costs is settled before another run is made for it, which may take hours.
+        with world.together():
+            if world.writes:
+                assembly = assembled(ctx, chosen, **manner)
+                _must_be_possible(assembly, stages)
+                _settle(assembly, stages, yes)
+        chosen = _started(ctx, chosen, overrides, yes, world)
+        yes = True  # to what it asks, which came first
+    with world.together():
+        assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
+    run = world.first(lambda: str(_new_run(assembly, stages, yes).path))
+    _finish(assembly, run, stages, world, as_json=as_json)
+
+
+def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes: bool, world: World) -> Recipe:
+    """The recipe, beginning with a run in place of a recipe: one that fits, or else one that is made now."""
+    from ..pipeline import base_run
+    from ..recipe.recipe import must_begin
+
+    if not recipe.begins_with_recipe:
+        return recipe
+    must_begin(recipe)
+    down = base_run.passed_down(overrides)
+    with world.together():
+        other = base_run.recipe_for(recipe, down)
+        base_run.refuse_other_tokens(recipe, other)
+    other = _started(ctx, other, down, yes, world)
+    with world.together():
+        assembly = assembled(ctx, other, silent=not world.writes)
+    trained, begun = world.first(lambda: base_run.runs_that_fit(assembly.recipe))
+    if trained is None:
+        trained = world.first(lambda: _first_run(recipe.name, begun, assembly, yes))
+        _finish(assembly, trained, STAGES, world)
+    return recipe.replacing({base_run.FROM: Run(Path(trained)).name})
+
+
+def _first_run(wanted_by: str, begun: str | None, assembly: Assembly, yes: bool) -> str:
+    """The folder of a run that another one begins with, if the user agrees: to what is left of it, or to a new one."""
+    from ..pipeline import base_run
+    from ..pipeline import plan as planning
+
+    if begun:
+        _settle(assembly, STAGES, yes, Run(Path(begun)))
+        return begun
+    other = assembly.recipe
+    foreseen = planning.foresee(assembly)
+    asking = f"{wanted_by} begins with the student of {other.name}, which is trained first:\n{planning.brief(foreseen)}"
+    there = base_run.others(other)
+    instead = (
+        f" There is {there[-1]}, trained otherwise; to begin with it: --set student.from={there[-1]}" if there else ""
+    )
+    agree(
+        f"{asking}\n{instead.strip()}\nGo on?",
+        yes,
+        without_terminal=UsageError(asking, f"Say --yes, or make it now: distillkit run {other.file}.{instead}"),
+        declined=UsageError("nothing was begun", "Begin with another student: --set student.from=RUN"),
+    )
+    return str(_new_run(assembly, STAGES, yes).path)
+
+
+def _new_run(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> Run:
+    """The folder of a new run, once it is sure that it can be run."""
+    from ..pipeline import pipeline
+    from ..pipeline import plan as planning
+
+    assembly.voice.say(f"distillkit {__version__}: {assembly.recipe.name}")
+    _must_be_possible(assembly, stages)
+    foreseen = planning.foresee(assembly)
+    assembly.voice.say(planning.brief(foreseen))
+    _settle(assembly, stages, yes)
+    return pipeline.begin(assembly, foreseen)
+
+
+def _must_be_possible(assembly: Assembly, stages: tuple[str, ...]) -> None:
+    """Refuse early what a run would fail at: parts that are missing, folders that cannot be written to, keys."""
+    from ..pipeline import plan as planning
+
+    assembly.check()
+    _writable()
+    planning.insist_on_keys(assembly, "judge" in stages)
+
+
+def _settle(
+    assembly: Assembly, stages: tuple[str, ...], yes: bool, run: Run | None = None, others: Sequence[Run] = ()
+) -> None:
+    """Count what stages would ask, of a new run or of what is left of one, and have the user agree to what it costs."""
+    from ..pipeline import plan as planning
+
+    teaching = planning.teaching(assembly, stages, run)
+    writes_anew = "train" in stages and planning.steps_left(assembly, run) > 0
+    of = None if writes_anew else run
+    judges = planning.judging(assembly, of, others)["judges"] if "judge" in stages else []
+    agreed(assembly, teaching, judges, yes)
+
+
+def go_on(
+    ctx: click.Context,
+    where: str,
+    overrides: tuple[str, ...],
+    stages: tuple[str, ...],
+    yes: bool,
+    others: Sequence[Run] = (),
+    as_json: bool = False,
+    **manner: Any,
+) -> None:
+    """The stages of a run that is there already, with its own recipe or a newer version of it."""
+    from ..pipeline import base_run
+
+    world = _world()
+    run, recipe = world.first(lambda: _former_run(where, overrides))
+    with world.together():
+        chosen = recipe_of(recipe, overrides)
+    if "train" in stages and chosen.begins_with_recipe:
+        begun = world.first(lambda: base_run.recorded(Run(Path(run))))
+        again = chosen.replacing({base_run.FROM: begun}) if begun else None
+        chosen = again or _started(ctx, chosen, overrides, yes, world)
+    with world.together():
+        assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
+        if world.writes:
+            _settle(assembly, stages, yes, Run(Path(run)), others)
+    _finish(assembly, run, stages, world, others, as_json)
+
+
+def _former_run(where: str, overrides: tuple[str, ...]) -> tuple[str, str]:
+    """The folder of the run that is meant, and the recipe that it goes on with."""
+    from ..core import run_folder
+
+    run = run_folder.find(where) if is_run(where) else run_folder.newest(recipe_of(where, overrides).name)
+    _writable()
+    return str(run.path), str(run.recipe) if is_run(where) else where
+
+
+def _world() -> World:
+    """The processes of this run: more than one under `mlx.launch` or MPI."""
+    from ..student import blas
+    from ..student.training.distributed import join
+
+    blas.insist_on_mlx()
+    return join()
+
+
+def agreed(assembly: Assembly, teaching: dict[str, Any] | None, judges: Sequence[dict[str, Any]], yes: bool) -> None:
+    """Before money is spent: is there a key, and does the user agree? Without a terminal only --yes does."""
+    from ..pipeline import plan as planning
+
+    told = [planning.spending(assembly, teaching), planning.judges_spending(assembly, judges)]
+    if asking := "; ".join(words for words in told if words):
+        agree(
+            f"{asking}. Go on?",
+            yes,
+            without_terminal=UsageError(asking, "Say --yes if that is all right; teacher.max_usd sets a limit."),
+            declined=UsageError("nothing was asked", "A limit can be set: teacher.max_usd."),
+        )
+
+
+def _finish(
+    assembly: Assembly,
+    folder: str,
+    stages: tuple[str, ...],
+    world: World,
+    others: Sequence[Run] = (),
+    as_json: bool = False,
+) -> None:
+    from ..pipeline.pipeline import Pipeline
+
+    run = Run(Path(folder))
+    assembly.voice.say(f"Run {run.name} in {run.path}")
+    Pipeline(assembly, run, world, others).go(stages)
+    if not world.writes:
+        return
+    if stages[-1] == "report":
+        from ..reporting.run import tables
+
+        show(tables.build(run), as_json, tables.text)
+        if not as_json:
+            click.echo(clean(f"The whole report: {run.path / 'report.html'}"))
+    elif shard := assembly.manner.get("shard"):
+        bring = "distillkit cache export FILE here, distillkit cache import FILE there"
+        assembly.voice.say(f"Done with share {shard[0]}/{shard[1]}. Bring the shares together: {bring}.")
+    else:
+        assembly.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
+
+
+def is_run(where: str) -> bool:
+    """Whether a word means a run: `latest`, a folder of one, recipe/number, or a name that no recipe has."""
+    from ..core.run_folder import reports_folder, runs_of
+    from ..recipe.recipe import bundled
+
+    if where == "latest" or (Path(where) / "run.json").is_file():
+        return True
+    if "/" in where:
+        return Run(reports_folder() / where).info != {}
+    return not Path(where).exists() and where not in bundled() and bool(runs_of(where))
+
+
+def _writable() -> None:
+    """Refuse early when nothing can be kept."""
+    from ..core.run_folder import cache_folder, reports_folder
+
+    for folder in (cache_folder(), reports_folder()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be made: {error.strerror}", _ELSEWHERE) from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{folder} cannot be written to", _ELSEWHERE)
+
+
+_ELSEWHERE = "Set DISTILLKIT_HOME to a folder of yours."
+
+COMMANDS = (run, plan, label, train, report)

@@ -1,0 +1,132 @@
+"""Tokenizers side by side on one text: bytes a token, how much of the vocabulary serves, seconds.
+
+Trains on the beginning of the train split and measures on held-out text, which none of them has seen. Knows corpora
+and tokenizers; what a student makes of the tokens is for runs to say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import DataError
+from ...plugins.interfaces import Source
+from ..corpus import Options, training_texts
+from ..shards import utf8_size
+from ..tokenizer import TRAINED, Tokenizer, build, is_trained
+
+Table = Mapping[str, Any]
+
+
+def candidates(table: Table, also: Sequence[str]) -> list[Table]:
+    """The recipe's own tokenizer, both that can be trained at its size or at a common one, and those asked for."""
+    size = table["vocab_size"] if is_trained(table) else 8192
+    tables: list[Table] = [table, *({"kind": kind, "vocab_size": size} for kind in TRAINED)]
+    tables += [_asked_for(word) for word in also]
+    return [one for i, one in enumerate(tables) if one not in tables[:i]]
+
+
+def _asked_for(word: str) -> Table:
+    """`gpt2`, `bpe:4096`, a folder: a kind, and its size where it has one to choose."""
+    kind, colon, size = word.rpartition(":")
+    if colon and kind in TRAINED and size.isdecimal():
+        return {"kind": kind, "vocab_size": int(size)}
+    if word in TRAINED:
+        raise DataError(f"{word!r} needs a size", f"Write it as {word}:4096.")
+    return {"kind": word}
+
+
+def compare(source: Source, options: Table, tables: Sequence[Table], megabytes: float) -> dict[str, Any]:
+    """A row for each tokenizer, or why there is none. Both texts are at most so many megabytes."""
+    chosen, most = Options.of(options), int(megabytes * 1e6)
+    train = partial(_texts, source, chosen, "train", most)
+    held_out = list(_texts(source, chosen, "held_out", most))
+    if not held_out:
+        raise DataError("no text is held out, so there is nothing to measure on", "Raise data.held_out.")
+    size = sum(map(utf8_size, held_out))
+    return {
+        "schema": 1,
+        "text": {"documents": len(held_out), "bytes": size, "trained_on_bytes": sum(map(utf8_size, train()))},
+        "tokenizers": [_row(table, train, held_out, size) for table in tables],
+    }
+
+
+def _texts(source: Source, options: Options, split: str, most: int) -> Iterator[str]:
+    """Texts of a split, the last one cut where the room ends."""
+    before = 0
+    for size, text in training_texts(source, options, split, most):
+        yield text if size <= most else text.encode()[: most - before].decode(errors="ignore")
+        before = size
+
+
+def _row(table: Table, train: Callable[[], Iterator[str]], texts: Sequence[str], size: int) -> dict[str, Any]:
+    named = {"kind": table["kind"], "trained": is_trained(table)}
+    begun = time.perf_counter()
+    try:
+        tokenizer = build(**table, texts=train)
+    except DataError as error:  # one that cannot be had does not stop the others, and says why
+        return {**named, "vocab_size": table.get("vocab_size"), "missing": error.message, "hint": error.hint}
+    trained = time.perf_counter() - begun
+    return {**named, "vocab_size": tokenizer.vocab_size, "train_seconds": round(trained, 3)} | _measured(
+        tokenizer, texts, size
+    )
+
+
+def _measured(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> dict[str, Any]:
+    """What one tokenizer makes of the texts; the first call of a tokenizer builds its tables, so it is not timed."""
+    tokenizer.encode(texts[0][:100])
+    begun = time.perf_counter()
+    tokens = np.concatenate(tokenizer.encode_arrays(texts))
+    seconds = time.perf_counter() - begun
+    used = len(np.unique(tokens))
+    return {
+        "tokens": len(tokens),
+        "bytes_a_token": round(size / max(1, len(tokens)), 4),
+        "used": used,
+        "used_share": round(used / tokenizer.vocab_size, 4),
+        "encode_seconds": round(seconds, 3),
+    }
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """The table for a reader."""
+    of = found["text"]
+    head = ("tokenizer", "tokens", "bytes a token", "vocabulary used", "trained in", "encoded in")
+    rows = [head, *(_cells(row) for row in found["tokenizers"] if "missing" not in row)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(_aligned(row, widths)) for row in rows]
+    for row in found["tokenizers"]:
+        if "missing" in row:
+            lines += [f"{_called(row)}: {row['missing']}", *(f"  {line}" for line in row["hint"].splitlines())]
+    return "\n".join(
+        [
+            f"On {of['documents']:,} held-out documents, {of['bytes'] / 1e6:,.2f} MB; "
+            f"trained on {of['trained_on_bytes'] / 1e6:,.2f} MB.",
+            *lines,
+        ]
+    )
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """Names to the left, figures to the right."""
+    for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield f"{cell:>{width}}" if i else f"{cell:<{width}}"
+
+
+def _called(row: Mapping[str, Any]) -> str:
+    return row["kind"] if row["vocab_size"] is None else f"{row['kind']}, {row['vocab_size']:,}"
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        _called(row),
+        f"{row['tokens']:,}",
+        f"{row['bytes_a_token']:.3f}",
+        f"{row['used']:,} ({row['used_share']:.0%})",
+        f"{row['train_seconds']:.2f} s" if row["trained"] else "-",
+        f"{row['encode_seconds']:.2f} s",
+    )

@@ -1,0 +1,370 @@
+"""How fast a trained student reads, learns and writes on this machine, and the memory that it takes.
+
+Everything is done to a copy in memory, with random tokens: what they say does not change how long they take. Knows
+how the train stage makes a step and measures that one, all but what is asked elsewhere; writes nothing, and does not
+know whether a student is any good.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .. import __version__
+from ..core import cpu
+from ..core.run_folder import Run
+from ..data.batches import Batch
+from ..student import blas
+from ..student.generation.generate import write
+from ..student.generation.sampling import Sampling
+from ..student.model.gpt import Shape, count
+from ..student.trained import Trained, locate, parameters
+from ..student.training import precision
+from ..student.training.loop import Job, advance, asked, fresh
+from ..student.training.parallel import Lanes, compute_again, keep_memory
+from .context import Assembly
+from .soft_targets import ANSWERS, STORE
+from .step_config import chunk_of, on_policy, settings, streams_of
+
+if TYPE_CHECKING:
+    from ..reporting.words import Fact
+
+SCHEMA = 1
+KEPT = (STORE, ANSWERS)
+WARM = 2  # batches that are not counted: MLX compiles in the first, and finds its memory
+PROMPT, WRITTEN, TEXTS, ROUNDS = 16, 128, (1, 16), 3
+PRODUCTS = 9  # times that a large product is measured
+FORWARD, TRAINING = 2, 6  # operations a multiply-add: in the forward pass, and with the two of the backward pass
+PACKAGES = ("mlx", "numpy", "torch", "mlx-lm", "tiktoken", "scipy-openblas32")
+
+Report = dict[str, Any]
+
+
+def measure(parts: Assembly, run: Run, steps: int) -> Report:
+    """All figures of a run's student, with batches as large as the recipe says."""
+    keep_memory()
+    subject, say = Subject(parts, run), parts.voice.say
+    rate = matmul_rate(subject.lanes)
+    say(f"Measuring {run.name}: reading, {steps} batches.")
+    reading = _reading(subject, steps)
+    say(f"Writing, {' and '.join(map(str, TEXTS))} at once, {WRITTEN} tokens each.")
+    writing = [_writing(subject, rows) for rows in TEXTS]
+    say(f"Training, {steps} steps on a copy.")
+    training, activations = _training(subject, steps)  # the last, for it moves the weights
+    sizes = parameters(subject.student.model)
+    return {
+        "schema": SCHEMA,
+        "run": run.name,
+        "step": subject.step,
+        "batch": subject.table.batch_size,
+        "accumulate": subject.table.accumulate,
+        "context": subject.context,
+        "steps": steps,
+        "parameters": sizes,
+        "forward": {**reading, **_work(subject.reading_flops, reading["latency_ms"]["p50"], rate)},
+        "training": {**training, **_work(subject.training_flops, training["latency_ms"]["p50"], rate)},
+        "generation": writing,
+        "memory": {
+            "parameters_fp32_bytes": 4 * sizes["unique"],
+            "parameters_fp16_bytes": 2 * sizes["unique"],
+            "activation_bytes": activations,
+        },
+        "matmul_flops_per_second": rate,
+        "machine": machine(),
+    }
+
+
+class Subject:
+    """The student of a run, and what its recipe has a step made of."""
+
+    def __init__(self, parts: Assembly, run: Run) -> None:
+        self.parts, self.step = parts, locate(run.path)[0].step
+        self.student = Trained.load(run.path)
+        self.context, self.vocab_size = self.student.context, self.student.tokenizer.vocab_size
+        self.table = parts.recipe.train
+        self.teacher = parts.logits_teacher()
+        self.lanes = Lanes(streams_of(self.table))
+        self.writes = on_policy(parts.recipe, self.context, self.student.tokenizer.end_of_text, None)
+
+    @property
+    def batch_tokens(self) -> int:
+        """How many tokens a batch has."""
+        return self.table.batch_size * self.context
+
+    @property
+    def step_tokens(self) -> int:
+        """How many tokens a step reads: those of all batches whose gradients make one."""
+        return self.batch_tokens * self.table.accumulate
+
+    def batch(self, number: int) -> Batch:
+        """All rows of a step, of random tokens."""
+        size = (2, self.step_tokens // self.context, self.context)
+        drawn = np.random.default_rng(number).integers(0, self.vocab_size, size)
+        tokens, ones = drawn.astype(np.int32), np.ones(drawn.shape[1:], np.float32)
+        batch = Batch(inputs=tokens[0], hard=tokens[1], weight=ones, from_teacher=0 * ones)
+        return self._softened(batch, number) if self.names else batch
+
+    @property
+    def names(self) -> int:
+        """How many tokens a stored soft target names; 0 where none is stored."""
+        return self.parts.soft.binding(self.parts.corpus.train).most if self.parts.soft.source in KEPT else 0
+
+    def _softened(self, batch: Batch, number: int) -> Batch:
+        """A batch with soft targets as a store gives them, of random tokens."""
+        size = (*batch.hard.shape, self.names)
+        ids = np.random.default_rng(number).integers(0, self.vocab_size, size).astype(np.int32)
+        even = np.full(size, np.log(0.9 / self.names), np.float32)
+        rest = np.full(batch.hard.shape, np.log(0.1), np.float32)
+        return replace(batch, soft_ids=ids, soft_log_probs=even, soft_residual=rest, has_soft=batch.weight)
+
+    @property
+    def precision(self) -> str:
+        """What a step of the train stage is computed in here."""
+        return precision.chosen(self.table.precision)
+
+    def job(self) -> Job:
+        """What the train stage would do, but for the text and for files: there are none."""
+        if self.table.checkpointing:
+            compute_again(self.student.model, self.parts.recipe.student.arch)
+        return Job(
+            model=self.student.model,
+            vocab_size=self.vocab_size,
+            mixer=self.parts.mixer,
+            batch=self.batch,
+            validation=tuple,
+            settings=settings(self.parts.recipe, chunk_of(self.table, self.vocab_size), self.precision),
+            student={},
+            facts={},
+            folder=Path(os.devnull),
+            log=Path(os.devnull),
+            teacher=asked(self.teacher) if self.teacher else None,
+            on_policy=self.writes,
+            lanes=self.lanes,
+        )
+
+    @property
+    def reading_flops(self) -> float:
+        """The operations of a forward pass over a batch."""
+        return FORWARD * self.batch_tokens * _multiply_adds(self.student.model)
+
+    @property
+    def training_flops(self) -> float:
+        """The operations of a step; a teacher only reads, and what the student writes it reads first."""
+        own, theirs = _multiply_adds(self.student.model), getattr(self.teacher, "trained", None)
+        taught = FORWARD * _multiply_adds(theirs.model) if theirs else 0
+        written = len(self.writes.rows(self.table.rows, 0)) * self.context if self.writes else 0
+        return self.step_tokens * (TRAINING * own + taught) + written * FORWARD * own
+
+
+# Measuring -------------------------------------------------------------------------------------------------
+
+
+def _reading(subject: Subject, steps: int) -> Report:
+    """Forward passes to logits; a batch is shared out over the streams, as in training."""
+    rows = np.array_split(subject.batch(0).inputs[: subject.table.batch_size], subject.lanes.count)
+
+    def read() -> None:
+        subject.lanes.each(lambda lane: subject.student.logits(mx.array(rows[lane])))
+
+    for _ in range(WARM):
+        read()
+    return _speeds(subject.batch_tokens, [_seconds(read) for _ in range(steps)])
+
+
+def _training(subject: Subject, steps: int) -> tuple[Report, int]:
+    """Whole steps: forward, backward, optimizer. And what MLX held at most, beyond what it had before."""
+    job = subject.job()
+    state = fresh(job.model, job.settings.optimizer)
+    for _ in range(WARM):
+        advance(job, state)
+    held = mx.get_active_memory()
+    mx.reset_peak_memory()
+    speeds = _speeds(subject.step_tokens, [_seconds(lambda: advance(job, state)) for _ in range(steps)])
+    how = {
+        "teacher": subject.teacher is not None,
+        "precision": subject.precision,
+        "on_policy": subject.writes.share if subject.writes else 0.0,
+        "without_asking": subject.parts.reads_in_steps,
+    }
+    return {**speeds, **how}, mx.get_peak_memory() - held
+
+
+def _writing(subject: Subject, rows: int) -> Report:
+    """So many texts at once, each from a few tokens on, drawn as the recipe draws."""
+    student, table = subject.student, subject.parts.recipe.sampling
+    how = Sampling(table.temperatures[0], **table.how)
+    student.model.eval()
+    length = min(PROMPT, subject.context // 2)
+    prompts = np.random.default_rng(rows).integers(0, subject.vocab_size, (rows, length)).tolist()
+
+    def written() -> None:
+        for _ in write(student.model, subject.context, prompts, range(rows), how, 0, max_tokens=WRITTEN):
+            pass
+
+    written()
+    spent = statistics.median(_seconds(written) for _ in range(ROUNDS))
+    return {"batch": rows, "tokens_per_second": rows * WRITTEN / spent, "ms_per_token": 1000 * spent / WRITTEN}
+
+
+def _speeds(tokens: int, seconds: list[float]) -> Report:
+    """What the times of some batches of so many tokens come to; speeds are those of the median."""
+    median = statistics.median(seconds)
+    p50, p95, p99 = (1000 * float(value) for value in np.percentile(seconds, (50, 95, 99)))
+    return {
+        "tokens_per_second": tokens / median,
+        "batches_per_second": 1 / median,
+        "latency_ms": {"mean": 1000 * statistics.mean(seconds), "p50": p50, "p95": p95, "p99": p99},
+    }
+
+
+def _work(flops: float, milliseconds: float, rate: float) -> Report:
+    """The operations of a batch, and how near their speed is to that of a matrix product alone."""
+    return {"flops": flops, "of_matmul_rate": 1000 * flops / milliseconds / rate}
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _multiply_adds(network: nn.Module) -> int:
+    """Multiply-adds a token; of a network that is no GPT only the parameters are known: about one each."""
+    shape = getattr(network, "shape", None)
+    return multiply_adds(shape) if isinstance(shape, Shape) else count(network)
+
+
+def multiply_adds(shape: Shape) -> int:
+    """Multiply-adds a token of a GPT: the weights of all matrices, and attention, half of which nobody sees."""
+    attention = (1 + shape.attention_out + 2 * shape.pairs / shape.heads) * shape.width**2
+    hidden = (3 if shape.activation == "swiglu" else 2) * shape.width * shape.hidden
+    block = int(attention) + hidden + shape.context * shape.width
+    return shape.layers * block + shape.width * shape.vocab_size
+
+
+def matmul_rate(lanes: Lanes | None = None) -> float:
+    """Operations a second of large products, one on each stream at once: the median of several."""
+    on_cpu = mx.default_device() == mx.cpu
+    lanes, size = lanes or Lanes(cpu.cores() if on_cpu else 1), 1536 if on_cpu else 8192
+    matrix = mx.random.normal((size, size))
+    mx.eval(matrix)
+    lanes.each(lambda lane: matrix @ (matrix + lane))
+    times = [_seconds(lambda: lanes.each(lambda lane: matrix @ (matrix + lane))) for _ in range(PRODUCTS)]
+    return lanes.count * 2 * size**3 / statistics.median(times)
+
+
+# The machine -----------------------------------------------------------------------------------------------
+
+
+def machine() -> Report:
+    """What was measured on: a figure without it says nothing."""
+    return {
+        "cpu": cpu.model(),
+        "cores": cpu.cores(),
+        "device": "GPU" if mx.default_device().type == mx.gpu else "CPU",
+        "device_name": mx.device_info().get("device_name"),
+        "blas": str(blas.load()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {"distillkit": __version__, **dict(_versions())},
+    }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue
+
+
+# In words --------------------------------------------------------------------------------------------------
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """The figures as they are printed."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from ..reporting import terminal, words
+
+    title = Text.assemble((words.line(report["run"]), "bold"), f"  step {report['step']:,}")
+    size = f"{report['batch']} x {report['context']} random tokens"
+    if report["accumulate"] > 1:
+        size += f", {report['accumulate']} of them a training step"
+    medians = f"medians of {report['steps']}, of {ROUNDS} for writing, of {PRODUCTS} for the matrix product"
+    about = Text(f"Batches of {size}; {medians}.", "dim")
+    training = report["training"]
+    facts = {
+        "reading": _speed_facts(report["forward"], "batch", "a forward pass to logits"),
+        "training": _speed_facts(training, "step", _step_made_of(training)),
+        "writing": [_writing_fact(row) for row in report["generation"]],
+        "memory": _memory_facts(report),
+        "machine": _machine_facts(report),
+    }
+    return terminal.printed(Group(terminal.ruled(title), about, terminal.sections(facts)), colour=False)
+
+
+def _step_made_of(training: Mapping[str, Any]) -> str:
+    written = ", what the student writes" if training["on_policy"] else ""
+    taught = ", the teacher's forward pass" if training["teacher"] else ""
+    lowered = f" in {training['precision']}" if training["precision"] != "float32" else ""
+    less = "; without asking the teacher" if training["without_asking"] else ""
+    return f"forward, backward, optimizer{written}{taught}{lowered}{less}; on a copy"
+
+
+def _speed_facts(speeds: Mapping[str, Any], unit: str, about: str) -> list[Fact]:
+    from ..reporting.words import Fact, figure
+
+    latency = ", ".join(f"{name} {figure(value)}" for name, value in speeds["latency_ms"].items())
+    share = f"{speeds['of_matmul_rate']:.0%} of a large matrix product's"
+    return [
+        Fact("tokens/s", figure(speeds["tokens_per_second"]), about),
+        Fact(f"{unit}{'es' if unit == 'batch' else 's'}/s", figure(speeds["batches_per_second"])),
+        Fact(f"ms a {unit}", latency),
+        Fact("arithmetic", share, f"{figure(speeds['flops'] / 1e9)} GFLOP a {unit}"),
+    ]
+
+
+def _writing_fact(row: Mapping[str, Any]) -> Fact:
+    from ..reporting.words import Fact, figure
+
+    speed = f"{figure(row['tokens_per_second'])} tokens/s"
+    return Fact(f"batch {row['batch']}", speed, f"{figure(row['ms_per_token'])} ms from one token to the next")
+
+
+def _memory_facts(report: Mapping[str, Any]) -> list[Fact]:
+    from ..reporting.words import Fact, count, size
+
+    sizes, memory = report["parameters"], report["memory"]
+    shared = f"{count(sizes['total'])} where a shared one counts at each use"
+    return [
+        Fact("parameters", count(sizes["unique"]), shared if sizes["total"] != sizes["unique"] else ""),
+        Fact("in fp32", size(memory["parameters_fp32_bytes"])),
+        Fact("in fp16", size(memory["parameters_fp16_bytes"])),
+        Fact("activations", size(memory["activation_bytes"]), "a training step's peak, less what was held before"),
+    ]
+
+
+def _machine_facts(report: Mapping[str, Any]) -> list[Fact]:
+    from ..reporting.words import Fact, count, figure
+
+    where, rate = report["machine"], report["matmul_flops_per_second"]
+    return [
+        Fact("processor", where["cpu"], count(where["cores"], "core")),
+        Fact("device", where["device"], where["device_name"] or ""),
+        Fact("BLAS", where["blas"]),
+        Fact("matrix product", f"{figure(rate / 1e9)} GFLOP/s", "a large one, measured in this run"),
+        Fact("versions", ", ".join(f"{name} {number}" for name, number in where["packages"].items())),
+    ]

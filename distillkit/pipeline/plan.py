@@ -1,0 +1,488 @@
+"""The same run, counted instead of done: calls, memory, time. Spends nothing, fetches nothing, asks nobody.
+
+Of a corpus that is not here yet only the budget is known.
+Time is an estimate from the rate of one matrix product, measured now; it says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import Any, cast
+
+from ..core.console import clock
+from ..core.records import Price, Request, Usage
+from ..core.run_folder import STAGES, Run
+from ..judging.protocol import Judged, would_ask
+from ..plugins.interfaces import Judge, Teacher
+from ..recipe.recipe import names_recipe
+from ..recipe.schema import TeacherTable
+from ..teachers.answers.disk import Cache, key_of
+from ..teachers.asking.counting import tokens_of
+from ..teachers.asking.label import known, rows_of
+from ..teachers.asking.scheduler import TEMPLATE_TOKENS, probed, upper
+from .context import Assembly
+from .judge import Subjects
+from .soft_targets import STORE
+
+FLOAT = 4
+FREE = {"input": 0.0, "output": 0.0}
+LEAST_WRITTEN = 0.2  # of what an answer may be long
+LEAST_GRADED, GRADED = 0.1, 0.4  # the same of a judge's answer, and how long it usually is
+MISREAD = (0.7, 1.5)  # of a text's tokens by the student's tokenizer, how many the teacher may count
+MISCOUNTED = (0.9, 1.25)  # an estimate of tokens is between these shares of the truth
+MANY_EPOCHS = 4
+OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products alone, at best and at worst
+
+
+def foresee(parts: Assembly, run: Run | None = None) -> dict[str, Any]:
+    """What a run of these parts would ask, use and take; one that is there already has written some samples."""
+    from ..student.trained import parameters
+
+    sizes = parameters(parts.network)
+    return {
+        "schema": 1,
+        "recipe": parts.recipe.name,
+        "student": {"arch": parts.recipe.student.arch, "parameters": sizes},
+        "begins_with": parts.recipe.student.from_,
+        "data": parts.corpus.counts | {"here": True} if parts.at_hand else _awaited(parts),
+        "teacher": teaching(parts, run=run),
+        "judging": judging(parts, run),
+        "training": (training := _training(parts)),
+        "memory_bytes": _memory(parts, sizes["unique"]),
+        "seconds": _seconds(parts, sizes, training["tokens"]),
+    }
+
+
+def _awaited(parts: Assembly) -> dict[str, Any]:
+    """What is known of a corpus that is to be fetched: how much of it is wanted."""
+    table = parts.recipe.data
+    return {"here": False, "source": table.source, "train": {"documents": table.documents, "tokens": table.tokens}}
+
+
+def teaching(parts: Assembly, stages: Sequence[str] = STAGES, run: Run | None = None) -> dict[str, Any] | None:
+    """How many answers are wanted, how many of them are known already, and what the others would take.
+
+    Answers are wanted by the stage that labels; what is judged in the steps that a run has not made, by the one that
+    trains.
+    """
+    if not {"label", "train"} & {*stages}:
+        return None
+    table, teacher = parts.recipe.teacher, parts.teacher
+    if table is None or teacher is None:
+        return None
+    terms = parts.terms(table)
+    wanted = asked_of(parts) if "label" in stages else []
+    requests = [request for request, _, _ in rows_of(teacher, wanted, terms.shard)]
+    with parts.cache() as cache:
+        cached = known(teacher, requests, cache, terms)
+    sent_off = parts.sent_off(teacher, requests, terms) if terms.batch else 0
+    calls = len(requests) - cached - sent_off
+    share = calls / max(1, len(requests))  # which of them are known matters less than how many
+    read = share * sum(upper(request).prompt_tokens - TEMPLATE_TOKENS for request in requests)
+    tokens = {
+        "input": {"low": round(read / 6), "high": round(read / 2 + (TEMPLATE_TOKENS * calls if teacher.chats else 0))},
+        "output": {"low": round(calls * table.max_tokens * LEAST_WRITTEN), "high": calls * table.max_tokens},
+    }
+    judged = _judged_in_steps(parts, stages, run)
+    for end, factor in zip(("low", "high"), MISREAD, strict=True):
+        tokens["input"][end] += round(factor * judged["tokens"])
+    price = terms.price_of(teacher)
+    return {
+        "provider": table.provider,
+        "prompts": len(requests),
+        "cached": cached,
+        "sent_off": sent_off,
+        "calls": calls,
+        "most_tokens": calls * table.max_tokens,
+        "tokens": tokens,
+        "price": None if price is None else {"input": price.input, "output": price.output},
+        "usd": None if price is None else {end: _cost(price, tokens, end) for end in ("low", "high")},
+        "seconds": _at_limits(terms.given, calls, tokens),
+        "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
+        "online": parts.teaches_online,
+        "judged": judged,
+        "soft": parts.soft.foreseen(len(requests)) if parts.at_hand else None,
+    }
+
+
+def steps_left(parts: Assembly, run: Run | None) -> int:
+    """How many steps a run still has to make; a new one, all of them."""
+    from ..student.checkpoint import reached
+
+    return max(0, parts.recipe.train.steps - (reached(run.checkpoints) if run else 0))
+
+
+def _judged_in_steps(parts: Assembly, stages: Sequence[str], run: Run | None) -> dict[str, int]:
+    """How many rows of the student's own a teacher is asked to read while it learns, and their tokens."""
+    train, table = parts.recipe.train, parts.recipe.teacher
+    if table is None or not parts.reads_in_steps or "train" not in stages:
+        return {"rows": 0, "tokens": 0}
+    rows = steps_left(parts, run) * round((table.on_policy or 0) * train.batch_size * train.accumulate)
+    return {"rows": rows, "tokens": rows * parts.student.context}
+
+
+def asked_of(parts: Assembly) -> list[Request]:
+    """The requests of a recipe, or as many stand-ins while the corpus is not here."""
+    return parts.requests(unread=not parts.at_hand)
+
+
+def judging(parts: Assembly, run: Run | None = None, others: Sequence[Run] = ()) -> dict[str, Any]:
+    """What the judges of a run would ask: exactly of samples that are written, else as if they were long."""
+    subjects = Subjects(parts, run)
+    wordy, bare = (subjects.imagined(others, wordy) for wordy in (True, False))
+    return {"samples": len(wordy.samples), "missing": subjects.missing, "judges": asked_by_judges(parts, wordy, bare)}
+
+
+def asked_by_judges(parts: Assembly, wordy: Judged, bare: Judged) -> list[dict[str, Any]]:
+    """For each judge that asks a teacher: how much, over samples that are long and over those that are short."""
+    found = ((judge, parts.teacher_of(table, judge)) for table, judge in parts.judges())
+    return [_asked_by(parts, judge, *whom, wordy, bare) for judge, whom in found if whom is not None]
+
+
+def _asked_by(
+    parts: Assembly, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: Judged, bare: Judged
+) -> dict[str, Any]:
+    terms = parts.terms(table, shard=None, batch=False)
+    requests = would_ask(judge, wordy)
+    with parts.cache() as cache:
+        due, short = (_unknown(teacher, of, cache) for of in (requests, would_ask(judge, bare)))
+        probes = _to_find_out(teacher, requests, cache) if due else 0
+    # Of samples without a word a judge may ask nothing, or more.
+    least, read = sorted(sum(tokens_of(teacher, request) for request in of) for of in (short, due))
+    fewest, most = sorted(sum(request.max_tokens for request in of) for of in (short, due))
+    times = 1 + judge.asks_again
+    tokens = {
+        "input": {"low": round(least * MISCOUNTED[0]), "expected": read, "high": round(read * MISCOUNTED[1])},
+        "output": {"low": round(fewest * LEAST_GRADED), "expected": round(most * GRADED), "high": most},
+    }
+    worst = {way: {**ends, "high": times * ends["high"]} for way, ends in tokens.items()}
+    price = terms.price_of(teacher)
+    return {
+        "judge": judge.name,
+        "provider": teacher.name,
+        "model": getattr(teacher.options, "model", None),
+        "prompts": len(requests),
+        "cached": len(requests) - len(due),
+        "calls": len(due),
+        "most_calls": times * len(due),
+        "probes": probes,
+        "tokens": tokens,
+        "price": None if price is None else {"input": price.input, "output": price.output},
+        "usd": None if price is None else {end: _cost(price, worst, end) for end in ("low", "expected", "high")},
+        "seconds": _at_limits(terms.given, len(due), tokens),
+    }
+
+
+def _unknown(teacher: Teacher, requests: list[Request], cache: Cache) -> list[Request]:
+    """The requests whose answers are still to come."""
+    return [request for request, key, _ in rows_of(teacher, requests) if key not in cache]
+
+
+def _to_find_out(teacher: Teacher, requests: list[Request], cache: Cache) -> int:
+    """How many things must be found out about an endpoint first, a call or two each."""
+    return sum(key_of(probed(teacher, need)) not in cache for need in teacher.needs(requests))
+
+
+def _cost(price: Price, tokens: dict[str, dict[str, int]], end: str) -> float:
+    return round(price.of(Usage(tokens["input"][end], tokens["output"][end])), 6)
+
+
+def _at_limits(given: dict[tuple[str, float], float], calls: int, tokens: dict[str, dict[str, int]]) -> float | None:
+    """The least time at the limits that the recipe sets; None when it sets none."""
+    amounts = {"requests": calls, "tokens": tokens["input"]["low"] + tokens["output"]["low"]}
+    return max((round(amounts[of] / limit * span, 1) for (of, span), limit in given.items()), default=None)
+
+
+def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
+    """What the calls of a plan may cost, in words; None when they cost nothing. Refuses what cannot be asked."""
+    teacher = parts.teacher
+    if teacher is None or not teaching or not (calls := teaching["calls"] + teaching["judged"]["rows"]):
+        return None
+    parts.terms(cast(TeacherTable, parts.recipe.teacher)).budget(teacher)
+    teacher.check(asked_of(parts))
+    asking = f"{calls} calls to {teaching['provider']} may cost"
+    if teaching["usd"] is None:
+        return f"{asking} money; how much is unknown without teacher.price" if teacher.paid else None
+    low, high = teaching["usd"]["low"], teaching["usd"]["high"]
+    return f"{asking} ${low:,.4f} to ${high:,.4f}" if high else None
+
+
+def judges_spending(parts: Assembly, asked: Sequence[dict[str, Any]]) -> str | None:
+    """What judges' calls may cost, in words; None when they cost nothing. Refuses what cannot be asked."""
+    judges = {judge.name: (table, judge) for table, judge in parts.judges()}
+    told = []
+    for row in asked:
+        teacher, table = cast(tuple[Teacher, TeacherTable], parts.teacher_of(*judges[row["judge"]]))
+        if not row["calls"]:
+            continue
+        parts.terms(table, shard=None, batch=False).budget(teacher)
+        parts.judge_ready(*judges[row["judge"]])
+        asking = f"{row['calls']} calls of the judge {row['judge']} to {row['provider']} may cost"
+        if row["usd"] is None and teacher.paid:
+            told.append(f"{asking} money; how much is unknown without judge.teacher.price")
+        elif row["usd"] and row["usd"]["high"]:
+            told.append(f"{asking} ${row['usd']['low']:,.4f} to ${row['usd']['high']:,.4f}")
+    return "; ".join(told) or None
+
+
+def insist_on_keys(parts: Assembly, judging: bool) -> None:
+    """Refuse at once, before text is read, what would be refused later: no answer is known, and none can be asked for.
+
+    Where some answers are known they may be all that is wanted, and only the text says which those are.
+    """
+    with parts.cache() as cache:
+        if len(cache):
+            return
+    for error in parts.cannot_be_asked(judging):
+        raise error
+
+
+def slow_start(parts: Assembly) -> str | None:
+    """What is to be said of a warm-up that never ends; None when all is well."""
+    train = parts.recipe.train
+    if train.warmup <= train.steps:
+        return None
+    reached = train.learning_rate * train.steps / train.warmup
+    return (
+        f"train.warmup = {train.warmup:_} is longer than the run: the learning rate only gets to {reached:.2g} "
+        f"of {train.learning_rate:.2g}; for a trial that learns: train.warmup = {train.steps // 10:_}"
+    )
+
+
+def _training(parts: Assembly) -> dict[str, Any]:
+    """Steps and tokens; epochs count the corpus, and what the teacher will write if it has a share of its own."""
+    train, context = parts.recipe.train, parts.student.context
+    tokens = train.steps * train.batch_size * train.accumulate * context
+    there = _to_read(parts)
+    epochs = None if there is None else round(_times_read(parts, tokens, max(1, there)), 2)
+    told = {"advice": _advice(parts, epochs), "warmup": slow_start(parts)}
+    return {"steps": train.steps, "tokens": tokens, "epochs": epochs, **told}
+
+
+def _to_read(parts: Assembly) -> int | None:
+    """How many tokens there are to train on; of a corpus that is not here, how many are wanted."""
+    return parts.corpus.train.tokens if parts.at_hand else parts.recipe.data.tokens
+
+
+def _advice(parts: Assembly, epochs: float | None) -> str | None:
+    """What would be better than to read the same text so often; None when all is well."""
+    return better(parts, epochs) if epochs is not None and epochs > MANY_EPOCHS else None
+
+
+def better(parts: Assembly, epochs: float) -> str:
+    """The settings with which each token is seen as often as it is still worth it: more text, or fewer steps."""
+    train, context = parts.recipe.train, parts.student.context
+    tokens = train.steps * train.batch_size * train.accumulate * context
+    steps = max(1, int(train.steps * MANY_EPOCHS / epochs))
+    more = " and ".join(_more_text(parts, tokens))
+    return f"{more} or train.steps = {steps:_} would be better" if more else f"train.steps = {steps:_} would be better"
+
+
+def _more_text(parts: Assembly, tokens: int) -> Iterator[str]:
+    """How much text it would take to read so many tokens: of the corpus, and of a teacher with a share of its own."""
+    teacher = parts.recipe.teacher
+    share = (teacher.share if teacher else None) or 0.0
+    wanted, there = ceil(tokens * (1 - share) / MANY_EPOCHS), _to_read(parts)
+    if there is not None and wanted > there:
+        yield f"data.tokens = {wanted:_}" if parts.recipe.data.tokens else f"a corpus of {wanted:,} tokens"
+    if teacher is not None and share:
+        prompts = ceil(tokens * share / MANY_EPOCHS / teacher.repeats / _most_of_an_answer(teacher))
+        if prompts > len(asked_of(parts)) // teacher.repeats:
+            whole_file = teacher.prompts_file and not teacher.prompts
+            more = f"{prompts:,} lines in teacher.prompts_file" if whole_file else f"teacher.prompts = {prompts:_}"
+            yield f"at least {more}"  # most answers are shorter
+
+
+def _most_of_an_answer(table: TeacherTable) -> float:
+    return (table.prompt_tokens + table.max_tokens) * (1 - table.held_out)
+
+
+def _times_read(parts: Assembly, tokens: int, corpus: int) -> float:
+    """How often the corpus is seen, or at least the teacher's text, whichever is more."""
+    table = parts.recipe.teacher
+    if table is None or not table.share:
+        return tokens / corpus
+    most = len(asked_of(parts)) * _most_of_an_answer(table)
+    return max(tokens * (1 - table.share) / corpus, tokens * table.share / most if most else 0.0)
+
+
+def _memory(parts: Assembly, parameters: int) -> int:
+    """Weights, gradients and two moments, and the activations of one part of a batch; a rough sum of what MLX holds."""
+    train, context = parts.recipe.train, parts.student.context
+    rows = train.batch_size * context
+    options = parts.student.options.model_dump()
+    width, layers = int(options.get("width", 0)), int(options.get("layers", 0))
+    numbers = 4 * parameters + rows * width * layers * 24 + 3 * 2**21
+    if parts.teaches_online:
+        numbers += _size(parts.soft.teacher) + rows * width + 2**21  # its weights, hidden states, some rows of logits
+    return FLOAT * numbers
+
+
+def _seconds(parts: Assembly, sizes: dict[str, int], tokens: int) -> dict[str, float]:
+    """Low and high, from the arithmetic of training and the rate of a matrix product here and now."""
+    flops = 6.0 * sizes["unique"] * tokens
+    if parts.teaches_online:
+        flops += 2.0 * _size(parts.soft.teacher) * tokens
+    elif parts.soft.source == STORE:
+        flops += 2.0 * _size(parts.soft.teacher) * (_to_read(parts) or 0)
+    ideal = flops / _matmul_rate()
+    return {"low": round(ideal * OVERHEAD[0], 1), "high": round(ideal * OVERHEAD[1], 1)}
+
+
+def _size(teacher: Any) -> int:
+    """The parameters of a local teacher, if it has a network that can be counted."""
+    from ..student.model.gpt import count
+
+    trained = getattr(teacher, "trained", None)
+    return 0 if trained is None else count(trained.model)
+
+
+def _matmul_rate() -> float:
+    """Floating-point operations a second of a product of the size that training uses."""
+    import mlx.core as mx
+
+    a, b = mx.ones((1024, 256)), mx.ones((256, 1024))
+    mx.eval(a @ b)
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        mx.eval(a @ b)
+        times.append(time.perf_counter() - begun)
+    return 2 * 1024 * 256 * 1024 / sorted(times)[len(times) // 2]
+
+
+def brief(foreseen: dict[str, Any]) -> str:
+    """The plan in a line or two, for the beginning of a run."""
+    teacher, training = foreseen["teacher"], foreseen["training"]
+    asked = ""
+    if teacher:
+        rows = teacher["judged"]["rows"]
+        cost = f"; cost: {_cost_of(teacher)}" if (teacher["calls"] or rows) and teacher["price"] != FREE else ""
+        known_already = f"{teacher['cached']} {_known_already(teacher)}"
+        judged = f", {rows:,} rows are judged in the steps" if rows else ""
+        asked = f"  {teacher['calls']} calls to {teacher['provider']}, {known_already}{judged}{cost}\n"
+    asked += "".join(
+        f"  {row['calls']} calls of the judge {row['judge']} to {row['provider']}"
+        f"{'' if row['price'] == FREE else f'; cost: {_cost_of(row)}'}\n"
+        for row in foreseen["judging"]["judges"]
+        if row["calls"]
+    )
+    low, high = (clock(foreseen["seconds"][end]) for end in ("low", "high"))
+    return (
+        f"{asked}  {foreseen['student']['parameters']['unique']:,} parameters, {training['steps']:,} steps, "
+        f"{training['tokens']:,} tokens ({_epochs_of(training)}), about {low} to {high} of training"
+    )
+
+
+def _known_already(teacher: dict[str, Any]) -> str:
+    """Which answers need not be asked for: those that are there, and those that are still to come."""
+    sent_off = f", {teacher['sent_off']} are in batches" if teacher["sent_off"] else ""
+    return f"answers are known already{sent_off}"
+
+
+def _judge_rows(judging: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line or two a judge that asks somebody."""
+    rows = []
+    for row in judging["judges"]:
+        known_already = f"{row['cached']} of {row['prompts']} answers are known already"
+        again = f", at most {row['most_calls']} if answers are unusable" if row["most_calls"] > row["calls"] else ""
+        first = f", and {row['probes']} to find out what the endpoint takes" if row["probes"] else ""
+        whom = f"{row['provider']} {row['model'] or ''}".strip()
+        rows.append((row["judge"], f"{row['calls']} calls to {whom} ({known_already}){again}{first}"))
+        if row["calls"]:
+            tokens = f"about {row['tokens']['input']['expected']:,} tokens in"
+            written = f"{row['tokens']['output']['low']:,} to {row['tokens']['output']['high']:,} out"
+            rows.append(("", f"{tokens}, {written}; {_cost_of(row).replace('teacher.', 'judge.teacher.')}"))
+    if rows and judging["missing"]:
+        rows.append(("", f"{judging['missing']} samples are not written yet: their words are an estimate"))
+    return rows
+
+
+def _epochs_of(training: dict[str, Any]) -> str:
+    return "epochs unknown" if training["epochs"] is None else f"{training['epochs']} epochs"
+
+
+def _reading(training: dict[str, Any]) -> list[tuple[str, str]]:
+    """How much is read, and what to do where that is too often."""
+    rows = [("training", f"{training['steps']:,} steps, {training['tokens']:,} tokens, {_epochs_of(training)}")]
+    if training["advice"]:
+        rows.append(("warning", f"too often: from about {MANY_EPOCHS} on a student learns by heart;"))
+        rows.append(("", f"{training['advice']} (or student.dropout, and look at the validation loss)"))
+    if training["warmup"]:
+        rows.append(("warning", training["warmup"]))
+    return rows
+
+
+def _text_of(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """The corpus, or what is wanted of one that is still to be fetched."""
+    train = data["train"]
+    if not data["here"]:
+        counts = [f"{train[key]:,} {key}" for key in ("documents", "tokens") if train[key]]
+        wanted = " or ".join(counts) or "all that there is"
+        return [("text", f"{wanted} to train on, still to be fetched by the source {data['source']!r}")]
+    return [(key, f"{train[key]:,} to train on, {data['held_out'][key]:,} held out") for key in ("documents", "tokens")]
+
+
+def _asking(teacher: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the calls would take: tokens, money, time, disk."""
+    if not teacher["calls"] and not teacher["judged"]["rows"]:
+        return []
+    tokens = [f"{teacher['tokens'][way]['low']:,} to {teacher['tokens'][way]['high']:,}" for way in ("input", "output")]
+    rows = [("asked", f"{tokens[0]} tokens in, {tokens[1]} out, about {teacher['disk_bytes'] / 2**20:,.1f} MiB")]
+    if judged := teacher["judged"]["rows"]:
+        rows.insert(0, ("judged", f"{judged:,} rows that the student writes, each by a call or more in its step"))
+    rows.append(("cost", _cost_of(teacher)))
+    if teacher["seconds"] is not None:
+        rows.append(("waiting", f"at least {clock(teacher['seconds'])}, by the limits of the recipe"))
+    return rows
+
+
+def _stored(soft: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What the soft targets that are kept would take."""
+    if soft is None:
+        return []
+    each = f"{soft['positions']:,} of at most {soft['bytes_a_position']} bytes each"
+    return [("soft targets", f"about {soft['bytes'] / 2**20:,.1f} MiB: {each}")]
+
+
+def _cost_of(teacher: dict[str, Any]) -> str:
+    """What the calls cost, low and high."""
+    usd = teacher["usd"]
+    if usd is None:
+        return "unknown: set teacher.price"
+    ends = f"${usd['low']:,.4f} to ${usd['high']:,.4f}"
+    return f"about ${usd['expected']:,.4f} ({ends})" if "expected" in usd else ends
+
+
+def text(foreseen: dict[str, Any]) -> str:
+    """The plan for a reader."""
+    sizes, teacher, seconds = foreseen["student"]["parameters"], foreseen["teacher"], foreseen["seconds"]
+    rows = [("parameters", f"{sizes['total']:,} total, {sizes['unique']:,} unique")]
+    if begins := foreseen["begins_with"]:
+        first = f", run first (distillkit plan {begins})" if names_recipe(begins) else ""
+        rows.append(("begins with", f"the student of {begins}{first}"))
+    rows += _text_of(foreseen["data"])
+    if teacher:
+        in_steps = teacher["online"] or teacher["judged"]["rows"]
+        rows += [
+            ("teacher", f"{teacher['provider']}, {'in every step' if in_steps else 'before training'}"),
+            (
+                "calls",
+                f"{teacher['calls']} ({teacher['cached']} of {teacher['prompts']} {_known_already(teacher)})",
+            ),
+            *_asking(teacher),
+            *_stored(teacher["soft"]),
+        ]
+    rows += _judge_rows(foreseen["judging"])
+    seconds = foreseen["seconds"]
+    rows += [
+        *_reading(foreseen["training"]),
+        ("memory", f"about {foreseen['memory_bytes'] / 2**20:,.0f} MiB"),
+        (
+            "time",
+            f"about {clock(seconds['low'])} to {clock(seconds['high'])} of training (by the rate of a matrix product)",
+        ),
+    ]
+    return "\n".join(f"{name:<12} {value}" for name, value in rows)

@@ -1,0 +1,291 @@
+"""The train stage of a run: a network, batches and a mixer come together, from a checkpoint if there is one.
+
+The room `student` trains; what joins it with data and teachers is here. Does not know what may change between two
+sittings of a run: `continuity` decides that.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..core.errors import UsageError
+from ..core.files import read_lines, sweep
+from ..core.run_folder import Run
+from ..data.batches import Ahead, Batch, Batches, sequential
+from ..plugins.interfaces import Tracker
+from ..student import blas
+from ..student import checkpoint as checkpoints
+from ..student.model.gpt import GPT, initialise
+from ..student.trained import Trained, locate
+from ..student.training.distributed import ALONE, Share, World
+from ..student.training.loop import Job, State, asked, evaluate, fresh, restored, train
+from ..student.training.on_policy import judged_in_all
+from ..student.training.optimizers import flat, grown
+from ..student.training.parallel import Lanes, compute_again, keep_memory
+from .context import Assembly
+from .continuity import Continuity
+from .on_policy import Reader, must_be_counted
+from .step_config import on_policy, settings, streams_of
+
+
+class Training:
+    """One sitting of a run's train stage."""
+
+    def __init__(self, parts: Assembly, run: Run, answers: Path, world: World = ALONE) -> None:
+        self.parts, self.run, self.answers, self.world = parts, run, answers, world
+        self.recipe, self.voice = parts.recipe, parts.voice
+        self.continuity = Continuity(parts, run, world)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """What the student reads."""
+        return self.parts.batches(self.answers)
+
+    def go(self, trackers: Sequence[Tracker] = ()) -> dict[str, Any]:
+        """Train, and say what it came to; only the process that writes knows that."""
+        with ExitStack() as held:
+            with self.world.together():
+                if self.world.writes:
+                    held.enter_context(self._alone())
+            return self._go(trackers)
+
+    def _go(self, trackers: Sequence[Tracker]) -> dict[str, Any]:
+        keep_memory()
+        self._all_must_read_the_same()
+        job, state = self._ready(trackers)
+        begun = time.perf_counter()
+        if state.step < self.recipe.train.steps:
+            state = self._trained(job, state, begun)
+        else:
+            self._nothing_left(state)
+        of_teacher = self._on_the_teachers_text(job)
+        return self._came_to(state) | of_teacher | self._spent(begun) if self.world.writes else {}
+
+    def _ready(self, trackers: Sequence[Tracker]) -> tuple[Job, State]:
+        """All that a step needs, and where this sitting begins."""
+        streams = self._streams()
+        with self.world.together():
+            saved = self._newest() if self.world.writes else None
+        facts = self.world.first(lambda: self.continuity.agreed(saved, self.batches.fingerprint, streams))
+        blas.set_threads(facts["numerics"]["threads"])
+        job = self._job(facts, trackers, streams)
+        return job, self._state(job, saved)
+
+    def _trained(self, job: Job, state: State, begun: float) -> State:
+        """Train to the last step; what a sitting came to that ended before it is recorded, too."""
+        self._announce(state.step)
+        with self.world.together():
+            if self.world.writes:
+                self.run.trains_on()
+        try:
+            return train(job, state)
+        except BaseException:
+            if self.world.writes:
+                with suppress(OSError):  # a full disk must not hide what ended the training
+                    self.run.record(training=self._saved(job) | self._spent(begun))
+            raise
+
+    def _nothing_left(self, state: State) -> None:
+        """Say that the last step was made, and do what a sitting that was killed after it had no time for."""
+        steps = self.recipe.train.steps
+        self.voice.say(
+            f"Nothing left to train: the run has {state.step} of {steps} steps. To extend it, raise train.steps."
+        )
+        if self.world.writes:
+            checkpoints.prune(self.run.checkpoints, self.recipe.train.keep, state.best_step)
+
+    def _on_the_teachers_text(self, job: Job) -> dict[str, Any]:
+        """How likely the student finds the answers that were kept from training: nats a token, bits a byte."""
+        stream = self.parts.held_out_stream(self.answers)
+        if stream is None:
+            return {}
+        held_out = list(sequential(stream, self.parts.student.context, self.recipe.train.batch_size))
+        lengths, ends = self.parts.tokenizer.lengths, self.parts.tokenizer.end_of_text
+        learnt = [(batch.weight > 0, batch.hard) for batch in held_out]
+        tokens = sum(int(mask.sum()) for mask, _ in learnt)
+        size = sum(int(lengths[hard[mask & (hard != ends)]].sum()) for mask, hard in learnt)
+        if not size:  # of answers of one word nothing is predicted but their end, or not even that
+            return {}
+        loss = evaluate(replace(job, validation=lambda: held_out))
+        bits = loss * tokens / math.log(2) / size
+        return {"teacher_text": {"loss": loss, "bits_per_byte": bits, "tokens": tokens}}
+
+    def _announce(self, done: int) -> None:
+        steps, words = self.recipe.train.steps, f"from step {done} " if done else ""
+        crowd = f", in {self.world.size} processes" if self.world.size > 1 else ""
+        self.voice.say(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs{crowd}.")
+
+    def check(self) -> None:
+        """Refuse, before anything is asked, what would break a limit, has a share of no row, or fits no checkpoint."""
+        must_be_counted(self.parts, self.world)
+        self.parts.check_rows()
+        self.continuity.check()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the run against other processes; one that only looks whether it is being trained is gone at once."""
+        with ExitStack() as held:
+            for pause in (0.1, 0.3, None):
+                if held.enter_context(self.run.training()):
+                    break
+                if pause is None:
+                    raise self.run.busy
+                time.sleep(pause)
+            yield
+
+    def _all_must_read_the_same(self) -> None:
+        """Refuse machines whose text or program differs: without shared files, each prepared its own."""
+        with self.world.together():
+            reads = [self.continuity.before_labels(), self.batches.fingerprint, version("distillkit"), version("mlx")]
+            if self.parts.teaches_online and self.parts.teacher:
+                reads.append(self.parts.teacher.identity())
+        same = self.world.same(reads)
+        with self.world.together():
+            if not same:
+                raise UsageError(
+                    "the machines of this run do not hold the same corpus, answers, teacher or versions",
+                    "Give them one DISTILLKIT_HOME in a folder that they share, and the same packages.",
+                )
+
+    # ---------------------------------------------------------------------------------------- the job
+
+    def _newest(self) -> checkpoints.Checkpoint | None:
+        sweep(self.run.checkpoints)
+        saved, faults = checkpoints.newest_good(self.run.checkpoints)
+        for fault in faults:
+            self.voice.warn(f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again"))
+            # What is damaged is out of the way, so that it is written anew when its step comes.
+        for damaged in checkpoints.every(self.run.checkpoints)[-len(faults) :] if faults else []:
+            checkpoints.set_aside(damaged)
+        return saved
+
+    def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker], streams: int) -> Job:
+        table, context = self.recipe.train, self.parts.student.context
+        share = Share.of(self.world, table.rows, facts["numerics"]["parts"])
+        teacher = self.parts.logits_teacher()
+
+        def validation() -> Iterable[Batch]:
+            return sequential(self.parts.corpus.held_out, context, table.batch_size, table.evaluate_batches)
+
+        if table.checkpointing:
+            compute_again(self.parts.network, self.recipe.student.arch)
+        return Job(
+            model=self.parts.network,
+            vocab_size=self.parts.tokenizer.vocab_size,
+            mixer=self.parts.mixer,
+            batch=Ahead(lambda step: self.batches.rows(step, share.rows.start, share.rows.stop), table.steps),
+            validation=validation,
+            settings=settings(self.recipe, facts["numerics"]["chunk"], facts["numerics"]["precision"]),
+            student=self.continuity.student(),
+            facts=facts,
+            folder=self.run.checkpoints,
+            log=self.run.metrics,
+            teacher=asked(teacher) if teacher else None,
+            on_policy=on_policy(self.recipe, self.parts.student.context, self.parts.tokenizer.end_of_text, self.reader),
+            voice=self.voice,
+            trackers=trackers,
+            lanes=Lanes(streams),
+            world=self.world,
+            share=share,
+            sample=self._sampler() if table.sample_every and self.world.writes else None,
+        )
+
+    def _streams(self) -> int:
+        """How many parts this process computes at once; all must agree."""
+        count = streams_of(self.recipe.train, self.world.on_this_machine(), self.world.size)
+        return min(row[0] for row in self.world.gather([count]))
+
+    @cached_property
+    def reader(self) -> Reader | None:
+        """Who asks the teacher about what the student has just written, where no logits join the step."""
+        if not self.parts.reads_in_steps:
+            return None
+        return Reader(self.parts, self.run.info.get("spent") or {}, self.run.spends if self.world.writes else None)
+
+    def _state(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
+        """Where to begin; one process knows, and tells the others."""
+        with self.world.together():
+            state = self._begun(job, saved) if self.world.writes else fresh(job.model, job.settings.optimizer)
+        if self.world.size == 1:
+            return state
+        parameters = grown(self.world.spread(flat(state.parameters)))
+        moments = grown(self.world.spread(flat(state.moments)))
+        job.model.update(parameters)
+        step, best_step, best_loss = self.world.share((state.step, state.best_step, state.best_loss))
+        return State(parameters, moments, step, best_step, best_loss)
+
+    def _begun(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
+        """The last checkpoint, another student's weights, or new ones."""
+        if saved is not None:
+            return restored(job.model, saved)
+        if self.recipe.student.from_:
+            self._warm_start(job)
+        elif isinstance(job.model, GPT):
+            initialise(job.model, self.recipe.seed)
+        else:  # a plugin's network initialises itself, from MLX's own random numbers
+            mx.random.seed(self.recipe.seed)
+            job.model.update(self.parts.student.build(job.vocab_size).parameters())
+        mx.eval(job.model.parameters())
+        return fresh(job.model, job.settings.optimizer)
+
+    def _warm_start(self, job: Job) -> None:
+        """Take the weights of another student of the same shape that reads the same tokens."""
+        origin, tokenizer = locate(self.recipe.student.from_ or "")
+        origin.verify()
+        self.continuity.must_be_alike(origin, tokenizer)
+        job.model.load_weights(list(origin.weights().items()))
+        self.voice.say(f"Starting from the weights of {self.recipe.student.from_}, step {origin.step}.")
+
+    def _sampler(self) -> Any:
+        from ..student import Sampling
+
+        table = self.recipe.sampling
+        student = Trained(self.parts.network, self.parts.tokenizer, self.parts.student.context)
+        text = self.parts.corpus.held_out_documents[0].text
+        prompt, how = self.parts.beginning(text, table.prompt_tokens), Sampling(table.temperatures[0], **table.how)
+
+        def sample() -> str:
+            (written,) = student.write([prompt], [self.recipe.seed], how, table.max_tokens)
+            return f"{prompt}|{written.text}".replace("\n", " ")
+
+        return sample
+
+    # ---------------------------------------------------------------------------------------- what it came to
+
+    def _spent(self, begun: float) -> dict[str, float]:
+        """The time of all sittings."""
+        before = self.run.info.get("training", {}).get("seconds", 0.0)
+        return {"seconds": round(before + time.perf_counter() - begun, 3)}
+
+    def _saved(self, job: Job) -> dict[str, Any]:
+        """What a sitting came to that did not end: the state that the next one goes on from."""
+        saved, _ = checkpoints.newest_good(self.run.checkpoints)
+        return self._came_to(restored(job.model, saved)) if saved else {}
+
+    def _came_to(self, state: State) -> dict[str, Any]:
+        table, context = self.recipe.train, self.parts.student.context
+        rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
+        losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
+        looks = [row for row in rows if row["kind"] == "validation"]
+        return {
+            "steps": state.step,
+            "tokens": state.step * table.rows * context,
+            "epochs": round(self.batches.epochs(state.step), 2),
+            "loss": sum(losses) / len(losses) if losses else None,
+            "validation_loss": looks[-1]["loss"] if looks else None,
+            "best_step": state.best_step,
+            "best_loss": state.best_loss if looks else None,
+            "gradient_norms": looks[-1].get("gradient_norms", {}) if looks else {},
+            "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
+            **judged_in_all(rows),
+        }

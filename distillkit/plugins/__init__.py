@@ -1,0 +1,1 @@
+"""The plugin host: interfaces, hooks, discovery, validation."""

@@ -1,0 +1,283 @@
+"""Recipe files as plain values: found, read, laid over those that they extend.
+
+Knows where recipes lie and who said what. Does not know which values are right: that is `recipe`'s to say.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from ..core import secrets
+from ..core.errors import RecipeError, did_you_mean
+from .messages import Loc, Tree, dotted, shown
+from .schema import OWN_PROMPTS, left_of
+
+MOST_BYTES = 256 * 1024  # a recipe is a page of text; more is a mistake
+MOST_LEVELS = 16
+# A key of so many parts. tomllib takes the square of their number, so such a recipe would take minutes.
+DEEP = re.compile(r"""(?:^|[\[{,])[ \t]*(?:[\w"'-]+[ \t]*\.[ \t]*){64}""", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file of a chain of `extends`: its name in messages, its folder, what it says."""
+
+    file: str = "recipe"
+    folder: Path = field(default_factory=Path)
+    tree: Tree = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who said what: the layers, the recipe itself first, and the places that `--set` wrote to."""
+
+    layers: tuple[Layer, ...] = (Layer(),)
+    written: frozenset[Loc] = frozenset()
+
+    def of(self, loc: Loc) -> Layer:
+        """The layer that decided a value."""
+        if any(loc[:n] in self.written for n in range(1, len(loc) + 1)):
+            return Layer("--set", Path())
+        return next((layer for layer in self.layers if _has(layer.tree, loc)), self.layers[0])
+
+
+def chain(spec: str) -> tuple[Layer, ...]:
+    """A recipe and all that it extends, itself first."""
+    layers: list[Layer] = []
+    seen: list[Path] = []
+    folder, wanted = Path(), spec
+    while True:
+        path, label = _find(wanted, folder, layers[-1].file if layers else "")
+        if path.resolve() in seen:
+            names = " -> ".join([layer.file for layer in layers] + [label])
+            raise RecipeError(f"{layers[0].file}: extends goes in a circle: {names}")
+        seen.append(path.resolve())
+        layers.append(_layer(path, label))
+        if "extends" not in layers[-1].tree:
+            return tuple(layers)
+        folder, wanted = path.parent, layers[-1].tree["extends"]
+
+
+def merged(layers: tuple[Layer, ...]) -> Tree:
+    """The values of a chain: those of each layer over those that it extends."""
+    tree: Tree = {}
+    for layer in reversed(layers):
+        tree = _merge(tree, layer.tree)
+    tree.pop("extends", None)
+    return tree
+
+
+def dig(tree: Any, loc: Loc) -> Any:
+    """What stands at a place."""
+    for key in loc:
+        tree = tree[key]
+    return tree
+
+
+def _has(tree: Any, loc: Loc) -> bool:
+    try:
+        dig(tree, loc)
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
+
+
+def _merge(parent: Tree, child: Tree, loc: Loc = ()) -> Tree:
+    """The parent's values under the child's: tables merge, everything else is replaced."""
+    both = left_of(parent, loc, child).copy()
+    for key, value in child.items():
+        tables = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = _merge(both[key], value, (*loc, key)) if tables else value
+    return both
+
+
+# ---------------------------------------------------------------------------------------------------- finding
+
+
+def bundled() -> dict[str, Path]:
+    """The recipes that ship with the package."""
+    try:
+        folder = Path(str(resources.files("distillkit_recipes")))
+    except ModuleNotFoundError:
+        return {}
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def names_recipe(word: str) -> bool:
+    """Whether a word means a recipe: the name of a bundled one, or a path that ends in .toml."""
+    return word.endswith(".toml") or word in bundled()
+
+
+def _find(spec: str, folder: Path, asked_by: str) -> tuple[Path, str]:
+    """The file that a path or a name means, and what messages call it."""
+    path = folder / spec
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+        special = path.exists() and not is_folder  # a pipe, say: `<(...)` in a shell
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{shown(spec)} cannot be a recipe: {why}") from error
+    known = bundled()
+    if not is_file and spec in known:
+        return known[spec], known[spec].name
+    if is_file or special:
+        return path, str(path)
+    if is_folder:
+        raise RecipeError(f"{path} is a folder, expected a recipe file", "Name the .toml file in it.")
+    by = f"{asked_by}: extends: " if asked_by else ""
+    names = {*known, *(near.name for near in folder.glob("*.toml"))}
+    hint = did_you_mean(spec, names) if names else "Make one: distillkit init"
+    raise RecipeError(f"{by}there is no recipe {spec!r}", hint)
+
+
+def locate(value: str, folder: Path) -> str:
+    """The absolute path of what exists in a folder, or else in the current one; otherwise the value."""
+    try:
+        for base in (folder, Path()):
+            path = base / Path(value).expanduser()
+            if path.exists() or (set("*?[") & set(value) and any(base.glob(value))):
+                return str(path.absolute())
+    except (OSError, ValueError, RuntimeError, NotImplementedError):
+        pass  # not a path at all: whoever uses it will say so in its own words
+    return value
+
+
+def settle(tree: Tree, folder: Path) -> None:
+    """Make the host's own paths absolute, while it is known which file they came from."""
+
+    def is_folder(value: str) -> bool:
+        return (
+            value not in ("bpe", "sentencepiece")
+            and Path(locate(value, folder)).is_absolute()
+            and (folder / value).is_dir()
+        )
+
+    meant: dict[tuple[str, str], Callable[[str], bool]] = {
+        ("tokenizer", "ranks"): lambda value: True,
+        ("tokenizer", "model"): lambda value: True,
+        ("tokenizer", "kind"): is_folder,
+        ("sampling", "prompts"): lambda value: value not in OWN_PROMPTS,
+        ("student", "from"): lambda value: "/" in value or value.endswith(".toml"),
+    }
+    for (table, key), is_path in meant.items():
+        values = tree.get(table)
+        if isinstance(values, dict) and isinstance(value := values.get(key), str) and value and is_path(value):
+            values[key] = locate(value, folder)
+    for teacher in _teachers(tree):
+        _settle_prompts(teacher, folder)
+
+
+def _teachers(tree: Tree) -> list[Tree]:
+    """Every table of a teacher in a layer, whose shapes nobody has checked yet."""
+    judges = tree.get("judge")
+    tables = [tree, *(judges if isinstance(judges, list) else [])]
+    found = [table.get("teacher") for table in tables if isinstance(table, dict)]
+    return [teacher for teacher in found if isinstance(teacher, dict)]
+
+
+def _settle_prompts(teacher: Tree, folder: Path) -> None:
+    """The files that prompts, or the words in them, are read from."""
+    template = teacher.get("template")
+    words = template.get("words") if isinstance(template, dict) else None
+    for values, keys in ((teacher, ["prompts_file"]), (words, list(words) if isinstance(words, dict) else [])):
+        for key in keys:
+            if isinstance(values, dict) and isinstance(value := values.get(key), str) and value:
+                values[key] = locate(value, folder)
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def _layer(path: Path, file: str) -> Layer:
+    """One file, read and held against the little that every layer must be."""
+    tree = _toml(path, file)
+    if not tree:
+        raise RecipeError(f"{file} is empty, expected a recipe", 'The least that will do: name = "my-recipe"')
+    check_shape(tree, file)
+    if "extends" in tree and not (isinstance(tree["extends"], str) and tree["extends"]):
+        found = f"found {shown(tree['extends'])}, expected a path or the name of a bundled recipe"
+        raise RecipeError(f"{file}: extends: {found}")
+    settle(tree, path.parent)
+    return Layer(file, path.parent, tree)
+
+
+def _toml(path: Path, file: str) -> Tree:
+    """The values of a TOML file that is small and readable."""
+    text = ""
+    try:
+        text = _text(path, file)
+        return toml(text)
+    except OSError as error:
+        raise RecipeError(f"{file} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{file}: line {line}: not UTF-8 text, expected TOML") from error
+    except RecursionError as error:
+        raise RecipeError(f"{file}: values are nested too deeply") from error
+    except ValueError as error:
+        raise _bad_toml(file, text, error) from error
+
+
+def toml(text: str) -> Tree:
+    """The values of a text in TOML, unless it takes for ever to find out that no recipe needs them."""
+    if DEEP.search(text):
+        raise RecursionError
+    return tomllib.loads(text)
+
+
+def _text(path: Path, file: str) -> str:
+    with path.open("rb") as stream:
+        raw = stream.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise RecipeError(f"{file} is larger than {MOST_BYTES // 1024} KiB, expected a recipe")
+    return raw.decode("utf-8-sig")
+
+
+def _bad_toml(file: str, text: str, error: ValueError) -> RecipeError:
+    """What is wrong, where, and the line itself."""
+    what = str(error)
+    at = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", what)
+    if not at:
+        return RecipeError(f"{file}: not TOML: {what.partition(';')[0]}")
+    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    line = int(at[1] or len(lines))
+    column = int(at[2] or len(lines[-1]) + 1)
+    quoted = secrets.hidden(lines[line - 1].strip())[:100] if line <= len(lines) else ""
+    return RecipeError(f"{file}: line {line}, column {column}: {what[: at.start()]}\n    {quoted}".rstrip())
+
+
+def check_shape(tree: Tree, file: str) -> None:
+    """Refuse what no recipe needs, later code would choke on, or nobody should keep. It may be deep: no recursion."""
+    todo: list[tuple[Loc, Any]] = [((), tree)]
+    while todo:
+        loc, value = todo.pop()
+        if len(loc) > MOST_LEVELS:
+            raise RecipeError(f"{file}: {dotted(loc[:2])}...: values are nested too deeply")
+        if isinstance(value, dict):
+            todo += [((*loc, key), inner) for key, inner in value.items()] + [(loc, key) for key in value]
+        elif isinstance(value, list):
+            todo += [((*loc, i), inner) for i, inner in enumerate(value)]
+        elif isinstance(value, float) and not isfinite(value):
+            raise RecipeError(f"{file}: {dotted(loc)}: found {value}, expected a finite number")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            found = "found a number beyond 64 bits, expected a smaller one"
+            raise RecipeError(f"{file}: {dotted(loc)}: {found}")
+        elif isinstance(value, str):
+            _hold_no_key(loc, value, file)
+
+
+def _hold_no_key(loc: Loc, value: str, file: str) -> None:
+    """Refuse what looks like a key, or stands under the name of one; a template's words may have any name."""
+    kind = secrets.found(value)
+    name = next((key for key in reversed(loc) if isinstance(key, str)), "")
+    if kind is None and value and "template" not in loc and secrets.names_one(name):
+        kind = "a key"
+    if kind is not None:
+        raise RecipeError(f"{file}: {dotted(loc)}: holds what looks like {kind}", secrets.ADVICE)

@@ -1,0 +1,1 @@
+"""Students taken to other tools and brought in from them."""

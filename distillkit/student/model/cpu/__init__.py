@@ -1,0 +1,1 @@
+"""Functions that are faster on a CPU than MLX's own."""

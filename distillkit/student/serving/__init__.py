@@ -1,0 +1,1 @@
+"""A student behind an OpenAI-compatible HTTP server."""

@@ -1,0 +1,1 @@
+"""Training: loop, loss, targets, optimizers, several processes."""

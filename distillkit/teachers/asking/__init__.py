@@ -1,0 +1,1 @@
+"""Asking teachers: requests, limits, retries, batches."""

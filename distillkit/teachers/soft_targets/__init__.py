@@ -1,0 +1,1 @@
+"""Soft targets: alignment of tokenizers, and their store."""
