@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RECIPE ?= recipes/quickstart.toml
 RESULTS ?= benchmarks/results
-WORKERS ?= 2
+WORKERS ?= 3
 
 PLUGINS := $(wildcard plugins/distillkit-*)
 
@@ -33,7 +33,8 @@ help:
 run: $(VENV)/.run
 	$(BIN)/distillkit run $(RECIPE)
 
-# Each process takes half of the tests, in their order, and what is left of the other's half when its own is done.
+# Three processes keep two cores busy, because tests also wait for servers and programs. One that is done takes over
+# tests of the others.
 PARALLEL := -n $(WORKERS) --dist worksteal
 
 test: $(VENV)/.dev

@@ -153,6 +153,7 @@ def test_what_the_student_writes_in_a_step_is_measured_with_it(home: Path, monke
     assert writing.training_flops - plain.training_flops == plain.reading_flops  # of as many tokens
 
 
+@pytest.mark.slow
 def test_the_table_says_what_a_step_is_made_of_and_that_nobody_elsewhere_was_asked(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ def test_the_table_says_what_a_step_is_made_of_and_that_nobody_elsewhere_was_ask
     assert all("medians of 1, of 3 for writing, of 1 for the matrix product." in one for one in told)
 
 
+@pytest.mark.slow
 def test_the_table_says_in_what_precision_training_was_measured_where_it_is_not_float32(
     home: Path, tmp_path: Path
 ) -> None:
@@ -177,6 +179,7 @@ def test_the_table_says_in_what_precision_training_was_measured_where_it_is_not_
     assert ["float" in one for one in said] == [False, True], said
 
 
+@pytest.mark.slow
 def test_a_batch_can_be_of_another_size_and_the_table_says_what_is_what(home: Path) -> None:
     assert bench(home, "tiny/1", "--batch", "3")["batch"] == 3
     said = printed(home, "pupil", "--steps", "1")

@@ -305,6 +305,7 @@ def test_a_home_that_cannot_be_written_exits_2(home: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [2, 20, 60])
 def test_a_full_disk_gives_one_clear_message_and_no_half_written_file(home: Path, kilobytes: int) -> None:
     def limit() -> None:

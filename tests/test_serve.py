@@ -503,6 +503,7 @@ top_logprobs = 5
 """
 
 
+@pytest.mark.slow
 def test_a_student_that_is_served_teaches_another_and_leaves_when_told(made: Path) -> None:
     with program(made, "tiny") as (process, url):
         (made / "pupil.toml").write_text(PUPIL.format(url=url))

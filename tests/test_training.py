@@ -434,6 +434,7 @@ def test_the_time_of_all_sittings_adds_up(home: Path) -> None:
     assert run.info["training"]["seconds"] > first > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_says_how_far_it_came_and_is_not_done_when_it_is_judged(home: Path) -> None:
     run = stopped_at(5, 'judge.0.name="perplexity"')
     came = run.info["training"]
@@ -764,6 +765,7 @@ def test_a_last_step_that_ruins_the_weights_is_no_success(home: Path) -> None:
 # ------------------------------------------------------------------------------------------ what is kept
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_and_the_best_are_kept(by_heart: tuple[Run, Told]) -> None:
     run, _ = by_heart
     best = run.info["training"]["best_step"]
