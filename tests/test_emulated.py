@@ -83,7 +83,13 @@ def emulator(machine: str) -> str:
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """Nothing known of any BLAS, and no kernel forced."""
     kept = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
-    return {**kept, "XDG_CACHE_HOME": str(folder), "DISTILLKIT_HOME": str(folder), "OPENBLAS_NUM_THREADS": "1", **more}
+    return {
+        **kept,
+        "XDG_CACHE_HOME": str(folder / "xdg"),
+        "DISTILLKIT_HOME": str(folder),
+        "OPENBLAS_NUM_THREADS": "1",
+        **more,
+    }
 
 
 def python(model: str, *arguments: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -149,7 +155,7 @@ def test_doctor_finds_the_features_and_the_kernel_of_a_cpu(model: str, home: Pat
 
 def results(home: Path) -> int:
     """How many results of testing a BLAS are kept."""
-    file = home / "distillkit" / "blas.json"
+    file = home / "xdg" / "distillkit" / "blas.json"
     return len(json.loads(file.read_text())["results"]) if file.exists() else 0
 
 
