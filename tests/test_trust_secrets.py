@@ -306,6 +306,7 @@ def commands() -> list[list[str]]:
             ["report", "wired"],
         ),
         *(["plan", "wired.toml", "--json"], ["runs", "--json"], ["bench", "wired", "--steps", "1"]),
+        *(["doctor"], ["doctor", "--json"]),
         ["compare", "wired", "wired/1", "--html", "c.html", "--markdown", "c.md", "--csv", "compared"],
         ["generate", "wired", "--prompt", "Once", "--samples", "2", "--max-tokens", "3", "--to", "out.jsonl"],
         *(["export", "wired", "--format", "hf", "--to", "exported"], ["import", "exported", "--name", "back"]),
