@@ -35,7 +35,8 @@ run: $(VENV)/.run
 
 # Three processes keep two cores busy, because tests also wait for servers and programs. One that is done takes over
 # tests of the others.
-PARALLEL := -n $(WORKERS) --dist worksteal
+PARALLEL = -n $(WORKERS) --dist worksteal
+test-slow test-plugins: WORKERS = 2  # their tests are programs that use whole cores
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL)
