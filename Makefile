@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RECIPE ?= recipes/quickstart.toml
 RESULTS ?= benchmarks/results
-WORKERS ?= 3
+WORKERS ?= 2
 
 PLUGINS := $(wildcard plugins/distillkit-*)
 
@@ -33,10 +33,8 @@ help:
 run: $(VENV)/.run
 	$(BIN)/distillkit run $(RECIPE)
 
-# Three processes keep two cores busy, because tests also wait for servers and programs. One that is done takes over
-# tests of the others.
-PARALLEL = -n $(WORKERS) --dist worksteal
-test-slow test-plugins: WORKERS = 2  # their tests are programs that use whole cores
+# A process that is done takes over tests of the others.
+PARALLEL := -n $(WORKERS) --dist worksteal
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -1135,7 +1135,7 @@ def test_a_real_model_labels_and_a_student_learns(tmp_path: Path, smollm2: tuple
     table = f'model = "{folder}"\nprompts = 8\nmax_tokens = 16\ntop_logprobs = 10\nconcurrency = 2\n'
     wired = WIRED.format(url=url).partition("model =")[0] + f'base_url = "{url}"\n{table}[train]\nsteps = 20\n'
     (tmp_path / "wired.toml").write_text(wired)
-    done = distillkit(tmp_path, "run", "wired.toml")
+    done = distillkit(tmp_path, "run", "wired.toml", timeout=900)  # a busy machine writes slowly
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "reports/wired/1/report.json").read_text())
     assert report["teacher"]["asked"] == 8
@@ -1162,7 +1162,7 @@ def test_what_a_foreign_teacher_holds_for_likely_is_worth_more_than_its_words(
     reports = []
     for name, mixer in (("soft", ()), ("hard", ("--set", "mixer.name=hard"))):
         words = ("run", "foreign_teacher", *same, *mixer, "--set", f"name={name}", "--set", "judge=[]")
-        done = distillkit(tmp_path, *words, timeout=900)  # a busy machine writes slowly
+        done = distillkit(tmp_path, *words, timeout=1800)  # a busy machine writes slowly
         assert done.returncode == 0, done.stderr
         reports.append(json.loads((tmp_path / "reports" / name / "1" / "report.json").read_text()))
     soft, hard = reports
