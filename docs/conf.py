@@ -64,7 +64,7 @@ distillation
 judging
 reports
 serving
-away
+export
 ```
 
 ```{toctree}

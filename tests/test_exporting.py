@@ -121,7 +121,7 @@ def test_a_student_of_neither_family_is_told_why(change: dict[str, Any], reasons
     for kind in ("hf", "mlx", "gguf"):
         message = refused("export", run.name, "--to", "there", "--format", kind)
         assert all(reason in message for reason in reasons)
-        assert "docs/away.md" in message
+        assert "docs/export.md" in message
         assert not Path("there").exists()
 
 
@@ -470,7 +470,7 @@ def test_a_push_without_a_token_is_refused_before_the_work(home: Path, monkeypat
 
 
 def test_the_exporter_of_the_documentation_works(home: Path) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "away.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
     (home / "names.py").write_text(page.rpartition("```python\n")[2].partition("```")[0])
     run = run_with(TINY)
     said = command("-p", "names.py", "export", run.name, "--to", "there", "--format", "names")

@@ -20,7 +20,7 @@ from distillkit.testing import check_judge
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NEEDS = {"away": ("gguf", "mlx_lm")}  # packages
+NEEDS = {"export": ("gguf", "mlx_lm")}  # packages
 ELSEWHERE = {"plugins": "tests/test_docs.py walks it", "api": "docs/generate.py writes it"}
 
 
@@ -51,7 +51,7 @@ def test_every_command_on_a_page_is_run_or_says_why_not() -> None:
     for page in PAGES:
         for block in walk.blocks(page):
             assert block.language not in ("bash", "shell"), f"{block.where}: say sh, so that it is run"
-    assert {page.stem for page in WALKED} >= {"README", "away", "distillation", "judging", "reports", "serving"}
+    assert {page.stem for page in WALKED} >= {"README", "export", "distillation", "judging", "reports", "serving"}
 
 
 def test_the_judge_on_the_page_keeps_every_promise(tmp_path: Path) -> None:

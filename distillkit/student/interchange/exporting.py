@@ -63,7 +63,7 @@ def of_family(model: nn.Module) -> Member:
         "the student is neither a GPT-2 nor a Llama, and other tools know no third\n"
         f"  no GPT-2: {'; '.join(not_gpt2(model.shape))}\n"
         f"  no Llama: {'; '.join(not_llama(model.shape))}",
-        "It can be used here: distillkit generate, and as a teacher. docs/away.md says what fits where.",
+        "It can be used here: distillkit generate, and as a teacher. docs/export.md says what fits where.",
     )
 
 

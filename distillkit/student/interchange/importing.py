@@ -138,7 +138,7 @@ def _of_seed(path: Path, arrays: Arrays, config: Mapping[str, Any], heads: int |
     return Found("nanoGPT-on-MLX", shape, weights, notes, _number(path.stem))
 
 
-_NAMES = "docs/away.md lists the names that are known."
+_NAMES = "docs/export.md lists the names that are known."
 
 
 def _npz(path: Path) -> Arrays:
