@@ -83,11 +83,11 @@ def _random(shape: dict[str, Any], rows: int) -> Callable[[int], tuple[Array, Ar
 
 def quickstart() -> Problem:
     """The bundled recipe's student, stories and teacher."""
-    from distillkit.pipeline.context import Assembly
+    from distillkit.pipeline.context import Context
     from distillkit.plugins.manager import Plugins
     from distillkit.recipe.recipe import load
 
-    parts = Assembly(load(str(RECIPE)), Plugins.load())
+    parts = Context(load(str(RECIPE)), Plugins.load())
     batches, train = parts.batches(Path("nowhere")), parts.recipe.train
     teaching = parts.logits_teacher().trained.model
 

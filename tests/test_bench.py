@@ -19,7 +19,7 @@ from distillkit.cli.main import cli
 from distillkit.core.files import file_digest
 from distillkit.core.run_folder import Run, find
 from distillkit.pipeline.bench import Subject, measure, text
-from distillkit.pipeline.context import Assembly
+from distillkit.pipeline.context import Context
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import load
 from distillkit.student.generation.generate import write
@@ -121,9 +121,9 @@ def test_training_is_measured_in_the_precision_and_with_the_memory_of_the_recipe
 LOWERED = ("train.precision=float16", "train.checkpointing=true")
 
 
-def assembled(run: Run, *overrides: str) -> Assembly:
+def assembled(run: Run, *overrides: str) -> Context:
     plugins = Plugins.load()
-    return Assembly(plugins.check(load(str(run.recipe), overrides)), current())
+    return Context(plugins.check(load(str(run.recipe), overrides)), current())
 
 
 ON_POLICY = ("teacher.on_policy=0.5", "teacher.prompt_tokens=4")

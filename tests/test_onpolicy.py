@@ -407,7 +407,7 @@ class Unhurried:
 def reads(reader: Reader, texts: int) -> None:
     """So many steps, each with a row that nobody has read."""
     for number in range(texts):
-        reader(np.array([reader.parts.tokenizer.encode(f"One day a fox {number}")], np.int32))
+        reader(np.array([reader.context.tokenizer.encode(f"One day a fox {number}")], np.int32))
 
 
 def test_a_minute_is_that_of_all_steps(home: Path, provider: Provider) -> None:

@@ -30,7 +30,7 @@ from distillkit.core.errors import DataError, DistillkitError, Interrupted, Usag
 from distillkit.core.run_folder import Run, runs_of
 from distillkit.data.tokenizer import Tokenizer
 from distillkit.pipeline import base_run, plan
-from distillkit.pipeline.context import Assembly
+from distillkit.pipeline.context import Context
 from distillkit.pipeline.pipeline import Pipeline
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import bundled, load
@@ -246,7 +246,7 @@ def numbers(recipe: str) -> list[str]:
 @pytest.mark.parametrize("name", SIZES)
 def test_every_seed_checks_and_plans_offline_with_the_parameters_that_it_says(name: str) -> None:
     recipe = Plugins.load().check(load(name))
-    parts = Assembly(recipe, Plugins.load())
+    parts = Context(recipe, Plugins.load())
     if find_spec("datasets"):
         parts.check()
     foreseen = plan.foresee(parts)
@@ -272,7 +272,7 @@ def at(tree: Any, key: str) -> Any:
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_recipe_keeps_the_figures_of_its_document(name: str) -> None:
-    parts = Assembly(Plugins.load().check(load(name)), Plugins.load())
+    parts = Context(Plugins.load().check(load(name)), Plugins.load())
     said = parts.recipe.values()
     said["student"] = parts.student.options.model_dump() | said["student"]  # and what it leaves to the student's own
     assert {key: at(said, key) for key in FIGURES[name]} == FIGURES[name]
@@ -332,7 +332,7 @@ def test_the_line_that_brings_the_temperature_back_is_what_it_takes(home: Path) 
 )
 def test_what_is_better_than_the_warning_is_no_longer_warned_of(name: str, keys: list[list[str]]) -> None:
     def advice(*overrides: str) -> str:
-        parts = Assembly(Plugins.load().check(load(name, overrides)), Plugins.load())
+        parts = Context(Plugins.load().check(load(name, overrides)), Plugins.load())
         return plan.foresee(parts)["training"]["advice"] or ""
 
     ways = [re.findall(r"([\w.]+) = ([\d_]+)", way) for way in advice().split(" or ")]
@@ -347,7 +347,7 @@ def test_more_text_of_a_prompts_file_is_asked_for_in_lines_and_only_where_there_
     def advice(lines: int, *more: str) -> str:
         (home / "prompts.txt").write_text("".join(f"Tell of fox {i}.\n" for i in range(lines)))
         keys = (*told, "teacher.prompts_file=prompts.txt", "teacher.prompts=0", "train.steps=20000", *more)
-        parts = Assembly(Plugins.load(("told.py",)).check(load("base.toml", keys)), current())
+        parts = Context(Plugins.load(("told.py",)).check(load("base.toml", keys)), current())
         return plan.foresee(parts)["training"]["advice"] or ""
 
     few, many = advice(20), advice(9000)

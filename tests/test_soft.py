@@ -18,7 +18,7 @@ from distillkit.core.files import read_lines
 from distillkit.core.run_folder import Run, newest
 from distillkit.data.corpus import pack_texts
 from distillkit.pipeline import plan
-from distillkit.pipeline.context import HELD_OUT, Assembly
+from distillkit.pipeline.context import HELD_OUT, Context
 from distillkit.pipeline.pipeline import Pipeline, begin
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import load
@@ -92,9 +92,9 @@ def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "home"
 
 
-def assemble(*overrides: str, recipe: str = "pupil") -> Assembly:
+def assemble(*overrides: str, recipe: str = "pupil") -> Context:
     plugins = Plugins.load(("plugin.py",))
-    return Assembly(plugins.check(load(f"{recipe}.toml", overrides)), current())
+    return Context(plugins.check(load(f"{recipe}.toml", overrides)), current())
 
 
 def sit(

@@ -32,7 +32,7 @@ from distillkit.core.files import read_lines
 from distillkit.core.run_folder import STAGES, Run, find, newest
 from distillkit.core.run_folder import home as home_folder
 from distillkit.data.batches import sequential
-from distillkit.pipeline.context import Assembly
+from distillkit.pipeline.context import Context
 from distillkit.pipeline.pipeline import Pipeline, begin
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import load
@@ -186,9 +186,9 @@ def by_heart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Told]:
         return sit(*little, *able, *often, voice=told), told
 
 
-def assemble(*overrides: str, recipe: str = "tiny", voice: Voice | None = None) -> Assembly:
+def assemble(*overrides: str, recipe: str = "tiny", voice: Voice | None = None) -> Context:
     plugins = Plugins.load(("plugin.py",))
-    return Assembly(plugins.check(load(f"{recipe}.toml", overrides)), current(), voice)
+    return Context(plugins.check(load(f"{recipe}.toml", overrides)), current(), voice)
 
 
 def sit(

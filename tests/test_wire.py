@@ -32,7 +32,7 @@ from test_training import fill_the_disk
 from distillkit.core.errors import Interrupted, LimitReached, RecipeError, TeacherError, TryAgain, UsageError
 from distillkit.core.records import DAY, MINUTE, REFUSED, Allowance, Answer, Price, Request, Usage
 from distillkit.core.run_folder import Run, find
-from distillkit.pipeline.context import Assembly
+from distillkit.pipeline.context import Context
 from distillkit.pipeline.pipeline import Pipeline, begin
 from distillkit.plugins.interfaces import Teacher
 from distillkit.plugins.manager import Plugins, current
@@ -880,7 +880,7 @@ def test_money_is_asked_for_and_a_budget_stops_with_3(home: Path, provider: Prov
 def sitting(run: Run | None, prompts: int, *overrides: str, **manner: Any) -> Run:
     """The label stage of a run, in this process."""
     priced = ("teacher.price={input=1.0, output=1000.0}", f"teacher.prompts={prompts}", "teacher.concurrency=1")
-    parts = Assembly(Plugins.load(()).check(load("wired.toml", (*priced, *overrides))), current(), None, manner)
+    parts = Context(Plugins.load(()).check(load("wired.toml", (*priced, *overrides))), current(), None, manner)
     run = run or begin(parts, {})
     Pipeline(parts, run).go(("label",))
     return run
@@ -899,7 +899,7 @@ def test_a_later_sitting_that_was_killed_is_not_forgotten(monkeypatch: pytest.Mo
     first, written = run.info["spent"], run.info["teacher"]["completion_tokens"]
 
     def killed(pipeline: Pipeline, teacher: Any, asked: list[Request], terms: Terms) -> None:
-        pipeline.parts.ask(teacher, asked[:5], terms)
+        pipeline.context.ask(teacher, asked[:5], terms)
         raise KeyboardInterrupt  # and nothing is recorded of what was asked
 
     with monkeypatch.context() as patch:
@@ -945,7 +945,7 @@ def test_a_disk_that_is_full_by_then_does_not_hide_what_ended_the_asking(monkeyp
         fill_the_disk(monkeypatch)
         raise LimitReached("the budget is spent")
 
-    monkeypatch.setattr("distillkit.pipeline.context.Assembly.ask", ask)
+    monkeypatch.setattr("distillkit.pipeline.context.Context.ask", ask)
     with pytest.raises(LimitReached, match="the budget is spent"):
         sitting(None, 6)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import CorruptError, UsageError
-from .common import agree, assembled, json_option, recipe_of, show
+from .common import agree, json_option, load_context, recipe_of, show
 
 if TYPE_CHECKING:
     from ..teachers.answers.disk import Cache
@@ -175,10 +175,10 @@ def explain(ctx: click.Context, what: tuple[str, ...], count: int, as_json: bool
         if len(what) == 2:
             _show(explaining.pair(opened, *what), as_json, _pair)
             return
-        parts = assembled(ctx, recipe_of(what[0], ()))
-        if parts.teacher is None:
-            raise UsageError(f"{parts.recipe.name} has no teacher, so it asks nothing", "Name one under [teacher].")
-        _show(explaining.missing(opened, parts.teacher, parts.requests(), count), as_json, _missing)
+        context = load_context(ctx, recipe_of(what[0], ()))
+        if context.teacher is None:
+            raise UsageError(f"{context.recipe.name} has no teacher, so it asks nothing", "Name one under [teacher].")
+        _show(explaining.missing(opened, context.teacher, context.requests(), count), as_json, _missing)
 
 
 def _pair(found: dict[str, Any]) -> Iterator[str]:

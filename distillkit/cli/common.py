@@ -18,7 +18,7 @@ from ..core.text import clean, in_json
 
 if TYPE_CHECKING:
     from ..core.errors import UsageError
-    from ..pipeline.context import Assembly
+    from ..pipeline.context import Context
     from ..plugins.manager import Plugins
     from ..recipe.recipe import Recipe
 
@@ -91,18 +91,18 @@ def warn_of_slow_blas() -> None:
         click.echo(clean(f"warning: {warning}"), err=True)
 
 
-def assembled(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **manner: Any) -> Assembly:
+def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **manner: Any) -> Context:
     """The parts of a recipe that has been checked; `manner` is what the command line says of asking."""
     checked = plugins_of(ctx, tuple(recipe.plugins)).check(recipe)
     from ..core.console import Voice, voice
-    from ..pipeline.context import Assembly
+    from ..pipeline.context import Context
     from ..plugins.manager import current
     from ..student import blas
 
     speaker = Voice() if silent else voice()
     for warning in filter(None, [blas.load().warning, *current().notes_on(checked)]):
         speaker.warn(warning)
-    return Assembly(checked, current(), speaker, manner)
+    return Context(checked, current(), speaker, manner)
 
 
 def show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:

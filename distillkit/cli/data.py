@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .common import assembled, json_option, recipe_of, recipe_option, show
+from .common import json_option, load_context, recipe_of, recipe_option, show
 
 
 @click.group()
@@ -33,10 +33,10 @@ def tokenizers(
     Its own, both kinds that are trained here at the same size, and what --also names. More bytes a token make texts
     shorter; a bigger vocabulary makes the student's tables bigger.
     """
-    parts = assembled(ctx, recipe_of(recipe, overrides))
+    context = load_context(ctx, recipe_of(recipe, overrides))
     from ..data.tokenizers import comparison as comparing
 
-    tables = parts.recipe.values()
+    tables = context.recipe.values()
     chosen = comparing.candidates(tables["tokenizer"], also)
-    found = comparing.compare(parts.source, tables["data"], chosen, megabytes)
-    show({"recipe": parts.recipe.name, **found}, as_json, comparing.text)
+    found = comparing.compare(context.source, tables["data"], chosen, megabytes)
+    show({"recipe": context.recipe.name, **found}, as_json, comparing.text)

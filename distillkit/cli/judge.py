@@ -14,7 +14,7 @@ import click
 
 from ..core.errors import UsageError
 from ..core.run_folder import STAGES
-from .common import assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
+from .common import device_option, json_option, load_context, recipe_of, recipe_option, show, yes_option
 from .stages import agreed, begin, go_on, is_run
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _leave_out(given: Mapping[str, bool], beside: str) -> None:
 
 def _must_compare(ctx: click.Context, where: str, overrides: tuple[str, ...]) -> None:
     """Refuse further runs that no judge would look at."""
-    judges = assembled(ctx, recipe_of(_recipe_file(where), overrides), silent=True).judges()
+    judges = load_context(ctx, recipe_of(_recipe_file(where), overrides), silent=True).judges()
     if not any(judge.compares for _, judge in judges):
         raise UsageError("--against: no judge here compares runs", "Add one that does: --judge pairwise")
 
@@ -138,12 +138,12 @@ def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json
     from ..pipeline.judge import Jury, NoStudentError, Subjects
 
     run = find(where) if is_run(where) else None
-    assembly = assembled(ctx, recipe_of(_recipe_file(where), overrides))
+    context = load_context(ctx, recipe_of(_recipe_file(where), overrides))
     stories = [anchor.sample for anchor in anchors.anchors()]
-    subject = Subjects(assembly, run).without_student(stories, "anchors are graded")
-    agreed(assembly, None, planning.asked_by_judges(assembly, subject, subject), yes)
-    jury, orders, silent, protocols = Jury(assembly, {}, lambda spent: None), list["Order"](), [], {}
-    for table, one in assembly.judges():
+    subject = Subjects(context, run).without_student(stories, "anchors are graded")
+    agreed(context, None, planning.asked_by_judges(context, subject, subject), yes)
+    jury, orders, silent, protocols = Jury(context, {}, lambda spent: None), list["Order"](), [], {}
+    for table, one in context.judges():
         try:
             verdict = jury.hear(table, one, subject)
         except NoStudentError:

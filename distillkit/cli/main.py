@@ -20,7 +20,7 @@ from ..core.errors import DistillkitError, Elsewhere, UsageError
 from ..core.text import clean
 from . import cache, data, export, judge, stages, students
 from . import plugins as plugin_commands
-from .common import assembled, device_option, json_option, plugins_of, recipe_of, recipe_option, show
+from .common import device_option, json_option, load_context, plugins_of, recipe_of, recipe_option, show
 
 
 class Commands(click.Group):
@@ -115,10 +115,10 @@ def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json
     from ..core import run_folder as runs
 
     run = runs.find(where)
-    parts = assembled(ctx, recipe_of(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
+    context = load_context(ctx, recipe_of(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
     from ..pipeline import bench as measuring  # now that the fast BLAS is there
 
-    show(measuring.measure(parts, run, steps), as_json, measuring.text)
+    show(measuring.measure(context, run, steps), as_json, measuring.text)
 
 
 @cli.command()
@@ -164,11 +164,11 @@ def recipe() -> None:
 @click.pass_context
 def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
     """Say whether a recipe can be run. Spends nothing."""
-    assembly = assembled(ctx, recipe_of(name, overrides))
-    assembly.check()
-    for error in assembly.cannot_be_asked():
-        assembly.voice.warn(f"{error.message}: only what it was asked before can be had. {error.hint}")
-    click.echo(f"{assembly.recipe.file} is fine.")
+    context = load_context(ctx, recipe_of(name, overrides))
+    context.check()
+    for error in context.cannot_be_asked():
+        context.voice.warn(f"{error.message}: only what it was asked before can be had. {error.hint}")
+    click.echo(f"{context.recipe.file} is fine.")
 
 
 @recipe.command("show")

@@ -16,10 +16,10 @@ from .. import __version__
 from ..core.errors import UsageError
 from ..core.run_folder import STAGES, Run
 from ..core.text import clean
-from .common import agree, assembled, device_option, json_option, recipe_of, recipe_option, show, yes_option
+from .common import agree, device_option, json_option, load_context, recipe_of, recipe_option, show, yes_option
 
 if TYPE_CHECKING:
-    from ..pipeline.context import Assembly
+    from ..pipeline.context import Context
     from ..recipe.recipe import Recipe
     from ..student.training.distributed import World
 
@@ -60,7 +60,7 @@ def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool
 
     run = find(where) if is_run(where) else None
     recipe = recipe_of(str(run.recipe) if run else where, overrides)
-    foreseen = planning.foresee(assembled(ctx, recipe, batch=batch), run)
+    foreseen = planning.foresee(load_context(ctx, recipe, batch=batch), run)
     show(foreseen, as_json, planning.text)
 
 
@@ -137,15 +137,15 @@ def begin(
         # What it asks and costs is settled before another run is made for it, which may take hours.
         with world.together():
             if world.writes:
-                assembly = assembled(ctx, chosen, **manner)
-                _must_be_possible(assembly, stages)
-                _settle(assembly, stages, yes)
+                context = load_context(ctx, chosen, **manner)
+                _must_be_possible(context, stages)
+                _settle(context, stages, yes)
         chosen = _started(ctx, chosen, overrides, yes, world)
         yes = True  # to what it asks, which came first
     with world.together():
-        assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
-    run = world.first(lambda: str(_new_run(assembly, stages, yes).path))
-    _finish(assembly, run, stages, world, as_json=as_json)
+        context = load_context(ctx, chosen, silent=not world.writes, **manner)
+    run = world.first(lambda: str(_new_run(context, stages, yes).path))
+    _finish(context, run, stages, world, as_json=as_json)
 
 
 def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes: bool, world: World) -> Recipe:
@@ -162,24 +162,24 @@ def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes
         base_run.refuse_other_tokens(recipe, other)
     other = _started(ctx, other, down, yes, world)
     with world.together():
-        assembly = assembled(ctx, other, silent=not world.writes)
-    trained, begun = world.first(lambda: base_run.runs_that_fit(assembly.recipe))
+        context = load_context(ctx, other, silent=not world.writes)
+    trained, begun = world.first(lambda: base_run.runs_that_fit(context.recipe))
     if trained is None:
-        trained = world.first(lambda: _first_run(recipe.name, begun, assembly, yes))
-        _finish(assembly, trained, STAGES, world)
+        trained = world.first(lambda: _first_run(recipe.name, begun, context, yes))
+        _finish(context, trained, STAGES, world)
     return recipe.replacing({base_run.FROM: Run(Path(trained)).name})
 
 
-def _first_run(wanted_by: str, begun: str | None, assembly: Assembly, yes: bool) -> str:
+def _first_run(wanted_by: str, begun: str | None, context: Context, yes: bool) -> str:
     """The folder of a run that another one begins with, if the user agrees: to what is left of it, or to a new one."""
     from ..pipeline import base_run
     from ..pipeline import plan as planning
 
     if begun:
-        _settle(assembly, STAGES, yes, Run(Path(begun)))
+        _settle(context, STAGES, yes, Run(Path(begun)))
         return begun
-    other = assembly.recipe
-    foreseen = planning.foresee(assembly)
+    other = context.recipe
+    foreseen = planning.foresee(context)
     asking = f"{wanted_by} begins with the student of {other.name}, which is trained first:\n{planning.brief(foreseen)}"
     there = base_run.others(other)
     instead = (
@@ -191,42 +191,42 @@ def _first_run(wanted_by: str, begun: str | None, assembly: Assembly, yes: bool)
         without_terminal=UsageError(asking, f"Say --yes, or make it now: distillkit run {other.file}.{instead}"),
         declined=UsageError("nothing was begun", "Begin with another student: --set student.from=RUN"),
     )
-    return str(_new_run(assembly, STAGES, yes).path)
+    return str(_new_run(context, STAGES, yes).path)
 
 
-def _new_run(assembly: Assembly, stages: tuple[str, ...], yes: bool) -> Run:
+def _new_run(context: Context, stages: tuple[str, ...], yes: bool) -> Run:
     """The folder of a new run, once it is sure that it can be run."""
     from ..pipeline import pipeline
     from ..pipeline import plan as planning
 
-    assembly.voice.say(f"distillkit {__version__}: {assembly.recipe.name}")
-    _must_be_possible(assembly, stages)
-    foreseen = planning.foresee(assembly)
-    assembly.voice.say(planning.brief(foreseen))
-    _settle(assembly, stages, yes)
-    return pipeline.begin(assembly, foreseen)
+    context.voice.say(f"distillkit {__version__}: {context.recipe.name}")
+    _must_be_possible(context, stages)
+    foreseen = planning.foresee(context)
+    context.voice.say(planning.brief(foreseen))
+    _settle(context, stages, yes)
+    return pipeline.begin(context, foreseen)
 
 
-def _must_be_possible(assembly: Assembly, stages: tuple[str, ...]) -> None:
+def _must_be_possible(context: Context, stages: tuple[str, ...]) -> None:
     """Refuse early what a run would fail at: parts that are missing, folders that cannot be written to, keys."""
     from ..pipeline import plan as planning
 
-    assembly.check()
+    context.check()
     _writable()
-    planning.insist_on_keys(assembly, "judge" in stages)
+    planning.insist_on_keys(context, "judge" in stages)
 
 
 def _settle(
-    assembly: Assembly, stages: tuple[str, ...], yes: bool, run: Run | None = None, others: Sequence[Run] = ()
+    context: Context, stages: tuple[str, ...], yes: bool, run: Run | None = None, others: Sequence[Run] = ()
 ) -> None:
     """Count what stages would ask, of a new run or of what is left of one, and have the user agree to what it costs."""
     from ..pipeline import plan as planning
 
-    teaching = planning.teaching(assembly, stages, run)
-    writes_anew = "train" in stages and planning.steps_left(assembly, run) > 0
+    teaching = planning.teaching(context, stages, run)
+    writes_anew = "train" in stages and planning.steps_left(context, run) > 0
     of = None if writes_anew else run
-    judges = planning.judging(assembly, of, others)["judges"] if "judge" in stages else []
-    agreed(assembly, teaching, judges, yes)
+    judges = planning.judging(context, of, others)["judges"] if "judge" in stages else []
+    agreed(context, teaching, judges, yes)
 
 
 def go_on(
@@ -251,10 +251,10 @@ def go_on(
         again = chosen.replacing({base_run.FROM: begun}) if begun else None
         chosen = again or _started(ctx, chosen, overrides, yes, world)
     with world.together():
-        assembly = assembled(ctx, chosen, silent=not world.writes, **manner)
+        context = load_context(ctx, chosen, silent=not world.writes, **manner)
         if world.writes:
-            _settle(assembly, stages, yes, Run(Path(run)), others)
-    _finish(assembly, run, stages, world, others, as_json)
+            _settle(context, stages, yes, Run(Path(run)), others)
+    _finish(context, run, stages, world, others, as_json)
 
 
 def _former_run(where: str, overrides: tuple[str, ...]) -> tuple[str, str]:
@@ -275,11 +275,11 @@ def _world() -> World:
     return join()
 
 
-def agreed(assembly: Assembly, teaching: dict[str, Any] | None, judges: Sequence[dict[str, Any]], yes: bool) -> None:
+def agreed(context: Context, teaching: dict[str, Any] | None, judges: Sequence[dict[str, Any]], yes: bool) -> None:
     """Before money is spent: is there a key, and does the user agree? Without a terminal only --yes does."""
     from ..pipeline import plan as planning
 
-    told = [planning.spending(assembly, teaching), planning.judges_spending(assembly, judges)]
+    told = [planning.spending(context, teaching), planning.judges_spending(context, judges)]
     if asking := "; ".join(words for words in told if words):
         agree(
             f"{asking}. Go on?",
@@ -290,7 +290,7 @@ def agreed(assembly: Assembly, teaching: dict[str, Any] | None, judges: Sequence
 
 
 def _finish(
-    assembly: Assembly,
+    context: Context,
     folder: str,
     stages: tuple[str, ...],
     world: World,
@@ -300,8 +300,8 @@ def _finish(
     from ..pipeline.pipeline import Pipeline
 
     run = Run(Path(folder))
-    assembly.voice.say(f"Run {run.name} in {run.path}")
-    Pipeline(assembly, run, world, others).go(stages)
+    context.voice.say(f"Run {run.name} in {run.path}")
+    Pipeline(context, run, world, others).go(stages)
     if not world.writes:
         return
     if stages[-1] == "report":
@@ -310,11 +310,11 @@ def _finish(
         show(tables.build(run), as_json, tables.text)
         if not as_json:
             click.echo(clean(f"The whole report: {run.path / 'report.html'}"))
-    elif shard := assembly.manner.get("shard"):
+    elif shard := context.manner.get("shard"):
         bring = "distillkit cache export FILE here, distillkit cache import FILE there"
-        assembly.voice.say(f"Done with share {shard[0]}/{shard[1]}. Bring the shares together: {bring}.")
+        context.voice.say(f"Done with share {shard[0]}/{shard[1]}. Bring the shares together: {bring}.")
     else:
-        assembly.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
+        context.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
 
 
 def is_run(where: str) -> bool:

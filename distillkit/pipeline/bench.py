@@ -33,7 +33,7 @@ from ..student.trained import Trained, locate, parameters
 from ..student.training import precision
 from ..student.training.loop import Job, advance, asked, fresh
 from ..student.training.parallel import Lanes, compute_again, keep_memory
-from .context import Assembly
+from .context import Context
 from .soft_targets import ANSWERS, STORE
 from .step_config import chunk_of, on_policy, settings, streams_of
 
@@ -51,10 +51,10 @@ PACKAGES = ("mlx", "numpy", "torch", "mlx-lm", "tiktoken", "scipy-openblas32")
 Report = dict[str, Any]
 
 
-def measure(parts: Assembly, run: Run, steps: int) -> Report:
+def measure(context: Context, run: Run, steps: int) -> Report:
     """All figures of a run's student, with batches as large as the recipe says."""
     keep_memory()
-    subject, say = Subject(parts, run), parts.voice.say
+    subject, say = Subject(context, run), context.voice.say
     rate = matmul_rate(subject.lanes)
     say(f"Measuring {run.name}: reading, {steps} batches.")
     reading = _reading(subject, steps)
@@ -69,7 +69,7 @@ def measure(parts: Assembly, run: Run, steps: int) -> Report:
         "step": subject.step,
         "batch": subject.table.batch_size,
         "accumulate": subject.table.accumulate,
-        "context": subject.context,
+        "context": subject.context_length,
         "steps": steps,
         "parameters": sizes,
         "forward": {**reading, **_work(subject.reading_flops, reading["latency_ms"]["p50"], rate)},
@@ -88,19 +88,19 @@ def measure(parts: Assembly, run: Run, steps: int) -> Report:
 class Subject:
     """The student of a run, and what its recipe has a step made of."""
 
-    def __init__(self, parts: Assembly, run: Run) -> None:
-        self.parts, self.step = parts, locate(run.path)[0].step
+    def __init__(self, context: Context, run: Run) -> None:
+        self.context, self.step = context, locate(run.path)[0].step
         self.student = Trained.load(run.path)
-        self.context, self.vocab_size = self.student.context, self.student.tokenizer.vocab_size
-        self.table = parts.recipe.train
-        self.teacher = parts.logits_teacher()
+        self.context_length, self.vocab_size = self.student.context, self.student.tokenizer.vocab_size
+        self.table = context.recipe.train
+        self.teacher = context.logits_teacher()
         self.lanes = Lanes(streams_of(self.table))
-        self.writes = on_policy(parts.recipe, self.context, self.student.tokenizer.end_of_text, None)
+        self.writes = on_policy(context.recipe, self.context_length, self.student.tokenizer.end_of_text, None)
 
     @property
     def batch_tokens(self) -> int:
         """How many tokens a batch has."""
-        return self.table.batch_size * self.context
+        return self.table.batch_size * self.context_length
 
     @property
     def step_tokens(self) -> int:
@@ -109,7 +109,7 @@ class Subject:
 
     def batch(self, number: int) -> Batch:
         """All rows of a step, of random tokens."""
-        size = (2, self.step_tokens // self.context, self.context)
+        size = (2, self.step_tokens // self.context_length, self.context_length)
         drawn = np.random.default_rng(number).integers(0, self.vocab_size, size)
         tokens, ones = drawn.astype(np.int32), np.ones(drawn.shape[1:], np.float32)
         batch = Batch(inputs=tokens[0], hard=tokens[1], weight=ones, from_teacher=0 * ones)
@@ -118,7 +118,7 @@ class Subject:
     @property
     def names(self) -> int:
         """How many tokens a stored soft target names; 0 where none is stored."""
-        return self.parts.soft.binding(self.parts.corpus.train).most if self.parts.soft.source in KEPT else 0
+        return self.context.soft.binding(self.context.corpus.train).most if self.context.soft.source in KEPT else 0
 
     def _softened(self, batch: Batch, number: int) -> Batch:
         """A batch with soft targets as a store gives them, of random tokens."""
@@ -136,14 +136,14 @@ class Subject:
     def job(self) -> Job:
         """What the train stage would do, but for the text and for files: there are none."""
         if self.table.checkpointing:
-            compute_again(self.student.model, self.parts.recipe.student.arch)
+            compute_again(self.student.model, self.context.recipe.student.arch)
         return Job(
             model=self.student.model,
             vocab_size=self.vocab_size,
-            mixer=self.parts.mixer,
+            mixer=self.context.mixer,
             batch=self.batch,
             validation=tuple,
-            settings=settings(self.parts.recipe, chunk_of(self.table, self.vocab_size), self.precision),
+            settings=settings(self.context.recipe, chunk_of(self.table, self.vocab_size), self.precision),
             student={},
             facts={},
             folder=Path(os.devnull),
@@ -163,7 +163,7 @@ class Subject:
         """The operations of a step; a teacher only reads, and what the student writes it reads first."""
         own, theirs = _multiply_adds(self.student.model), getattr(self.teacher, "trained", None)
         taught = FORWARD * _multiply_adds(theirs.model) if theirs else 0
-        written = len(self.writes.rows(self.table.rows, 0)) * self.context if self.writes else 0
+        written = len(self.writes.rows(self.table.rows, 0)) * self.context_length if self.writes else 0
         return self.step_tokens * (TRAINING * own + taught) + written * FORWARD * own
 
 
@@ -195,21 +195,21 @@ def _training(subject: Subject, steps: int) -> tuple[Report, int]:
         "teacher": subject.teacher is not None,
         "precision": subject.precision,
         "on_policy": subject.writes.share if subject.writes else 0.0,
-        "without_asking": subject.parts.reads_in_steps,
+        "without_asking": subject.context.reads_in_steps,
     }
     return {**speeds, **how}, mx.get_peak_memory() - held
 
 
 def _writing(subject: Subject, rows: int) -> Report:
     """So many texts at once, each from a few tokens on, drawn as the recipe draws."""
-    student, table = subject.student, subject.parts.recipe.sampling
+    student, table = subject.student, subject.context.recipe.sampling
     how = Sampling(table.temperatures[0], **table.how)
     student.model.eval()
-    length = min(PROMPT, subject.context // 2)
+    length = min(PROMPT, subject.context_length // 2)
     prompts = np.random.default_rng(rows).integers(0, subject.vocab_size, (rows, length)).tolist()
 
     def written() -> None:
-        for _ in write(student.model, subject.context, prompts, range(rows), how, 0, max_tokens=WRITTEN):
+        for _ in write(student.model, subject.context_length, prompts, range(rows), how, 0, max_tokens=WRITTEN):
             pass
 
     written()

@@ -45,7 +45,7 @@ CONTINUE = (
 )
 
 
-class Assembly:
+class Context:
     """A recipe, and what it is made of."""
 
     def __init__(

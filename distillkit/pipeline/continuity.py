@@ -24,7 +24,7 @@ from ..student.checkpoint import Checkpoint
 from ..student.trained import filled
 from ..student.training import precision
 from ..student.training.distributed import World
-from .context import Assembly
+from .context import Context
 from .step_config import chunk_of, parts_of
 
 HOW_FAST = {"concurrency", "timeout", "attempts", "max_usd", "max_requests", "max_tokens_total", "price"}
@@ -48,9 +48,9 @@ Facts = dict[str, Any]
 class Continuity:
     """Holds a run's checkpoints against what is there now."""
 
-    def __init__(self, parts: Assembly, run: Run, world: World) -> None:
-        self.parts, self.run, self.world = parts, run, world
-        self.recipe, self.voice = parts.recipe, parts.voice
+    def __init__(self, context: Context, run: Run, world: World) -> None:
+        self.context, self.run, self.world = context, run, world
+        self.recipe, self.voice = context.recipe, context.voice
 
     def check(self) -> None:
         """Refuse a recipe that the run's newest checkpoint does not fit, before anything is asked."""
@@ -82,7 +82,7 @@ class Continuity:
 
     def before_labels(self) -> Facts:
         """What is known before any teacher is asked."""
-        corpus = self.parts.corpus
+        corpus = self.context.corpus
         return {
             "data": corpus.fingerprint,
             "tokenizer": corpus.tokenizer.fingerprint,
@@ -93,11 +93,11 @@ class Continuity:
 
     def student(self) -> Facts:
         """All that builds the network again."""
-        options = self.parts.student.options.model_dump(mode="json")
+        options = self.context.student.options.model_dump(mode="json")
         return {
             "arch": self.recipe.student.arch,
             "options": options,
-            "vocab_size": self.parts.tokenizer.vocab_size,
+            "vocab_size": self.context.tokenizer.vocab_size,
         }
 
     def must_be_alike(self, origin: Checkpoint, tokenizer: Path) -> None:
@@ -111,7 +111,7 @@ class Continuity:
             )
         from ..data.tokenizer import Tokenizer
 
-        if Tokenizer.load(tokenizer).fingerprint != self.parts.tokenizer.fingerprint:
+        if Tokenizer.load(tokenizer).fingerprint != self.context.tokenizer.fingerprint:
             raise UsageError(
                 f"student.from: {origin.path} reads other tokens than this recipe's tokenizer makes",
                 f'Use its own: tokenizer.kind = "{self.recipe.student.from_}".',
@@ -132,7 +132,7 @@ class Continuity:
     def _numerics(self, saved: Checkpoint | None, streams: int) -> Facts:
         """What decides the order of additions: kept from the first sitting to the last."""
         backend = blas.load()
-        table, vocab_size = self.recipe.train, self.parts.tokenizer.vocab_size
+        table, vocab_size = self.recipe.train, self.context.tokenizer.vocab_size
         here = {
             "device": str(mx.default_device()),
             "blas": backend.name,

@@ -23,7 +23,7 @@ from ..plugins.interfaces import Judge, Scorer, Subject, Teacher
 from ..recipe.schema import JudgeTable
 from ..reporting.run import tables
 from ..teachers.asking.label import Labelled
-from .context import Assembly
+from .context import Context
 
 UNWRITTEN = "the samples of {name} were not written yet"
 
@@ -31,8 +31,8 @@ UNWRITTEN = "the samples of {name} were not written yet"
 class Subjects:
     """The subject of a run's judges, part by part. Without a run nothing is written yet."""
 
-    def __init__(self, parts: Assembly, run: Run | None = None) -> None:
-        self.parts, self.run, self.table = parts, run, parts.recipe.sampling
+    def __init__(self, context: Context, run: Run | None = None) -> None:
+        self.context, self.run, self.table = context, run, context.recipe.sampling
 
     # ------------------------------------------------------------------------------------------ samples
 
@@ -40,7 +40,7 @@ class Subjects:
     def rows(self) -> list[sampling.Row]:
         """What is to be written."""
         table = self.table
-        return sampling.rows(self._prompts(), table.count, self.parts.recipe.seed, table.repeats, table.temperatures)
+        return sampling.rows(self._prompts(), table.count, self.context.recipe.seed, table.repeats, table.temperatures)
 
     def _prompts(self) -> list[tuple[str, str]]:
         table, count = self.table, ceil(self.table.count / self.table.repeats)
@@ -48,16 +48,16 @@ class Subjects:
             return sampling.story_prompts(count)
         if table.prompts != "held_out":
             return sampling.file_prompts(Path(table.prompts), count)
-        if not self.parts.at_hand:  # it is only being planned: stand-ins of the same length fetch nothing
+        if not self.context.at_hand:  # it is only being planned: stand-ins of the same length fetch nothing
             return [(str(i), "word " * table.prompt_tokens) for i in range(count)]
         return sampling.held_out_prompts(self._held_out, count, self._beginning)
 
     def _beginning(self, text: str) -> str:
-        return self.parts.beginning(text, self.table.prompt_tokens)
+        return self.context.beginning(text, self.table.prompt_tokens)
 
     @cached_property
     def _held_out(self) -> Sequence[Document]:
-        return self.parts.corpus.held_out_documents if self.parts.at_hand else ()
+        return self.context.corpus.held_out_documents if self.context.at_hand else ()
 
     @cached_property
     def made_of(self) -> str | None:
@@ -82,7 +82,7 @@ class Subjects:
         if self.run is None or self.made_of is None or noted.get("made_of") != self.made_of:
             return {}
         if not self.run.samples.is_file() or noted.get("sha256") not in (None, file_digest(self.run.samples)):
-            self.parts.voice.warn(f"{self.run.samples} is not what was written there; the student writes them again")
+            self.context.voice.warn(f"{self.run.samples} is not what was written there; the student writes them again")
             return {}
         samples = [Sample.from_json(row) for row in read_lines(self.run.samples)]
         return {(sample.prompt, sample.seed, sample.temperature): sample.completion for sample in samples}
@@ -120,8 +120,8 @@ class Subjects:
         """Continuations of a student that had learnt everything: held-out text, no longer than allowed."""
         most, texts = self.table.max_tokens, [document.text for document in islice(self._held_out, 200)]
         begun = self.table.prompt_tokens if self.table.prompts == "held_out" else 0
-        encoded = [self.parts.tokenizer.encode(text)[begun : begun + most] for text in texts]
-        cut = [self.parts.tokenizer.decode(tokens) for tokens in encoded]
+        encoded = [self.context.tokenizer.encode(text)[begun : begun + most] for text in texts]
+        cut = [self.context.tokenizer.decode(tokens) for tokens in encoded]
         return [text for text in cut if text] or ["and they all went home. " * (most // 6)]
 
     # ------------------------------------------------------------------------------------------ subjects
@@ -130,11 +130,11 @@ class Subjects:
         """What judges see; samples that are missing are written."""
         return protocol.Judged(
             samples=self.written(student),
-            held_out=self.parts.corpus.held_out_documents,
+            held_out=self.context.corpus.held_out_documents,
             student=student,
-            read_train=self.parts.corpus.train_text,
+            read_train=self.context.corpus.train_text,
             others=[other(run) for run in others],
-            name=self.run.name if self.run else self.parts.recipe.name,
+            name=self.run.name if self.run else self.context.recipe.name,
         )
 
     def imagined(self, others: Sequence[Run] = (), wordy: bool = True) -> protocol.Judged:
@@ -143,11 +143,11 @@ class Subjects:
 
     def without_student(self, samples: Sequence[Sample], why: str, others: Sequence[Run] = ()) -> protocol.Judged:
         """Samples that no student is at hand for: foreseen ones, or anchors."""
-        name = self.run.name if self.run else self.parts.recipe.name
+        name = self.run.name if self.run else self.context.recipe.name
         around = [other(run) for run in others]
 
         def train_text() -> Iterator[str]:
-            return self.parts.corpus.train_text()
+            return self.context.corpus.train_text()
 
         return protocol.Judged(samples, self._held_out, Nobody(why), train_text, around, None, name)
 
@@ -185,21 +185,21 @@ class Nobody(Scorer):
 class Jury:
     """Judges with their teachers. What they spent, in earlier sittings too, is told whatever becomes of it."""
 
-    def __init__(self, parts: Assembly, spent: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
-        self.parts, self.spent, self.tell = parts, spent, tell
+    def __init__(self, context: Context, spent: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+        self.context, self.spent, self.tell = context, spent, tell
 
     def hear(self, table: JudgeTable, judge: Judge, subject: protocol.Judged) -> protocol.Verdict:
         """What one judge says of a subject."""
-        found = self.parts.teacher_of(table, judge)
+        found = self.context.teacher_of(table, judge)
         if found is None:
             return protocol.judge(judge, subject)
         teacher, terms = found
 
         def ask(requests: Sequence[Request]) -> Sequence[Answer]:
             done, used = Labelled([], []), self.spent.get(judge.name) or {}
-            manner = self.parts.terms(terms, shard=None, batch=False, spent=used)
+            manner = self.context.terms(terms, shard=None, batch=False, spent=used)
             try:
-                return self.parts.ask(teacher, list(requests), manner, done).replies
+                return self.context.ask(teacher, list(requests), manner, done).replies
             finally:
                 if done.spent:
                     self.spent[judge.name] = done.spent

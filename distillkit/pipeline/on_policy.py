@@ -26,7 +26,7 @@ from ..teachers.soft_targets.align import Aligner
 
 if TYPE_CHECKING:
     from ..student.training.distributed import World
-    from .context import Assembly
+    from .context import Context
 
 COUNTED_HERE = ("max_usd", "max_requests", "max_tokens_total", "requests_per_minute", "tokens_per_minute")
 
@@ -51,12 +51,12 @@ class Reader:
     What that has cost is told each time, for a process that is killed says nothing at its end.
     """
 
-    def __init__(self, parts: Assembly, spent: Mapping[str, float], told: Told | None = None) -> None:
-        table = cast(TeacherTable, parts.recipe.teacher)
-        self.parts, self.teacher, self.aligner = parts, parts.teacher, Aligner(parts.tokenizer)
+    def __init__(self, context: Context, spent: Mapping[str, float], told: Told | None = None) -> None:
+        table = cast(TeacherTable, context.recipe.teacher)
+        self.context, self.teacher, self.aligner = context, context.teacher, Aligner(context.tokenizer)
         self.width = table.top_logprobs
-        self.terms = parts.terms(table, spent=dict(spent), batch=False, shard=None, pace=Pace())
-        self.voice, self.told = Aside(parts.voice), told
+        self.terms = context.terms(table, spent=dict(spent), batch=False, shard=None, pace=Pace())
+        self.voice, self.told = Aside(context.voice), told
 
     def __call__(self, rows: Ints) -> tuple[Ints, Floats, Floats, Floats]:
         """Of rows of tokens [B, T + 1] the soft targets of all but the first [B, T], as a batch has them."""
@@ -74,7 +74,7 @@ class Reader:
 
     def _pieces(self, row: int, tokens: Ints) -> Iterator[Piece]:
         """The documents of a row, each as far as it is text."""
-        tokenizer = self.parts.tokenizer
+        tokenizer = self.context.tokenizer
         ends = [*np.flatnonzero(tokens == tokenizer.end_of_text), len(tokens)]
         begins = [0, *(end + 1 for end in ends)]
         for begin, end in zip(begins, ends, strict=False):
@@ -94,7 +94,7 @@ class Reader:
             return []
         done = Labelled([], [])
         try:
-            self.parts.ask(self.teacher, requests, self.terms, done, self.voice)
+            self.context.ask(self.teacher, requests, self.terms, done, self.voice)
         finally:
             if done.spent:
                 self.terms = replace(self.terms, spent=done.spent)
@@ -109,12 +109,12 @@ def cut(answer: Answer, most: int) -> Answer:
     return replace(answer, tokens=tuple(replace(t, top=tuple(top)) for t, top in zip(answer.tokens, tops, strict=True)))
 
 
-def must_be_counted(parts: Assembly, world: World) -> None:
+def must_be_counted(context: Context, world: World) -> None:
     """Refuse, of asking in the step, what each of several processes would count for itself: limits, and money."""
-    table, teacher = parts.recipe.teacher, parts.teacher
-    if table is None or teacher is None or world.size == 1 or not parts.reads_in_steps:
+    table, teacher = context.recipe.teacher, context.teacher
+    if table is None or teacher is None or world.size == 1 or not context.reads_in_steps:
         return
-    price = parts.terms(table).price_of(teacher)
+    price = context.terms(table).price_of(teacher)
     if price is None or price.input or price.output:
         raise UsageError(
             f"what the teacher {table.provider!r} costs cannot be counted by {world.size} processes: with "

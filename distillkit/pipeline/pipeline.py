@@ -22,7 +22,7 @@ from ..recipe.schema import JudgeTable
 from ..student.training.distributed import ALONE, World
 from ..teachers.asking.label import Labelled
 from ..teachers.asking.scheduler import Terms
-from .context import Assembly
+from .context import Context
 from .judge import Jury, Subjects
 from .plan import MANY_EPOCHS, better, slow_start
 from .soft_targets import STORE
@@ -39,11 +39,11 @@ WHY_FEW = (
 
 
 class Pipeline:
-    """A run of an assembly. Every stage leaves its result in the run folder, and its figures in `run.json`."""
+    """A run of an context. Every stage leaves its result in the run folder, and its figures in `run.json`."""
 
-    def __init__(self, assembly: Assembly, run: Run, world: World = ALONE, others: Sequence[Run] = ()) -> None:
-        self.parts, self.run, self.world, self.others = assembly, run, world, others
-        self.recipe, self.voice = assembly.recipe, assembly.voice
+    def __init__(self, context: Context, run: Run, world: World = ALONE, others: Sequence[Run] = ()) -> None:
+        self.context, self.run, self.world, self.others = context, run, world, others
+        self.recipe, self.voice = context.recipe, context.voice
         self.trackers: list[Guarded] = []
         self.watched = False  # whether another process trains this run meanwhile
 
@@ -59,20 +59,20 @@ class Pipeline:
                     raise self.run.busy
                 self._training().check()
             if "label" in stages:
-                self.parts.refuse_twice()
+                self.context.refuse_twice()
             if {"train", "judge"} & {*stages}:
                 self._must_be_its_text()
             write_text(self.run.recipe, self.recipe.to_toml())
         with self._recorded(stages):
             for stage in stages:
-                with self._timed(stage), self.parts.plugins.named(f"in the stage {stage}"):
+                with self._timed(stage), self.context.plugins.named(f"in the stage {stage}"):
                     getattr(self, stage)()
         return self.run.info
 
     def _must_be_its_text(self) -> None:
         """Refuse another text than the run began with: what is held out of that, the student may have learnt from."""
         began_with = (self.run.info.get("data") or {}).get("fingerprint")
-        if began_with not in (None, self.parts.corpus.fingerprint):
+        if began_with not in (None, self.context.corpus.fingerprint):
             raise UsageError(
                 f"{self.run.name} began with other text or another tokenizer, and may have learnt what this holds out",
                 "Leave data and tokenizer as they were, or begin a new run.",
@@ -99,8 +99,8 @@ class Pipeline:
             self._label()
 
     def _label(self) -> None:
-        requests = self.parts.requests()
-        table, teacher = self.recipe.teacher, self.parts.teacher
+        requests = self.context.requests()
+        table, teacher = self.recipe.teacher, self.context.teacher
         if table is None or teacher is None:
             return
         facts: dict[str, Any] = {
@@ -111,8 +111,8 @@ class Pipeline:
         if requests:
             self._fewer_prompts(len(requests), table.prompts * table.repeats)
             spent = self._earlier(teacher, requests)
-            labelled = self._labelled(teacher, requests, self.parts.terms(table, spent=spent))
-            if self.parts.manner.get("shard"):  # one share of several teaches nobody yet
+            labelled = self._labelled(teacher, requests, self.context.terms(table, spent=spent))
+            if self.context.manner.get("shard"):  # one share of several teaches nobody yet
                 return
             rows = labelled.answered
             private(self.run.answers)
@@ -120,10 +120,10 @@ class Pipeline:
             counts = labelled.counts
             asked = min(self.run.info["asked"], counts["prompts"])  # in all sittings
             counts |= {"asked": asked, "cached": counts["prompts"] - asked}
-            facts |= self.parts.pack(labelled, self.run.answers) | counts
-        if self.parts.soft.source == STORE:
-            stores = self.parts.soft.keep(self.parts.streams(self.run.answers))
-            facts["soft"] = self.parts.soft.facts(stores)
+            facts |= self.context.pack(labelled, self.run.answers) | counts
+        if self.context.soft.source == STORE:
+            stores = self.context.soft.keep(self.context.streams(self.run.answers))
+            facts["soft"] = self.context.soft.facts(stores)
         self._tell_of_soft(facts.get("soft"))
         self.run.record(teacher=facts)
 
@@ -149,7 +149,7 @@ class Pipeline:
             self.run.record(asked=self.run.info["asked"] + done.asked, asking=None, **spent)
 
         with _in_the_end(recorded):
-            self.parts.ask(teacher, requests, terms, done)
+            self.context.ask(teacher, requests, terms, done)
         self.voice.say(f"  {done.asked} asked, {done.cached} from the cache")
         if done.refused:
             self._warn(
@@ -164,9 +164,9 @@ class Pipeline:
         training = self._training()
         with self.world.together():
             self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
-            if told := slow_start(self.parts):
+            if told := slow_start(self.context):
                 self._warn(told)
-            self.trackers = [Guarded(tracker, self._warn) for tracker in self.parts.trackers()]
+            self.trackers = [Guarded(tracker, self._warn) for tracker in self.context.trackers()]
             for tracker in self.trackers:
                 tracker.start(self.run)
         self.run.record(training=training.go(self.trackers))
@@ -176,11 +176,11 @@ class Pipeline:
         from ..student import Trained
 
         student = Trained.load(self.run.path)
-        subject = Subjects(self.parts, self.run).subject(student, self.others)
+        subject = Subjects(self.context, self.run).subject(student, self.others)
         spent = dict(self.run.info.get("spent_on_judges") or {})
-        jury = Jury(self.parts, spent, lambda spent: self.run.record(spent_on_judges=spent))
+        jury = Jury(self.context, spent, lambda spent: self.run.record(spent_on_judges=spent))
         verdicts, judges = [], []
-        for table, judge in self.parts.judges():
+        for table, judge in self.context.judges():
             self.voice.say(f"Judging: {judge.name}.")
             self._warn_of_kin(table, judge)
             verdicts.append(jury.hear(table, judge, subject))
@@ -212,8 +212,8 @@ class Pipeline:
 
     def _record_held_out(self) -> None:
         """What a run that was brought in from elsewhere is judged by: without it, nothing compares with its figures."""
-        if not self.run.info.get("data") and self.parts.at_hand:
-            self.run.record(data={"held_out": self.parts.corpus.counts["held_out"]})
+        if not self.run.info.get("data") and self.context.at_hand:
+            self.run.record(data={"held_out": self.context.corpus.counts["held_out"]})
 
     def _earlier(self, teacher: Teacher, requests: list[Request]) -> dict[str, float]:
         """What earlier sittings of this run spent. Records that, and that another one begins to ask.
@@ -223,24 +223,24 @@ class Pipeline:
         info = self.run.info
         asked, spent = info.get("asked") or (info.get("teacher") or {}).get("asked") or 0, info.get("spent") or {}
         if killed := info.get("asking"):
-            came = self.parts.came_since(teacher, requests, killed["since"])
-            asked, spent = asked + len(came), self.parts.at_least(teacher, came, spent)
+            came = self.context.came_since(teacher, requests, killed["since"])
+            asked, spent = asked + len(came), self.context.at_least(teacher, came, spent)
         self.run.record(asked=asked, spent=spent, asking={"since": time.time()})
         return spent
 
     def _training(self) -> Training:
         from .train import Training
 
-        return Training(self.parts, self.run, self.run.answers, self.world)
+        return Training(self.context, self.run, self.run.answers, self.world)
 
     def _signal(self) -> str:
         """What is used of the teacher: what the recipe narrows it to, or what it can give."""
-        table, teacher = self.recipe.teacher, self.parts.teacher
+        table, teacher = self.recipe.teacher, self.context.teacher
         return (table and table.signal) or (teacher.signal if teacher else "none")
 
     def _warn_of_kin(self, table: JudgeTable, judge: Judge) -> None:
         """A judge prefers what its own family writes, and a student writes as its teacher does."""
-        found, teacher = self.parts.teacher_of(table, judge), self.parts.teacher
+        found, teacher = self.context.teacher_of(table, judge), self.context.teacher
         if found is None or teacher is None:
             return
         ours, theirs = (protocol.family(getattr(one.options, "model", None)) for one in (teacher, found[0]))
@@ -258,7 +258,7 @@ class Pipeline:
         if epochs > MANY_EPOCHS:
             self._warn(
                 f"each token is seen {epochs:.1f} times, and from about {MANY_EPOCHS} on a student learns by heart: "
-                f"{better(self.parts, epochs)}"
+                f"{better(self.context, epochs)}"
             )
 
     def _warn(self, text: str) -> None:
@@ -301,7 +301,7 @@ class Pipeline:
 
     def _to_go_on(self) -> str:
         """The command that goes on: a recipe does not say how its teacher is asked."""
-        manner = self.parts.manner
+        manner = self.context.manner
         words = [f"--{name.replace('_', '-')}" for name in ("batch", "retry_refused") if manner.get(name)]
         if shard := manner.get("shard"):
             words.append(f"--shard {shard[0]}/{shard[1]}")
@@ -344,12 +344,12 @@ def _out_of_the_way() -> Iterator[None]:
         raise
 
 
-def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
-    """A new run folder for an assembly, with all that is known before the first stage."""
-    recipe, began = assembly.recipe, time.perf_counter()
-    corpus = assembly.corpus
-    assembly.refuse_twice()
-    facts = {"recipe": recipe.name, "started": now(), "seed": recipe.seed, **describe(assembly)}
+def begin(context: Context, foreseen: Mapping[str, Any]) -> Run:
+    """A new run folder for an context, with all that is known before the first stage."""
+    recipe, began = context.recipe, time.perf_counter()
+    corpus = context.corpus
+    context.refuse_twice()
+    facts = {"recipe": recipe.name, "started": now(), "seed": recipe.seed, **describe(context)}
     with run_folder.creating(recipe.name, facts) as (run, part):
         write_text(part.recipe, recipe.to_toml())
         write_json(part.plan, foreseen)
@@ -358,14 +358,14 @@ def begin(assembly: Assembly, foreseen: Mapping[str, Any]) -> Run:
     return run
 
 
-def describe(assembly: Assembly) -> dict[str, Any]:
+def describe(context: Context) -> dict[str, Any]:
     """What a run records of its parts: versions, hashes, sizes, the machine."""
     from ..student.trained import parameters
 
-    recipe, corpus = assembly.recipe, assembly.corpus
+    recipe, corpus = context.recipe, context.corpus
     return {
         "versions": versions(),
-        "plugins": assembly.plugins.versions(recipe),
+        "plugins": context.plugins.versions(recipe),
         "device": device(),
         "data": {"source": recipe.data.source, "fingerprint": corpus.fingerprint, **corpus.counts},
         "tokenizer": {
@@ -373,7 +373,7 @@ def describe(assembly: Assembly) -> dict[str, Any]:
             "vocab_size": corpus.tokenizer.vocab_size,
             "fingerprint": corpus.tokenizer.fingerprint,
         },
-        "student": {"arch": recipe.student.arch, "parameters": parameters(assembly.network)},
+        "student": {"arch": recipe.student.arch, "parameters": parameters(context.network)},
     }
 
 

@@ -22,7 +22,7 @@ from ..teachers.answers.disk import Cache, key_of
 from ..teachers.asking.counting import tokens_of
 from ..teachers.asking.label import known, rows_of
 from ..teachers.asking.scheduler import TEMPLATE_TOKENS, probed, upper
-from .context import Assembly
+from .context import Context
 from .judge import Subjects
 from .soft_targets import STORE
 
@@ -36,32 +36,32 @@ MANY_EPOCHS = 4
 OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products alone, at best and at worst
 
 
-def foresee(parts: Assembly, run: Run | None = None) -> dict[str, Any]:
+def foresee(context: Context, run: Run | None = None) -> dict[str, Any]:
     """What a run of these parts would ask, use and take; one that is there already has written some samples."""
     from ..student.trained import parameters
 
-    sizes = parameters(parts.network)
+    sizes = parameters(context.network)
     return {
         "schema": 1,
-        "recipe": parts.recipe.name,
-        "student": {"arch": parts.recipe.student.arch, "parameters": sizes},
-        "begins_with": parts.recipe.student.from_,
-        "data": parts.corpus.counts | {"here": True} if parts.at_hand else _awaited(parts),
-        "teacher": teaching(parts, run=run),
-        "judging": judging(parts, run),
-        "training": (training := _training(parts)),
-        "memory_bytes": _memory(parts, sizes["unique"]),
-        "seconds": _seconds(parts, sizes, training["tokens"]),
+        "recipe": context.recipe.name,
+        "student": {"arch": context.recipe.student.arch, "parameters": sizes},
+        "begins_with": context.recipe.student.from_,
+        "data": context.corpus.counts | {"here": True} if context.at_hand else _awaited(context),
+        "teacher": teaching(context, run=run),
+        "judging": judging(context, run),
+        "training": (training := _training(context)),
+        "memory_bytes": _memory(context, sizes["unique"]),
+        "seconds": _seconds(context, sizes, training["tokens"]),
     }
 
 
-def _awaited(parts: Assembly) -> dict[str, Any]:
+def _awaited(context: Context) -> dict[str, Any]:
     """What is known of a corpus that is to be fetched: how much of it is wanted."""
-    table = parts.recipe.data
+    table = context.recipe.data
     return {"here": False, "source": table.source, "train": {"documents": table.documents, "tokens": table.tokens}}
 
 
-def teaching(parts: Assembly, stages: Sequence[str] = STAGES, run: Run | None = None) -> dict[str, Any] | None:
+def teaching(context: Context, stages: Sequence[str] = STAGES, run: Run | None = None) -> dict[str, Any] | None:
     """How many answers are wanted, how many of them are known already, and what the others would take.
 
     Answers are wanted by the stage that labels; what is judged in the steps that a run has not made, by the one that
@@ -69,15 +69,15 @@ def teaching(parts: Assembly, stages: Sequence[str] = STAGES, run: Run | None = 
     """
     if not {"label", "train"} & {*stages}:
         return None
-    table, teacher = parts.recipe.teacher, parts.teacher
+    table, teacher = context.recipe.teacher, context.teacher
     if table is None or teacher is None:
         return None
-    terms = parts.terms(table)
-    wanted = asked_of(parts) if "label" in stages else []
+    terms = context.terms(table)
+    wanted = asked_of(context) if "label" in stages else []
     requests = [request for request, _, _ in rows_of(teacher, wanted, terms.shard)]
-    with parts.cache() as cache:
+    with context.cache() as cache:
         cached = known(teacher, requests, cache, terms)
-    sent_off = parts.sent_off(teacher, requests, terms) if terms.batch else 0
+    sent_off = context.sent_off(teacher, requests, terms) if terms.batch else 0
     calls = len(requests) - cached - sent_off
     share = calls / max(1, len(requests))  # which of them are known matters less than how many
     read = share * sum(upper(request).prompt_tokens - TEMPLATE_TOKENS for request in requests)
@@ -85,7 +85,7 @@ def teaching(parts: Assembly, stages: Sequence[str] = STAGES, run: Run | None = 
         "input": {"low": round(read / 6), "high": round(read / 2 + (TEMPLATE_TOKENS * calls if teacher.chats else 0))},
         "output": {"low": round(calls * table.max_tokens * LEAST_WRITTEN), "high": calls * table.max_tokens},
     }
-    judged = _judged_in_steps(parts, stages, run)
+    judged = _judged_in_steps(context, stages, run)
     for end, factor in zip(("low", "high"), MISREAD, strict=True):
         tokens["input"][end] += round(factor * judged["tokens"])
     price = terms.price_of(teacher)
@@ -101,52 +101,52 @@ def teaching(parts: Assembly, stages: Sequence[str] = STAGES, run: Run | None = 
         "usd": None if price is None else {end: _cost(price, tokens, end) for end in ("low", "high")},
         "seconds": _at_limits(terms.given, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
-        "online": parts.teaches_online,
+        "online": context.teaches_online,
         "judged": judged,
-        "soft": parts.soft.foreseen(len(requests)) if parts.at_hand else None,
+        "soft": context.soft.foreseen(len(requests)) if context.at_hand else None,
     }
 
 
-def steps_left(parts: Assembly, run: Run | None) -> int:
+def steps_left(context: Context, run: Run | None) -> int:
     """How many steps a run still has to make; a new one, all of them."""
     from ..student.checkpoint import reached
 
-    return max(0, parts.recipe.train.steps - (reached(run.checkpoints) if run else 0))
+    return max(0, context.recipe.train.steps - (reached(run.checkpoints) if run else 0))
 
 
-def _judged_in_steps(parts: Assembly, stages: Sequence[str], run: Run | None) -> dict[str, int]:
+def _judged_in_steps(context: Context, stages: Sequence[str], run: Run | None) -> dict[str, int]:
     """How many rows of the student's own a teacher is asked to read while it learns, and their tokens."""
-    train, table = parts.recipe.train, parts.recipe.teacher
-    if table is None or not parts.reads_in_steps or "train" not in stages:
+    train, table = context.recipe.train, context.recipe.teacher
+    if table is None or not context.reads_in_steps or "train" not in stages:
         return {"rows": 0, "tokens": 0}
-    rows = steps_left(parts, run) * round((table.on_policy or 0) * train.batch_size * train.accumulate)
-    return {"rows": rows, "tokens": rows * parts.student.context}
+    rows = steps_left(context, run) * round((table.on_policy or 0) * train.batch_size * train.accumulate)
+    return {"rows": rows, "tokens": rows * context.student.context}
 
 
-def asked_of(parts: Assembly) -> list[Request]:
+def asked_of(context: Context) -> list[Request]:
     """The requests of a recipe, or as many stand-ins while the corpus is not here."""
-    return parts.requests(unread=not parts.at_hand)
+    return context.requests(unread=not context.at_hand)
 
 
-def judging(parts: Assembly, run: Run | None = None, others: Sequence[Run] = ()) -> dict[str, Any]:
+def judging(context: Context, run: Run | None = None, others: Sequence[Run] = ()) -> dict[str, Any]:
     """What the judges of a run would ask: exactly of samples that are written, else as if they were long."""
-    subjects = Subjects(parts, run)
+    subjects = Subjects(context, run)
     wordy, bare = (subjects.imagined(others, wordy) for wordy in (True, False))
-    return {"samples": len(wordy.samples), "missing": subjects.missing, "judges": asked_by_judges(parts, wordy, bare)}
+    return {"samples": len(wordy.samples), "missing": subjects.missing, "judges": asked_by_judges(context, wordy, bare)}
 
 
-def asked_by_judges(parts: Assembly, wordy: Judged, bare: Judged) -> list[dict[str, Any]]:
+def asked_by_judges(context: Context, wordy: Judged, bare: Judged) -> list[dict[str, Any]]:
     """For each judge that asks a teacher: how much, over samples that are long and over those that are short."""
-    found = ((judge, parts.teacher_of(table, judge)) for table, judge in parts.judges())
-    return [_asked_by(parts, judge, *whom, wordy, bare) for judge, whom in found if whom is not None]
+    found = ((judge, context.teacher_of(table, judge)) for table, judge in context.judges())
+    return [_asked_by(context, judge, *whom, wordy, bare) for judge, whom in found if whom is not None]
 
 
 def _asked_by(
-    parts: Assembly, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: Judged, bare: Judged
+    context: Context, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: Judged, bare: Judged
 ) -> dict[str, Any]:
-    terms = parts.terms(table, shard=None, batch=False)
+    terms = context.terms(table, shard=None, batch=False)
     requests = would_ask(judge, wordy)
-    with parts.cache() as cache:
+    with context.cache() as cache:
         due, short = (_unknown(teacher, of, cache) for of in (requests, would_ask(judge, bare)))
         probes = _to_find_out(teacher, requests, cache) if due else 0
     # Of samples without a word a judge may ask nothing, or more.
@@ -195,13 +195,13 @@ def _at_limits(given: dict[tuple[str, float], float], calls: int, tokens: dict[s
     return max((round(amounts[of] / limit * span, 1) for (of, span), limit in given.items()), default=None)
 
 
-def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
+def spending(context: Context, teaching: dict[str, Any] | None) -> str | None:
     """What the calls of a plan may cost, in words; None when they cost nothing. Refuses what cannot be asked."""
-    teacher = parts.teacher
+    teacher = context.teacher
     if teacher is None or not teaching or not (calls := teaching["calls"] + teaching["judged"]["rows"]):
         return None
-    parts.terms(cast(TeacherTable, parts.recipe.teacher)).budget(teacher)
-    teacher.check(asked_of(parts))
+    context.terms(cast(TeacherTable, context.recipe.teacher)).budget(teacher)
+    teacher.check(asked_of(context))
     asking = f"{calls} calls to {teaching['provider']} may cost"
     if teaching["usd"] is None:
         return f"{asking} money; how much is unknown without teacher.price" if teacher.paid else None
@@ -209,16 +209,16 @@ def spending(parts: Assembly, teaching: dict[str, Any] | None) -> str | None:
     return f"{asking} ${low:,.4f} to ${high:,.4f}" if high else None
 
 
-def judges_spending(parts: Assembly, asked: Sequence[dict[str, Any]]) -> str | None:
+def judges_spending(context: Context, asked: Sequence[dict[str, Any]]) -> str | None:
     """What judges' calls may cost, in words; None when they cost nothing. Refuses what cannot be asked."""
-    judges = {judge.name: (table, judge) for table, judge in parts.judges()}
+    judges = {judge.name: (table, judge) for table, judge in context.judges()}
     told = []
     for row in asked:
-        teacher, table = cast(tuple[Teacher, TeacherTable], parts.teacher_of(*judges[row["judge"]]))
+        teacher, table = cast(tuple[Teacher, TeacherTable], context.teacher_of(*judges[row["judge"]]))
         if not row["calls"]:
             continue
-        parts.terms(table, shard=None, batch=False).budget(teacher)
-        parts.judge_ready(*judges[row["judge"]])
+        context.terms(table, shard=None, batch=False).budget(teacher)
+        context.judge_ready(*judges[row["judge"]])
         asking = f"{row['calls']} calls of the judge {row['judge']} to {row['provider']} may cost"
         if row["usd"] is None and teacher.paid:
             told.append(f"{asking} money; how much is unknown without judge.teacher.price")
@@ -227,21 +227,21 @@ def judges_spending(parts: Assembly, asked: Sequence[dict[str, Any]]) -> str | N
     return "; ".join(told) or None
 
 
-def insist_on_keys(parts: Assembly, judging: bool) -> None:
+def insist_on_keys(context: Context, judging: bool) -> None:
     """Refuse at once, before text is read, what would be refused later: no answer is known, and none can be asked for.
 
     Where some answers are known they may be all that is wanted, and only the text says which those are.
     """
-    with parts.cache() as cache:
+    with context.cache() as cache:
         if len(cache):
             return
-    for error in parts.cannot_be_asked(judging):
+    for error in context.cannot_be_asked(judging):
         raise error
 
 
-def slow_start(parts: Assembly) -> str | None:
+def slow_start(context: Context) -> str | None:
     """What is to be said of a warm-up that never ends; None when all is well."""
-    train = parts.recipe.train
+    train = context.recipe.train
     if train.warmup <= train.steps:
         return None
     reached = train.learning_rate * train.steps / train.warmup
@@ -251,45 +251,45 @@ def slow_start(parts: Assembly) -> str | None:
     )
 
 
-def _training(parts: Assembly) -> dict[str, Any]:
+def _training(context: Context) -> dict[str, Any]:
     """Steps and tokens; epochs count the corpus, and what the teacher will write if it has a share of its own."""
-    train, context = parts.recipe.train, parts.student.context
-    tokens = train.steps * train.batch_size * train.accumulate * context
-    there = _to_read(parts)
-    epochs = None if there is None else round(_times_read(parts, tokens, max(1, there)), 2)
-    told = {"advice": _advice(parts, epochs), "warmup": slow_start(parts)}
+    train, context_length = context.recipe.train, context.student.context
+    tokens = train.steps * train.batch_size * train.accumulate * context_length
+    there = _to_read(context)
+    epochs = None if there is None else round(_times_read(context, tokens, max(1, there)), 2)
+    told = {"advice": _advice(context, epochs), "warmup": slow_start(context)}
     return {"steps": train.steps, "tokens": tokens, "epochs": epochs, **told}
 
 
-def _to_read(parts: Assembly) -> int | None:
+def _to_read(context: Context) -> int | None:
     """How many tokens there are to train on; of a corpus that is not here, how many are wanted."""
-    return parts.corpus.train.tokens if parts.at_hand else parts.recipe.data.tokens
+    return context.corpus.train.tokens if context.at_hand else context.recipe.data.tokens
 
 
-def _advice(parts: Assembly, epochs: float | None) -> str | None:
+def _advice(context: Context, epochs: float | None) -> str | None:
     """What would be better than to read the same text so often; None when all is well."""
-    return better(parts, epochs) if epochs is not None and epochs > MANY_EPOCHS else None
+    return better(context, epochs) if epochs is not None and epochs > MANY_EPOCHS else None
 
 
-def better(parts: Assembly, epochs: float) -> str:
+def better(context: Context, epochs: float) -> str:
     """The settings with which each token is seen as often as it is still worth it: more text, or fewer steps."""
-    train, context = parts.recipe.train, parts.student.context
-    tokens = train.steps * train.batch_size * train.accumulate * context
+    train, context_length = context.recipe.train, context.student.context
+    tokens = train.steps * train.batch_size * train.accumulate * context_length
     steps = max(1, int(train.steps * MANY_EPOCHS / epochs))
-    more = " and ".join(_more_text(parts, tokens))
+    more = " and ".join(_more_text(context, tokens))
     return f"{more} or train.steps = {steps:_} would be better" if more else f"train.steps = {steps:_} would be better"
 
 
-def _more_text(parts: Assembly, tokens: int) -> Iterator[str]:
+def _more_text(context: Context, tokens: int) -> Iterator[str]:
     """How much text it would take to read so many tokens: of the corpus, and of a teacher with a share of its own."""
-    teacher = parts.recipe.teacher
+    teacher = context.recipe.teacher
     share = (teacher.share if teacher else None) or 0.0
-    wanted, there = ceil(tokens * (1 - share) / MANY_EPOCHS), _to_read(parts)
+    wanted, there = ceil(tokens * (1 - share) / MANY_EPOCHS), _to_read(context)
     if there is not None and wanted > there:
-        yield f"data.tokens = {wanted:_}" if parts.recipe.data.tokens else f"a corpus of {wanted:,} tokens"
+        yield f"data.tokens = {wanted:_}" if context.recipe.data.tokens else f"a corpus of {wanted:,} tokens"
     if teacher is not None and share:
         prompts = ceil(tokens * share / MANY_EPOCHS / teacher.repeats / _most_of_an_answer(teacher))
-        if prompts > len(asked_of(parts)) // teacher.repeats:
+        if prompts > len(asked_of(context)) // teacher.repeats:
             whole_file = teacher.prompts_file and not teacher.prompts
             more = f"{prompts:,} lines in teacher.prompts_file" if whole_file else f"teacher.prompts = {prompts:_}"
             yield f"at least {more}"  # most answers are shorter
@@ -299,34 +299,34 @@ def _most_of_an_answer(table: TeacherTable) -> float:
     return (table.prompt_tokens + table.max_tokens) * (1 - table.held_out)
 
 
-def _times_read(parts: Assembly, tokens: int, corpus: int) -> float:
+def _times_read(context: Context, tokens: int, corpus: int) -> float:
     """How often the corpus is seen, or at least the teacher's text, whichever is more."""
-    table = parts.recipe.teacher
+    table = context.recipe.teacher
     if table is None or not table.share:
         return tokens / corpus
-    most = len(asked_of(parts)) * _most_of_an_answer(table)
+    most = len(asked_of(context)) * _most_of_an_answer(table)
     return max(tokens * (1 - table.share) / corpus, tokens * table.share / most if most else 0.0)
 
 
-def _memory(parts: Assembly, parameters: int) -> int:
+def _memory(context: Context, parameters: int) -> int:
     """Weights, gradients and two moments, and the activations of one part of a batch; a rough sum of what MLX holds."""
-    train, context = parts.recipe.train, parts.student.context
-    rows = train.batch_size * context
-    options = parts.student.options.model_dump()
+    train, context_length = context.recipe.train, context.student.context
+    rows = train.batch_size * context_length
+    options = context.student.options.model_dump()
     width, layers = int(options.get("width", 0)), int(options.get("layers", 0))
     numbers = 4 * parameters + rows * width * layers * 24 + 3 * 2**21
-    if parts.teaches_online:
-        numbers += _size(parts.soft.teacher) + rows * width + 2**21  # its weights, hidden states, some rows of logits
+    if context.teaches_online:
+        numbers += _size(context.soft.teacher) + rows * width + 2**21  # its weights, hidden states, some rows of logits
     return FLOAT * numbers
 
 
-def _seconds(parts: Assembly, sizes: dict[str, int], tokens: int) -> dict[str, float]:
+def _seconds(context: Context, sizes: dict[str, int], tokens: int) -> dict[str, float]:
     """Low and high, from the arithmetic of training and the rate of a matrix product here and now."""
     flops = 6.0 * sizes["unique"] * tokens
-    if parts.teaches_online:
-        flops += 2.0 * _size(parts.soft.teacher) * tokens
-    elif parts.soft.source == STORE:
-        flops += 2.0 * _size(parts.soft.teacher) * (_to_read(parts) or 0)
+    if context.teaches_online:
+        flops += 2.0 * _size(context.soft.teacher) * tokens
+    elif context.soft.source == STORE:
+        flops += 2.0 * _size(context.soft.teacher) * (_to_read(context) or 0)
     ideal = flops / _matmul_rate()
     return {"low": round(ideal * OVERHEAD[0], 1), "high": round(ideal * OVERHEAD[1], 1)}
 

@@ -26,7 +26,7 @@ from ..teachers.soft_targets.align import RULE, Aligner
 from ..teachers.soft_targets.store import Binding, Store, Writer
 
 if TYPE_CHECKING:
-    from .context import Assembly
+    from .context import Context
 
 NOWHERE, STEP, STORE, ANSWERS = "nowhere", "step", "store", "answers"
 TOP = 20  # tokens a position, where the recipe does not say
@@ -35,14 +35,14 @@ TOP = 20  # tokens a position, where the recipe does not say
 class Softness:
     """The soft targets of one recipe."""
 
-    def __init__(self, parts: Assembly) -> None:
-        self.parts, self.table = parts, parts.recipe.teacher
+    def __init__(self, context: Context) -> None:
+        self.context, self.table = context, context.recipe.teacher
 
     @cached_property
     def source(self) -> str:
         """Where they come from: what the mixer needs, and what is used of the teacher."""
-        teacher, table = self.parts.teacher, self.table
-        if teacher is None or table is None or not gives(self.parts.mixer.signal, "top_logprobs"):
+        teacher, table = self.context.teacher, self.table
+        if teacher is None or table is None or not gives(self.context.mixer.signal, "top_logprobs"):
             return NOWHERE
         if (table.signal or teacher.signal) == "logits":
             return STORE if table.store else STEP
@@ -56,37 +56,37 @@ class Softness:
 
     def _draws_stay_as_they_are(self) -> None:
         """Refuse what was drawn at temperature 1 for a mixer that would soften it: counts of draws cannot be."""
-        heat = getattr(self.parts.mixer.options, "temperature", 1.0)
+        heat = getattr(self.context.mixer.options, "temperature", 1.0)
         heats = heat.values if isinstance(heat, Schedule) else (heat,)
         if self.table and self.table.store_samples and any(one != 1 for one in heats):
             raise UsageError(
                 f"teacher.store_samples counts draws at temperature 1, and mixer.temperature is not 1 "
-                f"({self.parts.recipe.file})",
+                f"({self.context.recipe.file})",
                 "Set mixer.temperature = 1.0, or leave out store_samples: the likeliest tokens can be softened.",
             )
 
     def _must_read_as_much(self) -> None:
         """Refuse a teacher whose context is below the student's: of what lies beyond it the teacher knows nothing."""
-        teacher, ours = self.parts.teacher, self.parts.student.context
+        teacher, ours = self.context.teacher, self.context.student.context
         assert teacher is not None
         theirs = teacher.context
         if theirs is not None and theirs < ours:
             raise UsageError(
                 f"student.context = {ours}, and the teacher reads {theirs} tokens at once: there its logits end "
-                f"({self.parts.recipe.file})",
+                f"({self.context.recipe.file})",
                 f"Set student.context = {theirs}, or take another teacher, that reads {ours}.",
             )
 
     @property
     def teacher(self) -> Teacher:
         """Who gives logits; its tokens are the student's and it reads as many at once, or it is refused."""
-        teacher, tokenizer = self.parts.teacher, self.parts.tokenizer
+        teacher, tokenizer = self.context.teacher, self.context.tokenizer
         assert teacher is not None
         if teacher.tokenizer.fingerprint != tokenizer.fingerprint:
             named = getattr(teacher.options, "model", teacher.name)
             raise UsageError(
                 "the teacher's tokenizer is not the student's, so its logits mean other tokens "
-                f"({self.parts.recipe.file})",
+                f"({self.context.recipe.file})",
                 f'Give the student the teacher\'s own, tokenizer.kind = "{named}"; or align what it writes: '
                 'teacher.signal = "top_logprobs", teacher.top_logprobs = 20 and teacher.prompts.',
             )
@@ -97,7 +97,7 @@ class Softness:
 
     def binding(self, stream: Stream) -> Binding:
         """What the soft targets of a stream belong to."""
-        teacher, table, tokenizer = self.parts.teacher, self.table, self.parts.tokenizer
+        teacher, table, tokenizer = self.context.teacher, self.table, self.context.tokenizer
         assert teacher is not None
         assert table is not None
         common: dict[str, Any] = {
@@ -109,10 +109,10 @@ class Softness:
         }
         if self.source == ANSWERS:
             return Binding(**common, most=table.top_logprobs, rule=RULE)
-        context, samples = self.parts.student.context, table.store_samples
-        seed = self.parts.recipe.seed if samples else None
+        context_length, samples = self.context.student.context, table.store_samples
+        seed = self.context.recipe.seed if samples else None
         most = samples or min(table.top_logprobs or TOP, tokenizer.vocab_size)
-        return Binding(**common, context=context, most=most, samples=samples, seed=seed)
+        return Binding(**common, context=context_length, most=most, samples=samples, seed=seed)
 
     def place(self, stream: Stream) -> Path:
         """Where they are kept: beside the answers they came with, or in the cache, where every run finds them."""
@@ -134,7 +134,7 @@ class Softness:
 
     def align(self, stream: Stream, answers: Sequence[Answer]) -> Store:
         """The soft targets of the teacher's packed text, from the log-probabilities of its answers, in their order."""
-        aligner = Aligner(self.parts.tokenizer)
+        aligner = Aligner(self.context.tokenizer)
         place, binding = self.place(stream), self.binding(stream)
         with replacing_folder(place) as part:
             writer = Writer(part, binding)
@@ -151,7 +151,7 @@ class Softness:
         return [self._kept(stream) for stream in streams]
 
     def _kept(self, stream: Stream) -> Store:
-        place, binding, voice = self.place(stream), self.binding(stream), self.parts.voice
+        place, binding, voice = self.place(stream), self.binding(stream), self.context.voice
         private(place.parent)
         with alone(place, lambda: voice.say("Waiting for another process that asks for the same soft targets.")):
             writer = Writer(place, binding)
@@ -186,10 +186,10 @@ class Softness:
         table = self.table
         if table is None or self.source not in (STORE, ANSWERS) or (self.source == ANSWERS and not answers):
             return None
-        binding = self.binding(self.parts.corpus.train)
+        binding = self.binding(self.context.corpus.train)
         written, begun = answers * table.max_tokens, answers * table.prompt_tokens
         if self.source == STORE:
-            positions, empty = self.parts.corpus.train.tokens + begun + written, 0
+            positions, empty = self.context.corpus.train.tokens + begun + written, 0
         else:
             positions, empty = written, begun + written
         size = positions * binding.most_bytes + empty * binding.least_bytes

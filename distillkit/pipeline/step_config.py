@@ -36,12 +36,12 @@ def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings
     )
 
 
-def on_policy(recipe: Recipe, context: int, padding: int, judge: Judge | None) -> OnPolicy | None:
+def on_policy(recipe: Recipe, context_length: int, padding: int, judge: Judge | None) -> OnPolicy | None:
     """What the student writes of a step, for its teacher or somebody else to judge, if the recipe says so."""
     table = recipe.teacher
     if table is None or table.on_policy is None:
         return None
-    return OnPolicy(table.on_policy, table.prompt_tokens, context, padding, recipe.seed, judge)
+    return OnPolicy(table.on_policy, table.prompt_tokens, context_length, padding, recipe.seed, judge)
 
 
 def streams_of(train: TrainTable, sharing: int = 1, processes: int = 1) -> int:

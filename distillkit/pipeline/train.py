@@ -32,7 +32,7 @@ from ..student.training.loop import Job, State, asked, evaluate, fresh, restored
 from ..student.training.on_policy import judged_in_all
 from ..student.training.optimizers import flat, grown
 from ..student.training.parallel import Lanes, compute_again, keep_memory
-from .context import Assembly
+from .context import Context
 from .continuity import Continuity
 from .on_policy import Reader, must_be_counted
 from .step_config import on_policy, settings, streams_of
@@ -41,15 +41,15 @@ from .step_config import on_policy, settings, streams_of
 class Training:
     """One sitting of a run's train stage."""
 
-    def __init__(self, parts: Assembly, run: Run, answers: Path, world: World = ALONE) -> None:
-        self.parts, self.run, self.answers, self.world = parts, run, answers, world
-        self.recipe, self.voice = parts.recipe, parts.voice
-        self.continuity = Continuity(parts, run, world)
+    def __init__(self, context: Context, run: Run, answers: Path, world: World = ALONE) -> None:
+        self.context, self.run, self.answers, self.world = context, run, answers, world
+        self.recipe, self.voice = context.recipe, context.voice
+        self.continuity = Continuity(context, run, world)
 
     @cached_property
     def batches(self) -> Batches:
         """What the student reads."""
-        return self.parts.batches(self.answers)
+        return self.context.batches(self.answers)
 
     def go(self, trackers: Sequence[Tracker] = ()) -> dict[str, Any]:
         """Train, and say what it came to; only the process that writes knows that."""
@@ -106,11 +106,11 @@ class Training:
 
     def _on_the_teachers_text(self, job: Job) -> dict[str, Any]:
         """How likely the student finds the answers that were kept from training: nats a token, bits a byte."""
-        stream = self.parts.held_out_stream(self.answers)
+        stream = self.context.held_out_stream(self.answers)
         if stream is None:
             return {}
-        held_out = list(sequential(stream, self.parts.student.context, self.recipe.train.batch_size))
-        lengths, ends = self.parts.tokenizer.lengths, self.parts.tokenizer.end_of_text
+        held_out = list(sequential(stream, self.context.student.context, self.recipe.train.batch_size))
+        lengths, ends = self.context.tokenizer.lengths, self.context.tokenizer.end_of_text
         learnt = [(batch.weight > 0, batch.hard) for batch in held_out]
         tokens = sum(int(mask.sum()) for mask, _ in learnt)
         size = sum(int(lengths[hard[mask & (hard != ends)]].sum()) for mask, hard in learnt)
@@ -127,8 +127,8 @@ class Training:
 
     def check(self) -> None:
         """Refuse, before anything is asked, what would break a limit, has a share of no row, or fits no checkpoint."""
-        must_be_counted(self.parts, self.world)
-        self.parts.check_rows()
+        must_be_counted(self.context, self.world)
+        self.context.check_rows()
         self.continuity.check()
 
     @contextmanager
@@ -147,8 +147,8 @@ class Training:
         """Refuse machines whose text or program differs: without shared files, each prepared its own."""
         with self.world.together():
             reads = [self.continuity.before_labels(), self.batches.fingerprint, version("distillkit"), version("mlx")]
-            if self.parts.teaches_online and self.parts.teacher:
-                reads.append(self.parts.teacher.identity())
+            if self.context.teaches_online and self.context.teacher:
+                reads.append(self.context.teacher.identity())
         same = self.world.same(reads)
         with self.world.together():
             if not same:
@@ -170,19 +170,19 @@ class Training:
         return saved
 
     def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker], streams: int) -> Job:
-        table, context = self.recipe.train, self.parts.student.context
+        table, context_length = self.recipe.train, self.context.student.context
         share = Share.of(self.world, table.rows, facts["numerics"]["parts"])
-        teacher = self.parts.logits_teacher()
+        teacher = self.context.logits_teacher()
 
         def validation() -> Iterable[Batch]:
-            return sequential(self.parts.corpus.held_out, context, table.batch_size, table.evaluate_batches)
+            return sequential(self.context.corpus.held_out, context_length, table.batch_size, table.evaluate_batches)
 
         if table.checkpointing:
-            compute_again(self.parts.network, self.recipe.student.arch)
+            compute_again(self.context.network, self.recipe.student.arch)
         return Job(
-            model=self.parts.network,
-            vocab_size=self.parts.tokenizer.vocab_size,
-            mixer=self.parts.mixer,
+            model=self.context.network,
+            vocab_size=self.context.tokenizer.vocab_size,
+            mixer=self.context.mixer,
             batch=Ahead(lambda step: self.batches.rows(step, share.rows.start, share.rows.stop), table.steps),
             validation=validation,
             settings=settings(self.recipe, facts["numerics"]["chunk"], facts["numerics"]["precision"]),
@@ -191,7 +191,9 @@ class Training:
             folder=self.run.checkpoints,
             log=self.run.metrics,
             teacher=asked(teacher) if teacher else None,
-            on_policy=on_policy(self.recipe, self.parts.student.context, self.parts.tokenizer.end_of_text, self.reader),
+            on_policy=on_policy(
+                self.recipe, self.context.student.context, self.context.tokenizer.end_of_text, self.reader
+            ),
             voice=self.voice,
             trackers=trackers,
             lanes=Lanes(streams),
@@ -208,9 +210,9 @@ class Training:
     @cached_property
     def reader(self) -> Reader | None:
         """Who asks the teacher about what the student has just written, where no logits join the step."""
-        if not self.parts.reads_in_steps:
+        if not self.context.reads_in_steps:
             return None
-        return Reader(self.parts, self.run.info.get("spent") or {}, self.run.spends if self.world.writes else None)
+        return Reader(self.context, self.run.info.get("spent") or {}, self.run.spends if self.world.writes else None)
 
     def _state(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
         """Where to begin; one process knows, and tells the others."""
@@ -234,7 +236,7 @@ class Training:
             initialise(job.model, self.recipe.seed)
         else:  # a plugin's network initialises itself, from MLX's own random numbers
             mx.random.seed(self.recipe.seed)
-            job.model.update(self.parts.student.build(job.vocab_size).parameters())
+            job.model.update(self.context.student.build(job.vocab_size).parameters())
         mx.eval(job.model.parameters())
         return fresh(job.model, job.settings.optimizer)
 
@@ -250,9 +252,9 @@ class Training:
         from ..student import Sampling
 
         table = self.recipe.sampling
-        student = Trained(self.parts.network, self.parts.tokenizer, self.parts.student.context)
-        text = self.parts.corpus.held_out_documents[0].text
-        prompt, how = self.parts.beginning(text, table.prompt_tokens), Sampling(table.temperatures[0], **table.how)
+        student = Trained(self.context.network, self.context.tokenizer, self.context.student.context)
+        text = self.context.corpus.held_out_documents[0].text
+        prompt, how = self.context.beginning(text, table.prompt_tokens), Sampling(table.temperatures[0], **table.how)
 
         def sample() -> str:
             (written,) = student.write([prompt], [self.recipe.seed], how, table.max_tokens)
@@ -273,13 +275,13 @@ class Training:
         return self._came_to(restored(job.model, saved)) if saved else {}
 
     def _came_to(self, state: State) -> dict[str, Any]:
-        table, context = self.recipe.train, self.parts.student.context
+        table, context_length = self.recipe.train, self.context.student.context
         rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
         losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
         looks = [row for row in rows if row["kind"] == "validation"]
         return {
             "steps": state.step,
-            "tokens": state.step * table.rows * context,
+            "tokens": state.step * table.rows * context_length,
             "epochs": round(self.batches.epochs(state.step), 2),
             "loss": sum(losses) / len(losses) if losses else None,
             "validation_loss": looks[-1]["loss"] if looks else None,

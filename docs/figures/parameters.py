@@ -6,7 +6,7 @@ import re
 
 from _paper import BLUE, GREEN, ORANGE, PALE, PURPLE, RED, sheet
 
-from distillkit.pipeline.context import Assembly
+from distillkit.pipeline.context import Context
 from distillkit.plugins.manager import Plugins
 from distillkit.recipe.recipe import load
 
@@ -34,7 +34,7 @@ def main() -> None:
     plugins = Plugins.load()
     with sheet("parameters", 7.0, 3.9) as axes:
         for row, recipe in enumerate(RECIPES):
-            sizes = parts(Assembly(load(recipe), plugins))
+            sizes = parts(Context(load(recipe), plugins))
             total, left = sum(sizes.values()), 0.0
             for part, size in sizes.items():
                 axes.barh(row, size / total, left=left, color=PARTS[part][1], label=part if row == 0 else None)
@@ -47,7 +47,7 @@ def main() -> None:
         axes.figure.legend(loc="outside upper center", ncols=3)
 
 
-def parts(assembly: Assembly) -> dict[str, int]:
+def parts(assembly: Context) -> dict[str, int]:
     """How many parameters each part has, those that serve twice counted once."""
     from distillkit.student.model.gpt import named
 
