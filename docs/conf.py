@@ -60,6 +60,7 @@ commands
 recipes
 api
 plugins
+teachers
 distillation
 judging
 reports
