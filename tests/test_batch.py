@@ -27,7 +27,7 @@ from small import small
 from test_teachers import Counting, prompts
 
 from distillkit.core import files
-from distillkit.core.console import Voice
+from distillkit.core.console import Console
 from distillkit.core.errors import CorruptError, DistillkitError, LimitReached, TeacherError, UsageError
 from distillkit.core.records import REFUSED, Answer, Price, Request, Token, Usage
 from distillkit.plugins.interfaces import Teacher
@@ -54,28 +54,28 @@ def cache(tmp_path: Path) -> Iterator[Cache]:
         yield opened
 
 
-class Said(Voice):
+class Said(Console):
     """Remembers what was said."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self.lines.append(text)
 
-    warn = say
+    warn = print
 
 
 def send(
     teacher: Teacher,
     requests: list[Request],
     cache: Cache,
-    voice: Voice | None = None,
+    console: Console | None = None,
     wait: bool = True,
     terms: Terms | None = None,
 ) -> Labelled:
     folder, terms = cache.folder.parent / "batches", terms or Terms(wait=wait)
-    return label_in_batches(teacher, requests, cache, folder, terms=terms, voice=voice, polls=QUICK)
+    return label_in_batches(teacher, requests, cache, folder, terms=terms, console=console, polls=QUICK)
 
 
 def sat(
@@ -250,7 +250,7 @@ def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_
         batching.claim(keys)
         check(cache, keys)  # it has not begun
 
-        class SentMeanwhile(Voice):
+        class SentMeanwhile(Console):
             """Sends them off as soon as it is waited for."""
 
             def progress(self, text: str, last: bool = False) -> None:
@@ -260,7 +260,7 @@ def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_
                 batching.free()
 
         with pytest.raises(UsageError, match="4 of the requests are in a batch") as error:
-            label(Alone(), prompts(4), cache, voice=SentMeanwhile(), check=partial(check, cache))
+            label(Alone(), prompts(4), cache, console=SentMeanwhile(), check=partial(check, cache))
     assert Alone.asked == 0
     assert error.value.hint.endswith("delete that file.")
 
@@ -406,7 +406,7 @@ def test_a_part_that_is_dropped_before_it_is_read_again_is_none(
 
 def test_what_expired_is_collected_and_the_rest_is_asked_again(provider: Any, cache: Cache) -> None:
     there, url = provider
-    there.end, voice = "expired", Said()
+    there.end, console = "expired", Said()
 
     def fate(key: str, body: dict[str, Any]) -> Any:
         if there.asked.count(body["prompt"]) > 4:  # it expires more often than a failure may be tried
@@ -414,9 +414,9 @@ def test_what_expired_is_collected_and_the_rest_is_asked_again(provider: Any, ca
         return "expired" if body["prompt"] > "prompt 2" else 200
 
     there.fate = fate
-    assert texts(send(batcher(url), prompts(5), cache, voice)) == TO[:5]
+    assert texts(send(batcher(url), prompts(5), cache, console)) == TO[:5]
     assert Counter(there.asked) == {f"prompt {i}": 1 if i < 3 else 5 for i in range(5)}
-    assert "  batch batch-1 expired: 3 of 5 answered" in voice.lines
+    assert "  batch batch-1 expired: 3 of 5 answered" in console.lines
     assert left(cache) == []
 
 
@@ -495,9 +495,9 @@ def test_answers_to_what_was_not_asked_are_not_kept(provider: Any, cache: Cache)
     body = {"text": "planted", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
     planted = {"custom_id": "f" * 64, "response": {"status_code": 200, "body": body}, "error": None}
     there.fate = lambda key, body: planted if body["prompt"] == "prompt 0" and len(there.batches) == 1 else 200
-    voice = Said()
-    assert texts(send(batcher(url), prompts(2), cache, voice)) == TO[:2]
-    assert any("what was not asked" in line for line in voice.lines)
+    console = Said()
+    assert texts(send(batcher(url), prompts(2), cache, console)) == TO[:2]
+    assert any("what was not asked" in line for line in console.lines)
     assert len(cache) == 2
 
 
@@ -513,10 +513,10 @@ def test_a_batch_that_is_refused_is_said_in_the_providers_words(provider: Any, c
 def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended(provider: Any, cache: Cache) -> None:
     there, url = provider
     there.at_once, there.looks = 1, 6
-    teacher, voice = batcher(url), Said()
+    teacher, console = batcher(url), Said()
     teacher.batch_limits = Sizes(requests=2)  # type: ignore[attr-defined]
-    assert texts(send(teacher, prompts(6), cache, voice)) == TO[:6]
-    assert sum("queue is full" in line for line in voice.lines) == len(there.batches) - 3 <= 3
+    assert texts(send(teacher, prompts(6), cache, console)) == TO[:6]
+    assert sum("queue is full" in line for line in console.lines) == len(there.batches) - 3 <= 3
     there.at_once = 0
     with pytest.raises(TeacherError, match="too many tokens are enqueued"):
         send(teacher, prompts(2, temperature=0.5), cache)
@@ -600,9 +600,9 @@ def test_a_submit_whose_reply_was_lost_is_found_and_not_repeated(provider: Any, 
     assert "first looks whether" in error.value.hint
     for i in range(5):
         there.make({"input_file_id": there.upload(b"")["id"], "endpoint": "/v1/completions", "n": i})
-    voice = Said()
-    assert texts(send(batcher(url), prompts(2), cache, voice)) == TO[:2]
-    assert any("it is not sent again" in line for line in voice.lines)
+    console = Said()
+    assert texts(send(batcher(url), prompts(2), cache, console)) == TO[:2]
+    assert any("it is not sent again" in line for line in console.lines)
     assert Counter(there.asked) == {"prompt 0": 1, "prompt 1": 1}
 
 

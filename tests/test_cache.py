@@ -29,7 +29,7 @@ from small import small
 from test_teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
 
 from distillkit.core import processes
-from distillkit.core.console import Voice
+from distillkit.core.console import Console
 from distillkit.core.errors import CorruptError, DistillkitError, UsageError
 from distillkit.core.packing import pack, unpack
 from distillkit.core.records import Answer, Request, Token, Usage
@@ -444,7 +444,7 @@ def test_two_that_wait_for_each_other_free_what_they_have_asked_for(tmp_path: Pa
         assert two.claim(mine) == set(mine)
         teacher = Counting()
 
-        class Freeing(Voice):
+        class Freeing(Console):
             """Looks at what is free when it is said that one waits."""
 
             def progress(self, text: str, last: bool = False) -> None:
@@ -454,7 +454,7 @@ def test_two_that_wait_for_each_other_free_what_they_have_asked_for(tmp_path: Pa
                     two.free()
 
         free: list[bool] = []
-        assert label(teacher, requests, one, voice=Freeing()).asked == 4
+        assert label(teacher, requests, one, console=Freeing()).asked == 4
         assert free == [True]
 
 

@@ -27,7 +27,7 @@ from distillkit_plugins.text import Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit.core.console import Voice
+from distillkit.core.console import Console
 from distillkit.core.errors import CorruptError, DataError, UsageError
 from distillkit.core.records import Document
 from distillkit.data.batches import Ahead, Batches, sequential
@@ -67,16 +67,16 @@ class Listed(Source):
         return repr(self.texts)
 
 
-class Said(Voice):
+class Said(Console):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self.lines.append(text)
 
-    warn = say
+    warn = print
 
 
 @pytest.fixture(scope="module")
@@ -410,25 +410,25 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_damaged_corpus_is_prepared_again_and_that_is_said(tmp_path: Path) -> None:
-    voice = Said()
-    first = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path, voice=voice)
+    console = Said()
+    first = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path, console=console)
     (first.folder / "train" / "tokens-00000.bin").write_bytes(b"")
-    again = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path, voice=voice)
+    again = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path, console=console)
     assert again.fingerprint == first.fingerprint
-    assert any("prepared again" in line for line in voice.lines)
+    assert any("prepared again" in line for line in console.lines)
 
 
 @pytest.mark.parametrize(
     "file", ["train/tokens-00000.bin", "held_out/documents-00000.bin", "held_out.jsonl", "corpus.json"]
 )
 def test_a_flipped_bit_in_a_corpus_has_it_prepared_again(tmp_path: Path, file: str) -> None:
-    first, voice = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path), Said()
+    first, console = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path), Said()
     content = bytearray((first.folder / file).read_bytes())
     content[content.index(b"2") if file == "corpus.json" else len(content) // 2] ^= 1
     (first.folder / file).write_bytes(content)
-    again = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path, voice=voice)
+    again = prepare(Listed(STORIES), tokenizer=BPE, folder=tmp_path, console=console)
     assert again.fingerprint == first.fingerprint
-    assert any("prepared again" in line for line in voice.lines)
+    assert any("prepared again" in line for line in console.lines)
 
 
 def test_changed_held_out_text_is_noticed(tmp_path: Path) -> None:
@@ -712,17 +712,17 @@ def test_progress_says_how_much_of_a_budget_there_is(tmp_path: Path, tokenizer: 
             self.lines.append(text)
 
     tokenizer.save(tmp_path / "t")
-    texts, voice = [f"{i}: {text}" for i in range(6) for text in STORIES], Progress()
+    texts, console = [f"{i}: {text}" for i in range(6) for text in STORIES], Progress()
     prepare(
         Listed(texts),
         tokenizer={"kind": str(tmp_path / "t")},
         options={"tokens": 10**6},
         folder=tmp_path / "c",
-        voice=voice,
+        console=console,
     )
     counts = [
         re.fullmatch(r"Packing: ([\d,]+) documents, about ([\d,]+) of 1,000,000 tokens so far\.", line)
-        for line in voice.lines
+        for line in console.lines
     ]
     assert [match and match[1] for match in counts] == ["1,000", "2,000"]
 

@@ -191,7 +191,7 @@ def test_a_run_goes_on_with_another_number_of_processes(home: Path) -> None:
     alone, told = sit(*constant, "student.dropout=0.0"), Told()
     two(home, *constant, "student.dropout=0.0", "train.steps=20")
     run = find("tiny/2")
-    sit(*constant, "student.dropout=0.0", "train.steps=35", resume=True, voice=told)
+    sit(*constant, "student.dropout=0.0", "train.steps=35", resume=True, console=told)
     assert told.warnings("not bit for bit: processes was 2 and is 1")
     assert "processes was 1 and is 2" in two(home, *constant, "student.dropout=0.0", resume=True)
     assert train_steps(run) == list(range(1, 51))

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillkit.core import console, run_folder
-from distillkit.core.console import Live, Plain, Voice, clock
+from distillkit.core import console as console_module
+from distillkit.core import run_folder
+from distillkit.core.console import Console, LiveConsole, PlainConsole, format_duration
 from distillkit.core.errors import CorruptError, DistillkitError, UsageError
 from distillkit.core.files import (
     digest,
@@ -446,88 +447,88 @@ def screen(written: str) -> list[str]:
 
 def test_a_log_gets_progress_at_most_every_five_seconds_and_always_the_last(now: list[float]) -> None:
     stream = io.StringIO()
-    voice = Plain(stream)
+    console = PlainConsole(stream)
     for i in range(101):
         now[0] = 1000 + i / 10
-        voice.progress(f"step {i}", last=i == 100)
+        console.progress(f"step {i}", last=i == 100)
     assert stream.getvalue().splitlines() == ["step 0", "step 50", "step 100"]
 
 
 def test_a_log_gets_every_line_that_was_said(now: list[float]) -> None:
     stream = io.StringIO()
-    voice = Plain(stream)
-    voice.say("one")
-    voice.warn("two")
+    console = PlainConsole(stream)
+    console.print("one")
+    console.warn("two")
     assert stream.getvalue() == "one\nwarning: two\n"
 
 
 def test_the_first_progress_is_shown_even_on_a_machine_just_started(now: list[float]) -> None:
     now[0] = 0.05
-    for voice in (Plain(io.StringIO()), Live(io.StringIO())):
-        voice.progress("step 1")
-        assert "step 1" in voice.stream.getvalue()  # type: ignore[attr-defined]
+    for console in (PlainConsole(io.StringIO()), LiveConsole(io.StringIO())):
+        console.progress("step 1")
+        assert "step 1" in console.stream.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_terminal_shows_one_line_rewritten(now: list[float]) -> None:
     stream = io.StringIO()
-    voice = Live(stream)
+    console = LiveConsole(stream)
     for i in range(11):
         now[0] = 1000 + i
-        voice.progress(f"step {10 ** (10 - i)}")
+        console.progress(f"step {10 ** (10 - i)}")
         assert screen(stream.getvalue()) == [f"step {10 ** (10 - i)}"]
     assert "\n" not in stream.getvalue()
 
 
 def test_a_terminal_never_shows_half_a_line_before_what_is_said(now: list[float]) -> None:
     stream = io.StringIO()
-    voice = Live(stream)
-    voice.say("begun")
-    voice.progress("a long line of progress")
-    voice.say("said")
-    voice.progress("too soon to be shown")
-    voice.warn("mind")
+    console = LiveConsole(stream)
+    console.print("begun")
+    console.progress("a long line of progress")
+    console.print("said")
+    console.progress("too soon to be shown")
+    console.warn("mind")
     now[0] += 1
-    voice.progress("more progress")
-    voice.progress("all done", last=True)
-    voice.say("end")
+    console.progress("more progress")
+    console.progress("all done", last=True)
+    console.print("end")
     assert screen(stream.getvalue()) == ["begun", "said", "warning: mind", "all done", "end", ""]
 
 
 def test_a_terminal_is_not_written_to_more_than_ten_times_a_second(now: list[float]) -> None:
     stream = io.StringIO()
-    voice = Live(stream)
+    console = LiveConsole(stream)
     for i in range(1000):
         now[0] = 1000 + i / 1000
-        voice.progress(f"{i}")
+        console.progress(f"{i}")
     assert stream.getvalue().count("\r") <= 11
 
 
 def test_a_live_line_is_never_wider_than_the_terminal(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     stream = io.StringIO()
-    Live(stream).progress("x" * 100)
+    LiveConsole(stream).progress("x" * 100)
     assert screen(stream.getvalue()) == ["x" * 19]
 
 
 def test_a_live_line_is_wiped_before_a_result_and_a_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    console.wipe()
+    console_module.clear_live_line()
     assert stream.getvalue() == ""
     monkeypatch.setattr(stream, "isatty", lambda: True)
-    console.voice().progress("packing: 2,000 documents")
-    console.wipe()
+    console_module.default_console().progress("packing: 2,000 documents")
+    console_module.clear_live_line()
     assert screen(stream.getvalue() + "parameters") == ["parameters"]
 
 
 def test_where_errors_go_decides_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    assert type(console.voice()) is Plain
+    assert type(console_module.default_console()) is PlainConsole
     monkeypatch.setattr(stream, "isatty", lambda: True)
-    assert type(console.voice()) is Live
-    Voice().say("nothing")
-    Voice().progress("nothing")
+    assert type(console_module.default_console()) is LiveConsole
+    Console().print("nothing")
+    Console().progress("nothing")
     assert stream.getvalue() == ""
 
 
@@ -545,7 +546,7 @@ def test_where_errors_go_decides_who_speaks(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_a_duration_is_said_as_people_say_it(seconds: float, said: str) -> None:
-    assert clock(seconds) == said
+    assert format_duration(seconds) == said
 
 
 # ---------------------------------------------------------------------------------------- what takes too long

@@ -1031,7 +1031,7 @@ def test_the_weights_of_terms_follow_their_schedule_and_their_gradients_are_repo
 
 
 def test_a_hard_run_has_one_gradient_norm(home: Path) -> None:
-    run = sit(voice=(told := Told()))
+    run = sit(console=(told := Told()))
     assert all(row["gradient_norms"].keys() == {"hard"} for row in read_lines(run.metrics) if row["kind"] != "train")
     assert not told.warnings("gradient")
     assert Hard.signal == "none"

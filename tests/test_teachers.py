@@ -28,7 +28,7 @@ from distillkit_plugins.checkpoint import Checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit.core.console import Plain
+from distillkit.core.console import PlainConsole
 from distillkit.core.errors import CorruptError, DistillkitError, Interrupted, LimitReached, TeacherError, UsageError
 from distillkit.core.records import Answer, Request, Token, Usage
 from distillkit.data.tokenizer import Tokenizer, train_bpe
@@ -737,7 +737,7 @@ def test_half_an_emoji_becomes_a_replacement_character_before_it_is_kept(cache: 
 
 def test_progress_ends_with_the_last_answer(cache: Cache) -> None:
     stream = io.StringIO()
-    label(Counting(), prompts(7), cache, voice=Plain(stream))
+    label(Counting(), prompts(7), cache, console=PlainConsole(stream))
     assert stream.getvalue().splitlines()[-1].strip() == "7/7 answers"
 
 
@@ -791,14 +791,14 @@ def test_ctrl_c_keeps_what_was_answered_and_says_so(tmp_path: Path, teacher: str
 
 
 def test_ctrl_c_while_an_answer_is_put_away_is_the_same(cache: Cache) -> None:
-    class Pressing(Plain):
+    class Pressing(PlainConsole):
         def progress(self, text: str, last: bool = False) -> None:
             if "2/" in text:
                 raise KeyboardInterrupt
 
     for teacher in both():
         with pytest.raises(Interrupted, match="stopped after 2 of 5 answers"):
-            label(teacher, prompts(5), cache, voice=Pressing(io.StringIO()), concurrency=1)
+            label(teacher, prompts(5), cache, console=Pressing(io.StringIO()), concurrency=1)
         assert known(teacher, prompts(5), cache) == 2
 
 

@@ -26,7 +26,7 @@ import pytest
 from small import small
 
 from distillkit.core import cpu
-from distillkit.core.console import Voice
+from distillkit.core.console import Console
 from distillkit.core.errors import DistillkitError, Interrupted, LimitReached, TrainingError, UsageError
 from distillkit.core.files import read_lines
 from distillkit.core.run_folder import STAGES, Run, find, newest
@@ -140,13 +140,13 @@ def register_students():
 '''
 
 
-class Told(Voice):
+class Told(Console):
     """Remembers what was said."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self.lines.append(text)
 
     def warn(self, text: str) -> None:
@@ -183,12 +183,12 @@ def by_heart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Told]:
     often = ("train.steps=150", "train.evaluate_every=25", "train.checkpoint_every=10", "train.keep=2")
     with pytest.MonkeyPatch.context() as patch:
         furnish(tmp_path_factory.mktemp("by_heart"), patch)
-        return sit(*little, *able, *often, voice=told), told
+        return sit(*little, *able, *often, console=told), told
 
 
-def assemble(*overrides: str, recipe: str = "tiny", voice: Voice | None = None) -> Context:
+def assemble(*overrides: str, recipe: str = "tiny", console: Console | None = None) -> Context:
     plugins = Plugins.load(("plugin.py",))
-    return Context(plugins.check(load(f"{recipe}.toml", overrides)), current(), voice)
+    return Context(plugins.check(load(f"{recipe}.toml", overrides)), current(), console)
 
 
 def sit(
@@ -196,10 +196,10 @@ def sit(
     resume: bool = False,
     recipe: str = "tiny",
     stages: tuple[str, ...] = ("label", "train"),
-    voice: Voice | None = None,
+    console: Console | None = None,
 ) -> Run:
     """One sitting of a run, in this process."""
-    parts = assemble(*overrides, recipe=recipe, voice=voice)
+    parts = assemble(*overrides, recipe=recipe, console=console)
     run = newest(recipe) if resume else begin(parts, {})
     Pipeline(parts, run).go(stages)
     return run
@@ -358,7 +358,7 @@ def drop_speed(row: dict[str, Any]) -> dict[str, Any]:
 def test_ctrl_c_at_the_last_step_stops_too_and_loses_nothing(home: Path) -> None:
     run, told = stopped_at(12), Told()
     assert run.info["status"] == "interrupted"
-    sit(resume=True, voice=told)
+    sit(resume=True, console=told)
     assert any("Nothing left to train" in line for line in told.lines)
     assert weights(run) == undisturbed()
 
@@ -531,7 +531,7 @@ def test_two_processes_never_train_the_same_run(home: Path) -> None:
 def test_a_run_is_extended_by_more_steps(home: Path) -> None:
     constant = ("train.final_learning_rate=0.01", "train.warmup=0")
     run, told = trained(*constant, "train.steps=7"), Told()
-    sit(*constant, "train.steps=12", resume=True, voice=told)
+    sit(*constant, "train.steps=12", resume=True, console=told)
     assert "Changed since the last sitting: train.steps was 7 and is 12." in told.lines
     assert any(line.startswith("Training from step 7 to step 12") for line in told.lines)
     assert run.info["training"]["steps"] == 12
@@ -541,7 +541,7 @@ def test_a_run_is_extended_by_more_steps(home: Path) -> None:
 def test_a_run_with_nothing_left_to_do_says_so(home: Path) -> None:
     run, told = trained(), Told()
     before = weights(run)
-    sit(resume=True, voice=told)
+    sit(resume=True, console=told)
     assert "Nothing left to train: the run has 12 of 12 steps. To extend it, raise train.steps." in told.lines
     assert weights(run) == before
     assert train_steps(run) == list(range(1, 13))
@@ -549,7 +549,7 @@ def test_a_run_with_nothing_left_to_do_says_so(home: Path) -> None:
 
 def test_a_changed_learning_rate_is_told(home: Path) -> None:
     run, told = stopped_at(5), Told()
-    sit("train.learning_rate=0.02", resume=True, voice=told)
+    sit("train.learning_rate=0.02", resume=True, console=told)
     assert "Changed since the last sitting: train.learning_rate was 0.01 and is 0.02." in told.lines
     rates = [row["learning_rate"] for row in read_lines(run.metrics) if row["kind"] == "train"]
     assert max(rates[:5]) == pytest.approx(0.01)
@@ -610,7 +610,7 @@ def test_a_batch_may_be_cut_otherwise_when_it_stays_the_same(home: Path) -> None
 
 def test_a_changed_chunk_is_used_and_told(home: Path) -> None:
     run, told = stopped_at(5), Told()
-    sit("train.chunk=64", resume=True, voice=told)
+    sit("train.chunk=64", resume=True, console=told)
     assert "Changed since the last sitting: train.chunk was auto and is 64." in told.lines
     assert checkpoints.every(run.checkpoints)[-1].state["numerics"]["chunk"] == 64
 
@@ -631,7 +631,7 @@ def test_a_run_that_goes_on_with_another_blas_kernel_says_that_it_is_close_and_g
     here = blas.load()
     assert (numerics["blas"], numerics["kernel"]) == (here.name, here.kernel)
     monkeypatch.setattr(blas, "load", lambda: replace(here, kernel="Nehalem"))
-    sit(resume=True, voice=told)
+    sit(resume=True, console=told)
     assert told.warnings(f"close to an undisturbed run, but not bit for bit: kernel was {here.kernel} and is Nehalem")
     assert run.info["status"] == "done"
     assert f"({here.kernel} kernels)" in run.info["device"]
@@ -650,7 +650,7 @@ FILES = ["model.safetensors", "optimizer.safetensors", "student.json", "state.js
 def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(home: Path, name: str) -> None:
     run, told = stopped_at(5), Told()
     flip_a_bit(run.checkpoints / "step-00000005" / name)
-    sit(resume=True, voice=told)
+    sit(resume=True, console=told)
     (warning,) = told.warnings("step-00000005")
     assert warning.endswith("going on from step 4")
     assert "damaged-step-00000005" in step_names(run)
@@ -661,7 +661,7 @@ def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(home: Path, 
 def test_a_missing_file_is_noticed(home: Path, name: str) -> None:
     run, told = stopped_at(5), Told()
     (run.checkpoints / "step-00000005" / name).unlink()
-    sit(resume=True, voice=told)
+    sit(resume=True, console=told)
     assert told.warnings("missing")
     assert weights(run) == undisturbed()
 
@@ -684,7 +684,7 @@ def test_when_every_checkpoint_is_damaged_training_starts_again(home: Path) -> N
     count = len(steps_of(run))
     for checkpoint in checkpoints.every(run.checkpoints):
         flip_a_bit(checkpoint.path / "model.safetensors")
-    sit(resume=True, voice=told)
+    sit(resume=True, console=told)
     assert len(told.warnings("starting again")) == count
     assert train_steps(run) == list(range(1, 13))
     assert weights(run) == undisturbed()
@@ -850,7 +850,7 @@ def test_learning_by_heart_is_pointed_out_once(by_heart: tuple[Run, Told]) -> No
 
 def test_a_healthy_run_is_not_warned(home: Path) -> None:
     told = Told()
-    sit(voice=told)
+    sit(console=told)
     assert told.warnings("") == []
 
 
@@ -869,7 +869,7 @@ def test_trackers_are_told_of_every_step_and_of_the_report(home: Path) -> None:
 
 def test_the_student_writes_while_it_is_trained_without_disturbing_that(home: Path) -> None:
     told = Told()
-    run = sit("train.sample_every=5", voice=told)
+    run = sit("train.sample_every=5", console=told)
     samples = [line for line in told.lines if line.startswith("  ") and "|" in line]
     assert len(samples) == 2
     assert weights(run) == undisturbed()
@@ -879,7 +879,7 @@ def test_what_the_student_writes_while_it_is_trained_is_drawn_as_the_recipe_says
     shown = []
     for how in ("sampling.temperature=0", "sampling.top_k=1"):
         told = Told()
-        sit("train.sample_every=5", how, voice=told)
+        sit("train.sample_every=5", how, console=told)
         shown.append([line for line in told.lines if line.startswith("  ") and "|" in line])
     assert len(shown[0]) == 2
     assert shown[0] == shown[1]
@@ -895,7 +895,7 @@ def saved_weights(run: Run, step: int) -> dict[str, mx.array]:
 def test_a_student_may_begin_with_the_weights_of_another(home: Path) -> None:
     origin, told = trained(), Told()
     run = sit(
-        "student.from=tiny/1", "train.keep=100", "student.dropout=0.0", "seed=7", "tokenizer.kind=tiny", voice=told
+        "student.from=tiny/1", "train.keep=100", "student.dropout=0.0", "seed=7", "tokenizer.kind=tiny", console=told
     )
     assert "Starting from the weights of tiny/1, step 12." in told.lines
     assert checkpoints.weights_digest(saved_weights(run, 0)) == weights(origin)
@@ -906,7 +906,7 @@ def test_a_student_may_begin_with_a_checkpoint_that_was_taken_elsewhere(home: Pa
     origin, told = trained(), Told()
     mine = shutil.copytree(origin.checkpoints / "step-00000012", home / "kept" / "my-own")
     shutil.copytree(origin.tokenizer, mine / "tokenizer")
-    run = sit(f"student.from={mine}", "train.keep=100", voice=told)
+    run = sit(f"student.from={mine}", "train.keep=100", console=told)
     assert f"Starting from the weights of {mine}, step 12." in told.lines
     assert checkpoints.weights_digest(saved_weights(run, 0)) == weights(origin)
 
@@ -927,7 +927,7 @@ def test_weights_that_read_other_tokens_are_refused(home: Path) -> None:
 
 def test_the_teacher_is_asked_in_every_step_and_learns_nothing(home: Path) -> None:
     origin = trained("train.steps=30")
-    parts = assemble(recipe="pupil", voice=Told())
+    parts = assemble(recipe="pupil", console=Told())
     teacher: Any = parts.teacher
     before = checkpoints.weights_digest(flat(teacher.trained.model.parameters()))
     run = begin(parts, {})
@@ -976,7 +976,7 @@ def test_a_teacher_that_reads_other_tokens_is_refused(home: Path) -> None:
 
 def test_a_plugins_mixer_trains(home: Path) -> None:
     told = Told()
-    run = sit("mixer.name=focal", voice=told)
+    run = sit("mixer.name=focal", console=told)
     rows = [row for row in read_lines(run.metrics) if row["kind"] == "train"]
     assert all(row["terms"] == {"focal": row["loss"]} for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
@@ -1003,7 +1003,7 @@ def train_losses(run: Run) -> list[float]:
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_learns_nearly_the_same_and_keeps_float32(home: Path, precision: str) -> None:
     full, told = trained("train.steps=30"), Told()
-    half = sit("train.steps=30", f"train.precision={precision}", voice=told)
+    half = sit("train.steps=30", f"train.precision={precision}", console=told)
     assert train_losses(half) == pytest.approx(train_losses(full), rel=2e-2)
     assert train_losses(half) != train_losses(full)
     assert told.warnings("many times slower than float32")
@@ -1024,7 +1024,7 @@ def test_half_precision_goes_on_bit_for_bit(home: Path, precision: str) -> None:
 def test_a_changed_precision_is_told(home: Path) -> None:
     stopped_at(5)
     told = Told()
-    sit("train.precision=bfloat16", resume=True, voice=told)
+    sit("train.precision=bfloat16", resume=True, console=told)
     assert "Changed since the last sitting: train.precision was auto and is bfloat16." in told.lines
     assert told.warnings("precision was float32 and is bfloat16")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.console import wipe
+from ..core.console import clear_live_line
 from ..core.text import clean, in_json
 
 if TYPE_CHECKING:
@@ -94,19 +94,19 @@ def warn_of_slow_blas() -> None:
 def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **manner: Any) -> Context:
     """The parts of a recipe that has been checked; `manner` is what the command line says of asking."""
     checked = plugins_of(ctx, tuple(recipe.plugins)).check(recipe)
-    from ..core.console import Voice, voice
+    from ..core.console import Console, default_console
     from ..pipeline.context import Context
     from ..plugins.manager import current
     from ..student import blas
 
-    speaker = Voice() if silent else voice()
+    console = Console() if silent else default_console()
     for warning in filter(None, [blas.load().warning, *current().notes_on(checked)]):
-        speaker.warn(warning)
-    return Context(checked, current(), speaker, manner)
+        console.warn(warning)
+    return Context(checked, current(), console, manner)
 
 
 def show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a value for machines, or as the text that is made of it; either moves no cursor."""
     told = in_json(json.dumps(value, indent=2, ensure_ascii=False)) if as_json else clean(text(value))
-    wipe()
+    clear_live_line()
     click.echo(told, file=click.get_current_context().meta.get("out"))

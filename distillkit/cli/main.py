@@ -15,7 +15,7 @@ import click
 
 from .. import __version__
 from ..core import cpu
-from ..core.console import wipe
+from ..core.console import clear_live_line
 from ..core.errors import DistillkitError, Elsewhere, UsageError
 from ..core.text import clean
 from . import cache, data, export, judge, stages, students
@@ -167,7 +167,7 @@ def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
     context = load_context(ctx, recipe_of(name, overrides))
     context.check()
     for error in context.cannot_be_asked():
-        context.voice.warn(f"{error.message}: only what it was asked before can be had. {error.hint}")
+        context.console.warn(f"{error.message}: only what it was asked before can be had. {error.hint}")
     click.echo(f"{context.recipe.file} is fine.")
 
 
@@ -274,6 +274,6 @@ def _fail(message: str, code: int, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    wipe()
+    clear_live_line()
     click.echo(clean(message), err=True)
     sys.exit(code)

@@ -199,10 +199,10 @@ def _new_run(context: Context, stages: tuple[str, ...], yes: bool) -> Run:
     from ..pipeline import pipeline
     from ..pipeline import plan as planning
 
-    context.voice.say(f"distillkit {__version__}: {context.recipe.name}")
+    context.console.print(f"distillkit {__version__}: {context.recipe.name}")
     _must_be_possible(context, stages)
     foreseen = planning.foresee(context)
-    context.voice.say(planning.brief(foreseen))
+    context.console.print(planning.brief(foreseen))
     _settle(context, stages, yes)
     return pipeline.begin(context, foreseen)
 
@@ -300,7 +300,7 @@ def _finish(
     from ..pipeline.pipeline import Pipeline
 
     run = Run(Path(folder))
-    context.voice.say(f"Run {run.name} in {run.path}")
+    context.console.print(f"Run {run.name} in {run.path}")
     Pipeline(context, run, world, others).go(stages)
     if not world.writes:
         return
@@ -312,9 +312,9 @@ def _finish(
             click.echo(clean(f"The whole report: {run.path / 'report.html'}"))
     elif shard := context.manner.get("shard"):
         bring = "distillkit cache export FILE here, distillkit cache import FILE there"
-        context.voice.say(f"Done with share {shard[0]}/{shard[1]}. Bring the shares together: {bring}.")
+        context.console.print(f"Done with share {shard[0]}/{shard[1]}. Bring the shares together: {bring}.")
     else:
-        context.voice.say(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
+        context.console.print(f"Done up to {stages[-1]}. Go on: distillkit run {run.path} --resume")
 
 
 def is_run(where: str) -> bool:

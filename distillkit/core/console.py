@@ -1,6 +1,6 @@
-"""How a run talks while it works: a live line on a terminal, plain lines elsewhere.
+"""Output of a run while it works: a live status line on a terminal, plain lines everywhere else.
 
-The rooms call a `Voice`; only the command line knows which one is speaking.
+Modules print through a `Console`. Only the command line decides which implementation they get.
 """
 
 from __future__ import annotations
@@ -12,92 +12,92 @@ from typing import TextIO
 
 from .text import clean
 
-PLAIN_SECONDS = 5.0
-LIVE_SECONDS = 0.1
+PLAIN_SECONDS = 5.0  # minimum time between two progress lines in a log
+LIVE_SECONDS = 0.1  # minimum time between two updates of a live line
 
 
-class Voice:
-    """Says nothing: the voice of tests and of programs that call the rooms themselves."""
+class Console:
+    """Prints nothing. The base class, and the default for tests and for programs that use distillkit as a library."""
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def print(self, text: str) -> None:
+        """Print a line."""
 
     def warn(self, text: str) -> None:
-        """A line that stays, and that the reader should act on."""
+        """Print a warning that the user should act on."""
 
     def progress(self, text: str, last: bool = False) -> None:
-        """A line that the next one may replace; the last of its kind stays."""
+        """Show progress. The next progress line may replace this one, unless it is the `last` of its kind."""
 
 
-class Plain(Voice):
-    """Lines, with progress no more often than a reader of a log would want."""
+class PlainConsole(Console):
+    """Prints lines to a stream, with progress lines at most every `PLAIN_SECONDS`."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.spoke = -math.inf
+        self.last_progress = -math.inf
 
-    def say(self, text: str) -> None:
-        """A line, at once."""
+    def print(self, text: str) -> None:
+        """Print a line immediately."""
         print(clean(text), file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
-        """A line that begins with "warning"."""
-        self.say(f"warning: {text}")
+        """Print a line that begins with "warning"."""
+        self.print(f"warning: {text}")
 
     def progress(self, text: str, last: bool = False) -> None:
-        """A line, unless another was just written."""
+        """Print a line, unless another progress line was printed just before."""
         now = time.monotonic()
-        if last or now - self.spoke >= PLAIN_SECONDS:
-            self.spoke = now
-            self.say(text)
+        if last or now - self.last_progress >= PLAIN_SECONDS:
+            self.last_progress = now
+            self.print(text)
 
 
-class Live(Plain):
-    """One line that is rewritten in place, for a terminal."""
+class LiveConsole(PlainConsole):
+    """Shows progress on one line that is rewritten in place, for terminals."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
-        self.open = False
+        self.has_live_line = False
 
-    def say(self, text: str) -> None:
-        """A line, in place of the live one."""
-        self.stream.write("\r\x1b[K" if self.open else "")
-        self.open = False
-        super().say(text)
+    def print(self, text: str) -> None:
+        """Print a line in place of the live line."""
+        self.stream.write("\r\x1b[K" if self.has_live_line else "")
+        self.has_live_line = False
+        super().print(text)
 
     def progress(self, text: str, last: bool = False) -> None:
-        """The live line, no wider than the terminal."""
+        """Rewrite the live line, cut to the width of the terminal."""
         now = time.monotonic()
         if last:
-            self.say(text)
-        elif now - self.spoke >= LIVE_SECONDS:
-            self.spoke = now
-            width = _columns() - 1
+            self.print(text)
+        elif now - self.last_progress >= LIVE_SECONDS:
+            self.last_progress = now
+            width = _terminal_width() - 1
             self.stream.write(f"\r\x1b[K{clean(text)[:width]}")
             self.stream.flush()
-            self.open = True
+            self.has_live_line = True
 
 
-def _columns() -> int:
+def _terminal_width() -> int:
     import shutil
 
     return shutil.get_terminal_size().columns
 
 
-def wipe() -> None:
-    """Take away a live line that may stand on the terminal, before something else is written there."""
+def clear_live_line() -> None:
+    """Erase a live line that may be on the terminal, before other code prints there."""
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()
 
 
-def voice() -> Voice:
-    """The voice that suits where standard error goes."""
-    return Live() if sys.stderr.isatty() else Plain()
+def default_console() -> Console:
+    """The console for standard error: live on a terminal, plain otherwise."""
+    return LiveConsole() if sys.stderr.isatty() else PlainConsole()
 
 
-def clock(seconds: float) -> str:
-    """A duration as people say it: 42s, 3m10s, 2h05m."""
+def format_duration(seconds: float) -> str:
+    """A duration in short form: 42s, 3m10s, 2h05m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

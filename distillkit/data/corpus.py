@@ -20,7 +20,7 @@ from typing import Any, TextIO, cast
 
 import numpy as np
 
-from ..core.console import Voice
+from ..core.console import Console
 from ..core.errors import CorruptError, DataError
 from ..core.files import alone, digest, file_digest, read_json, read_lines, replacing_folder, write_json
 from ..core.records import Document
@@ -119,23 +119,23 @@ def prepare(
     tokenizer: Mapping[str, Any],
     options: Mapping[str, Any] | None = None,
     folder: Path | None = None,
-    voice: Voice | None = None,
+    console: Console | None = None,
 ) -> Corpus:
     """The corpus of a source, from the cache where it lies there, and otherwise read, split and packed.
 
     `tokenizer` is the recipe's `[tokenizer]` table and `options` its `[data]` table. Two processes that want
     the same corpus wait for each other. One in the cache that was damaged is made again, and that is said.
     """
-    voice = voice or Voice()
+    console = console or Console()
     chosen = Options.of(options or {})
     fixed = None if is_trained(tokenizer) else build(**_spec(tokenizer))
     key = _key(source, chosen, tokenizer, fixed)
     place = _place(key, folder)
-    with alone(place, lambda: voice.say("Waiting for another process that prepares the same corpus.")):
-        if corpus := _kept(place, voice):
+    with alone(place, lambda: console.print("Waiting for another process that prepares the same corpus.")):
+        if corpus := _kept(place, console):
             return corpus
         with replacing_folder(place) as part:
-            _Preparation(source, chosen, part, voice).run(fixed, tokenizer, key)
+            _Preparation(source, chosen, part, console).run(fixed, tokenizer, key)
         return Corpus(place)
 
 
@@ -167,17 +167,17 @@ def _key(source: Source, options: Options, tokenizer: Mapping[str, Any], fixed: 
     }
 
 
-def _kept(place: Path, voice: Voice) -> Corpus | None:
+def _kept(place: Path, console: Console) -> Corpus | None:
     if not place.exists():
         return None
     try:
         corpus = Corpus(place)
         if corpus.train.tokens > LARGE:
-            voice.progress("Holding the packed corpus against its checksums.")
+            console.progress("Holding the packed corpus against its checksums.")
         corpus.verify()
         return corpus
     except (CorruptError, DataError) as error:
-        voice.warn(f"{error.message}; it is prepared again")
+        console.warn(f"{error.message}; it is prepared again")
         return None
 
 
@@ -191,7 +191,7 @@ class _Preparation:
     source: Source
     options: Options
     folder: Path
-    voice: Voice
+    console: Console
 
     def run(self, fixed: Tokenizer | None, spec: Mapping[str, Any], key: Mapping[str, Any]) -> None:
         tokenizer = fixed or self._train(spec)
@@ -216,13 +216,13 @@ class _Preparation:
     def _train(self, spec: Mapping[str, Any]) -> Tokenizer:
         if next(self._training_texts(), None) is None:
             raise DataError(f"{_called(self.source)} gives no text to train on", _NO_TEXT)
-        self.voice.progress("Training the tokenizer.")
+        self.console.progress("Training the tokenizer.")
         return build(**_spec(spec), texts=self._training_texts)
 
     def _training_texts(self) -> Iterator[str]:
         for size, text in training_texts(self.source, self.options):
             if size >= 1e6:
-                self.voice.progress(f"Reading text for the tokenizer: {size / 1e6:,.1f} MB so far.")
+                self.console.progress(f"Reading text for the tokenizer: {size / 1e6:,.1f} MB so far.")
             yield text
 
     def _pack(self, packers: Mapping[str, Packer], held_out: TextIO) -> Sieve:
@@ -236,7 +236,7 @@ class _Preparation:
                 break
             if count % 1000 == 0:
                 of = "" if wanted is None else f" of {wanted:,}"
-                self.voice.progress(
+                self.console.progress(
                     f"Packing: {count:,} documents, about {packers['train'].about:,}{of} tokens so far."
                 )
         return sieve

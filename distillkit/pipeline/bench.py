@@ -54,7 +54,7 @@ Report = dict[str, Any]
 def measure(context: Context, run: Run, steps: int) -> Report:
     """All figures of a run's student, with batches as large as the recipe says."""
     keep_memory()
-    subject, say = Subject(context, run), context.voice.say
+    subject, say = Subject(context, run), context.console.print
     rate = matmul_rate(subject.lanes)
     say(f"Measuring {run.name}: reading, {steps} batches.")
     reading = _reading(subject, steps)

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..core.console import Voice
+from ..core.console import Console
 from ..core.errors import DataError, DistillkitError, UsageError
 from ..core.records import Answer, Price, Request
 from ..core.run_folder import cache_folder
@@ -49,9 +49,9 @@ class Context:
     """A recipe, and what it is made of."""
 
     def __init__(
-        self, recipe: Recipe, plugins: Plugins, voice: Voice | None = None, manner: Mapping[str, Any] | None = None
+        self, recipe: Recipe, plugins: Plugins, console: Console | None = None, manner: Mapping[str, Any] | None = None
     ) -> None:
-        self.recipe, self.plugins, self.voice = recipe, plugins, voice or Voice()
+        self.recipe, self.plugins, self.console = recipe, plugins, console or Console()
         self.manner = dict(manner or {})  # of asking, beside the recipe's: batch, wait, shard, retry_refused
 
     def _build(self, role: str, name: str, options: Mapping[str, Any], table: str) -> Any:
@@ -186,7 +186,7 @@ class Context:
     def corpus(self) -> Corpus:
         """The documents as tokens, from the cache or packed now."""
         tables = self.recipe.values()
-        return prepare(self.source, tokenizer=tables["tokenizer"], options=tables["data"], voice=self.voice)
+        return prepare(self.source, tokenizer=tables["tokenizer"], options=tables["data"], console=self.console)
 
     @property
     def at_hand(self) -> bool:
@@ -301,18 +301,20 @@ class Context:
         requests: list[Request],
         terms: Terms,
         done: Labelled | None = None,
-        voice: Voice | None = None,
+        console: Console | None = None,
     ) -> Labelled:
         """Answers to all requests, one by one or in batches."""
         from ..teachers.asking import batch_state
         from ..teachers.asking.batch_api import label_in_batches
 
-        voice = voice or self.voice
+        console = console or self.console
         with self.cache() as cache:
             if terms.batch:
-                return label_in_batches(teacher, requests, cache, self._batches, terms=terms, voice=voice, done=done)
+                return label_in_batches(
+                    teacher, requests, cache, self._batches, terms=terms, console=console, done=done
+                )
             check = partial(batch_state.refuse, self._batches, cache)
-            return label(teacher, requests, cache, terms=terms, voice=voice, done=done, check=check)
+            return label(teacher, requests, cache, terms=terms, console=console, done=done, check=check)
 
     def refuse_twice(self) -> None:
         """Refuse beforehand to ask one by one for what is in a batch: it would be paid for twice."""

@@ -50,7 +50,7 @@ class Continuity:
 
     def __init__(self, context: Context, run: Run, world: World) -> None:
         self.context, self.run, self.world = context, run, world
-        self.recipe, self.voice = context.recipe, context.voice
+        self.recipe, self.console = context.recipe, context.console
 
     def check(self) -> None:
         """Refuse a recipe that the run's newest checkpoint does not fit, before anything is asked."""
@@ -77,7 +77,7 @@ class Continuity:
             self._must_be_the_same(saved, facts, FIXED)
             self._tell_of_changes(saved, facts)
         if told := precision.warning(facts["numerics"]["precision"]):
-            self.voice.warn(told)
+            self.console.warn(told)
         return facts
 
     def before_labels(self) -> Facts:
@@ -152,7 +152,7 @@ class Continuity:
         differ = [key for key in MATTER if before.get(key, here[key]) != here[key]]
         if differ:
             changes = ", ".join(f"{key} was {before[key]} and is {here[key]}" for key in differ)
-            self.voice.warn(f"going on will be close to an undisturbed run, but not bit for bit: {changes}")
+            self.console.warn(f"going on will be close to an undisturbed run, but not bit for bit: {changes}")
         return {**here, **self._kept(saved, before), "threads": before["threads"]}
 
     def _kept(self, saved: Checkpoint, before: Mapping[str, Any]) -> Facts:
@@ -189,7 +189,7 @@ class Continuity:
             keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
             if keys:
                 told = ", ".join(f"{table}.{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
-                self.voice.say(f"Changed since the last sitting: {told}.")
+                self.console.print(f"Changed since the last sitting: {told}.")
 
 
 def _shape(student: Mapping[str, Any]) -> Facts:

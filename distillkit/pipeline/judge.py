@@ -82,7 +82,9 @@ class Subjects:
         if self.run is None or self.made_of is None or noted.get("made_of") != self.made_of:
             return {}
         if not self.run.samples.is_file() or noted.get("sha256") not in (None, file_digest(self.run.samples)):
-            self.context.voice.warn(f"{self.run.samples} is not what was written there; the student writes them again")
+            self.context.console.warn(
+                f"{self.run.samples} is not what was written there; the student writes them again"
+            )
             return {}
         samples = [Sample.from_json(row) for row in read_lines(self.run.samples)]
         return {(sample.prompt, sample.seed, sample.temperature): sample.completion for sample in samples}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.console import Voice
+from ..core.console import Console
 from ..core.errors import UsageError
 from ..core.records import NOTHING, Answer, Request
 from ..recipe.schema import TeacherTable
@@ -56,7 +56,7 @@ class Reader:
         self.context, self.teacher, self.aligner = context, context.teacher, Aligner(context.tokenizer)
         self.width = table.top_logprobs
         self.terms = context.terms(table, spent=dict(spent), batch=False, shard=None, pace=Pace())
-        self.voice, self.told = Aside(context.voice), told
+        self.console, self.told = WithoutProgress(context.console), told
 
     def __call__(self, rows: Ints) -> tuple[Ints, Floats, Floats, Floats]:
         """Of rows of tokens [B, T + 1] the soft targets of all but the first [B, T], as a batch has them."""
@@ -94,7 +94,7 @@ class Reader:
             return []
         done = Labelled([], [])
         try:
-            self.context.ask(self.teacher, requests, self.terms, done, self.voice)
+            self.context.ask(self.teacher, requests, self.terms, done, self.console)
         finally:
             if done.spent:
                 self.terms = replace(self.terms, spent=done.spent)
@@ -130,19 +130,19 @@ def must_be_counted(context: Context, world: World) -> None:
         )
 
 
-class Aside(Voice):
-    """Passes on what must be heard of asking, but not how far it is: that would be told at every step."""
+class WithoutProgress(Console):
+    """Passes lines and warnings on to another console, but drops progress, which would be shown at every step."""
 
-    def __init__(self, voice: Voice) -> None:
-        self.voice = voice
+    def __init__(self, console: Console) -> None:
+        self.console = console
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """A line that stays."""
-        self.voice.say(text)
+        self.console.print(text)
 
     def warn(self, text: str) -> None:
         """A line that the reader should act on."""
-        self.voice.warn(text)
+        self.console.warn(text)
 
 
 def readable(words: list[bytes]) -> tuple[int, int]:

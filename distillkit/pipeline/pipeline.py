@@ -43,7 +43,7 @@ class Pipeline:
 
     def __init__(self, context: Context, run: Run, world: World = ALONE, others: Sequence[Run] = ()) -> None:
         self.context, self.run, self.world, self.others = context, run, world, others
-        self.recipe, self.voice = context.recipe, context.voice
+        self.recipe, self.console = context.recipe, context.console
         self.trackers: list[Guarded] = []
         self.watched = False  # whether another process trains this run meanwhile
 
@@ -132,7 +132,7 @@ class Pipeline:
         if soft is None:
             return
         share = soft["with_soft"] / max(1, soft["positions"])
-        self.voice.say(
+        self.console.print(
             f"Soft targets: {soft['with_soft']:,} of {soft['positions']:,} positions ({share:.1%}), "
             f"which name {soft['mass']:.1%} of the teacher's mass; {soft['bytes_a_position']:g} bytes a position."
         )
@@ -141,7 +141,7 @@ class Pipeline:
 
     def _labelled(self, teacher: Teacher, requests: list[Request], terms: Terms) -> Labelled:
         """The answers to requests; how many came and what they cost is recorded even when it ends badly."""
-        self.voice.say(f"Asking {teacher.name} for {len(requests)} answers.")
+        self.console.print(f"Asking {teacher.name} for {len(requests)} answers.")
         done = Labelled([], [])
 
         def recorded() -> None:
@@ -150,7 +150,7 @@ class Pipeline:
 
         with _in_the_end(recorded):
             self.context.ask(teacher, requests, terms, done)
-        self.voice.say(f"  {done.asked} asked, {done.cached} from the cache")
+        self.console.print(f"  {done.asked} asked, {done.cached} from the cache")
         if done.refused:
             self._warn(
                 f"{done.refused} of {len(done.requests)} requests were refused or answered by nothing; "
@@ -181,12 +181,12 @@ class Pipeline:
         jury = Jury(self.context, spent, lambda spent: self.run.record(spent_on_judges=spent))
         verdicts, judges = [], []
         for table, judge in self.context.judges():
-            self.voice.say(f"Judging: {judge.name}.")
+            self.console.print(f"Judging: {judge.name}.")
             self._warn_of_kin(table, judge)
             verdicts.append(jury.hear(table, judge, subject))
             judges.append(judge)
             if verdicts[-1].reach:
-                self.voice.say(f"  {verdicts[-1].reach}")
+                self.console.print(f"  {verdicts[-1].reach}")
         write_lines(self.run.grades, [row for verdict in verdicts for row in verdict.rows()])
         self._record_held_out()
         self.run.record(
@@ -262,7 +262,7 @@ class Pipeline:
             )
 
     def _warn(self, text: str) -> None:
-        self.voice.warn(text)
+        self.console.warn(text)
         self.run.revise(lambda info: {**info, "warnings": list(dict.fromkeys([*info.get("warnings", []), text]))})
 
     @contextmanager

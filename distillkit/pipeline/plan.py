@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Any, cast
 
-from ..core.console import clock
+from ..core.console import format_duration
 from ..core.records import Price, Request, Usage
 from ..core.run_folder import STAGES, Run
 from ..judging.protocol import Judged, would_ask
@@ -369,7 +369,7 @@ def brief(foreseen: dict[str, Any]) -> str:
         for row in foreseen["judging"]["judges"]
         if row["calls"]
     )
-    low, high = (clock(foreseen["seconds"][end]) for end in ("low", "high"))
+    low, high = (format_duration(foreseen["seconds"][end]) for end in ("low", "high"))
     return (
         f"{asked}  {foreseen['student']['parameters']['unique']:,} parameters, {training['steps']:,} steps, "
         f"{training['tokens']:,} tokens ({_epochs_of(training)}), about {low} to {high} of training"
@@ -435,7 +435,7 @@ def _asking(teacher: dict[str, Any]) -> list[tuple[str, str]]:
         rows.insert(0, ("judged", f"{judged:,} rows that the student writes, each by a call or more in its step"))
     rows.append(("cost", _cost_of(teacher)))
     if teacher["seconds"] is not None:
-        rows.append(("waiting", f"at least {clock(teacher['seconds'])}, by the limits of the recipe"))
+        rows.append(("waiting", f"at least {format_duration(teacher['seconds'])}, by the limits of the recipe"))
     return rows
 
 
@@ -482,7 +482,8 @@ def text(foreseen: dict[str, Any]) -> str:
         ("memory", f"about {foreseen['memory_bytes'] / 2**20:,.0f} MiB"),
         (
             "time",
-            f"about {clock(seconds['low'])} to {clock(seconds['high'])} of training (by the rate of a matrix product)",
+            f"about {format_duration(seconds['low'])} to {format_duration(seconds['high'])} of training "
+            "(by the rate of a matrix product)",
         ),
     ]
     return "\n".join(f"{name:<12} {value}" for name, value in rows)

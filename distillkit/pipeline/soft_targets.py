@@ -151,16 +151,16 @@ class Softness:
         return [self._kept(stream) for stream in streams]
 
     def _kept(self, stream: Stream) -> Store:
-        place, binding, voice = self.place(stream), self.binding(stream), self.context.voice
+        place, binding, console = self.place(stream), self.binding(stream), self.context.console
         private(place.parent)
-        with alone(place, lambda: voice.say("Waiting for another process that asks for the same soft targets.")):
+        with alone(place, lambda: console.print("Waiting for another process that asks for the same soft targets.")):
             writer = Writer(place, binding)
             if writer.done == stream.tokens:
                 return writer.close()
             what = "the teacher's own text" if stream.from_teacher else "the corpus"
             begun = f", going on at {writer.done:,}" if writer.done else ""
-            voice.say(f"{self.teacher.name} reads {what}: {stream.tokens:,} tokens{begun}.")
-            return reading.read(self.teacher, stream, writer, voice)
+            console.print(f"{self.teacher.name} reads {what}: {stream.tokens:,} tokens{begun}.")
+            return reading.read(self.teacher, stream, writer, console)
 
     def facts(self, stores: Sequence[Store]) -> dict[str, Any]:
         """What stores hold together, for the record of a run: positions, those with a soft target, mass, bytes."""

@@ -43,7 +43,7 @@ class Training:
 
     def __init__(self, context: Context, run: Run, answers: Path, world: World = ALONE) -> None:
         self.context, self.run, self.answers, self.world = context, run, answers, world
-        self.recipe, self.voice = context.recipe, context.voice
+        self.recipe, self.console = context.recipe, context.console
         self.continuity = Continuity(context, run, world)
 
     @cached_property
@@ -98,7 +98,7 @@ class Training:
     def _nothing_left(self, state: State) -> None:
         """Say that the last step was made, and do what a sitting that was killed after it had no time for."""
         steps = self.recipe.train.steps
-        self.voice.say(
+        self.console.print(
             f"Nothing left to train: the run has {state.step} of {steps} steps. To extend it, raise train.steps."
         )
         if self.world.writes:
@@ -123,7 +123,7 @@ class Training:
     def _announce(self, done: int) -> None:
         steps, words = self.recipe.train.steps, f"from step {done} " if done else ""
         crowd = f", in {self.world.size} processes" if self.world.size > 1 else ""
-        self.voice.say(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs{crowd}.")
+        self.console.print(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs{crowd}.")
 
     def check(self) -> None:
         """Refuse, before anything is asked, what would break a limit, has a share of no row, or fits no checkpoint."""
@@ -163,7 +163,7 @@ class Training:
         sweep(self.run.checkpoints)
         saved, faults = checkpoints.newest_good(self.run.checkpoints)
         for fault in faults:
-            self.voice.warn(f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again"))
+            self.console.warn(f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again"))
             # What is damaged is out of the way, so that it is written anew when its step comes.
         for damaged in checkpoints.every(self.run.checkpoints)[-len(faults) :] if faults else []:
             checkpoints.set_aside(damaged)
@@ -194,7 +194,7 @@ class Training:
             on_policy=on_policy(
                 self.recipe, self.context.student.context, self.context.tokenizer.end_of_text, self.reader
             ),
-            voice=self.voice,
+            console=self.console,
             trackers=trackers,
             lanes=Lanes(streams),
             world=self.world,
@@ -246,7 +246,7 @@ class Training:
         origin.verify()
         self.continuity.must_be_alike(origin, tokenizer)
         job.model.load_weights(list(origin.weights().items()))
-        self.voice.say(f"Starting from the weights of {self.recipe.student.from_}, step {origin.step}.")
+        self.console.print(f"Starting from the weights of {self.recipe.student.from_}, step {origin.step}.")
 
     def _sampler(self) -> Any:
         from ..student import Sampling

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from ...core.console import clock
+from ...core.console import format_duration
 from ...core.records import Sample
 from .. import frames, template, words
 from ..run import provenance
@@ -33,7 +33,7 @@ COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "training_tokens": ("training tokens", words.short),
     "teacher_calls": ("teacher calls", words.count),
     "usd": ("dollars", lambda value: f"${value:,.2f}"),
-    "seconds": ("time", clock),
+    "seconds": ("time", format_duration),
     "tokens_per_second": ("tokens a second", lambda value: f"{value:,.0f}"),
 }
 WEIGHED = ("usd", "seconds", "training_tokens", "teacher_calls", "parameters", "tokens_per_second")

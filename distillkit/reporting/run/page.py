@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from ...core.console import clock
+from ...core.console import format_duration
 from ...core.records import Sample
 from .. import template
 from ..plots import losses
@@ -203,8 +203,8 @@ def _speed(speed: Mapping[str, Any]) -> Iterator[Fact]:
     seconds = speed.get("seconds") or {}
     if seconds:
         known = {stage: value for stage, value in seconds.items() if value is not None}
-        stages = ", ".join(f"{line(stage)} {clock(value)}" for stage, value in known.items())
-        yield Fact("time", clock(sum(known.values())), stages)
+        stages = ", ".join(f"{line(stage)} {format_duration(value)}" for stage, value in known.items())
+        yield Fact("time", format_duration(sum(known.values())), stages)
 
 
 def _judging(designs: Mapping[str, Any], protocols: Mapping[str, Any]) -> Iterator[Fact]:

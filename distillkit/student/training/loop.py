@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ...core.console import Voice
+from ...core.console import Console
 from ...core.errors import Interrupted, TrainingError
 from ...plugins.interfaces import Mixer, Teacher, Tracker
 from .. import checkpoint as checkpoints
@@ -120,7 +120,7 @@ class Job:
     log: Path
     teacher: Asked | None = None  # tokens [B, T] to logits [B, T, V], or to hidden states with a head
     on_policy: OnPolicy | None = None
-    voice: Voice = field(default_factory=Voice)
+    console: Console = field(default_factory=Console)
     trackers: Sequence[Tracker] = ()
     sample: Callable[[], str] | None = None
     lanes: Lanes = field(default_factory=lambda: Lanes(1))
@@ -131,8 +131,8 @@ class Job:
 def train(job: Job, state: State) -> State:
     """Take the state to the last step. Interrupted, it saves and says so."""
     settings, world = job.settings, job.world
-    journal = Journal(job.log if world.writes else None, settings.steps, state.step, job.voice, job.trackers)
-    watch, balance = Overfitting(job.voice), Balance(job.voice)
+    journal = Journal(job.log if world.writes else None, settings.steps, state.step, job.console, job.trackers)
+    watch, balance = Overfitting(job.console), Balance(job.console)
     with world.together():
         _save(job, state)  # also when it is the very first: there is always something to go back to
     with asked_to_stop() as stop, journal:
@@ -150,7 +150,7 @@ def train(job: Job, state: State) -> State:
                     journal.keep()
                     _save(job, state)
                 if job.sample and settings.sample_every and state.step % settings.sample_every == 0:
-                    job.voice.say(f"  {job.sample()}")
+                    job.console.print(f"  {job.sample()}")
                 vote.stop = bool(stop)
             if vote.stop:
                 with world.together():

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.console import Voice, clock
+from ...core.console import Console, format_duration
 from ...core.files import read_lines, write_lines
 from ...plugins.interfaces import Tracker
 
@@ -21,9 +21,11 @@ from ...plugins.interfaces import Tracker
 class Journal:
     """The log of a run: a line a step in `metrics.jsonl`, the trackers, and what is said meanwhile."""
 
-    def __init__(self, log: Path | None, steps: int, step: int, voice: Voice, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self, log: Path | None, steps: int, step: int, console: Console, trackers: Sequence[Tracker] = ()
+    ) -> None:
         """`log` is None in a process that does not write."""
-        self.log, self.steps, self.voice, self.trackers = log, steps, voice, trackers
+        self.log, self.steps, self.console, self.trackers = log, steps, console, trackers
         self.recent: deque[tuple[float, int]] = deque(maxlen=20)
         self.clock = time.perf_counter()
         self.validation: float | None = None
@@ -62,7 +64,7 @@ class Journal:
         for tracker in self.trackers:
             of_terms = {f"gradient_norm/{name}": length for name, length in lengths.items()}
             tracker.log(step, {"validation_loss": loss, **of_terms})
-        self.voice.say(f"  step {step}  validation {loss:.4f}")
+        self.console.print(f"  step {step}  validation {loss:.4f}")
         self.clock = time.perf_counter()
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -74,9 +76,9 @@ class Journal:
         terms = "" if len(values["terms"]) < 2 else "".join(f"  {n} {v:.3f}" for n, v in values["terms"].items())
         seen = "" if self.validation is None else f"  validation {self.validation:.3f}"
         seconds = sum(pair[0] for pair in self.recent) / len(self.recent)
-        self.voice.progress(
+        self.console.progress(
             f"  step {step}/{self.steps}  loss {values['loss']:.3f}{terms}{seen}  lr {values['learning_rate']:.1e}"
-            f"  {speed:,.0f} tokens/s  {clock((self.steps - step) * seconds)} left",
+            f"  {speed:,.0f} tokens/s  {format_duration((self.steps - step) * seconds)} left",
             last=step == self.steps,
         )
 
@@ -93,8 +95,8 @@ class Overfitting:
 
     GAP = 0.3
 
-    def __init__(self, voice: Voice) -> None:
-        self.voice, self.losses, self.told = voice, list[float](), False
+    def __init__(self, console: Console) -> None:
+        self.console, self.losses, self.told = console, list[float](), False
 
     def trained(self, values: Mapping[str, Any]) -> None:
         """Remember the cross-entropy of a step, which is what validation measures: if any row of it had one."""
@@ -108,7 +110,7 @@ class Overfitting:
         if self.told or not losses or loss <= best or loss - mean < self.GAP:
             return
         self.told = True
-        self.voice.warn(
+        self.console.warn(
             f"step {step}: validation loss {loss:.2f} rises and training loss is {mean:.2f}: "
             "the student learns its text by heart. More documents, fewer train.steps, a smaller student or "
             "student.dropout = 0.1 would help."
@@ -120,8 +122,8 @@ class Balance:
 
     LOST = 0.01
 
-    def __init__(self, voice: Voice) -> None:
-        self.voice, self.told = voice, False
+    def __init__(self, console: Console) -> None:
+        self.console, self.told = console, False
 
     def evaluated(self, step: int, lengths: Mapping[str, float]) -> None:
         """Compare the lengths of the weighted terms' gradients; a weight of 0 is nobody's mistake."""
@@ -132,7 +134,7 @@ class Balance:
         if weighing[least] >= self.LOST * weighing[most]:
             return
         self.told = True
-        self.voice.warn(
+        self.console.warn(
             f"step {step}: the gradient of the term {least!r} is {weighing[least] / weighing[most]:.1%} of that of "
             f"{most!r}, so it hardly counts. Give it more weight in [mixer], or leave it out."
         )

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ...core.console import Voice
+from ...core.console import Console
 from ...core.errors import DistillkitError, Interrupted, LimitReached, TeacherError, UsageError
 from ...core.files import digest
 from ...core.records import REFUSED, Answer, Request, Usage
@@ -70,7 +70,7 @@ def label_in_batches(
     folder: Path,
     *,
     terms: Terms | None = None,
-    voice: Voice | None = None,
+    console: Console | None = None,
     done: Labelled | None = None,
     polls: tuple[float, float] = POLLS,
 ) -> Labelled:
@@ -79,7 +79,7 @@ def label_in_batches(
     `done` is filled as answers come, even if it ends badly.
     """
     terms = replace(terms or Terms(), batch=True)
-    stage = _Stage(_batched(teacher), requests, cache, folder, terms, voice or Voice(), done or Labelled([], []))
+    stage = _Stage(_batched(teacher), requests, cache, folder, terms, console or Console(), done or Labelled([], []))
     pause, longest = polls
     try:
         while stage.goes_on():
@@ -130,16 +130,16 @@ class _Stage:
         cache: Cache,
         folder: Path,
         terms: Terms,
-        voice: Voice,
+        console: Console,
         done: Labelled,
     ) -> None:
-        self.teacher, self.cache, self.folder, self.voice, self.done = teacher, cache, folder, voice, done
+        self.teacher, self.cache, self.folder, self.console, self.done = teacher, cache, folder, console, done
         rows = rows_of(teacher, requests, terms.shard)
         self.identity = digest(teacher.identity())
         done.requests, done.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
         self.wanted = {key: request for request, key, _ in rows}
         self.whats = {key: what for _, key, what in rows}
-        self.asking = Asking(cast(Teacher, teacher), terms, cache, voice)
+        self.asking = Asking(cast(Teacher, teacher), terms, cache, console)
         self.provider = Provider(teacher)
         found = cache.get_many(self.wanted)
         self.again = {key for key, answer in found.items() if terms.retry_refused and answer.finish == REFUSED}
@@ -275,7 +275,7 @@ class _Stage:
         part = part.save(status="submitting", file=self.provider.upload(part, lines))
         batch = self.provider.submit(part)
         part.save(status="submitted", batch=batch)
-        self.voice.say(f"  batch {batch}: {part.count:,} requests sent off")
+        self.console.print(f"  batch {batch}: {part.count:,} requests sent off")
 
     # ------------------------------------------------------------------------------------------ collecting
 
@@ -303,7 +303,7 @@ class _Stage:
         batch = self.provider.find(part)
         if batch is None:
             return part.save(status="new", file=None)
-        self.voice.say(f"  batch {batch} had been sent off before; it is not sent again")
+        self.console.print(f"  batch {batch} had been sent off before; it is not sent again")
         return part.save(status="submitted", batch=batch)
 
     def _look(self, part: Part) -> None:
@@ -311,7 +311,7 @@ class _Stage:
         batch = self.provider.look(part)
         counts = batch.request_counts
         told = f", {counts.completed + counts.failed:,} of {counts.total:,}" if counts else ""
-        self.voice.progress(f"  batch {part.batch}: {batch.status}{told}")
+        self.console.progress(f"  batch {part.batch}: {batch.status}{told}")
         if batch.status == "failed":
             self._refused(part, batch)
         elif batch.status in ENDED:
@@ -326,7 +326,7 @@ class _Stage:
         """A batch that the provider took and then refused: for its queue's sake it waits, else the stage ends."""
         codes = [error.code for error in getattr(batch.errors, "data", None) or []]
         if QUEUE_FULL in codes and self._others_run(part):
-            self.voice.say(
+            self.console.print(
                 f"  the provider's queue is full; batch {part.batch} is sent again when another one has ended"
             )
             part.save(status="queued", batch=None)
@@ -343,7 +343,7 @@ class _Stage:
         for line in self.provider.lines(batch):
             key = line["custom_id"]
             if key not in due:
-                self.voice.warn(f"the batch {part.batch} answered what was not asked, or twice: {key!r}")
+                self.console.warn(f"the batch {part.batch} answered what was not asked, or twice: {key!r}")
                 continue
             due.remove(key)
             said = self._said(part, line)
@@ -360,7 +360,7 @@ class _Stage:
         left = EXPIRED if batch.status in ("expired", "cancelled") else "left without an answer"
         failed |= dict.fromkeys(due, (left, True))
         got = part.count - len(failed)
-        self.voice.say(f"  batch {part.batch} {batch.status}: {got:,} of {part.count:,} answered")
+        self.console.print(f"  batch {part.batch} {batch.status}: {got:,} of {part.count:,} answered")
         part.collected(failed, owed)
 
     def _said(self, part: Part, line: Mapping[str, Any]) -> _Said:

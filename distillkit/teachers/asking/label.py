@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Protocol
 
-from ...core.console import Voice
+from ...core.console import Console
 from ...core.errors import DistillkitError, Interrupted, TeacherError
 from ...core.files import digest
 from ...core.records import REFUSED, Answer, Request
@@ -101,7 +101,7 @@ def label(
     *,
     concurrency: int = 8,
     terms: Terms | None = None,
-    voice: Voice | None = None,
+    console: Console | None = None,
     done: Labelled | None = None,
     check: Check = lambda keys: None,
 ) -> Labelled:
@@ -109,7 +109,7 @@ def label(
 
     `check` may refuse keys that are about to be asked for; while it looks at them nobody else can.
     """
-    voice, terms = voice or Voice(), terms or Terms(concurrency=concurrency)
+    console, terms = console or Console(), terms or Terms(concurrency=concurrency)
     rows = rows_of(teacher, requests, terms.shard)
     done = done or Labelled([], [])
     done.requests, done.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
@@ -117,20 +117,20 @@ def label(
     done.found = settled(cache, wanted, terms)
     waiting = {key: request for key, (request, _) in wanted.items() if key not in done.found}
     due, before = len(waiting), len(done.found)
-    asking = _Asking(teacher, terms, cache, voice, done)
+    asking = _Asking(teacher, terms, cache, console, done)
 
     def keep(key: str, answer: Answer) -> None:
         done.found[key] = cache.put(key, wanted[key][1], answer)
         done.asked += 1
 
     try:
-        for mine in _portions(cache, waiting, terms, done, voice, check):
+        for mine in _portions(cache, waiting, terms, done, console, check):
             with _short_pauses(cache, len(mine)) as settle, closing(asking.ask(mine)) as answers:
                 for key, answer in answers:
                     settle()
                     keep(key, answer)
                     there = len(done.found) - before
-                    voice.progress(asking.progress(there, due), last=there == due)
+                    console.progress(asking.progress(there, due), last=there == due)
     except KeyboardInterrupt as error:
         for key, answer in asking.left():
             if key not in done.found:
@@ -181,7 +181,7 @@ def settled(cache: Cache, keys: Iterable[str], terms: Terms) -> dict[str, Answer
 
 
 def _portions(
-    cache: Cache, waiting: dict[str, Request], terms: Terms, done: Labelled, voice: Voice, check: Check
+    cache: Cache, waiting: dict[str, Request], terms: Terms, done: Labelled, console: Console, check: Check
 ) -> Iterator[dict[str, Request]]:
     """What this process is to ask for: all that no other one is asking for. What others ask for is waited for."""
     while waiting:
@@ -194,7 +194,7 @@ def _portions(
             cache.free()  # before waiting for others, who may be waiting for these
         waiting = {key: request for key, request in waiting.items() if key not in done.found}
         if waiting and not mine:
-            voice.progress(f"  waiting for {len(waiting)} answers that another process is asking for")
+            console.progress(f"  waiting for {len(waiting)} answers that another process is asking for")
             time.sleep(PAUSE)
 
 
@@ -237,11 +237,11 @@ def whats_of(teacher: Identified, requests: Sequence[Request]) -> list[dict[str,
 class _Asking:
     """Asks for what is missing; whatever goes wrong is said in the teacher's name."""
 
-    def __init__(self, teacher: Teacher, terms: Terms, cache: Cache, voice: Voice, done: Labelled) -> None:
+    def __init__(self, teacher: Teacher, terms: Terms, cache: Cache, console: Console, done: Labelled) -> None:
         self.teacher, self.done = teacher, done
         self.seconds = terms.timeout or MADE_HERE
         self.who = f"the teacher {teacher.name!r}"
-        self.driven = Asking(teacher, terms, cache, voice) if is_asynchronous(teacher) else None
+        self.driven = Asking(teacher, terms, cache, console) if is_asynchronous(teacher) else None
 
     def ask(self, waiting: dict[str, Request]) -> Generator[tuple[str, Answer]]:
         """Every answer under its key, as it comes."""

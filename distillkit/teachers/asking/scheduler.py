@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ...core.console import Voice
+from ...core.console import Console
 from ...core.errors import SlowDown, TeacherError, TryAgain, UsageError
 from ...core.files import digest
 from ...core.records import DAY, MINUTE, REFUSED, Answer, Price, Request, Usage
@@ -91,7 +91,7 @@ class EmptyError(TryAgain):
 class Asking:
     """One sitting with one teacher; whoever begins it closes it."""
 
-    def __init__(self, teacher: Teacher, terms: Terms, cache: Cache, voice: Voice | None = None) -> None:
+    def __init__(self, teacher: Teacher, terms: Terms, cache: Cache, console: Console | None = None) -> None:
         self.teacher, self.terms, self.cache = teacher, terms, cache
         self.budget = terms.budget(teacher)
         self.limits = Limits(
@@ -101,7 +101,7 @@ class Asking:
             patient=terms.wait,
             clock=terms.clock,
             pace=terms.pace,
-            say=(voice or Voice()).say,
+            say=(console or Console()).print,
         )
         self.past = self._past()
         self.runner = asyncio.Runner()  # one loop for the whole sitting: connections and locks belong to it

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.console import Voice
+from ...core.console import Console
 from ...core.errors import Interrupted, UsageError
 from ...core.records import NOTHING
 from ...plugins.interfaces import Teacher
@@ -36,9 +36,9 @@ class Windows(Protocol):
         """The `context + 1` tokens of one, and the weights of the last `context` as targets."""
 
 
-def read(teacher: Teacher, stream: Windows, writer: Writer, voice: Voice | None = None) -> Store:
+def read(teacher: Teacher, stream: Windows, writer: Writer, console: Console | None = None) -> Store:
     """What a teacher thinks at every position of a stream, from where an earlier sitting was cut off."""
-    binding, voice = writer.binding, voice or Voice()
+    binding, console = writer.binding, console or Console()
     context = binding.context or 0
     windows, at_once = stream.windows(context), _at_once(context, binding.vocab_size)
     begun = max(0, writer.done - 1) // context
@@ -48,7 +48,7 @@ def read(teacher: Teacher, stream: Windows, writer: Writer, voice: Voice | None 
         for first in range(begun, windows, at_once):
             some = range(first, min(first + at_once, windows))
             _read(teacher, stream, some, writer)
-            voice.progress(f"  {some.stop}/{windows} windows read", last=some.stop == windows)
+            console.progress(f"  {some.stop}/{windows} windows read", last=some.stop == windows)
     except KeyboardInterrupt as error:
         told = f"stopped while the teacher read; {writer.done:,} of {stream.tokens:,} positions are kept"
         raise Interrupted(told) from error
