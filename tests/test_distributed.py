@@ -23,7 +23,14 @@ from distillkit.core.errors import Elsewhere, UsageError
 from distillkit.core.files import read_lines
 from distillkit.core.run_folder import Run, find
 from distillkit.student import checkpoint as checkpoints
-from distillkit.student.training.distributed import ALONE, MESSAGE, Share, World, _launched, _messages
+from distillkit.student.training.distributed import (
+    BUCKET_SIZE,
+    SINGLE_PROCESS,
+    BatchShard,
+    ProcessGroup,
+    _buckets,
+    _is_launched,
+)
 
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
 FIFTY = ("train.steps=50", "train.evaluate_every=10", "train.checkpoint_every=25", "train.batch_size=4")
@@ -36,11 +43,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Fake(World):
+class Fake(ProcessGroup):
     """One of two processes; what the other one says is known beforehand."""
 
     def __init__(self, rank: int, *others: list[int]) -> None:
-        self.rank, self.size, self.others = rank, 2, list(others)
+        self.rank, self.world_size, self.others = rank, 2, list(others)
 
     def gather(self, numbers: Any) -> list[list[int]]:
         rows = [list(numbers), self.others.pop(0)]
@@ -54,71 +61,74 @@ class Fake(World):
 def test_shares_are_whole_parts_of_a_cut_that_does_not_depend_on_the_processes(size: int, each: int, more: int) -> None:
     parts = size * each
     rows = parts + more
-    alone, found, places = Share.of(ALONE, rows, parts), list[int](), list[int]()
+    alone, found, places = BatchShard.of(SINGLE_PROCESS, rows, parts), list[int](), list[int]()
     for rank in range(size):
-        world = Fake(rank)
-        world.size = size
-        share = Share.of(world, rows, parts)
-        found += [share.rows.start + end for end in share.parts]
-        places += [share.first + i for i in range(len(share.parts))]
-        assert share.parts[-1] == len(share.rows)
-    assert found == list(alone.parts)
+        group = Fake(rank)
+        group.world_size = size
+        shard = BatchShard.of(group, rows, parts)
+        found += [shard.rows.start + end for end in shard.part_ends]
+        places += [shard.first_part + i for i in range(len(shard.part_ends))]
+        assert shard.part_ends[-1] == len(shard.rows)
+    assert found == list(alone.part_ends)
     assert places == list(range(parts))
     assert np.diff([0, *found]).tolist() == [len(part) for part in np.array_split(np.arange(rows), parts)]
 
 
-@given(st.lists(st.integers(1, MESSAGE), max_size=20))
-def test_messages_are_few_and_keep_the_order(sizes: list[int]) -> None:
+@given(st.lists(st.integers(1, BUCKET_SIZE), max_size=20))
+def test_buckets_are_few_and_keep_the_order(sizes: list[int]) -> None:
     names = {str(i): size for i, size in enumerate(sizes)}
-    messages = list(_messages(names))
-    assert [name for message in messages for name in message] == list(names)
-    totals = [sum(names[name] for name in message) for message in messages]
-    assert all(total <= MESSAGE for total in totals)
-    assert all(one + two > MESSAGE for one, two in pairwise(totals))
+    buckets = list(_buckets(names))
+    assert [name for bucket in buckets for name in bucket] == list(names)
+    totals = [sum(names[name] for name in bucket) for bucket in buckets]
+    assert all(total <= BUCKET_SIZE for total in totals)
+    assert all(one + two > BUCKET_SIZE for one, two in pairwise(totals))
 
 
 def test_only_a_launcher_makes_processes_look_for_each_other(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("\n")
     (tmp_path / "two").write_text('[["127.0.0.1:1"], ["127.0.0.1:2"]]')
-    assert not _launched({})
-    assert not _launched({"MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "one")})
-    assert _launched({"MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "two")})
-    assert _launched({"OMPI_COMM_WORLD_SIZE": "2"})
-    assert not _launched({"PMI_SIZE": "1"})
+    assert not _is_launched({})
+    assert not _is_launched({"MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "one")})
+    assert _is_launched({"MLX_RANK": "0", "MLX_HOSTFILE": str(tmp_path / "two")})
+    assert _is_launched({"OMPI_COMM_WORLD_SIZE": "2"})
+    assert not _is_launched({"PMI_SIZE": "1"})
 
 
 def test_one_process_alone_needs_nobody() -> None:
     arrays = {"a": mx.ones(3)}
-    assert ALONE.writes
-    assert ALONE.sum(arrays)["a"] is arrays["a"]
-    assert ALONE.first(lambda: 5) == ALONE.share(5) == 5
-    assert ALONE.on_this_machine() == 1
-    with ALONE.together() as vote:
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.sum(arrays)["a"] is arrays["a"]
+    assert SINGLE_PROCESS.run_on_main(lambda: 5) == SINGLE_PROCESS.broadcast(5) == 5
+    assert SINGLE_PROCESS.local_world_size() == 1
+    with SINGLE_PROCESS.barrier() as vote:
         vote.stop = True
     assert vote.stop
 
 
 def test_looking_for_others_does_not_import_mlx() -> None:
-    code = "import sys; from distillkit.student.training.distributed import join; join(); print('mlx' in sys.modules)"
+    code = (
+        "import sys; from distillkit.student.training.distributed import init_process_group; "
+        "init_process_group(); print('mlx' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
 
 
 def test_anybodys_wish_to_stop_is_everybodys() -> None:
-    with Fake(0, [0, 1]).together() as vote:
+    with Fake(0, [0, 1]).barrier() as vote:
         pass
     assert vote.stop
 
 
 def test_the_failure_of_another_is_told_once() -> None:
-    with pytest.raises(Elsewhere, match="process 1 of 2 failed") as caught, Fake(0, [3, 0]).together():
+    with pytest.raises(Elsewhere, match="process 1 of 2 failed") as caught, Fake(0, [3, 0]).barrier():
         pass
     assert caught.value.exit_code == 3
-    with pytest.raises(Elsewhere, match=r"^$"), Fake(1, [3, 0]).together():
+    with pytest.raises(Elsewhere, match=r"^$"), Fake(1, [3, 0]).barrier():
         pass
-    with pytest.raises(Elsewhere, match=r"^$"), Fake(1, [2, 0]).together():  # the first one speaks for both
+    with pytest.raises(Elsewhere, match=r"^$"), Fake(1, [2, 0]).barrier():  # the first one speaks for both
         raise UsageError("the same here")
-    with pytest.raises(UsageError), Fake(1, [0, 0]).together():
+    with pytest.raises(UsageError), Fake(1, [0, 0]).barrier():
         raise UsageError("only here")
 
 

@@ -27,7 +27,7 @@ from distillkit.plugins.manager import Plugins
 from distillkit.recipe.recipe import load
 from distillkit.student.model.gpt import GPT, Shape, initialise
 from distillkit.student.training import loss as engine
-from distillkit.student.training.distributed import Share
+from distillkit.student.training.distributed import BatchShard
 from distillkit.student.training.loop import Job, Settings, advance, fresh, gradient_norms
 from distillkit.student.training.loss import mixed_loss, slope_squares, totals
 from distillkit.student.training.metrics_log import Balance, Overfitting
@@ -903,8 +903,8 @@ def tiny_model() -> GPT:
     return model
 
 
-def share_of(start: int, stop: int, whole: int = 6) -> Share:
-    return Share(range(start, stop), (stop - start,), 0, whole)
+def share_of(start: int, stop: int, whole: int = 6) -> BatchShard:
+    return BatchShard(range(start, stop), (stop - start,), 0, whole)
 
 
 def test_the_student_goes_on_with_its_share_of_the_rows() -> None:

@@ -31,7 +31,7 @@ from distillkit.pipeline.on_policy import Reader, must_be_counted, readable
 from distillkit.pipeline.pipeline import Pipeline, begin
 from distillkit.student.model.gpt import Shape
 from distillkit.student.trained import Trained
-from distillkit.student.training.distributed import ALONE, Share
+from distillkit.student.training.distributed import SINGLE_PROCESS, BatchShard
 from distillkit.student.training.loop import arrays_of
 from distillkit.student.training.on_policy import SOFT, OnPolicy, judged
 from distillkit.teachers.answers.disk import Cache
@@ -147,7 +147,7 @@ def test_what_is_thought_stands_in_the_batch_beside_what_was_there(width: int) -
         had = (np.full((*size, width), 7), np.full((*size, width), -1.0), np.full(size, -2.0), np.ones(size))
         arrays |= dict(zip(SOFT, had, strict=True))
     policy = OnPolicy(0.5, 3, 8, 0, 1, Two())
-    written = policy.continued(tiny_model(), arrays, Share(range(6), (6,), 0, 6), 4)
+    written = policy.continued(tiny_model(), arrays, BatchShard(range(6), (6,), 0, 6), 4)
     own = policy.rows(6, 4)
     others = [row for row in range(6) if row not in own]
     assert written["soft_ids"].shape == (*size, max(width, 2))
@@ -169,7 +169,7 @@ def test_a_last_window_with_less_text_than_the_student_is_given_is_learnt_as_it_
     batch = arrays_of(Batches([stream], context, 2, seed=0).batch(0))
     (short,) = np.flatnonzero(batch["weight"].sum(axis=1) == left - 1)
     policy = OnPolicy(1.0, 3, context, words.end_of_text, 1, Two())
-    written = policy.continued(model, batch, Share(range(2), (2,), 0, 2), 0)
+    written = policy.continued(model, batch, BatchShard(range(2), (2,), 0, 2), 0)
     own = left >= 3
     assert written["from_student"][short].any() == own
     assert written["from_student"][1 - short].all()
@@ -461,13 +461,13 @@ def test_several_processes_read_only_what_costs_nothing(
     parts = assemble(*wired(url, *([f"teacher.price={price}"] if price else [])))
     with pytest.raises(UsageError, match=told) if told else nullcontext():
         must_be_counted(parts, Fake(0))
-    must_be_counted(parts, ALONE)
+    must_be_counted(parts, SINGLE_PROCESS)
 
 
 def test_without_such_limits_several_processes_may_read(home: Path, provider: Provider) -> None:
     parts = assemble(*wired(provider.url, "teacher.requests_per_day=9"))
     must_be_counted(parts, Fake(0))
-    must_be_counted(assemble(*wired(provider.url, "teacher.max_requests=9")), ALONE)
+    must_be_counted(assemble(*wired(provider.url, "teacher.max_requests=9")), SINGLE_PROCESS)
 
 
 def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -> None:

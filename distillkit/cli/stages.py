@@ -21,7 +21,7 @@ from .common import agree, device_option, json_option, load_context, recipe_of, 
 if TYPE_CHECKING:
     from ..pipeline.context import Context
     from ..recipe.recipe import Recipe
-    from ..student.training.distributed import World
+    from ..student.training.distributed import ProcessGroup
 
 
 @click.command()
@@ -130,25 +130,25 @@ def begin(
     **manner: Any,
 ) -> None:
     """A new run, from its first stage; before it, where it must be, a run of the recipe that it begins with."""
-    world = _world()
-    with world.together():
+    group = _process_group()
+    with group.barrier():
         chosen = recipe_of(recipe, overrides)
     if "train" in stages and chosen.begins_with_recipe:
         # What it asks and costs is settled before another run is made for it, which may take hours.
-        with world.together():
-            if world.writes:
+        with group.barrier():
+            if group.is_main:
                 context = load_context(ctx, chosen, **manner)
                 _must_be_possible(context, stages)
                 _settle(context, stages, yes)
-        chosen = _started(ctx, chosen, overrides, yes, world)
+        chosen = _started(ctx, chosen, overrides, yes, group)
         yes = True  # to what it asks, which came first
-    with world.together():
-        context = load_context(ctx, chosen, silent=not world.writes, **manner)
-    run = world.first(lambda: str(_new_run(context, stages, yes).path))
-    _finish(context, run, stages, world, as_json=as_json)
+    with group.barrier():
+        context = load_context(ctx, chosen, silent=not group.is_main, **manner)
+    run = group.run_on_main(lambda: str(_new_run(context, stages, yes).path))
+    _finish(context, run, stages, group, as_json=as_json)
 
 
-def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes: bool, world: World) -> Recipe:
+def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes: bool, group: ProcessGroup) -> Recipe:
     """The recipe, beginning with a run in place of a recipe: one that fits, or else one that is made now."""
     from ..pipeline import base_run
     from ..recipe.recipe import must_begin
@@ -157,16 +157,16 @@ def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes
         return recipe
     must_begin(recipe)
     down = base_run.passed_down(overrides)
-    with world.together():
+    with group.barrier():
         other = base_run.recipe_for(recipe, down)
         base_run.refuse_other_tokens(recipe, other)
-    other = _started(ctx, other, down, yes, world)
-    with world.together():
-        context = load_context(ctx, other, silent=not world.writes)
-    trained, begun = world.first(lambda: base_run.runs_that_fit(context.recipe))
+    other = _started(ctx, other, down, yes, group)
+    with group.barrier():
+        context = load_context(ctx, other, silent=not group.is_main)
+    trained, begun = group.run_on_main(lambda: base_run.runs_that_fit(context.recipe))
     if trained is None:
-        trained = world.first(lambda: _first_run(recipe.name, begun, context, yes))
-        _finish(context, trained, STAGES, world)
+        trained = group.run_on_main(lambda: _first_run(recipe.name, begun, context, yes))
+        _finish(context, trained, STAGES, group)
     return recipe.replacing({base_run.FROM: Run(Path(trained)).name})
 
 
@@ -242,19 +242,19 @@ def go_on(
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
     from ..pipeline import base_run
 
-    world = _world()
-    run, recipe = world.first(lambda: _former_run(where, overrides))
-    with world.together():
+    group = _process_group()
+    run, recipe = group.run_on_main(lambda: _former_run(where, overrides))
+    with group.barrier():
         chosen = recipe_of(recipe, overrides)
     if "train" in stages and chosen.begins_with_recipe:
-        begun = world.first(lambda: base_run.recorded(Run(Path(run))))
+        begun = group.run_on_main(lambda: base_run.recorded(Run(Path(run))))
         again = chosen.replacing({base_run.FROM: begun}) if begun else None
-        chosen = again or _started(ctx, chosen, overrides, yes, world)
-    with world.together():
-        context = load_context(ctx, chosen, silent=not world.writes, **manner)
-        if world.writes:
+        chosen = again or _started(ctx, chosen, overrides, yes, group)
+    with group.barrier():
+        context = load_context(ctx, chosen, silent=not group.is_main, **manner)
+        if group.is_main:
             _settle(context, stages, yes, Run(Path(run)), others)
-    _finish(context, run, stages, world, others, as_json)
+    _finish(context, run, stages, group, others, as_json)
 
 
 def _former_run(where: str, overrides: tuple[str, ...]) -> tuple[str, str]:
@@ -266,13 +266,13 @@ def _former_run(where: str, overrides: tuple[str, ...]) -> tuple[str, str]:
     return str(run.path), str(run.recipe) if is_run(where) else where
 
 
-def _world() -> World:
+def _process_group() -> ProcessGroup:
     """The processes of this run: more than one under `mlx.launch` or MPI."""
     from ..student import blas
-    from ..student.training.distributed import join
+    from ..student.training.distributed import init_process_group
 
     blas.insist_on_mlx()
-    return join()
+    return init_process_group()
 
 
 def agreed(context: Context, teaching: dict[str, Any] | None, judges: Sequence[dict[str, Any]], yes: bool) -> None:
@@ -293,7 +293,7 @@ def _finish(
     context: Context,
     folder: str,
     stages: tuple[str, ...],
-    world: World,
+    group: ProcessGroup,
     others: Sequence[Run] = (),
     as_json: bool = False,
 ) -> None:
@@ -301,8 +301,8 @@ def _finish(
 
     run = Run(Path(folder))
     context.console.print(f"Run {run.name} in {run.path}")
-    Pipeline(context, run, world, others).go(stages)
-    if not world.writes:
+    Pipeline(context, run, group, others).go(stages)
+    if not group.is_main:
         return
     if stages[-1] == "report":
         from ..reporting.run import tables

@@ -23,7 +23,7 @@ from ..student import checkpoint as checkpoints
 from ..student.checkpoint import Checkpoint
 from ..student.trained import filled
 from ..student.training import precision
-from ..student.training.distributed import World
+from ..student.training.distributed import ProcessGroup
 from .context import Context
 from .step_config import chunk_of, parts_of
 
@@ -48,8 +48,8 @@ Facts = dict[str, Any]
 class Continuity:
     """Holds a run's checkpoints against what is there now."""
 
-    def __init__(self, context: Context, run: Run, world: World) -> None:
-        self.context, self.run, self.world = context, run, world
+    def __init__(self, context: Context, run: Run, group: ProcessGroup) -> None:
+        self.context, self.run, self.group = context, run, group
         self.recipe, self.console = context.recipe, context.console
 
     def check(self) -> None:
@@ -138,9 +138,9 @@ class Continuity:
             "blas": backend.name,
             "kernel": backend.kernel,
             "threads": backend.threads,
-            "processes": self.world.size,
+            "processes": self.group.world_size,
             "streams": streams,
-            "parts": parts_of(table, streams, self.world.size),
+            "parts": parts_of(table, streams, self.group.world_size),
             "chunk": chunk_of(table, vocab_size),
             "precision": precision.chosen(table.precision),
             "mlx": version("mlx"),
@@ -163,7 +163,7 @@ class Continuity:
             kept["chunk"] = before["chunk"]
         parts = before.get("parts", before["streams"] * table["accumulate"])
         if all(table[key] == getattr(self.recipe.train, key) for key in ("streams", "accumulate", "batch_size")):
-            kept |= {"parts": parts} if parts % self.world.size == 0 else {}
+            kept |= {"parts": parts} if parts % self.group.world_size == 0 else {}
         return kept
 
     def _must_be_the_same(self, saved: Checkpoint, facts: Facts, keys: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from ..teachers.asking.rate_limits import Pace
 from ..teachers.soft_targets.align import Aligner
 
 if TYPE_CHECKING:
-    from ..student.training.distributed import World
+    from ..student.training.distributed import ProcessGroup
     from .context import Context
 
 COUNTED_HERE = ("max_usd", "max_requests", "max_tokens_total", "requests_per_minute", "tokens_per_minute")
@@ -109,23 +109,23 @@ def cut(answer: Answer, most: int) -> Answer:
     return replace(answer, tokens=tuple(replace(t, top=tuple(top)) for t, top in zip(answer.tokens, tops, strict=True)))
 
 
-def must_be_counted(context: Context, world: World) -> None:
+def must_be_counted(context: Context, group: ProcessGroup) -> None:
     """Refuse, of asking in the step, what each of several processes would count for itself: limits, and money."""
     table, teacher = context.recipe.teacher, context.teacher
-    if table is None or teacher is None or world.size == 1 or not context.reads_in_steps:
+    if table is None or teacher is None or group.world_size == 1 or not context.reads_in_steps:
         return
     price = context.terms(table).price_of(teacher)
     if price is None or price.input or price.output:
         raise UsageError(
-            f"what the teacher {table.provider!r} costs cannot be counted by {world.size} processes: with "
+            f"what the teacher {table.provider!r} costs cannot be counted by {group.world_size} processes: with "
             "teacher.on_policy each asks it in the step, and only the first one writes down what it spends",
             "Launch one process. If it costs nothing: teacher.price = { input = 0.0, output = 0.0 }",
         )
     given = [f"teacher.{name}" for name in COUNTED_HERE if getattr(table, name) is not None]
     if given:
         raise UsageError(
-            f"{' and '.join(given)} cannot be kept by {world.size} processes: with teacher.on_policy each asks the "
-            "teacher in the step, and counts for itself",
+            f"{' and '.join(given)} cannot be kept by {group.world_size} processes: with teacher.on_policy each asks "
+            "the teacher in the step, and counts for itself",
             "Launch one process, or leave such limits out.",
         )
 

@@ -19,7 +19,7 @@ from ..core.run_folder import STAGES, Run
 from ..judging import protocol
 from ..plugins.interfaces import Judge, Teacher
 from ..recipe.schema import JudgeTable
-from ..student.training.distributed import ALONE, World
+from ..student.training.distributed import SINGLE_PROCESS, ProcessGroup
 from ..teachers.asking.label import Labelled
 from ..teachers.asking.scheduler import Terms
 from .context import Context
@@ -41,18 +41,20 @@ WHY_FEW = (
 class Pipeline:
     """A run of an context. Every stage leaves its result in the run folder, and its figures in `run.json`."""
 
-    def __init__(self, context: Context, run: Run, world: World = ALONE, others: Sequence[Run] = ()) -> None:
-        self.context, self.run, self.world, self.others = context, run, world, others
+    def __init__(
+        self, context: Context, run: Run, group: ProcessGroup = SINGLE_PROCESS, others: Sequence[Run] = ()
+    ) -> None:
+        self.context, self.run, self.group, self.others = context, run, group, others
         self.recipe, self.console = context.recipe, context.console
         self.trackers: list[Guarded] = []
         self.watched = False  # whether another process trains this run meanwhile
 
     def go(self, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
         """Run some stages in order, and record how it ended."""
-        if not self.world.writes:
+        if not self.group.is_main:
             self._help(stages)
             return {}
-        with self.world.together():
+        with self.group.barrier():
             self.watched = self.run.is_being_trained
             if "train" in stages:
                 if self.watched:
@@ -81,13 +83,13 @@ class Pipeline:
     def _help(self, stages: tuple[str, ...]) -> None:
         """What a process does that does not write: it trains with the others, and is done."""
         with _out_of_the_way():
-            with self.world.together():  # what is checked before the first stage
+            with self.group.barrier():  # what is checked before the first stage
                 pass
             if "label" in stages:
-                with self.world.together():
+                with self.group.barrier():
                     pass
             if "train" in stages:
-                with self.world.together():
+                with self.group.barrier():
                     training = self._training()
                 training.go()
 
@@ -95,7 +97,7 @@ class Pipeline:
 
     def label(self) -> None:
         """Ask the teacher what is not yet known, and pack what it said."""
-        with self.world.together():
+        with self.group.barrier():
             self._label()
 
     def _label(self) -> None:
@@ -162,7 +164,7 @@ class Pipeline:
     def train(self) -> None:
         """Train the student to its last step, from its last checkpoint if there is one."""
         training = self._training()
-        with self.world.together():
+        with self.group.barrier():
             self._warn_of_epochs(training.batches.epochs(self.recipe.train.steps))
             if told := slow_start(self.context):
                 self._warn(told)
@@ -231,7 +233,7 @@ class Pipeline:
     def _training(self) -> Training:
         from .train import Training
 
-        return Training(self.context, self.run, self.run.answers, self.world)
+        return Training(self.context, self.run, self.run.answers, self.group)
 
     def _signal(self) -> str:
         """What is used of the teacher: what the recipe narrows it to, or what it can give."""

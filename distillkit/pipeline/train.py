@@ -27,7 +27,7 @@ from ..student import blas
 from ..student import checkpoint as checkpoints
 from ..student.model.gpt import GPT, initialise
 from ..student.trained import Trained, locate
-from ..student.training.distributed import ALONE, Share, World
+from ..student.training.distributed import SINGLE_PROCESS, BatchShard, ProcessGroup
 from ..student.training.loop import Job, State, asked, evaluate, fresh, restored, train
 from ..student.training.on_policy import judged_in_all
 from ..student.training.optimizers import flat, grown
@@ -41,10 +41,10 @@ from .step_config import on_policy, settings, streams_of
 class Training:
     """One sitting of a run's train stage."""
 
-    def __init__(self, context: Context, run: Run, answers: Path, world: World = ALONE) -> None:
-        self.context, self.run, self.answers, self.world = context, run, answers, world
+    def __init__(self, context: Context, run: Run, answers: Path, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.context, self.run, self.answers, self.group = context, run, answers, group
         self.recipe, self.console = context.recipe, context.console
-        self.continuity = Continuity(context, run, world)
+        self.continuity = Continuity(context, run, group)
 
     @cached_property
     def batches(self) -> Batches:
@@ -54,8 +54,8 @@ class Training:
     def go(self, trackers: Sequence[Tracker] = ()) -> dict[str, Any]:
         """Train, and say what it came to; only the process that writes knows that."""
         with ExitStack() as held:
-            with self.world.together():
-                if self.world.writes:
+            with self.group.barrier():
+                if self.group.is_main:
                     held.enter_context(self._alone())
             return self._go(trackers)
 
@@ -69,14 +69,14 @@ class Training:
         else:
             self._nothing_left(state)
         of_teacher = self._on_the_teachers_text(job)
-        return self._came_to(state) | of_teacher | self._spent(begun) if self.world.writes else {}
+        return self._came_to(state) | of_teacher | self._spent(begun) if self.group.is_main else {}
 
     def _ready(self, trackers: Sequence[Tracker]) -> tuple[Job, State]:
         """All that a step needs, and where this sitting begins."""
         streams = self._streams()
-        with self.world.together():
-            saved = self._newest() if self.world.writes else None
-        facts = self.world.first(lambda: self.continuity.agreed(saved, self.batches.fingerprint, streams))
+        with self.group.barrier():
+            saved = self._newest() if self.group.is_main else None
+        facts = self.group.run_on_main(lambda: self.continuity.agreed(saved, self.batches.fingerprint, streams))
         blas.set_threads(facts["numerics"]["threads"])
         job = self._job(facts, trackers, streams)
         return job, self._state(job, saved)
@@ -84,13 +84,13 @@ class Training:
     def _trained(self, job: Job, state: State, begun: float) -> State:
         """Train to the last step; what a sitting came to that ended before it is recorded, too."""
         self._announce(state.step)
-        with self.world.together():
-            if self.world.writes:
+        with self.group.barrier():
+            if self.group.is_main:
                 self.run.trains_on()
         try:
             return train(job, state)
         except BaseException:
-            if self.world.writes:
+            if self.group.is_main:
                 with suppress(OSError):  # a full disk must not hide what ended the training
                     self.run.record(training=self._saved(job) | self._spent(begun))
             raise
@@ -101,7 +101,7 @@ class Training:
         self.console.print(
             f"Nothing left to train: the run has {state.step} of {steps} steps. To extend it, raise train.steps."
         )
-        if self.world.writes:
+        if self.group.is_main:
             checkpoints.prune(self.run.checkpoints, self.recipe.train.keep, state.best_step)
 
     def _on_the_teachers_text(self, job: Job) -> dict[str, Any]:
@@ -122,12 +122,12 @@ class Training:
 
     def _announce(self, done: int) -> None:
         steps, words = self.recipe.train.steps, f"from step {done} " if done else ""
-        crowd = f", in {self.world.size} processes" if self.world.size > 1 else ""
+        crowd = f", in {self.group.world_size} processes" if self.group.world_size > 1 else ""
         self.console.print(f"Training {words}to step {steps}, {self.batches.epochs(steps):.1f} epochs{crowd}.")
 
     def check(self) -> None:
         """Refuse, before anything is asked, what would break a limit, has a share of no row, or fits no checkpoint."""
-        must_be_counted(self.context, self.world)
+        must_be_counted(self.context, self.group)
         self.context.check_rows()
         self.continuity.check()
 
@@ -145,12 +145,12 @@ class Training:
 
     def _all_must_read_the_same(self) -> None:
         """Refuse machines whose text or program differs: without shared files, each prepared its own."""
-        with self.world.together():
+        with self.group.barrier():
             reads = [self.continuity.before_labels(), self.batches.fingerprint, version("distillkit"), version("mlx")]
             if self.context.teaches_online and self.context.teacher:
                 reads.append(self.context.teacher.identity())
-        same = self.world.same(reads)
-        with self.world.together():
+        same = self.group.all_equal(reads)
+        with self.group.barrier():
             if not same:
                 raise UsageError(
                     "the machines of this run do not hold the same corpus, answers, teacher or versions",
@@ -171,7 +171,7 @@ class Training:
 
     def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker], streams: int) -> Job:
         table, context_length = self.recipe.train, self.context.student.context
-        share = Share.of(self.world, table.rows, facts["numerics"]["parts"])
+        shard = BatchShard.of(self.group, table.rows, facts["numerics"]["parts"])
         teacher = self.context.logits_teacher()
 
         def validation() -> Iterable[Batch]:
@@ -183,7 +183,7 @@ class Training:
             model=self.context.network,
             vocab_size=self.context.tokenizer.vocab_size,
             mixer=self.context.mixer,
-            batch=Ahead(lambda step: self.batches.rows(step, share.rows.start, share.rows.stop), table.steps),
+            batch=Ahead(lambda step: self.batches.rows(step, shard.rows.start, shard.rows.stop), table.steps),
             validation=validation,
             settings=settings(self.recipe, facts["numerics"]["chunk"], facts["numerics"]["precision"]),
             student=self.continuity.student(),
@@ -197,33 +197,33 @@ class Training:
             console=self.console,
             trackers=trackers,
             lanes=Lanes(streams),
-            world=self.world,
-            share=share,
-            sample=self._sampler() if table.sample_every and self.world.writes else None,
+            group=self.group,
+            shard=shard,
+            sample=self._sampler() if table.sample_every and self.group.is_main else None,
         )
 
     def _streams(self) -> int:
         """How many parts this process computes at once; all must agree."""
-        count = streams_of(self.recipe.train, self.world.on_this_machine(), self.world.size)
-        return min(row[0] for row in self.world.gather([count]))
+        count = streams_of(self.recipe.train, self.group.local_world_size(), self.group.world_size)
+        return min(row[0] for row in self.group.gather([count]))
 
     @cached_property
     def reader(self) -> Reader | None:
         """Who asks the teacher about what the student has just written, where no logits join the step."""
         if not self.context.reads_in_steps:
             return None
-        return Reader(self.context, self.run.info.get("spent") or {}, self.run.spends if self.world.writes else None)
+        return Reader(self.context, self.run.info.get("spent") or {}, self.run.spends if self.group.is_main else None)
 
     def _state(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
         """Where to begin; one process knows, and tells the others."""
-        with self.world.together():
-            state = self._begun(job, saved) if self.world.writes else fresh(job.model, job.settings.optimizer)
-        if self.world.size == 1:
+        with self.group.barrier():
+            state = self._begun(job, saved) if self.group.is_main else fresh(job.model, job.settings.optimizer)
+        if self.group.world_size == 1:
             return state
-        parameters = grown(self.world.spread(flat(state.parameters)))
-        moments = grown(self.world.spread(flat(state.moments)))
+        parameters = grown(self.group.broadcast_arrays(flat(state.parameters)))
+        moments = grown(self.group.broadcast_arrays(flat(state.moments)))
         job.model.update(parameters)
-        step, best_step, best_loss = self.world.share((state.step, state.best_step, state.best_loss))
+        step, best_step, best_loss = self.group.broadcast((state.step, state.best_step, state.best_loss))
         return State(parameters, moments, step, best_step, best_loss)
 
     def _begun(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:

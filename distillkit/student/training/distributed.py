@@ -1,9 +1,9 @@
-"""Several processes at one run, on one machine or on many: who writes, and how all stay in step.
+"""Data-parallel training in several processes, on one machine or on many: a process group with its collectives.
 
-Everything goes through `mx.distributed`, over whatever it offers: sockets, MPI, NCCL, RDMA. The first process writes
-and speaks; the others compute their share. A process that is alone pays nothing: MLX is not even imported for this.
-Every collective is computed at once, in the order in which it stands here, for all processes must meet in the same
-order. Knows nothing of networks or runs.
+Everything goes through `mx.distributed`, over whichever backend it offers: sockets, MPI, NCCL, RDMA. Rank 0 is the
+main process: it writes files and prints; the others compute their shard of each batch. In a single process nothing
+here costs anything: MLX is not even imported. Every collective is evaluated at once, in program order, because all
+processes must enter the collectives in the same order. Knows nothing of networks or runs.
 """
 
 from __future__ import annotations
@@ -26,150 +26,152 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 T = TypeVar("T")
-MESSAGE = 8 << 20  # numbers in one message: many small ones would wait for each other
+BUCKET_SIZE = 8 << 20  # numbers in one message: many small messages would wait for each other
 INTERRUPTED = 130
 
 
 @dataclass
-class Vote:
-    """A wish to stop: one's own when it goes in, anybody's when it comes out."""
+class StopVote:
+    """A request to stop: this process's own when it enters a barrier, that of any process when it leaves."""
 
     stop: bool = False
 
 
-class World:
-    """The processes of a run, and which of them this is."""
+class ProcessGroup:
+    """The processes of a run: this process's rank, the group size, and the collectives."""
 
     def __init__(self, group: Any = None) -> None:
-        self.group = group
+        """`group` is that of `mx.distributed.init()`; None is a single process."""
+        self._group = group
         self.rank: int = 0 if group is None else group.rank()
-        self.size: int = 1 if group is None else group.size()
+        self.world_size: int = 1 if group is None else group.size()
 
     @property
-    def writes(self) -> bool:
-        """Whether this process is the one that writes, judges and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes, judges and prints."""
         return self.rank == 0
 
     def sum(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """The sum over all processes of each array, in few big messages; a dict that is handed over is emptied."""
-        if self.size == 1:
+        """All-reduce: the sum of each array over all processes, in few large messages. Empties a dict passed in."""
+        if self.world_size == 1:
             return dict(arrays)
         import mlx.core as mx
 
-        found: dict[str, mx.array] = {}
-        for names in _messages({name: value.size for name, value in arrays.items()}):
+        sums: dict[str, mx.array] = {}
+        for names in _buckets({name: value.size for name, value in arrays.items()}):
             parts = [arrays.pop(name) if isinstance(arrays, dict) else arrays[name] for name in names]
             ends = list(accumulate(part.size for part in parts))
             total = self._all_sum(mx.concatenate([part.reshape(-1) for part in parts]))
             pieces = mx.split(total, ends[:-1]) if len(ends) > 1 else [total]
             for name, piece, part in zip(names, pieces, parts, strict=True):
-                found[name] = piece.reshape(part.shape).astype(part.dtype)
-        return found
+                sums[name] = piece.reshape(part.shape).astype(part.dtype)
+        return sums
 
-    def spread(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """The first process's arrays, for all."""
+    def broadcast_arrays(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The main process's arrays, in every process."""
         import mlx.core as mx
 
-        return self.sum(dict(arrays) if self.writes else {n: mx.zeros_like(value) for n, value in arrays.items()})
+        return self.sum(dict(arrays) if self.is_main else {n: mx.zeros_like(value) for n, value in arrays.items()})
 
-    def share(self, value: T) -> T:
-        """The first process's value, for all: plain JSON."""
-        if self.size == 1:
+    def broadcast(self, value: T) -> T:
+        """The main process's value, which is plain JSON, in every process."""
+        if self.world_size == 1:
             return value
         import mlx.core as mx
         import numpy as np
 
-        text = json.dumps(value).encode() if self.writes else b""
+        text = json.dumps(value).encode() if self.is_main else b""
         length = max(row[0] for row in self.gather([len(text)]))
-        letters = np.frombuffer(text.ljust(length, b"\0"), np.uint8).astype(np.int32)
-        told = np.array(self._all_sum(mx.array(letters))).astype(np.uint8).tobytes()
-        return cast(T, json.loads(told))
+        characters = np.frombuffer(text.ljust(length, b"\0"), np.uint8).astype(np.int32)
+        received = np.array(self._all_sum(mx.array(characters))).astype(np.uint8).tobytes()
+        return cast(T, json.loads(received))
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The numbers of every process, in the order of their ranks."""
-        if self.size == 1:
+        """All-gather: the numbers of every process, in the order of their ranks."""
+        if self.world_size == 1:
             return [list(numbers)]
         import mlx.core as mx
 
-        with _peers():
-            everyone = mx.distributed.all_gather(mx.array(list(numbers), dtype=mx.int32)[None], group=self.group)
-            mx.eval(everyone)
-        return cast("list[list[int]]", everyone.tolist())
+        with _connection_errors():
+            gathered = mx.distributed.all_gather(mx.array(list(numbers), dtype=mx.int32)[None], group=self._group)
+            mx.eval(gathered)
+        return cast("list[list[int]]", gathered.tolist())
 
-    def same(self, value: Any) -> bool:
+    def all_equal(self, value: Any) -> bool:
         """Whether all processes have an equal value."""
-        words = digest(value)
-        rows = self.gather([int(words[i : i + 7], 16) for i in range(0, 28, 7)])
+        hexadecimal = digest(value)
+        rows = self.gather([int(hexadecimal[i : i + 7], 16) for i in range(0, 28, 7)])
         return all(row == rows[0] for row in rows)
 
-    def on_this_machine(self) -> int:
-        """How many of the processes share this machine."""
+    def local_world_size(self) -> int:
+        """The number of processes on this machine."""
         rows = self.gather([int(digest([socket.gethostname()])[:7], 16)])
         return rows.count(rows[self.rank])
 
-    def first(self, work: Callable[[], T]) -> T:
-        """What the first process makes of some work, for all, who wait for it: plain JSON."""
-        with self.together():
-            made = work() if self.writes else None
-        return self.share(cast(T, made))
+    def run_on_main(self, work: Callable[[], T]) -> T:
+        """Call `work` in the main process and return its result, which is plain JSON, in every process."""
+        with self.barrier():
+            result = work() if self.is_main else None
+        return self.broadcast(cast(T, result))
 
     @contextmanager
-    def together(self) -> Iterator[Vote]:
-        """What ends well in all processes or in none. Nothing inside may be a collective.
+    def barrier(self) -> Iterator[StopVote]:
+        """A block that succeeds in all processes or in none. It must not contain a collective.
 
-        The processes wait for each other at the end; where one has failed, the others raise `Elsewhere`.
+        The processes wait for each other at the end of the block. If one failed, the others raise `Elsewhere`.
         """
-        vote = Vote()
+        vote = StopVote()
         try:
             yield vote
         except BaseException as error:
-            if self.size > 1:
-                self._failed(error)
+            if self.world_size > 1:
+                self._report_failure(error)
             raise
-        if self.size > 1:
+        if self.world_size > 1:
             rows = self.gather([0, vote.stop])
-            _must_be_well([code for code, _ in rows], self.rank)
-            vote.stop = any(wish for _, wish in rows)
+            _raise_remote_failure([code for code, _ in rows], self.rank)
+            vote.stop = any(stop for _, stop in rows)
 
-    def _failed(self, error: BaseException) -> None:
-        """Tell the others. The first process's own failure is the one that is spoken of."""
+    def _report_failure(self, error: BaseException) -> None:
+        """Tell the other processes. If the main process failed too, only its error is shown."""
         interrupted = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
         codes = [code for code, _ in self.gather([getattr(error, "exit_code", interrupted), 0])]
-        if not self.writes and codes[0]:
+        if not self.is_main and codes[0]:
             raise Elsewhere("", exit_code=codes[0]) from error
 
     def _all_sum(self, message: mx.array) -> mx.array:
         import mlx.core as mx
 
-        with _peers():
-            total = mx.distributed.all_sum(message, group=self.group)
+        with _connection_errors():
+            total = mx.distributed.all_sum(message, group=self._group)
             mx.eval(total)
         return total
 
 
-def _must_be_well(codes: Sequence[int], rank: int) -> None:
+def _raise_remote_failure(codes: Sequence[int], rank: int) -> None:
+    """Raise `Elsewhere` if any process ended a block with a non-zero exit code."""
     for other, code in enumerate(codes):
         if code:
-            told = f"process {other} of {len(codes)} failed; it says why" if rank == 0 else ""
-            raise Elsewhere(told, exit_code=code)
+            message = f"process {other} of {len(codes)} failed; see its error message" if rank == 0 else ""
+            raise Elsewhere(message, exit_code=code)
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
-    """A lost connection, in words."""
+def _connection_errors() -> Iterator[None]:
+    """Turn the backend's error for a lost connection into a `DistillkitError` with a hint."""
     try:
         yield
     except RuntimeError as error:
-        hint = "The last checkpoint is kept; the same command with --resume goes on from there."
+        hint = "The last checkpoint is kept; continue from it with the same command and --resume."
         raise DistillkitError(f"the other processes of this run cannot be reached: {error}", hint) from error
 
 
-def _messages(sizes: Mapping[str, int]) -> Iterable[list[str]]:
-    """Names in their order, as many together as one message holds."""
+def _buckets(sizes: Mapping[str, int]) -> Iterable[list[str]]:
+    """The names in their order, grouped into buckets that each fit into one message."""
     names: list[str] = []
     held = 0
     for name, size in sizes.items():
-        if names and held + size > MESSAGE:
+        if names and held + size > BUCKET_SIZE:
             yield names
             names, held = [], 0
         names.append(name)
@@ -178,45 +180,49 @@ def _messages(sizes: Mapping[str, int]) -> Iterable[list[str]]:
         yield names
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @cache
-def join() -> World:
-    """All processes that were launched together; this one alone when it was not launched so."""
-    if not _launched(os.environ):
-        return ALONE
+def init_process_group() -> ProcessGroup:
+    """The group of all processes that were launched together, or `SINGLE_PROCESS` without a launcher."""
+    if not _is_launched(os.environ):
+        return SINGLE_PROCESS
     import mlx.core as mx
 
-    with _peers():
+    with _connection_errors():
         group = mx.distributed.init()
-    return World(group) if group.size() > 1 else ALONE
+    return ProcessGroup(group) if group.size() > 1 else SINGLE_PROCESS
 
 
-def _launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher says that there are others: `mlx.launch` or MPI."""
-    hosts = environment.get("MLX_HOSTFILE")  # of one process alone the launcher leaves it empty
-    listed = bool(hosts) and Path(hosts or "").is_file() and bool(Path(hosts or "").read_text().strip())
+def _is_launched(environment: Mapping[str, str]) -> bool:
+    """Whether the environment shows that `mlx.launch` or MPI started several processes."""
+    hosts = environment.get("MLX_HOSTFILE")  # empty if the launcher started only one process
+    has_hosts = bool(hosts) and Path(hosts or "").is_file() and bool(Path(hosts or "").read_text().strip())
     counts = ("MLX_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-    crowd = any(environment.get(name, "").isdecimal() and int(environment[name]) > 1 for name in counts)
-    return listed or crowd or "MLX_JACCL_COORDINATOR" in environment
+    several = any(environment.get(name, "").isdecimal() and int(environment[name]) > 1 for name in counts)
+    return has_hosts or several or "MLX_JACCL_COORDINATOR" in environment
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which rows of every batch are this process's: whole parts, so that it is cut alike by any number of processes."""
+class BatchShard:
+    """The rows of every batch that this process computes.
+
+    A batch is divided into parts, and a shard is a whole number of parts, so that the parts do not depend on the number
+    of processes.
+    """
 
     rows: range
-    parts: tuple[int, ...]  # where each part ends, counted from the first of these rows
-    first: int  # the number of the first part among those of the whole batch
-    whole: int  # rows of the whole batch
+    part_ends: tuple[int, ...]  # where each part ends, counted from the shard's first row
+    first_part: int  # index of the shard's first part among all parts of the batch
+    batch_rows: int  # rows of the whole batch
 
     @classmethod
-    def of(cls, world: World, rows: int, parts: int) -> Share:
-        """This process's share of `rows`, which are cut into `parts` as equal as can be."""
+    def of(cls, group: ProcessGroup, rows: int, parts: int) -> BatchShard:
+        """This process's shard of a batch of `rows` that is divided into `parts` of nearly equal size."""
         sizes = [rows // parts + (i < rows % parts) for i in range(parts)]
-        ends, each = [0, *accumulate(sizes)], parts // world.size
-        first = world.rank * each
-        start, stop = ends[first], ends[first + each]
-        cuts = tuple(end - start for end in ends[first + 1 : first + each + 1])
-        return cls(range(start, stop), cuts, first, rows)
+        ends, parts_each = [0, *accumulate(sizes)], parts // group.world_size
+        first = group.rank * parts_each
+        start, stop = ends[first], ends[first + parts_each]
+        part_ends = tuple(end - start for end in ends[first + 1 : first + parts_each + 1])
+        return cls(range(start, stop), part_ends, first, rows)

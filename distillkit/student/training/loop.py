@@ -25,7 +25,7 @@ from ...core.errors import Interrupted, TrainingError
 from ...plugins.interfaces import Mixer, Teacher, Tracker
 from .. import checkpoint as checkpoints
 from ..generation.score import token_surprises
-from .distributed import ALONE, Share, World
+from .distributed import SINGLE_PROCESS, BatchShard, ProcessGroup
 from .loss import Opinion, Targets, TopK, mixed_loss, slope_squares, term_names, totals
 from .metrics_log import Balance, Journal, Overfitting
 from .on_policy import OnPolicy, judged
@@ -124,27 +124,27 @@ class Job:
     trackers: Sequence[Tracker] = ()
     sample: Callable[[], str] | None = None
     lanes: Lanes = field(default_factory=lambda: Lanes(1))
-    world: World = ALONE
-    share: Share | None = None  # of every batch, as `batch` gives it; all of it when not set
+    group: ProcessGroup = SINGLE_PROCESS
+    shard: BatchShard | None = None  # of every batch, as `batch` gives it; all of it when not set
 
 
 def train(job: Job, state: State) -> State:
     """Take the state to the last step. Interrupted, it saves and says so."""
-    settings, world = job.settings, job.world
-    journal = Journal(job.log if world.writes else None, settings.steps, state.step, job.console, job.trackers)
+    settings, group = job.settings, job.group
+    journal = Journal(job.log if group.is_main else None, settings.steps, state.step, job.console, job.trackers)
     watch, balance = Overfitting(job.console), Balance(job.console)
-    with world.together():
+    with group.barrier():
         _save(job, state)  # also when it is the very first: there is always something to go back to
     with asked_to_stop() as stop, journal:
         while state.step < settings.steps:
             values = advance(job, state)
-            with world.together():
+            with group.barrier():
                 _must_be_finite(job, state.step - 1, values)
                 watch.trained(values)
                 journal.step(state.step, values)
             looked = _due(state.step, settings.evaluate_every, settings.steps)
             loss, lengths = (evaluate(job), gradient_norms(job, state)) if looked else (math.inf, {})
-            with world.together() as vote:
+            with group.barrier() as vote:
                 better = looked and _look(job, state, loss, lengths, journal, watch, balance)
                 if better or _due(state.step, settings.checkpoint_every, settings.steps):
                     journal.keep()
@@ -153,7 +153,7 @@ def train(job: Job, state: State) -> State:
                     job.console.print(f"  {job.sample()}")
                 vote.stop = bool(stop)
             if vote.stop:
-                with world.together():
+                with group.barrier():
                     journal.keep()
                     _save(job, state)
                 raise Interrupted(f"stopped after step {state.step} of {settings.steps}; everything is saved")
@@ -189,13 +189,13 @@ def advance(job: Job, state: State) -> dict[str, Any]:
     """One step: gradients of every part of the batch, summed in a fixed order, then AdamW."""
     settings, step = job.settings, state.step
     batch = arrays_of(job.batch(step))
-    share = job.share or Share.of(ALONE, len(batch["inputs"]), settings.accumulate * job.lanes.count)
+    shard = job.shard or BatchShard.of(SINGLE_PROCESS, len(batch["inputs"]), settings.accumulate * job.lanes.count)
     if job.on_policy:
-        with job.world.together() if job.on_policy.judge else nullcontext():  # who is asked may fail one process alone
-            batch = job.on_policy.continued(job.model, batch, share, step)
+        with job.group.barrier() if job.on_policy.judge else nullcontext():  # who is asked may fail one process alone
+            batch = job.on_policy.continued(job.model, batch, shard, step)
     job.model.train()
-    parts = list(_parts(batch, share))
-    loss, terms, gradients = _gradients(job, parts, share, step)
+    parts = list(_parts(batch, shard))
+    loss, terms, gradients = _gradients(job, parts, shard, step)
     rate = settings.schedule(step)
     norm = None if _overflowed(job, state, gradients) else _update(job, state, gradients, rate, step)
     values = {
@@ -203,7 +203,7 @@ def advance(job: Job, state: State) -> dict[str, Any]:
         "terms": {name: term.item() for name, term in terms.items()},
         "learning_rate": rate,
         "gradient_norm": None if norm is None else norm.item(),
-        "tokens": batch["inputs"].shape[1] * share.whole,
+        "tokens": batch["inputs"].shape[1] * shard.batch_rows,
     }
     if job.on_policy and job.on_policy.judge:
         values["judged"] = judged(batch)
@@ -234,7 +234,7 @@ def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float,
     return norm
 
 
-def _gradients(job: Job, parts: Sequence[Arrays], share: Share, step: int) -> tuple[mx.array, Arrays, Arrays]:
+def _gradients(job: Job, parts: Sequence[Arrays], shard: BatchShard, step: int) -> tuple[mx.array, Arrays, Arrays]:
     """The loss of a batch, its terms and its gradient: as many parts at once as there are lanes, then all machines'."""
     number, weights = mx.array(step), job.mixer.weights(step)
     whole = _totals(job, parts)
@@ -243,7 +243,7 @@ def _gradients(job: Job, parts: Sequence[Arrays], share: Share, step: int) -> tu
     for start in range(0, len(parts), job.lanes.count):
 
         def compute(lane: int, start: int = start) -> Any:
-            place = share.first + start + lane
+            place = shard.first_part + start + lane
             mx.random.seed((job.settings.seed * 1_000_003 + step * 1009 + place) % 2**63)
             return value(parts[start + lane], number, weights, whole)
 
@@ -259,9 +259,9 @@ def _gradients(job: Job, parts: Sequence[Arrays], share: Share, step: int) -> tu
 
 def _of_all(job: Job, loss: mx.array, terms: Arrays, gradients: Arrays) -> tuple[mx.array, Arrays, Arrays]:
     """The sums over all machines, at their own scale again."""
-    values = job.world.sum({"": loss, **terms})
-    if job.world.size > 1:
-        gradients = job.world.sum(gradients)
+    values = job.group.sum({"": loss, **terms})
+    if job.group.world_size > 1:
+        gradients = job.group.sum(gradients)
     factor = FACTOR[job.settings.precision]
     if factor != 1:
         values, gradients = ({n: one / factor for n, one in each.items()} for each in (values, gradients))
@@ -305,9 +305,9 @@ def arrays_of(batch: Rows) -> dict[str, Array]:
     return {name: value for name in names if (value := getattr(batch, name)) is not None}
 
 
-def _parts(batch: Mapping[str, Array], share: Share) -> Iterator[Arrays]:
+def _parts(batch: Mapping[str, Array], shard: BatchShard) -> Iterator[Arrays]:
     """This process's rows of a batch cut into their parts, as arrays of the accelerator."""
-    for start, stop in pairwise((0, *share.parts)):
+    for start, stop in pairwise((0, *shard.part_ends)):
         yield {name: mx.array(value[start:stop]) for name, value in batch.items()}
 
 
@@ -345,7 +345,7 @@ def _counted(job: Job, parts: Sequence[Arrays]) -> Arrays:
     targets = [_targets(job, part) for part in parts]
     names = term_names(job.mixer, job.vocab_size, targets[0])
     counts = [totals(job.mixer, some, names, job.settings.chunk) for some in targets]
-    return job.world.sum({name: mx.stack([count[name] for count in counts]).sum() for name in names})
+    return job.group.sum({name: mx.stack([count[name] for count in counts]).sum() for name in names})
 
 
 def _part_loss(
@@ -378,7 +378,7 @@ def gradient_norms(job: Job, state: State) -> dict[str, float]:
         settings = (mx.array(step), weights, counts, job.settings.chunk)
         for name, square in slope_squares(job.mixer, hidden, job.model.head, targets, *settings).items():
             squares[name] += square
-    whole = job.world.sum({name: mx.array(square) for name, square in squares.items()})
+    whole = job.group.sum({name: mx.array(square) for name, square in squares.items()})
     return {name: float(square.item()) ** 0.5 for name, square in whole.items()}  # type: ignore[arg-type]
 
 
@@ -387,7 +387,7 @@ def evaluate(job: Job) -> float:
     job.model.eval()
     total = count = 0.0
     for i, batch in enumerate(job.validation()):
-        if i % job.world.size != job.world.rank:
+        if i % job.group.world_size != job.group.rank:
             continue
         hidden = job.model(mx.array(batch.inputs))
         surprise = token_surprises(
@@ -395,8 +395,8 @@ def evaluate(job: Job) -> float:
         )
         total += float(mx.sum(surprise * mx.array(batch.weight.reshape(-1))).item())  # type: ignore[arg-type]
         count += float(batch.weight.sum())
-    if job.world.size > 1:
-        both = job.world.sum({"total": mx.array(total), "count": mx.array(count)})
+    if job.group.world_size > 1:
+        both = job.group.sum({"total": mx.array(total), "count": mx.array(count)})
         total, count = float(both["total"].item()), float(both["count"].item())  # type: ignore[arg-type]
     return total / count
 
@@ -410,9 +410,9 @@ def _must_be_finite(job: Job, step: int, values: Mapping[str, Any]) -> None:
 def _diverged(job: Job, step: int, what: str) -> TrainingError:
     """The error of training that cannot go on. Weights whose very next step fails were no good checkpoint."""
     for checkpoint in checkpoints.every(job.folder):
-        if checkpoint.step == step > 0 and job.world.writes:
+        if checkpoint.step == step > 0 and job.group.is_main:
             checkpoints.set_aside(checkpoint, "diverged")
-    good, _ = checkpoints.newest_good(job.folder) if job.world.writes else (None, None)
+    good, _ = checkpoints.newest_good(job.folder) if job.group.is_main else (None, None)
     kept = f"the last good checkpoint is {good.path}" if good else "there is no good checkpoint"
     return TrainingError(
         f"the loss is no longer a number after step {step} ({what}); {kept}",
@@ -422,7 +422,7 @@ def _diverged(job: Job, step: int, what: str) -> TrainingError:
 
 def _save(job: Job, state: State) -> None:
     """Write a checkpoint, unless it is there already, and drop those no longer needed."""
-    if not job.world.writes:
+    if not job.group.is_main:
         return
     folder = checkpoints.step_folder(job.folder, state.step)
     if not folder.exists():

@@ -17,7 +17,7 @@ import numpy as np
 from ...core.records import NOTHING
 from ..generation.generate import write
 from ..generation.sampling import Sampling
-from .distributed import Share
+from .distributed import BatchShard
 
 Array = np.ndarray[Any, Any]
 ROWS, WORDS = 1, 2  # what chance is drawn for
@@ -44,20 +44,20 @@ class OnPolicy:
     seed: int
     judge: Judge | None = None
 
-    def continued(self, model: nn.Module, batch: Mapping[str, Array], share: Share, step: int) -> dict[str, Array]:
+    def continued(self, model: nn.Module, batch: Mapping[str, Array], shard: BatchShard, step: int) -> dict[str, Array]:
         """A process's rows of a batch, some of them written on by the student. All that it wrote counts.
 
         The last window of a stream may hold less text than the student is to be given: it is learnt as it is.
         """
         kept = min(self.prompt_tokens, batch["inputs"].shape[1] // 2)
-        chosen = (row - share.rows.start for row in self.rows(share.whole, step) if row in share.rows)
+        chosen = (row - shard.rows.start for row in self.rows(shard.batch_rows, step) if row in shard.rows)
         own = [row for row in chosen if _holds(batch, row, kept)]
         arrays = {name: value.copy() for name, value in batch.items()}
         arrays["from_student"] = np.zeros_like(arrays["weight"])
         if self.judge:
             arrays |= _with_soft(arrays, self.judge.width)
         if own:
-            places = [share.rows.start + row for row in own]
+            places = [shard.rows.start + row for row in own]
             tokens = self._written(model, arrays["inputs"][own], kept, places, step)
             arrays["inputs"][own], arrays["hard"][own] = tokens[:, :-1], tokens[:, 1:]
             arrays["weight"][own, kept - 1 :] = 1
