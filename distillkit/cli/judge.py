@@ -15,7 +15,7 @@ import click
 from ..core.errors import UsageError
 from ..core.run_folder import STAGES
 from .common import device_option, json_option, load_context, recipe_of, recipe_option, show, yes_option
-from .stages import agreed, begin, go_on, is_run
+from .run_stages import agreed, begin, go_on, is_run
 
 if TYPE_CHECKING:
     from ..core.run_folder import Run
@@ -168,6 +168,3 @@ def _calibrate(where: str, file: Path, as_json: bool) -> None:
         raise UsageError(f"the run {run.name} has no grades", f"Judge it: distillkit judge {run.name} --judge rubric")
     found = calibration.agreements(calibration.by_people(file), calibration.by_judges(rows))
     show([one.to_json() for one in found] if as_json else found, as_json, calibration.text)
-
-
-COMMANDS = (judge,)

@@ -1,4 +1,4 @@
-"""The commands that make a run or go on with one: all stages at once, or one at a time.
+"""How `run`, `label`, `train` and `judge` start a run or go on with one.
 
 Arguments in, messages out: what a stage does is the pipeline's work, and what it would cost is the plan's.
 """
@@ -16,7 +16,7 @@ from .. import __version__
 from ..core.errors import UsageError
 from ..core.run_folder import STAGES, Run
 from ..core.text import clean
-from .common import agree, device_option, json_option, load_context, recipe_of, recipe_option, show, yes_option
+from .common import agree, load_context, recipe_of, show
 
 if TYPE_CHECKING:
     from ..pipeline.context import Context
@@ -24,77 +24,7 @@ if TYPE_CHECKING:
     from ..student.training.distributed import ProcessGroup
 
 
-@click.command()
-@click.argument("recipe")
-@recipe_option
-@click.option("--until", type=click.Choice(STAGES), default="report", help="The last stage to run.")
-@click.option("--resume", is_flag=True, help="Go on with the newest run of the recipe.")
-@device_option
-@yes_option
-@click.pass_context
-def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str, resume: bool, yes: bool) -> None:
-    """Run a recipe: label, train, judge, report.
-
-    With --resume, RECIPE may also be a run.
-    """
-    stages = STAGES[: STAGES.index(until) + 1]
-    if resume:
-        go_on(ctx, recipe, overrides, stages, yes)
-    else:
-        begin(ctx, recipe, overrides, stages, yes)
-
-
-@click.command()
-@click.argument("where", metavar="RECIPE|RUN")
-@recipe_option
-@click.option("--batch", is_flag=True, help="As if it was labelled in batches.")
-@json_option
-@click.pass_context
-def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool, as_json: bool) -> None:
-    """Count what a run would ask, use and take. Spends nothing.
-
-    Of a RUN: what judging it would ask, by the samples that it has written.
-    """
-    from ..core.run_folder import find
-    from ..pipeline import plan as planning
-
-    run = find(where) if is_run(where) else None
-    recipe = recipe_of(str(run.recipe) if run else where, overrides)
-    foreseen = planning.foresee(load_context(ctx, recipe, batch=batch), run)
-    show(foreseen, as_json, planning.text)
-
-
-@click.command()
-@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
-@recipe_option
-@click.option("--batch", is_flag=True, help="In the provider's batches: half the price, within a day.")
-@click.option("--shard", metavar="K/N", help="Ask only the K-th of N shares, on each of N machines.")
-@click.option("--wait", is_flag=True, help="Wait for batches or the end of a daily limit, instead of stopping.")
-@click.option("--retry-refused", is_flag=True, help="Ask again what the teacher refused.")
-@device_option
-@yes_option
-@click.pass_context
-def label(
-    ctx: click.Context, /, where: str, overrides: tuple[str, ...], yes: bool, shard: str | None, **manner: bool
-) -> None:
-    """Ask the teacher: one stage of a run, or a new run up to it."""
-    from ..teachers.asking.scheduler import share
-
-    _stage(ctx, "label", where, overrides, yes, shard=shard and share(shard), **manner)
-
-
-@click.command()
-@click.argument("where", metavar="[RECIPE|RUN]", default="latest")
-@recipe_option
-@device_option
-@yes_option
-@click.pass_context
-def train(ctx: click.Context, where: str, overrides: tuple[str, ...], yes: bool) -> None:
-    """Train the student, from its last checkpoint if there is one."""
-    _stage(ctx, "train", where, overrides, yes)
-
-
-def _stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...], yes: bool, **manner: Any) -> None:
+def run_stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...], yes: bool, **manner: Any) -> None:
     """One stage of a run that is there, or a new run up to it. Batches are collected by the run that sent them off."""
     if is_run(where) or (manner.get("batch") and _was_stopped(where, overrides)):
         go_on(ctx, where, overrides, (stage,), yes, **manner)
@@ -107,17 +37,6 @@ def _was_stopped(where: str, overrides: tuple[str, ...]) -> bool:
     from ..core.run_folder import runs_of
 
     return any(run.info.get("status") == "stopped" for run in runs_of(recipe_of(where, overrides).name)[-1:])
-
-
-@click.command()
-@click.argument("where", metavar="[RUN]", default="latest")
-@json_option
-def report(where: str, as_json: bool) -> None:
-    """Write the report of a run again, from what its folder holds."""
-    from ..core import run_folder
-    from ..reporting.run import tables
-
-    show(tables.write(run_folder.find(where)), as_json, tables.text)
 
 
 def begin(
@@ -343,5 +262,3 @@ def _writable() -> None:
 
 
 _ELSEWHERE = "Set DISTILLKIT_HOME to a folder of yours."
-
-COMMANDS = (run, plan, label, train, report)

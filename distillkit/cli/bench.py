@@ -1,0 +1,25 @@
+"""`distillkit bench`: how fast a student is on this machine."""
+
+from __future__ import annotations
+
+import click
+
+from .common import device_option, json_option, load_context, recipe_of, show
+
+
+@click.command()
+@click.argument("where", metavar="[RUN]", default="latest")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Batches of each kind.")
+@click.option("--batch", type=click.IntRange(min=1), help="Rows of a batch, if not as many as the recipe says.")
+@device_option
+@json_option
+@click.pass_context
+def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json: bool) -> None:
+    """Measure how fast a student reads, learns and writes here. Changes nothing of its run."""
+    from ..core import run_folder as runs
+
+    run = runs.find(where)
+    context = load_context(ctx, recipe_of(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
+    from ..pipeline import bench as measuring  # now that the fast BLAS is there
+
+    show(measuring.measure(context, run, steps), as_json, measuring.text)

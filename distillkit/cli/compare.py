@@ -1,0 +1,31 @@
+"""`distillkit compare`: several runs beside each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .common import json_option, show
+
+
+@click.command()
+@click.argument("where", nargs=-1, required=True, metavar="RUN RUN...")
+@json_option
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page as well.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write it as Markdown as well.")
+@click.option("--csv", type=click.Path(file_okay=False, path_type=Path), help="Write the tables into a folder as well.")
+@click.option("--anyway", is_flag=True, help="Compare also what was not judged in the same way.")
+def compare(
+    where: tuple[str, ...], as_json: bool, html: Path | None, markdown: Path | None, csv: Path | None, anyway: bool
+) -> None:
+    """Compare runs with the first one: differences, their intervals, and what can be said. Takes 2 to 50."""
+    from ..core import run_folder as runs
+    from ..reporting.compare import comparison as comparing
+    from ..reporting.compare import files
+    from ..reporting.compare import text as compare_text
+
+    found = comparing.read([runs.find(spec) for spec in where])
+    comparison = comparing.contrast(found, anyway)
+    files.write(comparison, found, html=html, markdown=markdown, csv=csv)
+    show(comparison, as_json, compare_text.text)

@@ -1,0 +1,30 @@
+"""`distillkit doctor`: check this machine."""
+
+from __future__ import annotations
+
+import click
+
+from ..core.errors import UsageError
+from .common import json_option, plugins_of, show
+
+
+@click.command()
+@click.option("--online", is_flag=True, help="Ask each provider with a key for its models and log-probabilities.")
+@click.option(
+    "--base-url", metavar="URL", default="", help="With --online: also ask the OpenAI-compatible server at URL."
+)
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, online: bool, base_url: str, as_json: bool) -> None:
+    """Check this machine: CPU, MLX, BLAS, memory, disk, keys, packages, plugins, answer cache.
+
+    Exits with 0 if a run would work, and with 1 if not; each problem is listed with its remedy.
+    """
+    from ..pipeline import doctor as examination
+    from ..reporting import machine
+
+    if base_url and not online:
+        raise UsageError("--base-url is for --online", "Add --online.")
+    report = examination.examine(lambda: plugins_of(ctx), online=online, base_url=base_url)
+    show(report, as_json, machine.text)
+    ctx.exit(0 if report["ok"] else 1)

@@ -1,0 +1,53 @@
+"""`distillkit import`: make a run of a student that was trained with other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .common import json_option, plugins_of, recipe_of, show
+
+
+@click.command(name="import")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", help="What the run is called; after the file if not set.")
+@click.option("--tokenizer", metavar="KIND", help="Its tokenizer: gpt2, a tiktoken name, a folder or a run.")
+@click.option(
+    "--ranks", type=click.Path(exists=True, dir_okay=False), help="For a tiktoken name: its ranks, from a file."
+)
+@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where the file does not say.")
+@click.option("--recipe", metavar="RECIPE", help="The data and judges that it is to be judged by.")
+@json_option
+@click.pass_context
+def bring(
+    ctx: click.Context,
+    /,
+    path: Path,
+    name: str | None,
+    tokenizer: str | None,
+    ranks: str | None,
+    heads: int | None,
+    recipe: str | None,
+    as_json: bool,
+) -> None:
+    """Make a run of a student from elsewhere: to judge, bench, compare, export, or begin with.
+
+    PATH is a nanoGPT-on-MLX checkpoint (.npz), a nanoGPT or gpt2-nano checkpoint (.pt), or a GPT-2 or Llama folder of
+    transformers.
+    """
+    plugins_of(ctx)
+    from ..pipeline import pipeline
+    from ..student.interchange import importing
+
+    base = recipe_of(recipe, ()).values() if recipe else {}
+    found = importing.read(path, tokenizer, ranks, heads)
+    made = {"started": pipeline.now(), "versions": pipeline.versions(), "device": pipeline.device()}
+    run = importing.run_of(found, name or importing.name_of(path), base, made)
+    told = [
+        f"{run.name} in {run.path}: {found.facts['parameters']['unique']:,} parameters, {found.kind}",
+        *(f"  {note}" for note in found.notes),
+        f'Judge it: distillkit judge {run.name}    Begin with it: student.from = "{run.name}"',
+    ]
+    facts = {"schema": 1, "run": run.name, "folder": str(run.path), **found.facts}
+    show(facts, as_json, lambda _: "\n".join(told))

@@ -1,0 +1,25 @@
+"""`distillkit init`: write a first recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..core.errors import UsageError
+
+
+@click.command()
+@click.argument("name", default="my_recipe")
+def init(name: str) -> None:
+    """Write a first recipe of your own, NAME.toml, in the current folder."""
+    from ..recipe.recipe import starter
+
+    path = Path(f"{name.removesuffix('.toml')}.toml")
+    if path.exists():
+        raise UsageError(f"{path} is there already", "Choose another name: distillkit init NAME")
+    text = starter(path.stem)
+    from ..core.files import write_text
+
+    write_text(path, text)
+    click.echo(f"Wrote {path}. Look at it, then: distillkit run {path}")

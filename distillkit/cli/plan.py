@@ -1,0 +1,28 @@
+"""`distillkit plan`: what a run would ask, cost and take."""
+
+from __future__ import annotations
+
+import click
+
+from .common import json_option, load_context, recipe_of, recipe_option, show
+from .run_stages import is_run
+
+
+@click.command()
+@click.argument("where", metavar="RECIPE|RUN")
+@recipe_option
+@click.option("--batch", is_flag=True, help="As if it was labelled in batches.")
+@json_option
+@click.pass_context
+def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool, as_json: bool) -> None:
+    """Count what a run would ask, use and take. Spends nothing.
+
+    Of a RUN: what judging it would ask, by the samples that it has written.
+    """
+    from ..core.run_folder import find
+    from ..pipeline import plan as planning
+
+    run = find(where) if is_run(where) else None
+    recipe = recipe_of(str(run.recipe) if run else where, overrides)
+    foreseen = planning.foresee(load_context(ctx, recipe, batch=batch), run)
+    show(foreseen, as_json, planning.text)

@@ -1,0 +1,43 @@
+"""`distillkit recipe`: check a recipe, show it, or print the schema of all."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ..core.text import clean
+from .common import load_context, plugins_of, recipe_of, recipe_option
+
+
+@click.group()
+def recipe() -> None:
+    """Check a recipe, show it resolved, or print the schema of all recipes."""
+
+
+@recipe.command()
+@click.argument("name", metavar="RECIPE")
+@recipe_option
+@click.pass_context
+def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
+    """Say whether a recipe can be run. Spends nothing."""
+    context = load_context(ctx, recipe_of(name, overrides))
+    context.check()
+    for error in context.cannot_be_asked():
+        context.console.warn(f"{error.message}: only what it was asked before can be had. {error.hint}")
+    click.echo(f"{context.recipe.file} is fine.")
+
+
+@recipe.command("show")
+@click.argument("name", metavar="RECIPE")
+@recipe_option
+def shown(name: str, overrides: tuple[str, ...]) -> None:
+    """Print a recipe with everything that it inherits and every default."""
+    click.echo(clean(recipe_of(name, overrides).to_toml()), nl=False)  # as TOML spells it, too
+
+
+@recipe.command()
+@click.pass_context
+def schema(ctx: click.Context) -> None:
+    """Print the JSON Schema of recipes, with the options of all plugins."""
+    click.echo(json.dumps(plugins_of(ctx).schema(), indent=2))

@@ -1,0 +1,18 @@
+"""`distillkit report`: write the report of a run."""
+
+from __future__ import annotations
+
+import click
+
+from .common import json_option, show
+
+
+@click.command()
+@click.argument("where", metavar="[RUN]", default="latest")
+@json_option
+def report(where: str, as_json: bool) -> None:
+    """Write the report of a run again, from what its folder holds."""
+    from ..core import run_folder
+    from ..reporting.run import tables
+
+    show(tables.write(run_folder.find(where)), as_json, tables.text)

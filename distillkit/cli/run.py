@@ -1,0 +1,29 @@
+"""`distillkit run`: all stages of a recipe, or of a run that is resumed."""
+
+from __future__ import annotations
+
+import click
+
+from ..core.run_folder import STAGES
+from .common import device_option, recipe_option, yes_option
+from .run_stages import begin, go_on
+
+
+@click.command()
+@click.argument("recipe")
+@recipe_option
+@click.option("--until", type=click.Choice(STAGES), default="report", help="The last stage to run.")
+@click.option("--resume", is_flag=True, help="Go on with the newest run of the recipe.")
+@device_option
+@yes_option
+@click.pass_context
+def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str, resume: bool, yes: bool) -> None:
+    """Run a recipe: label, train, judge, report.
+
+    With --resume, RECIPE may also be a run.
+    """
+    stages = STAGES[: STAGES.index(until) + 1]
+    if resume:
+        go_on(ctx, recipe, overrides, stages, yes)
+    else:
+        begin(ctx, recipe, overrides, stages, yes)

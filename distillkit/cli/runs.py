@@ -1,0 +1,17 @@
+"""`distillkit runs`: the list of runs."""
+
+from __future__ import annotations
+
+import click
+
+from .common import json_option, show
+
+
+@click.command()
+@json_option
+def runs(as_json: bool) -> None:
+    """List the runs."""
+    from ..core import run_folder as folders
+    from ..reporting.run import tables
+
+    show(tables.listing(folders.every_run()), as_json, tables.listing_text)
