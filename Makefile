@@ -49,7 +49,7 @@ trust: $(VENV)/.dev
 	rm -rf $(VENV)/trust
 	DISTILLKIT_TRUST=$(CURDIR)/$(VENV)/trust $(BIN)/python -m pytest -m trust \
 		--junitxml=$(VENV)/trust/tests.xml; code=$$?; \
-	$(BIN)/python tests/trust.py $(VENV)/trust && exit $$code
+	$(BIN)/python tests/support/trust_page.py $(VENV)/trust && exit $$code
 
 # The packages stand in a folder of their own, not in .venv: the other tests and the generated docs must not see them.
 test-plugins: $(VENV)/.plugins

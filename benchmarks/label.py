@@ -32,7 +32,7 @@ from distillkit.teachers.answers.disk import Cache
 from distillkit.teachers.asking.label import label
 from distillkit.teachers.asking.scheduler import Terms
 
-SERVER = Path(__file__).parent.parent / "tests" / "provider.py"
+SERVER = Path(__file__).parent.parent / "tests" / "support" / "chat_provider.py"
 WORDS = "once upon a time there was a small fox who " * 4
 
 

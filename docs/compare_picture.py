@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from browser import Browser
+from support.browser import Browser
 
 WIDTH, HEIGHT = 1200, 1500
 

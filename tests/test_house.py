@@ -18,8 +18,8 @@ import pytest
 import distillkit
 from distillkit.plugins import hookspecs
 from distillkit.plugins.interfaces import ROLES
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE, PLUGINS, TESTS = ROOT / "distillkit", ROOT / "plugins" / "distillkit_plugins", ROOT / "tests"
 # Packages of their own, beside the built-in plugins: strangers to each other, held to the same doors.
 OTHERS = sorted(path for path in ROOT.glob("plugins/distillkit-*/distillkit_*") if path.name.isidentifier())
@@ -292,7 +292,7 @@ def test_every_hook_has_a_role_a_docstring_and_a_test():
     hooks = [name for name in vars(hookspecs) if name.startswith("register_")]
     assert {name.removeprefix("register_") for name in hooks} == {*ROLES, "commands"}
     assert all(inspect.getdoc(getattr(hookspecs, name)) for name in hooks)
-    used = "".join(file.read_text() for file in TESTS.glob("*.py") if file != Path(__file__))
+    used = "".join(file.read_text() for file in TESTS.rglob("*.py") if file != Path(__file__))
     assert [name for name in hooks if f"def {name}(" not in used] == []
 
 

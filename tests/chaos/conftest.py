@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from nursery import Nursery
-from provider import serving
-from scenes import Stage
+
+from support.chat_provider import serving
+from support.fork_server import Nursery
+from support.scenarios import Stage
 
 
 @pytest.fixture(scope="session")

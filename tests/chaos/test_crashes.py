@@ -6,7 +6,6 @@ Each try is a real command in a process of its own, ended by SIGKILL.
 from __future__ import annotations
 
 import random
-import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boundaries import Fault
-from ledger import held, size
-from nursery import Ended
-from scenes import OUT, SCENES, Scene, Stage, kept, outcome, whole
+
+from support.disk_faults import Fault
+from support.fork_server import Ended
+from support.scenarios import OUT, SCENES, Scene, Stage, chosen, difference, kept, kinds, outcome, whole
+from support.trust_ledger import held, size
 
 pytestmark = [pytest.mark.slow, pytest.mark.trust]
 
@@ -91,23 +91,6 @@ def test_a_killed_command_finishes_as_if_it_had_not_been(stage: Stage, scene: Sc
     held(
         "Crashes: no answer that was kept is asked for again, and none twice that was not in flight", kills, tally.asked
     )
-
-
-def kinds(spots: list[tuple[str, str]]) -> dict[str, list[int]]:
-    """The boundaries by their kinds of place: what is done, and to which file, whatever its number."""
-    found: dict[str, list[int]] = {}
-    for at, (kind, path) in enumerate(spots):
-        found.setdefault(f"{kind} {re.sub('[0-9a-f]{6,}|[0-9]+', '#', path)}", []).append(at)
-    return found
-
-
-def chosen(spots: list[tuple[str, str]], count: int, chance: random.Random) -> list[int]:
-    """So many boundaries: one of each kind of place first, and then any."""
-    first = [chance.choice(places) for places in kinds(spots).values()]
-    chance.shuffle(first)
-    rest = [at for at in range(len(spots)) if at not in first]
-    chance.shuffle(rest)
-    return (first + rest)[:count]
 
 
 def insist(stage: Stage, scene: Scene, tally: Tally, fault: Fault) -> None:
@@ -191,14 +174,6 @@ def check_asked(
         tally.asked += 1
     else:
         tally.wrong.append(f"{where}: kept and asked again: {list(kept_again)}; asked twice: {list(twice)}")
-
-
-def difference(one: object, other: object, path: str = "") -> str:
-    """Where two outcomes differ, in a line."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-        return "; ".join(difference(one.get(key), other.get(key), f"{path}/{key}") for key in keys)
-    return f"{path}: {str(one)[:150]!r} and {str(other)[:150]!r}"
 
 
 def keep(home: Path, number: int) -> None:

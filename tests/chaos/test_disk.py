@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from boundaries import Fault
-from ledger import held, lacking, size
-from nursery import Ended
-from scenes import SCENES, Scene, Stage, kept, newest, of_run, outcome, whole
-from test_crashes import chosen, difference
+
+from support.disk_faults import Fault
+from support.fork_server import Ended
+from support.scenarios import SCENES, Scene, Stage, chosen, difference, kept, newest, of_run, outcome, whole
+from support.trust_ledger import held, lacking, size
 
 pytestmark = [pytest.mark.slow, pytest.mark.trust]
 

@@ -7,10 +7,10 @@ import re
 import shlex
 
 import pytest
-from boundaries import Fault
-from ledger import held, size
-from scenes import SCENES, Stage, newest, of_run, outcome
-from test_crashes import difference
+
+from support.disk_faults import Fault
+from support.scenarios import SCENES, Stage, difference, newest, of_run, outcome
+from support.trust_ledger import held, size
 
 pytestmark = [pytest.mark.slow, pytest.mark.trust]
 RUN = SCENES[0]

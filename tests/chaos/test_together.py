@@ -7,12 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ledger import held, size
-from nursery import Ended, Nursery
-from scenes import Scene, Stage, newest, of_run, outcome, whole
 
 from distillkit.core.files import read_json
 from distillkit.core.run_folder import Run
+from support.fork_server import Ended, Nursery
+from support.scenarios import Scene, Stage, newest, of_run, outcome, whole
+from support.trust_ledger import held, size
 
 pytestmark = [pytest.mark.slow, pytest.mark.trust]
 
@@ -117,7 +117,7 @@ def test_of_two_that_train_one_run_the_second_is_refused(stage: Stage, second: N
 
 @pytest.mark.parametrize("name", ["judge", "report", "export", "cache import"])
 def test_two_that_do_the_same_do_not_mix_it_up(stage: Stage, second: Nursery, name: str) -> None:
-    from scenes import SCENES
+    from support.scenarios import SCENES
 
     scene = next(scene for scene in SCENES if scene.name == name)
     expected, _ = stage.expected(scene)

@@ -1,0 +1,35 @@
+"""The API server in a thread of the test."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from distillkit.student.serving.server import Service, run
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[str]:
+    """The address of a service that runs on a thread."""
+    there, urls, handles = threading.Event(), [], []
+
+    def ready(url: str) -> None:
+        urls.append(url)
+        there.set()
+
+    async def work() -> None:
+        leave = asyncio.Event()
+        handles.extend([asyncio.get_running_loop(), leave])
+        await run(service, "127.0.0.1", 0, ready, leave)
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()))
+    thread.start()
+    assert there.wait(20)
+    try:
+        yield urls[0]
+    finally:
+        handles[0].call_soon_threadsafe(handles[1].set)
+        thread.join(20)
+        assert not thread.is_alive()

@@ -1,0 +1,940 @@
+"""The conformance kit: our own plugins keep every promise, and each promise is noticed when it is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import distillkit.testing as kit
+from distillkit import (
+    Answer,
+    DistillkitError,
+    Document,
+    Exporter,
+    Grade,
+    Judge,
+    Metric,
+    Mixer,
+    Source,
+    Student,
+    Teacher,
+    Token,
+    Tracker,
+    Usage,
+    UsageError,
+)
+from distillkit.plugins.manager import Plugins
+from distillkit.student.trained import Trained
+from distillkit.testing import exporters, judges, mixers, promises, sources, students, teachers, trackers
+
+from support.chat_provider import serving  # isort: skip
+
+import mlx.core as mx  # isort: skip
+import mlx.nn as nn  # isort: skip
+import numpy as np  # isort: skip
+
+# ------------------------------------------------------------------------------------------------- our own
+
+BUILT_IN = [offer for offer in Plugins.load().offers if offer.origin.distribution == "distillkit"]
+
+
+def served(case: Any) -> Iterator[dict[str, Any]]:
+    """A provider on the loopback interface, for teachers that need one."""
+    for variable in ("GROQ_API_KEY", "OPENAI_API_KEY"):
+        case.setenv(variable, "none")
+    with serving() as provider:
+        yield {"options": {"model": "m", "base_url": provider.url}}
+
+
+def some_files(case: Any) -> Iterator[dict[str, Any]]:
+    """Files of text, for sources that need them."""
+    Path("a.txt").write_text("One day.|Another day: 漢字 🦊.|The end.", encoding="utf-8")
+    yield {"options": {"files": str(Path("a.txt").absolute()), "separator": "|"}}
+
+
+def some_stories(case: Any) -> Iterator[dict[str, Any]]:
+    """A local copy, for the source that streams from the Hub."""
+    next(with_package("datasets")(case))
+    Path("a.jsonl").write_text("".join(f'{{"text": "story {i}"}}\n' for i in range(9)), encoding="utf-8")
+    yield {"options": {"path": str(Path("a.jsonl").absolute())}}
+
+
+def filled(schema: Any) -> Any:
+    """The first value that keeps to a JSON schema."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema.get("type") == "object":
+        return {name: filled(inner) for name, inner in schema["properties"].items()}
+    return "little fox"
+
+
+def asked(case: Any) -> Iterator[dict[str, Any]]:
+    """A teacher that keeps to the schema, for judges that ask one."""
+    yield {"teacher": lambda request: json.dumps(filled(request.schema))}
+
+
+def with_package(name: str) -> Any:
+    """Of an exporter that needs a package."""
+
+    def needs(case: Any) -> Iterator[dict[str, Any]]:
+        if os.environ.get("DISTILLKIT_PEERS") != "required":
+            pytest.importorskip(name, reason=f"the peer {name} is not installed")
+        yield {}
+
+    return needs
+
+
+NEEDS = {  # of those that cannot be tried without anything
+    ("teachers", "groq"): served,
+    ("teachers", "openai"): served,
+    ("teachers", "compatible"): served,
+    ("sources", "text"): some_files,
+    ("sources", "hub"): some_stories,
+    ("judges", "rubric"): asked,
+    ("judges", "pairwise"): asked,
+    ("exporters", "gguf"): with_package("gguf"),
+    ("exporters", "mlx"): with_package("mlx_lm"),
+}
+
+
+LONG = {
+    ("exporters", "hf"),
+    ("exporters", "mlx"),
+    ("exporters", "gguf"),
+    ("sources", "hub"),
+    ("judges", "teacher-likelihood"),
+    ("teachers", "checkpoint"),
+}
+OFFERS = [
+    pytest.param(
+        offer,
+        id=f"{offer.role}-{offer.name}",
+        marks=[pytest.mark.slow] if (offer.role, offer.name) in LONG else [],
+    )
+    for offer in BUILT_IN
+]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+def test_our_own_plugins_keep_every_promise(offer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    check = getattr(kit, f"check_{offer.role.removesuffix('s')}")
+    needs = NEEDS.get((offer.role, offer.name))
+    for more in needs(monkeypatch) if needs else [{}]:
+        assert len(check(offer.offered, **more)) >= 6
+
+
+def test_the_kit_needs_no_test_framework_and_checks_teachers_without_mlx() -> None:
+    code = (
+        "import sys; from distillkit.testing import check_teacher; print('pytest' in sys.modules, 'mlx' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["False", "False"]
+
+
+# ------------------------------------------------------------------------------------------------- good ones
+
+
+class Echo(Teacher):
+    """Says the prompt again."""
+
+    name = "echo"
+
+    def answer(self, request: Any) -> Answer:
+        """At once."""
+        words = request.prompt or "; ".join(turn["content"] for turn in request.messages or ())
+        return Answer(f"{words[-40:]} again", usage=Usage(len(words), 9))
+
+
+class Slow(Echo):
+    """The same, awaited."""
+
+    async def answer(self, request: Any) -> Answer:  # type: ignore[override]
+        """A little later."""
+        await asyncio.sleep(0)
+        return Echo.answer(self, request)
+
+
+class Speller(Echo):
+    """Says how likely each word was."""
+
+    signal = "top_logprobs"
+
+    def answer(self, request: Any) -> Answer:
+        """Word by word."""
+        words = (" fox", " 漢字", " 🦊")
+        tokens = [Token(word.encode(), -0.5, ((word.encode(), -0.5), (b"hen", -1.5))) for word in words]
+        return Answer("".join(words), tuple(tokens))
+
+
+class Local(Echo):
+    """A student that teaches."""
+
+    signal = "logits"
+
+    @property
+    def trained(self) -> Trained:
+        """Small, and always the same."""
+        from support.students import writer
+
+        return writer()
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its own."""
+        return self.trained.tokenizer
+
+    def logits(self, tokens: Any) -> Any:
+        """Its opinion."""
+        return self.trained.logits(tokens)
+
+
+class Hard(Mixer):
+    """The surprise at each token, and twice that where the teacher wrote."""
+
+    name = "hard"
+
+    def rows(self, logits: Any, targets: Any, step: Any) -> Any:
+        """Two terms."""
+        surprise = -targets.log_prob(logits)
+        return {"hard": surprise, "theirs": 2 * surprise}
+
+    def weights(self, step: int) -> Any:
+        """The second comes slowly."""
+        return {"theirs": min(1.0, step / 100)}
+
+    def where(self, targets: Any) -> Any:
+        """The second counts rows of the teacher."""
+        return {"theirs": targets.from_teacher}
+
+
+class Likeliest(Hard):
+    """Cross-entropy with the teacher's likeliest tokens and their residual."""
+
+    signal = "top_logprobs"
+
+    def rows(self, logits: Any, targets: Any, step: Any) -> Any:
+        """Of the tokens that are named, or of all."""
+        taught, ours = targets.both(logits)
+        return {"hard": -targets.log_prob(logits), "theirs": taught.divergence(ours)}
+
+
+class Reverse(Hard):
+    """KL(student || teacher)."""
+
+    signal = "logits"
+
+    def rows(self, logits: Any, targets: Any, step: Any) -> Any:
+        """From log-probabilities."""
+        ours = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return {"hard": -targets.log_prob(logits), "theirs": (mx.exp(ours) * (ours - targets.soft)).sum(axis=-1)}
+
+
+class Length(Judge):
+    """Words a sample."""
+
+    name = "length"
+
+    def grade(self, subject: Any) -> Any:
+        """Counts them."""
+        return [Grade("words", len(sample.completion.split()), sample=sample.id) for sample in subject.samples]
+
+
+class Asks(Judge):
+    """Asks its teacher for a number."""
+
+    name = "asks"
+
+    def grade(self, subject: Any) -> Any:
+        """Leaves out what was refused."""
+        from distillkit import Request
+
+        requests = [Request(s.id, prompt=f"Grade: {s.completion}") for s in subject.samples]
+        answers = subject.ask(requests)
+        if answers is None:
+            raise UsageError("asks needs a teacher", "Write [judge.teacher].")
+        pairs = [(r, a) for r, a in zip(requests, answers, strict=True) if a.finish != "refused"]
+        return [Grade("grade", float(answer.text), sample=request.id) for request, answer in pairs]
+
+
+class Numbers(Source):
+    """Numbers in words."""
+
+    name = "numbers"
+    splits = ("train", "valid")
+
+    def documents(self, split: str) -> Iterator[Document]:
+        """Ten of each."""
+        for i in range(10):
+            yield Document(f"{split}:{i}", f"number {i}")
+
+
+class Net(nn.Module):
+    """Embeddings, their mean so far, and a head."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tokens = nn.Embedding(vocab_size, 8)
+        self.inner = nn.Linear(8, 8)
+        self.out = nn.Linear(8, vocab_size)
+
+    def __call__(self, tokens: Any) -> Any:
+        """Hidden states."""
+        x = self.tokens(tokens)
+        sofar = mx.cumsum(x, axis=1) / mx.arange(1, x.shape[1] + 1)[:, None]
+        return mx.tanh(self.inner(x + sofar))
+
+    @property
+    def head(self) -> Any:
+        """Weight and bias."""
+        return self.out.weight, self.out.bias
+
+
+class Mean(Student):
+    """Reads the mean of what it has read."""
+
+    name = "mean"
+    context = 12
+    network: ClassVar[type[Net]] = Net
+
+    def build(self, vocab_size: int) -> Any:
+        """A small one."""
+        return self.network(vocab_size)
+
+
+class Lines(Tracker):
+    """Writes lines to a file of its own."""
+
+    name = "lines"
+
+    def start(self, run: Any) -> None:
+        """Begins, or goes on."""
+        self.file = run.path / "lines.txt"
+
+    def log(self, step: int, values: Any) -> None:
+        """A line."""
+        with self.file.open("a") as file:
+            file.write(f"{step} {dict(values)}\n")
+
+    def finish(self, report: Any) -> None:
+        """The last line."""
+        self.log(-1, {"done": 1.0})
+
+
+class Copy(Exporter):
+    """Copies the weights."""
+
+    name = "copy"
+
+    def export(self, run: Any, folder: Path) -> list[str]:
+        """The newest."""
+        found = sorted(run.checkpoints.glob("*/model.safetensors"))
+        if not found:
+            raise UsageError("it was never trained", "Train it first.")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_bytes(found[-1].read_bytes())
+        return ["the weights are those of the run"]
+
+
+def seven(request: Any) -> str:
+    """A teacher for judges."""
+    return "7"
+
+
+@pytest.mark.parametrize(
+    ("check", "good", "more"),
+    [
+        ("teacher", Echo, {}),
+        ("teacher", Slow, {}),
+        ("teacher", Speller, {}),
+        ("teacher", Local, {}),
+        ("mixer", Hard, {}),
+        ("mixer", Likeliest, {}),
+        ("mixer", Reverse, {}),
+        ("judge", Length, {}),
+        ("judge", Asks, {"teacher": seven}),
+        ("source", Numbers, {}),
+        ("student", Mean, {}),
+        ("tracker", Lines, {}),
+        ("exporter", Copy, {}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_good_plugin_keeps_every_promise(check: str, good: Any, more: dict[str, Any]) -> None:
+    kept = getattr(kit, f"check_{check}")(good, **more)
+    assert kept[:3] == ["fulfils its contract", "reads its options", "can be built"]
+    assert len(kept) == len(set(kept))
+
+
+# ------------------------------------------------------------------------------------------------- bad ones
+
+
+@dataclass
+class Bad:
+    """A good class with a fault, the promise that it breaks, and words of what is said."""
+
+    breaks: Callable[..., None]
+    good: Any
+    fault: dict[str, Any]
+    says: str
+    more: dict[str, Any] | None = None
+
+    @property
+    def made(self) -> Any:
+        """The class."""
+        return type("Bad", (self.good,), {"__doc__": "It is bad.", **self.fault})
+
+    def __str__(self) -> str:
+        return f"{self.good.__name__}-{self.breaks.__name__}"
+
+
+class Loose(Teacher.Options):
+    """Takes anything."""
+
+    model_config: ClassVar[Any] = {"extra": "allow", "frozen": True}
+
+
+class Fluid(Teacher.Options):
+    """Can be changed."""
+
+    model_config: ClassVar[Any] = {"frozen": False}
+
+
+class Wants(Teacher.Options):
+    """Has no default."""
+
+    model: str
+
+
+class Wrong(Teacher.Options):
+    """A default of another type."""
+
+    words: int = "no number"  # type: ignore[assignment]
+
+
+def forgets(self: Any, options: Any = None) -> None:
+    Teacher.__init__(self)
+    self.options = self.Options()
+    self.options = None
+
+
+def prints(self: Any, request: Any) -> Answer:
+    print("here I am")
+    return Echo.answer(self, request)
+
+
+COUNT = itertools.count()
+
+
+async def mixed_up(self: Any, request: Any) -> Answer:
+    self.last = request
+    await asyncio.sleep(0.01)
+    return Echo.answer(self, self.last)
+
+
+async def one_loop(self: Any, request: Any) -> Answer:
+    loop = asyncio.get_running_loop()
+    self.loop = getattr(self, "loop", loop)
+    if self.loop is not loop:
+        raise RuntimeError("the connection belongs to another loop")
+    return Echo.answer(self, request)
+
+
+def fails(*_: Any) -> Any:
+    raise ZeroDivisionError("division by zero")
+
+
+TEACHERS = [
+    Bad(promises.fulfils_its_contract, Echo, {"signal": "txt"}, "expected one of text, top_logprobs, logits"),
+    Bad(promises.fulfils_its_contract, Echo, {"__doc__": None}, "it has no docstring"),
+    Bad(promises.reads_its_options, Echo, {"Options": Loose}, "unknown options are not refused"),
+    Bad(promises.reads_its_options, Echo, {"Options": Fluid}, "they can be changed"),
+    Bad(promises.reads_its_options, Echo, {"Options": Wants}, "say check_teacher(Bad, {...})"),
+    Bad(promises.reads_its_options, Echo, {"Options": Wrong}, "valid integer"),
+    Bad(promises.can_be_built, Echo, {"__init__": forgets}, "its options are not those it was built with"),
+    Bad(promises.can_be_built, Echo, {"__init__": fails}, "it raised ZeroDivisionError: division by zero"),
+    Bad(teachers.has_an_identity_of_plain_json, Echo, {"identity": lambda self: {1, 2}}, "cannot be written as JSON"),
+    Bad(teachers.has_an_identity_of_plain_json, Echo, {"identity": lambda self: next(COUNT)}, "built alike"),
+    Bad(teachers.answers_what_it_is_asked, Echo, {"answer": lambda self, request: "words"}, "gave a str"),
+    Bad(teachers.answers_what_it_is_asked, Echo, {"answer": fails}, "failed: ZeroDivisionError"),
+    Bad(teachers.answers_what_it_is_asked, Echo, {"answer": prints}, "it printed 'here I am'"),
+    Bad(
+        teachers.answers_what_it_is_asked,
+        Echo,
+        {"answer": lambda self, request: Slow.answer(self, request)},
+        "gave a coroutine where an Answer was due",
+    ),
+    Bad(
+        teachers.copes_with_any_text,
+        Echo,
+        {"answer": lambda self, request: Answer(request.prompt[0])},
+        "asked to go on from an empty text: it raised IndexError",
+    ),
+    Bad(
+        teachers.copes_with_any_text,
+        Echo,
+        {"answer": lambda self, request: Answer(request.prompt.encode("ascii").decode() or "x")},
+        "asked to go on from a text that is not ASCII: it raised UnicodeEncodeError",
+    ),
+    Bad(
+        teachers.copes_with_messages,
+        Echo,
+        {"answer": lambda self, request: Answer(request.prompt.upper() or "x")},
+        "asked by messages: it raised AttributeError",
+    ),
+    Bad(
+        teachers.answers_are_found_again_in_the_cache,
+        Echo,
+        {"identity": lambda self: {"now": next(COUNT)}},
+        "3 of 3 requests were asked a second time",
+    ),
+    Bad(teachers.answers_each_of_many_at_once, Slow, {"answer": mixed_up}, "asked at once it says"),
+    Bad(
+        teachers.answers_each_of_many_at_once,
+        Echo,
+        {"answers": lambda self, requests: iter([(requests[0], Answer("x"))])},
+        "left 3 of 4 requests without an answer",
+    ),
+    Bad(teachers.can_be_asked_in_a_second_sitting, Slow, {"answer": one_loop}, "belongs to another loop"),
+    Bad(
+        teachers.tells_the_truth_of_its_answers,
+        Echo,
+        {"answer": lambda self, request: Answer("x", finish="eos")},
+        "it finished by 'eos'",
+    ),
+    Bad(
+        teachers.tells_the_truth_of_its_answers,
+        Echo,
+        {"answer": lambda self, request: Answer("x", usage=Usage(1, 1000))},
+        "asked for at most 24 tokens, it used 1000",
+    ),
+    Bad(
+        teachers.tells_the_truth_of_its_answers,
+        Echo,
+        {"answer": lambda self, request: Answer("x", (Token(b"y", -1.0),))},
+        "its tokens spell 'y', its text is 'x'",
+    ),
+    Bad(
+        teachers.repeats_itself,
+        Echo,
+        {"answer": lambda self, request: Answer(str(random.random()))},
+        "repeatable=False",
+    ),
+    Bad(teachers.reads_what_it_is_given, Echo, {"reads": True}, "asked for no words, it said"),
+    Bad(teachers.gives_log_probabilities, Echo, {"signal": "top_logprobs"}, "its answer has no tokens"),
+    Bad(
+        teachers.gives_log_probabilities,
+        Speller,
+        {"answer": lambda self, request: Answer("x", (Token(b"x", 0.5, ((b"x", 0.5),)),))},
+        "has log-probabilities [0.5, 0.5]",
+    ),
+    Bad(
+        teachers.gives_logits,
+        Local,
+        {"logits": lambda self, tokens: Local.logits(self, tokens[:, ::-1])[:, ::-1]},
+        "another last token changes logits before it",
+    ),
+    Bad(teachers.gives_logits, Local, {"logits": lambda self, tokens: Local.logits(self, tokens)[0]}, "expected (2, 9"),
+    Bad(
+        teachers.gives_logits,
+        Local,
+        {
+            "hidden": lambda self, tokens: 2 * self.trained.model(tokens),
+            "head": property(lambda self: self.trained.model.head),
+        },
+        "its head makes other logits",
+    ),
+]
+
+
+def rows(change: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """A mixer whose first term is changed."""
+
+    def changed(self: Any, logits: Any, targets: Any, step: Any) -> Any:
+        good = Hard.rows(self, logits, targets, step)
+        return {**good, "hard": change(good["hard"], logits)}
+
+    return {"rows": changed}
+
+
+def naive(loss: Any, logits: Any) -> Any:
+    probabilities = mx.exp(logits) / mx.exp(logits).sum(axis=-1, keepdims=True)
+    return -mx.log(probabilities[:, 0])
+
+
+MIXERS = [
+    Bad(mixers.names_its_terms, Hard, rows(lambda loss, logits: loss.mean()), "the term 'hard' is () for 12 rows"),
+    Bad(
+        mixers.names_its_terms,
+        Hard,
+        {"rows": lambda self, logits, targets, step: {f"hard{step.item() > 50}": -targets.log_prob(logits)}},
+        "at step 100",
+    ),
+    Bad(mixers.weighs_its_terms, Hard, {"weights": lambda self, step: {"hrad": 1.0}}, "it weighs ['hrad']"),
+    Bad(mixers.weighs_its_terms, Hard, {"weights": lambda self, step: {"hard": float("inf")}}, "at step 0"),
+    Bad(mixers.counts_rows_or_not, Hard, {"where": lambda self, targets: {"soft": targets.weight}}, "the term 'soft'"),
+    Bad(
+        mixers.counts_rows_or_not,
+        Hard,
+        {"where": lambda self, targets: {"hard": targets.weight / 2}},
+        "Say 0 or 1 for each row",
+    ),
+    Bad(mixers.takes_rows_one_by_one, Hard, rows(lambda loss, logits: loss - loss.mean()), "when it is alone"),
+    Bad(mixers.does_not_depend_on_chunks, Hard, rows(lambda loss, logits: loss / loss.shape[0]), "in chunks of 1 rows"),
+    Bad(
+        mixers.repeats_itself,
+        Hard,
+        rows(lambda loss, logits: loss * mx.random.uniform(shape=loss.shape)),
+        "second time",
+    ),
+    Bad(mixers.stays_finite_at_extremes, Hard, rows(naive), "is not finite"),
+    Bad(
+        mixers.has_the_gradients_of_its_losses,
+        Hard,
+        rows(lambda loss, logits: loss * mx.stop_gradient(loss)),
+        "gradients=False",
+    ),
+]
+
+
+def grades(make: Callable[[Any], Any]) -> dict[str, Any]:
+    return {"grade": lambda self, subject: [make(sample) for sample in subject.samples]}
+
+
+class Forgetful(Length):
+    """Sums up what it remembers."""
+
+    def grade(self, subject: Any) -> Any:
+        """And remembers."""
+        self.seen = Length.grade(self, subject)
+        return self.seen
+
+    def summarise(self, grades: Any) -> Any:
+        """Not what it is given."""
+        return {"words": Metric(float(len(getattr(self, "seen", ()))))}
+
+
+JUDGES = [
+    Bad(judges.grades_what_it_is_shown, Length, {"grade": lambda self, subject: []}, "gave no grade at all"),
+    Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: Grade("x", 1.0, sample="y")), "it was not shown"),
+    Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: Grade("x", float("nan"))), "a score of nan"),
+    Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: 3), "gave a int where a Grade was due"),
+    Bad(judges.grades_what_it_is_shown, Asks, {}, "check_judge(..., teacher=lambda request: ...)"),
+    Bad(judges.sums_its_grades_up, Forgetful, {}, "of its grades from disk it makes"),
+    Bad(
+        judges.sums_its_grades_up,
+        Length,
+        {"summarise": lambda self, grades: {"words": Metric(1.0, 2.0, 3.0)}},
+        "low <= value <= high",
+    ),
+    Bad(
+        judges.repeats_itself, Length, grades(lambda s: Grade("x", random.random(), sample=s.id)), "it graded otherwise"
+    ),
+    Bad(
+        judges.copes_with_nothing_to_judge,
+        Length,
+        {"grade": lambda self, subject: [Grade("x", 1 / len(subject.samples))]},
+        "without samples it failed: ZeroDivisionError",
+    ),
+    Bad(
+        judges.copes_with_samples_without_a_word,
+        Length,
+        {"requests": lambda self, subject: [judge_request()] * (9 // max(len(s.completion) for s in subject.samples))},
+        "of samples without a word, the judge 'length' could not say what it would ask: ZeroDivisionError",
+    ),
+    Bad(
+        judges.copes_with_samples_without_a_word,
+        Length,
+        {"grade": lambda self, s: [Grade("x", 1 / sum(len(one.completion) for one in s.samples))] if s.samples else []},
+        "of samples without a word it failed: ZeroDivisionError",
+    ),
+    Bad(
+        judges.copes_with_a_teacher_that_refuses,
+        Asks,
+        {"grade": lambda self, s: [Grade("x", float(a.text)) for a in s.ask([judge_request()]) or ()]},
+        "when its teacher refuses it failed: ValueError",
+        {"teacher": seven},
+    ),
+    Bad(
+        judges.says_that_it_needs_a_teacher,
+        Asks,
+        {"grade": lambda self, s: [Grade("x", len(a.text)) for a in s.ask([judge_request()])]},
+        "without a teacher it failed: TypeError",
+        {"teacher": seven},
+    ),
+]
+
+
+def judge_request() -> Any:
+    from distillkit import Request
+
+    return Request("1", prompt="Grade this.")
+
+
+def yields(*texts: Any) -> dict[str, Any]:
+    return {"documents": lambda self, split: (Document(f"{split}:{i}", text) for i, text in enumerate(texts))}
+
+
+class Handle(Numbers):
+    """All readers share one place."""
+
+    splits = ("train",)
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.place = 0
+
+    def documents(self, split: str) -> Iterator[Document]:
+        """From where anybody is."""
+        self.place = 0
+        while self.place < 10:
+            self.place += 1
+            yield Document(f"{split}:{self.place}", f"number {self.place}")
+
+
+SOURCES = [
+    Bad(sources.names_its_splits, Numbers, {"splits": ("valid",)}, 'Write splits = ("train",)'),
+    Bad(
+        sources.has_a_fingerprint_of_plain_json, Numbers, {"fingerprint": lambda self: id(self) + next(COUNT)}, "alike"
+    ),
+    Bad(sources.yields_documents, Numbers, yields(), "the split 'train' has no documents"),
+    Bad(sources.yields_documents, Numbers, yields(None), "Yield Document(id, text)"),
+    Bad(sources.yields_documents, Numbers, yields("half \ud83e"), "holds half a character"),
+    Bad(
+        sources.gives_each_an_id_of_its_own,
+        Numbers,
+        {"documents": lambda self, split: iter([Document("1", "a"), Document("1", "b")])},
+        "documents have the id '1'",
+    ),
+    Bad(
+        sources.keeps_its_order,
+        Numbers,
+        {"documents": lambda self, split: iter(random.sample(list(Numbers.documents(self, split)), 10))},
+        "is another the second time",
+    ),
+    Bad(sources.can_be_read_twice_at_once, Handle, {}, "two readers side by side"),
+]
+
+
+def network(**fault: Any) -> dict[str, Any]:
+    return {"network": type("BadNet", (Net,), fault)}
+
+
+class Idle(Net):
+    """A parameter that nothing depends on."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.idle = mx.ones((3,))
+
+
+class Hidden(Net):
+    """Something that decides the output and is no parameter."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self._scale = mx.random.uniform(shape=(1,))
+
+    def __call__(self, tokens: Any) -> Any:
+        """Scaled."""
+        return super().__call__(tokens) * self._scale
+
+
+class Unseeded(Net):
+    """Draws elsewhere."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        self.tokens.weight = mx.array(np.random.default_rng().normal(size=(vocab_size, 8)).astype(np.float32))
+
+
+STUDENTS = [
+    Bad(students.says_how_much_it_reads, Mean, {"context": "12"}, "its context is '12'"),
+    Bad(
+        students.turns_tokens_into_hidden_states, Mean, {"build": lambda self, size: None}, "build returned a NoneType"
+    ),
+    Bad(
+        students.turns_tokens_into_hidden_states,
+        Mean,
+        network(__call__=lambda self, tokens: Net.__call__(self, tokens)[0]),
+        "Return hidden states [B, T, D]",
+    ),
+    Bad(students.offers_its_head, Mean, network(head=None), "its network has no head"),
+    Bad(students.offers_its_head, Mean, network(head=property(lambda self: (self.out.weight.T, None))), "a weight of"),
+    Bad(
+        students.sees_no_later_token,
+        Mean,
+        network(__call__=lambda self, tokens: Net.__call__(self, tokens[:, ::-1])[:, ::-1]),
+        "Mask what comes later",
+    ),
+    Bad(
+        students.keeps_rows_apart,
+        Mean,
+        network(__call__=lambda self, t: Net.__call__(self, t) - Net.__call__(self, t).mean(axis=0)),
+        "another row beside it",
+    ),
+    Bad(students.is_built_alike_from_one_seed, Mean, {"network": Unseeded}, "the same seed gives other weights"),
+    Bad(students.comes_back_from_its_weights, Mean, {"network": Hidden}, "after a trip through a checkpoint"),
+    Bad(students.learns_with_every_parameter, Mean, {"network": Idle}, "nothing depends on idle"),
+]
+
+
+def opens(name: str) -> Any:
+    """A tracker that wants to be the only one that ever begins, or the only one that is there."""
+
+    def start(self: Any, run: Any) -> None:
+        Lines.start(self, run)
+        self.lock = run.path / name
+        self.lock.touch(exist_ok=False)
+
+    return start
+
+
+def closes(self: Any, report: Any) -> None:
+    self.lock.unlink()
+
+
+def spoils(self: Any, report: Any) -> None:
+    (self.file.parent / "metrics.jsonl").write_text("mine")
+
+
+TRACKERS = [
+    Bad(trackers.follows_a_run_to_its_end, Lines, {"finish": fails}, "it raised ZeroDivisionError"),
+    Bad(
+        trackers.follows_a_run_that_goes_on,
+        Lines,
+        {"start": opens("mine")},
+        "it raised FileExistsError",
+    ),
+    Bad(
+        trackers.copes_with_a_run_that_breaks_off,
+        Lines,
+        {"start": opens("lock"), "finish": closes},
+        "it raised FileExistsError",
+    ),
+    Bad(
+        trackers.copes_with_values_of_all_kinds,
+        Lines,
+        {"log": lambda self, step, values: int(values.get("loss", 0))},
+        "it raised ValueError",
+    ),
+    Bad(
+        trackers.copes_with_values_of_all_kinds,
+        Lines,
+        {"log": lambda self, step, values: values.clear()},
+        "Copy the values before you change them",
+    ),
+    Bad(trackers.leaves_the_run_as_it_was, Lines, {"finish": spoils}, "it changed metrics.jsonl of the run"),
+]
+
+
+def stamps(self: Any, run: Any, folder: Path) -> list[str]:
+    told = Copy.export(self, run, folder)
+    (folder / "stamp").write_text(str(next(COUNT)))
+    return told
+
+
+def within(self: Any, run: Any, folder: Path) -> list[str]:
+    (run.path / "export.json").write_text("{}")
+    return Copy.export(self, run, folder)
+
+
+def bare(self: Any, run: Any, folder: Path) -> list[str]:
+    if not list(run.checkpoints.glob("*")):
+        raise UsageError("it was never trained")
+    (folder / "a").write_text(str(folder), encoding="ascii")
+    return ["an x"]
+
+
+EXPORTERS = [
+    Bad(
+        exporters.writes_files_and_says_what_it_checked,
+        Copy,
+        {"export": lambda self, run, folder: [Copy.export(self, run, folder)][1:]},
+        "it returned []",
+    ),
+    Bad(exporters.takes_any_folder, Copy, {"export": bare}, "it raised UnicodeEncodeError"),
+    Bad(exporters.leaves_the_run_as_it_was, Copy, {"export": within}, "it changed the run"),
+    Bad(
+        exporters.refuses_in_words,
+        Copy,
+        {"export": lambda self, run, folder: [next(run.checkpoints.glob("*")).name]},
+        "a run without a checkpoint: StopIteration",
+    ),
+    Bad(exporters.repeats_itself, Copy, {"export": stamps}, "exported twice, stamp differs"),
+]
+KINDS = {
+    "teacher": TEACHERS,
+    "mixer": MIXERS,
+    "judge": JUDGES,
+    "source": SOURCES,
+    "student": STUDENTS,
+    "tracker": TRACKERS,
+    "exporter": EXPORTERS,
+}
+
+
+@pytest.mark.parametrize(("kind", "bad"), [(kind, bad) for kind, bads in KINDS.items() for bad in bads], ids=str)
+def test_a_broken_promise_is_named_with_what_to_do(kind: str, bad: Bad) -> None:
+    with pytest.raises(AssertionError) as caught:
+        getattr(kit, f"check_{kind}")(bad.made, **(bad.more or {}))
+    told = str(caught.value)
+    assert told.startswith("Bad breaks ")
+    assert f"\n  {promises.named(bad.breaks)}: " in told
+    assert bad.says in told
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_promise_of_every_role_is_broken_by_one_of_these(kind: str) -> None:
+    good = {"teacher": (Echo, Speller, Local), "mixer": (Hard,), "judge": (Length, Asks), "source": (Numbers,)}
+    good |= {"student": (Mean,), "tracker": (Lines,), "exporter": (Copy,)}
+    more = {Asks: {"teacher": seven}}
+    check = getattr(kit, f"check_{kind}")
+    all_of_them = {name for one in good[kind] for name in check(one, **more.get(one, {}))}
+    of_all_roles = {"fulfils its contract", "reads its options", "can be built"}
+    assert all_of_them - of_all_roles == {promises.named(bad.breaks) for bad in KINDS[kind]} - of_all_roles
+
+
+def test_whoever_cannot_repeat_itself_may_say_so() -> None:
+    class Moody(Echo):
+        """Never the same."""
+
+        def answer(self, request: Any) -> Answer:
+            """By chance."""
+            return Answer(str(random.random()))
+
+    assert "repeats itself" not in kit.check_teacher(Moody, repeatable=False)
+
+
+def test_a_refusal_in_words_is_as_good_as_an_answer() -> None:
+    class Picky(Echo):
+        """Wants short prompts."""
+
+        def answer(self, request: Any) -> Answer:
+            """Or none."""
+            if not request.prompt or len(request.prompt) > 300:
+                raise DistillkitError("it takes prompts of up to 300 characters", "Cut them.")
+            return Echo.answer(self, request)
+
+    assert "copes with any text" in kit.check_teacher(Picky)
+
+
+def test_several_broken_promises_are_told_at_once() -> None:
+    bad = type(
+        "Bad", (Hard,), {"__doc__": "Bad.", "weights": lambda s, step: {"x": 1.0}, "where": lambda s, t: {"y": 1}}
+    )
+    with pytest.raises(AssertionError, match="breaks 2 promises of a mixer") as caught:
+        kit.check_mixer(bad)
+    assert "\n  weighs its terms: at step 0 it weighs ['x']\n    Its terms are hard, theirs.\n" in str(caught.value)
