@@ -30,7 +30,7 @@ from distillkit_plugins.compatible import Compatible
 from distillkit.core.records import Request
 from distillkit.teachers.answers.disk import Cache
 from distillkit.teachers.asking.label import label
-from distillkit.teachers.asking.scheduler import Terms
+from distillkit.teachers.asking.policy import RequestPolicy
 
 SERVER = Path(__file__).parent.parent / "tests" / "support" / "chat_provider.py"
 WORDS = "once upon a time there was a small fox who " * 4
@@ -90,7 +90,7 @@ def ours(url: str, asked: list[Request], concurrency: int) -> Times:
     teacher = Compatible(Compatible.Options(model="m", base_url=url))
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         began, worked = time.perf_counter(), time.process_time()
-        done = label(teacher, asked, cache, terms=Terms(concurrency=concurrency))
+        done = label(teacher, asked, cache, policy=RequestPolicy(concurrency=concurrency))
         times = time.perf_counter() - began, time.process_time() - worked
         assert len(done.answers) == len(asked)
     return times
@@ -192,7 +192,7 @@ def part(name: str, url: str, count: int, concurrency: int) -> dict[str, Any]:
     teacher = Watched(Compatible.Options(model="m", base_url=url))
     with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
         worked = time.process_time()
-        done = label(teacher, asked, cache, terms=Terms(concurrency=concurrency))
+        done = label(teacher, asked, cache, policy=RequestPolicy(concurrency=concurrency))
         worked = time.process_time() - worked
         facts = {"answers": len(done.answers), "asked": done.asked}
         facts |= {"longest_stop": teacher.longest, "stop_before": teacher.before}

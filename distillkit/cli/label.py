@@ -22,6 +22,6 @@ def label(
     ctx: click.Context, /, where: str, overrides: tuple[str, ...], yes: bool, shard: str | None, **manner: bool
 ) -> None:
     """Ask the teacher: one stage of a run, or a new run up to it."""
-    from ..teachers.asking.scheduler import share
+    from ..teachers.asking.policy import parse_shard
 
-    run_stage(ctx, "label", where, overrides, yes, shard=shard and share(shard), **manner)
+    run_stage(ctx, "label", where, overrides, yes, shard=shard and parse_shard(shard), **manner)

@@ -30,8 +30,8 @@ from ..recipe.recipe import JudgeTable, Recipe, must_begin
 from ..recipe.schema import TeacherTable
 from ..teachers.answers.disk import Cache
 from ..teachers.asking import prompts
-from ..teachers.asking.label import Labelled, keys_of, label, settled
-from ..teachers.asking.scheduler import Terms
+from ..teachers.asking.label import LabelResult, answer_keys, known_answers, label
+from ..teachers.asking.policy import RequestPolicy
 from .soft_targets import ANSWERS, STEP, Softness
 
 if TYPE_CHECKING:
@@ -281,11 +281,11 @@ class Context:
     def _chats(self) -> bool:
         return self.teacher is not None and self.teacher.chats
 
-    def terms(self, table: TeacherTable, **more: Any) -> Terms:
+    def request_policy(self, table: TeacherTable, **more: Any) -> RequestPolicy:
         """How a teacher is asked: by the recipe, and by what this command was told."""
-        same = {field.name for field in fields(Terms)} & set(TeacherTable.model_fields) - {"price"}
+        same = {field.name for field in fields(RequestPolicy)} & set(TeacherTable.model_fields) - {"price"}
         price = Price(table.price.input, table.price.output) if table.price else None
-        return Terms(**{name: getattr(table, name) for name in same}, price=price, **{**self.manner, **more})
+        return RequestPolicy(**{name: getattr(table, name) for name in same}, price=price, **{**self.manner, **more})
 
     def beginning(self, text: str, tokens: int) -> str:
         """The first tokens of a text, cut where a character ends."""
@@ -299,22 +299,22 @@ class Context:
         self,
         teacher: Teacher,
         requests: list[Request],
-        terms: Terms,
-        done: Labelled | None = None,
+        policy: RequestPolicy,
+        done: LabelResult | None = None,
         console: Console | None = None,
-    ) -> Labelled:
+    ) -> LabelResult:
         """Answers to all requests, one by one or in batches."""
         from ..teachers.asking import batch_state
         from ..teachers.asking.batch_api import label_in_batches
 
         console = console or self.console
         with self.cache() as cache:
-            if terms.batch:
+            if policy.batch:
                 return label_in_batches(
-                    teacher, requests, cache, self._batches, terms=terms, console=console, done=done
+                    teacher, requests, cache, self._batches, policy=policy, console=console, done=done
                 )
             check = partial(batch_state.refuse, self._batches, cache)
-            return label(teacher, requests, cache, terms=terms, console=console, done=done, check=check)
+            return label(teacher, requests, cache, policy=policy, console=console, done=done, check=check)
 
     def refuse_twice(self) -> None:
         """Refuse beforehand to ask one by one for what is in a batch: it would be paid for twice."""
@@ -323,28 +323,28 @@ class Context:
         if self.teacher is None or self.manner.get("batch") or not batch_state.parts(self._batches):
             return
         with self.cache() as cache:
-            keys = keys_of(self.teacher, self.requests(), self.manner.get("shard"))
+            keys = answer_keys(self.teacher, self.requests(), self.manner.get("shard"))
             batch_state.refuse(self._batches, cache, keys)
 
-    def sent_off(self, teacher: Teacher, requests: list[Request], terms: Terms) -> int:
+    def sent_off(self, teacher: Teacher, requests: list[Request], policy: RequestPolicy) -> int:
         """How many of the requests are in a batch whose answers are still to come, and need not be paid for again."""
         from ..teachers.asking import batch_state
 
-        found = batch_state.in_batches(self._batches, keys_of(teacher, requests), batch_state.SENT_OFF)
+        found = batch_state.in_batches(self._batches, answer_keys(teacher, requests), batch_state.SENT_OFF)
         with self.cache() as cache:
-            return len(found.keys() - settled(cache, found, terms).keys())
+            return len(found.keys() - known_answers(cache, found, policy).keys())
 
     def came_since(self, teacher: Teacher, requests: list[Request], moment: float) -> list[Answer]:
         """The answers to requests that came into the cache since a moment, but for those that are to be counted yet."""
         from ..teachers.asking import batch_state
 
-        keys = set(keys_of(teacher, requests)) - batch_state.owed(self._batches)
+        keys = set(answer_keys(teacher, requests)) - batch_state.owed(self._batches)
         with self.cache() as cache:
             return list(cache.get_many(cache.since(keys, moment)).values())
 
     def at_least(self, teacher: Teacher, answers: list[Answer], spent: Mapping[str, float]) -> dict[str, float]:
         """What was spent on a teacher, when at least these answers were paid for beside what was spent before."""
-        price = self.terms(cast(TeacherTable, self.recipe.teacher)).price_of(teacher)
+        price = self.request_policy(cast(TeacherTable, self.recipe.teacher)).price_of(teacher)
         bills = [answer.usage for answer in answers if answer.usage]
         least = {
             "usd": sum(price.of(bill) for bill in bills) if price else 0.0,
@@ -358,7 +358,7 @@ class Context:
         """Where it stands what was sent off in batches."""
         return cache_folder() / "batches"
 
-    def pack(self, labelled: Labelled, answers: Path) -> dict[str, Any]:
+    def pack(self, labelled: LabelResult, answers: Path) -> dict[str, Any]:
         """Answers as rows to train on, with their soft targets if a mixer wants some; and those that are held out.
 
         Returns what there is to record of it.
@@ -387,7 +387,7 @@ class Context:
         pairs = [(*_learnt(request, answer.text), answer.finish == "stop") for request, answer in told]
         return pack_texts(pairs, self.tokenizer, folder, table.learn_prompts)
 
-    def held_out_answers(self, labelled: Labelled) -> set[str]:
+    def held_out_answers(self, labelled: LabelResult) -> set[str]:
         """The requests whose answers are kept from training, by the hash of what was asked: never by its place."""
         share = self.recipe.teacher.held_out if self.recipe.teacher else 0.0
         return {request.id for request, _, _ in labelled.answered if held_out(_asked(request), share)}

@@ -22,7 +22,7 @@ from ..judging import protocol, sampling
 from ..plugins.interfaces import Judge, Scorer, Subject, Teacher
 from ..recipe.schema import JudgeTable
 from ..reporting.run import tables
-from ..teachers.asking.label import Labelled
+from ..teachers.asking.label import LabelResult
 from .context import Context
 
 UNWRITTEN = "the samples of {name} were not written yet"
@@ -195,13 +195,13 @@ class Jury:
         found = self.context.teacher_of(table, judge)
         if found is None:
             return protocol.judge(judge, subject)
-        teacher, terms = found
+        teacher, teacher_table = found
 
         def ask(requests: Sequence[Request]) -> Sequence[Answer]:
-            done, used = Labelled([], []), self.spent.get(judge.name) or {}
-            manner = self.context.terms(terms, shard=None, batch=False, spent=used)
+            done, used = LabelResult([], []), self.spent.get(judge.name) or {}
+            policy = self.context.request_policy(teacher_table, shard=None, batch=False, spent=used)
             try:
-                return self.context.ask(teacher, list(requests), manner, done).replies
+                return self.context.ask(teacher, list(requests), policy, done).replies
             finally:
                 if done.spent:
                     self.spent[judge.name] = done.spent

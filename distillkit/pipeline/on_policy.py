@@ -20,8 +20,8 @@ from ..core.console import Console
 from ..core.errors import UsageError
 from ..core.records import NOTHING, Answer, Request
 from ..recipe.schema import TeacherTable
-from ..teachers.asking.label import Labelled
-from ..teachers.asking.rate_limits import Pace
+from ..teachers.asking.label import LabelResult
+from ..teachers.asking.rate_limits import RateState
 from ..teachers.soft_targets.align import Aligner
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Reader:
         table = cast(TeacherTable, context.recipe.teacher)
         self.context, self.teacher, self.aligner = context, context.teacher, Aligner(context.tokenizer)
         self.width = table.top_logprobs
-        self.terms = context.terms(table, spent=dict(spent), batch=False, shard=None, pace=Pace())
+        self.policy = context.request_policy(table, spent=dict(spent), batch=False, shard=None, rate_state=RateState())
         self.console, self.told = WithoutProgress(context.console), told
 
     def __call__(self, rows: Ints) -> tuple[Ints, Floats, Floats, Floats]:
@@ -92,12 +92,12 @@ class Reader:
         ]
         if not requests or self.teacher is None:
             return []
-        done = Labelled([], [])
+        done = LabelResult([], [])
         try:
-            self.context.ask(self.teacher, requests, self.terms, done, self.console)
+            self.context.ask(self.teacher, requests, self.policy, done, self.console)
         finally:
             if done.spent:
-                self.terms = replace(self.terms, spent=done.spent)
+                self.policy = replace(self.policy, spent=done.spent)
                 if self.told:
                     self.told(done.spent)
         return done.replies
@@ -114,7 +114,7 @@ def must_be_counted(context: Context, group: ProcessGroup) -> None:
     table, teacher = context.recipe.teacher, context.teacher
     if table is None or teacher is None or group.world_size == 1 or not context.reads_in_steps:
         return
-    price = context.terms(table).price_of(teacher)
+    price = context.request_policy(table).price_of(teacher)
     if price is None or price.input or price.output:
         raise UsageError(
             f"what the teacher {table.provider!r} costs cannot be counted by {group.world_size} processes: with "

@@ -20,8 +20,8 @@ from ..judging import protocol
 from ..plugins.interfaces import Judge, Teacher
 from ..recipe.schema import JudgeTable
 from ..student.training.distributed import SINGLE_PROCESS, ProcessGroup
-from ..teachers.asking.label import Labelled
-from ..teachers.asking.scheduler import Terms
+from ..teachers.asking.label import LabelResult
+from ..teachers.asking.policy import RequestPolicy
 from .context import Context
 from .judge import Jury, Subjects
 from .plan import MANY_EPOCHS, better, slow_start
@@ -113,7 +113,7 @@ class Pipeline:
         if requests:
             self._fewer_prompts(len(requests), table.prompts * table.repeats)
             spent = self._earlier(teacher, requests)
-            labelled = self._labelled(teacher, requests, self.context.terms(table, spent=spent))
+            labelled = self._labelled(teacher, requests, self.context.request_policy(table, spent=spent))
             if self.context.manner.get("shard"):  # one share of several teaches nobody yet
                 return
             rows = labelled.answered
@@ -141,17 +141,17 @@ class Pipeline:
         if share < FEW:
             self._warn(f"only {share:.1%} of the positions that are learnt have a soft target; {WHY_FEW}")
 
-    def _labelled(self, teacher: Teacher, requests: list[Request], terms: Terms) -> Labelled:
+    def _labelled(self, teacher: Teacher, requests: list[Request], policy: RequestPolicy) -> LabelResult:
         """The answers to requests; how many came and what they cost is recorded even when it ends badly."""
         self.console.print(f"Asking {teacher.name} for {len(requests)} answers.")
-        done = Labelled([], [])
+        done = LabelResult([], [])
 
         def recorded() -> None:
             spent = {"spent": done.spent} if done.spent else {}
             self.run.record(asked=self.run.info["asked"] + done.asked, asking=None, **spent)
 
         with _in_the_end(recorded):
-            self.context.ask(teacher, requests, terms, done)
+            self.context.ask(teacher, requests, policy, done)
         self.console.print(f"  {done.asked} asked, {done.cached} from the cache")
         if done.refused:
             self._warn(

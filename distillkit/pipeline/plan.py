@@ -19,9 +19,9 @@ from ..plugins.interfaces import Judge, Teacher
 from ..recipe.recipe import names_recipe
 from ..recipe.schema import TeacherTable
 from ..teachers.answers.disk import Cache, key_of
-from ..teachers.asking.counting import tokens_of
-from ..teachers.asking.label import known, rows_of
-from ..teachers.asking.scheduler import TEMPLATE_TOKENS, probed, upper
+from ..teachers.asking.counting import CHAT_TEMPLATE_TOKENS, max_usage, tokens_of
+from ..teachers.asking.label import count_known, keyed_requests
+from ..teachers.asking.scheduler import probe_key_fields
 from .context import Context
 from .judge import Subjects
 from .soft_targets import STORE
@@ -72,23 +72,26 @@ def teaching(context: Context, stages: Sequence[str] = STAGES, run: Run | None =
     table, teacher = context.recipe.teacher, context.teacher
     if table is None or teacher is None:
         return None
-    terms = context.terms(table)
+    policy = context.request_policy(table)
     wanted = asked_of(context) if "label" in stages else []
-    requests = [request for request, _, _ in rows_of(teacher, wanted, terms.shard)]
+    requests = [request for request, _, _ in keyed_requests(teacher, wanted, policy.shard)]
     with context.cache() as cache:
-        cached = known(teacher, requests, cache, terms)
-    sent_off = context.sent_off(teacher, requests, terms) if terms.batch else 0
+        cached = count_known(teacher, requests, cache, policy)
+    sent_off = context.sent_off(teacher, requests, policy) if policy.batch else 0
     calls = len(requests) - cached - sent_off
     share = calls / max(1, len(requests))  # which of them are known matters less than how many
-    read = share * sum(upper(request).prompt_tokens - TEMPLATE_TOKENS for request in requests)
+    read = share * sum(max_usage(request).prompt_tokens - CHAT_TEMPLATE_TOKENS for request in requests)
     tokens = {
-        "input": {"low": round(read / 6), "high": round(read / 2 + (TEMPLATE_TOKENS * calls if teacher.chats else 0))},
+        "input": {
+            "low": round(read / 6),
+            "high": round(read / 2 + (CHAT_TEMPLATE_TOKENS * calls if teacher.chats else 0)),
+        },
         "output": {"low": round(calls * table.max_tokens * LEAST_WRITTEN), "high": calls * table.max_tokens},
     }
     judged = _judged_in_steps(context, stages, run)
     for end, factor in zip(("low", "high"), MISREAD, strict=True):
         tokens["input"][end] += round(factor * judged["tokens"])
-    price = terms.price_of(teacher)
+    price = policy.price_of(teacher)
     return {
         "provider": table.provider,
         "prompts": len(requests),
@@ -99,7 +102,7 @@ def teaching(context: Context, stages: Sequence[str] = STAGES, run: Run | None =
         "tokens": tokens,
         "price": None if price is None else {"input": price.input, "output": price.output},
         "usd": None if price is None else {end: _cost(price, tokens, end) for end in ("low", "high")},
-        "seconds": _at_limits(terms.given, calls, tokens),
+        "seconds": _at_limits(policy.rate_limits, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
         "online": context.teaches_online,
         "judged": judged,
@@ -144,7 +147,7 @@ def asked_by_judges(context: Context, wordy: Judged, bare: Judged) -> list[dict[
 def _asked_by(
     context: Context, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: Judged, bare: Judged
 ) -> dict[str, Any]:
-    terms = context.terms(table, shard=None, batch=False)
+    policy = context.request_policy(table, shard=None, batch=False)
     requests = would_ask(judge, wordy)
     with context.cache() as cache:
         due, short = (_unknown(teacher, of, cache) for of in (requests, would_ask(judge, bare)))
@@ -158,7 +161,7 @@ def _asked_by(
         "output": {"low": round(fewest * LEAST_GRADED), "expected": round(most * GRADED), "high": most},
     }
     worst = {way: {**ends, "high": times * ends["high"]} for way, ends in tokens.items()}
-    price = terms.price_of(teacher)
+    price = policy.price_of(teacher)
     return {
         "judge": judge.name,
         "provider": teacher.name,
@@ -171,18 +174,18 @@ def _asked_by(
         "tokens": tokens,
         "price": None if price is None else {"input": price.input, "output": price.output},
         "usd": None if price is None else {end: _cost(price, worst, end) for end in ("low", "expected", "high")},
-        "seconds": _at_limits(terms.given, len(due), tokens),
+        "seconds": _at_limits(policy.rate_limits, len(due), tokens),
     }
 
 
 def _unknown(teacher: Teacher, requests: list[Request], cache: Cache) -> list[Request]:
     """The requests whose answers are still to come."""
-    return [request for request, key, _ in rows_of(teacher, requests) if key not in cache]
+    return [request for request, key, _ in keyed_requests(teacher, requests) if key not in cache]
 
 
 def _to_find_out(teacher: Teacher, requests: list[Request], cache: Cache) -> int:
     """How many things must be found out about an endpoint first, a call or two each."""
-    return sum(key_of(probed(teacher, need)) not in cache for need in teacher.needs(requests))
+    return sum(key_of(probe_key_fields(teacher, need)) not in cache for need in teacher.needs(requests))
 
 
 def _cost(price: Price, tokens: dict[str, dict[str, int]], end: str) -> float:
@@ -200,7 +203,7 @@ def spending(context: Context, teaching: dict[str, Any] | None) -> str | None:
     teacher = context.teacher
     if teacher is None or not teaching or not (calls := teaching["calls"] + teaching["judged"]["rows"]):
         return None
-    context.terms(cast(TeacherTable, context.recipe.teacher)).budget(teacher)
+    context.request_policy(cast(TeacherTable, context.recipe.teacher)).budget(teacher)
     teacher.check(asked_of(context))
     asking = f"{calls} calls to {teaching['provider']} may cost"
     if teaching["usd"] is None:
@@ -217,7 +220,7 @@ def judges_spending(context: Context, asked: Sequence[dict[str, Any]]) -> str | 
         teacher, table = cast(tuple[Teacher, TeacherTable], context.teacher_of(*judges[row["judge"]]))
         if not row["calls"]:
             continue
-        context.terms(table, shard=None, batch=False).budget(teacher)
+        context.request_policy(table, shard=None, batch=False).budget(teacher)
         context.judge_ready(*judges[row["judge"]])
         asking = f"{row['calls']} calls of the judge {row['judge']} to {row['provider']} may cost"
         if row["usd"] is None and teacher.paid:

@@ -13,14 +13,14 @@ from ..core.errors import DistillkitError
 from ..core.records import Answer, Request
 from ..plugins.interfaces import Teacher
 from ..teachers.answers.disk import Cache
-from ..teachers.asking.label import Labelled, label
-from ..teachers.asking.scheduler import Terms
+from ..teachers.asking.label import LabelResult, label
+from ..teachers.asking.policy import RequestPolicy
 from .materials import STORY, TEXTS
 from .promises import BrokenError, Case, check, expect, farthest, or_refuses, plain_json
 
 MAX_TOKENS = 24
 FINISHES = ("stop", "length", "content_filter")
-TERMS = Terms(concurrency=6, attempts=2)
+POLICY = RequestPolicy(concurrency=6, attempts=2)
 LITTLE = 1e-3  # by which a log-probability may be above zero, or a sum of probabilities above one
 
 
@@ -66,15 +66,15 @@ def stories(case: Case, count: int) -> list[Request]:
     return [request_of(case, text, id=str(i), seed=i) for i, text in enumerate(texts)]
 
 
-def ask(case: Case, teacher: Teacher, requests: Sequence[Request], cache: Cache | None = None) -> Labelled:
+def ask(case: Case, teacher: Teacher, requests: Sequence[Request], cache: Cache | None = None) -> LabelResult:
     """Ask as the label stage does."""
     if cache is not None:
-        return label(teacher, requests, cache, terms=TERMS)
+        return label(teacher, requests, cache, policy=POLICY)
     with Cache(case.place("cache")) as fresh:
-        return label(teacher, requests, fresh, terms=TERMS)
+        return label(teacher, requests, fresh, policy=POLICY)
 
 
-def texts_of(labelled: Labelled) -> list[str]:
+def texts_of(labelled: LabelResult) -> list[str]:
     """What was answered, one text a request."""
     return [reply.text for reply in labelled.replies]
 

@@ -32,8 +32,8 @@ from distillkit.student.training.loop import arrays_of
 from distillkit.student.training.on_policy import SOFT, OnPolicy, judged
 from distillkit.teachers.answers.disk import Cache
 from distillkit.teachers.asking.label import label
+from distillkit.teachers.asking.policy import RequestPolicy
 from distillkit.teachers.asking.rate_limits import Clock
-from distillkit.teachers.asking.scheduler import Terms
 from distillkit.testing import check_teacher
 from support.chat_provider import Act, Call, Provider, error, serving
 from support.soft_targets import FOREIGN, assemble, home, sit, trained
@@ -303,7 +303,7 @@ def read(url: str, texts: list[str], folder: Path) -> list[Answer]:
     teacher = Compatible(Compatible.Options(base_url=url, model="m", api="plain"))
     requests = [Request(str(i), text, max_tokens=0, top_logprobs=2) for i, text in enumerate(texts)]
     with Cache(folder) as cache:
-        return label(teacher, requests, cache, terms=Terms(attempts=2)).replies
+        return label(teacher, requests, cache, policy=RequestPolicy(attempts=2)).replies
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ def test_a_minute_is_that_of_all_steps(home: Path, provider: Provider) -> None:
     provider.rule, unhurried = echoing, Unhurried()
     parts = assemble(*wired(provider.url, "teacher.requests_per_minute=6"))
     reader = Reader(parts, {})
-    reader.terms = replace(reader.terms, clock=unhurried.clock)
+    reader.policy = replace(reader.policy, clock=unhurried.clock)
     reads(reader, 20)
     assert len(provider.calls) == 21  # and one to find out whether it reads
     assert unhurried.time >= 60 * 20 / 6 - 1
@@ -423,13 +423,13 @@ def test_a_minute_is_that_of_all_steps(home: Path, provider: Provider) -> None:
 def test_what_a_plea_to_slow_down_taught_holds_in_the_next_step_too(home: Path, provider: Provider) -> None:
     provider.rule, unhurried = echoing, Unhurried()
     reader = Reader(assemble(*wired(provider.url)), {})
-    reader.terms = replace(reader.terms, clock=unhurried.clock)
+    reader.policy = replace(reader.policy, clock=unhurried.clock)
     reads(reader, 1)
-    before = reader.terms.pace.width
+    before = reader.policy.rate_state.width
     provider.rule = lambda call: echoing(call) if len(provider.calls) > 3 else error(429, "slow", retry_after="9")
     reads(reader, 2)
     assert unhurried.time >= 9
-    assert reader.terms.pace.width < before
+    assert reader.policy.rate_state.width < before
 
 
 @pytest.mark.parametrize(

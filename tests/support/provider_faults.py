@@ -24,9 +24,9 @@ from distillkit_plugins.compatible import Compatible
 from distillkit.core.errors import DistillkitError
 from distillkit.core.records import REFUSED, Request
 from distillkit.teachers.answers.disk import Cache
-from distillkit.teachers.asking.label import Labelled, label
+from distillkit.teachers.asking.label import LabelResult, label
+from distillkit.teachers.asking.policy import RequestPolicy
 from distillkit.teachers.asking.rate_limits import Clock
-from distillkit.teachers.asking.scheduler import Terms
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where `support` lies, when this runs as a script
 
@@ -224,21 +224,25 @@ def tried(fault: Fault) -> Row:
     with tempfile.TemporaryDirectory() as folder, serving() as provider, Cache(Path(folder)) as cache:
         provider.on(FAULTY, *fault.acts)
         asked = requests(**fault.asked)
-        done, became, message, traced = Labelled([], []), "", "", ""
+        done, became, message, traced = LabelResult([], []), "", "", ""
         try:
-            label(teacher(provider.url), asked, cache, terms=Terms(clock=fault.clock(), timeout=2.0), done=done)
+            label(
+                teacher(provider.url), asked, cache, policy=RequestPolicy(clock=fault.clock(), timeout=2.0), done=done
+            )
         except DistillkitError as failure:
             became, message, traced = f"exit {failure.exit_code}", str(failure), traceback.format_exc()
         calls = provider.prompts.count(FAULTY)
         if became:
             provider.script.clear()
-            done = label(teacher(provider.url), asked, cache, terms=Terms(clock=fast_clock(), timeout=2.0))
+            done = label(teacher(provider.url), asked, cache, policy=RequestPolicy(clock=fast_clock(), timeout=2.0))
         kept = b"".join(path.read_bytes() for path in Path(folder).iterdir())
         leaked = KEY in message + traced or KEY.encode() in kept
         return _row(fault, provider, done, calls, became, message, leaked)
 
 
-def _row(fault: Fault, provider: Provider, done: Labelled, calls: int, became: str, message: str, leaked: bool) -> Row:
+def _row(
+    fault: Fault, provider: Provider, done: LabelResult, calls: int, became: str, message: str, leaked: bool
+) -> Row:
     answers = {request.prompt: answer for request, _, answer in done.answered}
     if not became:
         of_it = answers.get(FAULTY)

@@ -33,7 +33,7 @@ from distillkit.core.records import Answer, Request, Token, Usage
 from distillkit.teachers.answers import archive, explain, maintenance
 from distillkit.teachers.answers.disk import LOG, Cache, asked, key_of
 from distillkit.teachers.answers.leases import LEASE, Claims
-from distillkit.teachers.asking.label import known, label
+from distillkit.teachers.asking.label import count_known, label
 from support.cli_process import program
 from support.paths import TESTS
 from support.small_recipe import small
@@ -409,7 +409,7 @@ def test_when_one_is_killed_the_other_asks_for_what_is_missing_and_nothing_else(
         f"asking prompt {i}\n" for i in range(40)
     }
     with Cache(tmp_path) as cache:
-        assert known(Counting(), prompts(40), cache) == 40
+        assert count_known(Counting(), prompts(40), cache) == 40
         assert cache._rows.check() == []
 
 
@@ -433,7 +433,7 @@ def test_kills_at_random_moments_cost_no_more_than_what_was_in_flight(tmp_path: 
     assert set(asked_for) == {f"asking prompt {i}" for i in range(50)}
     assert len(asked_for) <= 50 + 3  # of two processes only one is asking
     with Cache(tmp_path) as cache:
-        assert known(Counting(), prompts(50), cache) == 50
+        assert count_known(Counting(), prompts(50), cache) == 50
         assert cache._rows.check() == []
 
 

@@ -32,8 +32,9 @@ from distillkit.teachers.answers.disk import Cache
 from distillkit.teachers.asking import batch_api as batch
 from distillkit.teachers.asking import batch_state
 from distillkit.teachers.asking.batch_api import Sizes, label_in_batches
-from distillkit.teachers.asking.label import Labelled, keys_of, known, label, rows_of
-from distillkit.teachers.asking.scheduler import Terms, upper
+from distillkit.teachers.asking.counting import max_usage
+from distillkit.teachers.asking.label import LabelResult, answer_keys, count_known, keyed_requests, label
+from distillkit.teachers.asking.policy import RequestPolicy
 from support.batch_provider import Provider, batcher, serving
 from support.cli_process import program
 from support.paths import TESTS
@@ -73,19 +74,19 @@ def send(
     cache: Cache,
     console: Console | None = None,
     wait: bool = True,
-    terms: Terms | None = None,
-) -> Labelled:
-    folder, terms = cache.folder.parent / "batches", terms or Terms(wait=wait)
-    return label_in_batches(teacher, requests, cache, folder, terms=terms, console=console, polls=QUICK)
+    policy: RequestPolicy | None = None,
+) -> LabelResult:
+    folder, policy = cache.folder.parent / "batches", policy or RequestPolicy(wait=wait)
+    return label_in_batches(teacher, requests, cache, folder, policy=policy, console=console, polls=QUICK)
 
 
 def sat(
-    teacher: Teacher, requests: list[Request], cache: Cache, **terms: Any
-) -> tuple[Labelled, DistillkitError | None]:
+    teacher: Teacher, requests: list[Request], cache: Cache, **policy: Any
+) -> tuple[LabelResult, DistillkitError | None]:
     """What a sitting came to, however it ended."""
-    done, folder = Labelled([], []), cache.folder.parent / "batches"
+    done, folder = LabelResult([], []), cache.folder.parent / "batches"
     try:
-        label_in_batches(teacher, requests, cache, folder, terms=Terms(**terms), done=done, polls=QUICK)
+        label_in_batches(teacher, requests, cache, folder, policy=RequestPolicy(**policy), done=done, polls=QUICK)
     except DistillkitError as error:
         return done, error
     return done, None
@@ -101,7 +102,7 @@ def left(cache: Cache) -> list[Path]:
     return sorted((cache.folder.parent / "batches").glob("*"))
 
 
-def texts(done: Labelled) -> list[str]:
+def texts(done: LabelResult) -> list[str]:
     return [answer.text for answer in done.answers]
 
 
@@ -175,8 +176,8 @@ def test_half_an_emoji_in_a_prompt_is_sent_and_answered(provider: Any, cache: Ca
 
 def test_half_the_price(provider: Any) -> None:
     teacher = batcher(provider[1])
-    assert Terms(price=Price(3.0, 5.0), batch=True).price_of(teacher) == Price(1.5, 2.5)
-    assert Terms(price=Price(3.0, 5.0)).price_of(teacher) == Price(3.0, 5.0)
+    assert RequestPolicy(price=Price(3.0, 5.0), batch=True).price_of(teacher) == Price(1.5, 2.5)
+    assert RequestPolicy(price=Price(3.0, 5.0)).price_of(teacher) == Price(3.0, 5.0)
 
 
 def test_a_teacher_without_batches_is_refused(cache: Cache) -> None:
@@ -203,7 +204,7 @@ def test_what_another_recipe_sent_off_is_collected_too(provider: Any, cache: Cac
     with pytest.raises(LimitReached):
         send(batcher(url), prompts(5), cache, wait=False)
     assert texts(send(batcher(url), prompts(2), cache, wait=False)) == TO[:2]
-    assert known(batcher(url), prompts(5), cache) == 5
+    assert count_known(batcher(url), prompts(5), cache) == 5
     assert len(there.batches) == 1
 
 
@@ -213,21 +214,21 @@ def test_what_is_in_a_batch_is_not_asked_for_one_by_one(provider: Any, cache: Ca
     with pytest.raises(LimitReached):
         send(teacher, prompts(5), cache, wait=False)
     with pytest.raises(UsageError, match="5 of the requests are in a batch"):
-        batch_state.refuse(folder, cache, keys_of(teacher, prompts(9)))
-    batch_state.refuse(folder, cache, keys_of(teacher, prompts(9, temperature=0.5)))
+        batch_state.refuse(folder, cache, answer_keys(teacher, prompts(9)))
+    batch_state.refuse(folder, cache, answer_keys(teacher, prompts(9, temperature=0.5)))
     send(teacher, prompts(5), cache)
-    batch_state.refuse(folder, cache, keys_of(teacher, prompts(9)))
+    batch_state.refuse(folder, cache, answer_keys(teacher, prompts(9)))
 
 
 def test_what_was_refused_and_is_in_a_batch_again_is_not_asked_for_one_by_one(provider: Any, cache: Cache) -> None:
     _, url = provider
     folder, teacher = cache.folder.parent / "batches", batcher(url)
-    for _, key, what in (rows := rows_of(teacher, prompts(3))):
+    for _, key, what in (rows := keyed_requests(teacher, prompts(3))):
         cache.put(key, what, Answer("", finish=REFUSED))
     check = partial(batch_state.refuse, folder, cache)
     sat(teacher, prompts(3), cache, retry_refused=True)
     with pytest.raises(UsageError, match="3 of the requests are in a batch"):
-        label(batcher(url), prompts(3), cache, terms=Terms(retry_refused=True), check=check)
+        label(batcher(url), prompts(3), cache, policy=RequestPolicy(retry_refused=True), check=check)
     assert label(batcher(url), prompts(3), cache, check=check).refused == 3  # they are not to be asked again
     sat(teacher, prompts(3), cache, retry_refused=True)
     check(key for _, key, _ in rows)
@@ -245,7 +246,7 @@ class Alone(Teacher):
 
 
 def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_one_by_one(tmp_path: Path) -> None:
-    folder, rows = tmp_path / "batches", rows_of(Alone(), prompts(4))
+    folder, rows = tmp_path / "batches", keyed_requests(Alone(), prompts(4))
     keys, check = [key for _, key, _ in rows], partial(batch_state.refuse, folder)
     with Cache(tmp_path / "teachers") as batching, Cache(tmp_path / "teachers") as cache:
         batching.claim(keys)
@@ -298,7 +299,7 @@ def test_what_was_not_sent_off_is_sent_as_far_as_a_later_sitting_can_afford(prov
     there.replies["POST /v1/batches"] = [429]
     with pytest.raises(TeacherError, match="could not make a batch"):
         send(batcher(url), prompts(5), cache)
-    keys, folder = keys_of(batcher(url), prompts(5)), cache.folder.parent / "batches"
+    keys, folder = answer_keys(batcher(url), prompts(5)), cache.folder.parent / "batches"
     assert batch_state.in_batches(folder, keys, batch_state.SENT_OFF) == {}
     batch_state.refuse(folder, cache, keys)  # they may be asked one by one as well
     done, error = sat(batcher(url), prompts(5), cache, wait=True, max_requests=3)
@@ -325,7 +326,7 @@ def test_the_batch_of_another_recipe_takes_nothing_of_a_budget(provider: Any, ca
     assert "1 batch is pending" in str(stopped)
     done, error = sat(batcher(url), others(2), cache, wait=True, max_requests=5)
     assert (error, done.asked, done.spent["requests"]) == (None, 2, 2)
-    assert known(batcher(url), prompts(9), cache) == 0  # it is left to its own recipe
+    assert count_known(batcher(url), prompts(9), cache) == 0  # it is left to its own recipe
     assert texts(send(batcher(url), prompts(9), cache)) == TO[:9]
     assert len(there.batches) == 2
 
@@ -336,7 +337,7 @@ def test_what_another_recipe_collects_is_paid_for_once_by_the_one_that_wants_it(
     sat(batcher(url), prompts(5), cache, price=price)
     also, _ = sat(batcher(url), [*prompts(2), *others(1)], cache, wait=True, price=price)
     assert (also.asked, also.spent["requests"]) == (3, 3)
-    assert batch_state.owed(cache.folder.parent / "batches") == {*keys_of(batcher(url), prompts(5)[2:])}
+    assert batch_state.owed(cache.folder.parent / "batches") == {*answer_keys(batcher(url), prompts(5)[2:])}
     done, error = sat(batcher(url), prompts(5), cache, price=price)
     assert (error, texts(done)) == (None, TO[:5])
     assert (done.asked, done.cached, done.spent["requests"], done.spent["tokens"]) == (3, 2, 3, 15)
@@ -427,7 +428,7 @@ def test_what_failed_is_asked_again_but_not_for_ever(provider: Any, cache: Cache
     with pytest.raises(TeacherError, match="1 of 3 requests were not answered in batches; the first: status 500: no"):
         send(batcher(url), prompts(3), cache)
     assert Counter(there.asked) == {"prompt 0": 1, "prompt 1": 3, "prompt 2": 1}
-    assert known(batcher(url), prompts(3), cache) == 2
+    assert count_known(batcher(url), prompts(3), cache) == 2
     assert left(cache) == []
     there.fate = lambda key, body: 200
     assert texts(send(batcher(url), prompts(3), cache)) == TO[:3]
@@ -442,7 +443,7 @@ def test_what_is_wrong_in_itself_is_not_asked_again(provider: Any, cache: Cache)
     with pytest.raises(TeacherError, match="status 400: no, 400"):
         send(batcher(url), prompts(3), cache)
     assert Counter(there.asked) == {"prompt 0": 1, "prompt 1": 2, "prompt 2": 1}
-    assert known(batcher(url), prompts(3), cache) == 2
+    assert count_known(batcher(url), prompts(3), cache) == 2
     assert left(cache) == []
 
 
@@ -463,7 +464,7 @@ def test_an_answer_that_is_misshapen_is_paid_for_at_the_most_that_it_may_cost(pr
     misshapen = {"response": {"status_code": 200, "body": {}}, "error": None}
     there.fate = lambda key, body: {"custom_id": key, **misshapen} if len(there.batches) == 1 else 200
     done = send(batcher(url), prompts(1), cache)
-    most, billed = upper(prompts(1)[0]), done.answers[0].usage
+    most, billed = max_usage(prompts(1)[0]), done.answers[0].usage
     assert billed is not None
     paid = [usage.prompt_tokens + usage.completion_tokens for usage in (most, billed)]
     assert (done.spent["requests"], done.spent["tokens"]) == (2, sum(paid))
@@ -487,7 +488,7 @@ def test_what_is_empty_every_time_is_kept_as_refused_and_never_as_an_answer(prov
     assert send(batcher(url), prompts(3), cache).refused == 1
     assert len(there.asked) == 5
     there.fate = lambda key, body: 200
-    retried = send(batcher(url), prompts(3), cache, terms=Terms(wait=True, retry_refused=True))
+    retried = send(batcher(url), prompts(3), cache, policy=RequestPolicy(wait=True, retry_refused=True))
     assert (texts(retried), retried.refused, there.asked[5:]) == (TO[:3], 0, ["prompt 1"])
 
 
@@ -575,7 +576,7 @@ def test_a_result_that_cannot_be_read_is_fetched_again(provider: Any, cache: Cac
     assert "cannot be read: line 2 of file-2" in str(error)
     there.files |= whole
     there.finish = lambda batch: batch.update(status="completed")
-    done = send(batcher(url), prompts(2), cache, terms=Terms(wait=True, spent=cut.spent))
+    done = send(batcher(url), prompts(2), cache, policy=RequestPolicy(wait=True, spent=cut.spent))
     assert texts(done) == TO[:2]
     assert len(there.batches) == 1
     assert (cut.spent["requests"], done.spent["requests"]) == (1, 2)  # what had been read is not paid for twice
@@ -699,14 +700,14 @@ sys.path.insert(0, {tests!r})
 from support.batch_provider import batcher
 from support.teachers import prompts
 from distillkit.core.errors import DistillkitError
-from distillkit.teachers.asking.scheduler import Terms
+from distillkit.teachers.asking.policy import RequestPolicy
 from distillkit.teachers.asking.batch_api import label_in_batches
 from distillkit.teachers.answers.disk import Cache
 folder = Path({folder!r})
 with Cache(folder / "teachers") as cache:
     try:
-        terms, polls = Terms(wait=True), (0.05, 0.1)
-        done = label_in_batches(batcher({url!r}), prompts(6), cache, folder / "batches", terms=terms, polls=polls)
+        policy, polls = RequestPolicy(wait=True), (0.05, 0.1)
+        done = label_in_batches(batcher({url!r}), prompts(6), cache, folder / "batches", policy=policy, polls=polls)
         print(len(done.answers))
     except DistillkitError as error:
         print(error)
@@ -851,14 +852,14 @@ def test_a_batch_of_chats_asks_and_answers_as_one_by_one(provider: Any, tmp_path
 @pytest.mark.usefixtures("keys")
 def test_a_budget_keeps_what_it_has_no_room_for_out_of_batches(provider: Any, cache: Cache) -> None:
     there, url = provider
-    most = upper(Request("r", prompt="prompt 0", max_tokens=prompts(1)[0].max_tokens))
-    terms = Terms(wait=True, max_usd=3 * Price(1.0, 1.0).of(most), price=Price(2.0, 2.0))
-    done, folder = Labelled([], []), cache.folder.parent / "batches"
+    most = max_usage(Request("r", prompt="prompt 0", max_tokens=prompts(1)[0].max_tokens))
+    policy = RequestPolicy(wait=True, max_usd=3 * Price(1.0, 1.0).of(most), price=Price(2.0, 2.0))
+    done, folder = LabelResult([], []), cache.folder.parent / "batches"
     with pytest.raises(LimitReached, match=r"teacher\.max_usd"):
-        label_in_batches(built_in("openai", url), prompts(120), cache, folder, terms=terms, done=done, polls=QUICK)
+        label_in_batches(built_in("openai", url), prompts(120), cache, folder, policy=policy, done=done, polls=QUICK)
     assert 1 <= len(there.asked) < 120
     assert len(there.batches) > 1  # what was really used made room for more
-    assert done.spent["usd"] <= terms.max_usd
+    assert done.spent["usd"] <= policy.max_usd
     assert len(done.answers) == len(there.asked) == len(set(there.asked))
 
 

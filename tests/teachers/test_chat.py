@@ -36,9 +36,10 @@ from distillkit.recipe.schema import SLOTS, TemplateTable
 from distillkit.teachers.answers.disk import Cache, key_of
 from distillkit.teachers.answers.leases import LEASE
 from distillkit.teachers.asking import prompts
-from distillkit.teachers.asking.label import Labelled, keys_of, known, label
-from distillkit.teachers.asking.rate_limits import Budget, Clock, Limits, Window
-from distillkit.teachers.asking.scheduler import Terms, probed
+from distillkit.teachers.asking.label import LabelResult, answer_keys, count_known, label
+from distillkit.teachers.asking.policy import RequestPolicy
+from distillkit.teachers.asking.rate_limits import Budget, Clock, RateLimiter, SlidingWindow
+from distillkit.teachers.asking.scheduler import probe_key_fields
 from distillkit.teachers.asking.words import WORDS
 from distillkit.teachers.client import api_keys, logprobs, replies
 from support.chat_provider import PROBE, Act, Call, PerMinute, Provider, error, serving
@@ -60,8 +61,8 @@ def provider() -> Iterator[Provider]:
         yield served
 
 
-def fast(**more: Any) -> Terms:
-    return Terms(clock=fast_clock(), **more)
+def fast(**more: Any) -> RequestPolicy:
+    return RequestPolicy(clock=fast_clock(), **more)
 
 
 # ------------------------------------------------------------------------------------------------------ faults
@@ -104,7 +105,7 @@ def test_half_a_character_and_quirks_of_servers_become_tokens() -> None:
 
 def test_retry_after_is_waited_for(provider: Provider, cache: Cache) -> None:
     provider.on("prompt 0", error(429, "slow", retry_after="30"))
-    label(teacher(provider.url), requests(1), cache, terms=fast())
+    label(teacher(provider.url), requests(1), cache, policy=fast())
     first, second = (call.at for call in provider.calls if call.prompt != PROBE)
     assert 30 / 50 <= second - first < 30 / 50 + 0.5
 
@@ -112,8 +113,8 @@ def test_retry_after_is_waited_for(provider: Provider, cache: Cache) -> None:
 def test_a_server_that_starts_again_loses_and_repeats_nothing(cache: Cache) -> None:
     with serving(0.02) as first:
         port = first.port
-        terms = Terms(concurrency=4, attempts=9)
-        done = Labelled([], [])
+        policy = RequestPolicy(concurrency=4, attempts=9)
+        done = LabelResult([], [])
         stopped = []
 
         class Stopping(Compatible):
@@ -125,7 +126,7 @@ def test_a_server_that_starts_again_loses_and_repeats_nothing(cache: Cache) -> N
                 return await super().answer(request)
 
         own = Stopping(Compatible.Options(model="m", base_url=first.url))
-        label(own, requests(30), cache, terms=terms, done=done)
+        label(own, requests(30), cache, policy=policy, done=done)
     second = stopped[1]
     second.stop()
     assert len(done.answers) == 30
@@ -136,7 +137,7 @@ def test_a_call_that_stops_the_stage_does_not_lose_those_that_are_out(provider: 
     provider.delay = 0.2
     provider.on("prompt 0", Act(401, {}, b'{"error": {"message": "no"}}', delay=-0.15))
     with pytest.raises(TeacherError, match="HTTP 401: no") as failed:
-        label(teacher(provider.url), requests(8), cache, terms=fast())
+        label(teacher(provider.url), requests(8), cache, policy=fast())
     assert "DISTILLKIT_API_KEY" in failed.value.hint
     assert "7 of 8 answers are kept" in failed.value.hint
     assert sum(provider.served.values()) == 7
@@ -145,20 +146,20 @@ def test_a_call_that_stops_the_stage_does_not_lose_those_that_are_out(provider: 
 def test_one_poisonous_prompt_does_not_stop_the_others(provider: Provider, cache: Cache) -> None:
     provider.rule = lambda call: error(500, "oops") if call.prompt == "prompt 1" else None
     with pytest.raises(TeacherError, match="1 of 40 requests got no answer") as failed:
-        label(teacher(provider.url), requests(40), cache, terms=fast())
+        label(teacher(provider.url), requests(40), cache, policy=fast())
     assert "39 of 40 answers are kept" in failed.value.hint
 
 
 def test_a_server_that_is_down_is_given_up_soon(provider: Provider, cache: Cache) -> None:
     provider.rule = lambda call: None if call.prompt == PROBE else error(500, "down")
     with pytest.raises(TeacherError, match="HTTP 500: down"):
-        label(teacher(provider.url), requests(200), cache, terms=fast(attempts=2))
+        label(teacher(provider.url), requests(200), cache, policy=fast(attempts=2))
     assert len(provider.calls) < 60
 
 
 def test_nobody_there_is_said_with_the_address(cache: Cache) -> None:
     with pytest.raises(TeacherError, match="the connection failed") as failed:
-        label(teacher("http://127.0.0.1:9/v1"), requests(2), cache, terms=fast(attempts=2))
+        label(teacher("http://127.0.0.1:9/v1"), requests(2), cache, policy=fast(attempts=2))
     assert "http://127.0.0.1:9/v1" in failed.value.hint
 
 
@@ -168,21 +169,21 @@ def test_nobody_there_is_said_with_the_address(cache: Cache) -> None:
 def test_a_refusal_is_recorded_left_alone_and_asked_again_when_told_to(provider: Provider, cache: Cache) -> None:
     empty = Act(change=lambda body: body["choices"][0]["message"].update(content=""), good=False)
     provider.on("prompt 2", *[empty] * 5)
-    first = label(teacher(provider.url), requests(), cache, terms=fast())
+    first = label(teacher(provider.url), requests(), cache, policy=fast())
     assert (len(first.answers), first.counts["refused"], first.asked) == (5, 1, 6)
     assert first.replies[2].finish == REFUSED
-    again = label(teacher(provider.url), requests(), cache, terms=fast())
+    again = label(teacher(provider.url), requests(), cache, policy=fast())
     assert (again.asked, again.cached, again.refused, len(again.answers)) == (0, 6, 1, 5)
-    assert known(teacher(provider.url), requests(), cache) == 6
+    assert count_known(teacher(provider.url), requests(), cache) == 6
     provider.forget()
-    retried = label(teacher(provider.url), requests(), cache, terms=fast(retry_refused=True))
+    retried = label(teacher(provider.url), requests(), cache, policy=fast(retry_refused=True))
     assert provider.prompts == ["prompt 2"]
     assert (len(retried.answers), retried.refused) == (6, 0)
 
 
 def test_truncated_answers_are_marked(provider: Provider, cache: Cache) -> None:
     provider.on("prompt 2", Act(change=lambda body: body["choices"][0].update(finish_reason="length")))
-    assert label(teacher(provider.url), requests(), cache, terms=fast()).truncated == 1
+    assert label(teacher(provider.url), requests(), cache, policy=fast()).truncated == 1
 
 
 # -------------------------------------------------------------------------------------------------- somebody else's
@@ -209,13 +210,13 @@ class Mine(Teacher):
 @pytest.mark.parametrize("raised", [TryAgain("later"), ConnectionResetError("gone"), TimeoutError("slow")])
 def test_a_plugin_gets_retries_without_asking_for_them(cache: Cache, raised: Exception) -> None:
     own = Mine(raised)
-    assert label(own, requests(1), cache, terms=fast()).answers == [Answer("well", usage=Usage(3, 4))]
+    assert label(own, requests(1), cache, policy=fast()).answers == [Answer("well", usage=Usage(3, 4))]
     assert own.calls == 2
 
 
 def test_a_plugin_gets_limits_without_asking_for_them(cache: Cache) -> None:
     began = time.monotonic()
-    label(Mine(), requests(12), cache, terms=fast())
+    label(Mine(), requests(12), cache, policy=fast())
     assert time.monotonic() - began >= 4 * 2.0 / 50  # eight at once before anything is known, then one in two seconds
 
 
@@ -223,7 +224,7 @@ def test_a_plugin_gets_limits_without_asking_for_them(cache: Cache) -> None:
 
 
 def test_a_window_spreads_and_is_never_overfull() -> None:
-    window, now, starts = Window(600, 60.0), 0.0, []
+    window, now, starts = SlidingWindow(600, 60.0), 0.0, []
     for _ in range(2000):
         now += window.wait(1, now) + random.Random(len(starts)).random() * 0.02
         window.take(1, now)
@@ -234,27 +235,27 @@ def test_a_window_spreads_and_is_never_overfull() -> None:
 
 
 def test_a_burst_before_the_limit_was_known_is_counted() -> None:
-    window = Window(10, 60.0)
+    window = SlidingWindow(10, 60.0)
     for _ in range(10):
         window.take(1, 0.0)
     assert window.wait(1, 50.0) >= 10.0
 
 
 def test_what_others_use_is_believed() -> None:
-    window = Window(100, 60.0)
+    window = SlidingWindow(100, 60.0)
     window.hear(Allowance("requests", 60.0, 100, remaining=0, reset=12.0), 0.0)
     assert 11.9 <= window.wait(1, 0.0) <= 12.1
     assert window.wait(1, 12.5) == 0
 
 
-def shared(given: float, span: float, *heard: Allowance) -> Limits:
+def shared(given: float, span: float, *heard: Allowance) -> RateLimiter:
     """After one call under a recipe's limit of requests, and what the provider then said."""
     at = [0.0]
 
     async def sleep(seconds: float) -> None:
         at[0] += seconds
 
-    limits = Limits(Budget(), 8, given={("requests", span): given}, clock=Clock(lambda: at[0], sleep))
+    limits = RateLimiter(Budget(), 8, given={("requests", span): given}, clock=Clock(lambda: at[0], sleep))
     limits.fine(asyncio.run(limits.turn(Usage(1, 1))), Usage(1, 1))
     for allowance in heard:
         limits.hear(allowance)
@@ -276,7 +277,7 @@ def test_a_limit_of_the_providers_that_others_use_up_is_the_one_that_is_named() 
 
 
 def test_what_was_asked_before_the_provider_said_anything_is_not_taken_for_that_of_others() -> None:
-    window = Window(1000, DAY)
+    window = SlidingWindow(1000, DAY)
     window.take(990, -DAY + 3600)
     window.hear(Allowance("requests", DAY, 1000, remaining=10, reset=DAY), 0.0)
     window.take(10, 0.0)
@@ -284,7 +285,7 @@ def test_what_was_asked_before_the_provider_said_anything_is_not_taken_for_that_
 
 
 def test_tokens_are_settled_when_they_are_known() -> None:
-    window = Window(1000, 60.0)
+    window = SlidingWindow(1000, 60.0)
     entry = window.take(900, 0.0)
     assert window.wait(100, 0.0) > 50
     window.settle(entry, 100)
@@ -301,29 +302,29 @@ def test_the_rate_at_a_learnt_limit_is_just_below_it(cache: Cache) -> None:
     with serving(0.005) as provider:
         provider.rule = limited = PerMinute(600, minute=15.0)
         clock = Clock(now=lambda: time.monotonic() * 4, sleep=sleep)
-        label(teacher(provider.url), requests(1500), cache, terms=Terms(concurrency=32, clock=clock))
+        label(teacher(provider.url), requests(1500), cache, policy=RequestPolicy(concurrency=32, clock=clock))
         at = [call.at for call in provider.calls if call.status == 200]
     assert limited.refused <= 1
     assert 0.95 <= (len(at) - 1) / (at[-1] - at[0]) * 15 / 600 <= 1.005
 
 
 def test_limits_of_a_day_stop_the_stage_and_wait_sleeps_instead(provider: Provider, cache: Cache) -> None:
-    terms = fast(requests_per_day=5)
+    policy = fast(requests_per_day=5)
     with pytest.raises(LimitReached, match="5 requests a day") as stopped:
-        label(teacher(provider.url), requests(12), cache, terms=terms)
+        label(teacher(provider.url), requests(12), cache, policy=policy)
     assert stopped.value.exit_code == 3
     assert "Go on after 20" in stopped.value.hint
     assert "of 12 answers are kept" in stopped.value.hint
     asked = len(provider.calls)
     assert asked == 5
     with pytest.raises(LimitReached):  # another process knows what this one asked
-        label(teacher(provider.url), requests(12), cache, terms=terms)
+        label(teacher(provider.url), requests(12), cache, policy=policy)
     assert len(provider.calls) == asked
 
 
 def test_a_daily_limit_is_slept_through_when_told_to(provider: Provider, cache: Cache) -> None:
     provider.on("prompt 2", error(429, "requests per day (RPD)", retry_after="50"))
-    done = label(teacher(provider.url), requests(), cache, terms=fast(wait=True))
+    done = label(teacher(provider.url), requests(), cache, policy=fast(wait=True))
     assert len(done.answers) == 6
 
 
@@ -356,7 +357,7 @@ def test_fewer_calls_are_out_after_a_plea(provider: Provider, cache: Cache) -> N
         return error(429, "too many at once", retry_after="0.5") if recent > 20 else Act(delay=0.05)
 
     provider.rule = bears
-    done = label(teacher(provider.url), requests(200), cache, terms=fast(concurrency=64))
+    done = label(teacher(provider.url), requests(200), cache, policy=fast(concurrency=64))
     assert len(done.answers) == 200
     assert sum(call.status == 429 for call in provider.calls) < 100
 
@@ -367,13 +368,13 @@ def test_fewer_calls_are_out_after_a_plea(provider: Provider, cache: Cache) -> N
 def test_a_budget_is_never_passed(provider: Provider, cache: Cache) -> None:
     price = Price(1000.0, 100_000.0)
     cost = price.of(Usage(5, 7))
-    done = Labelled([], [])
+    done = LabelResult([], [])
     with pytest.raises(LimitReached, match=r"teacher.max_usd = 60"):
         label(
             teacher(provider.url),
             requests(500, max_tokens=20),
             cache,
-            terms=fast(max_usd=60.0, price=price, concurrency=16),
+            policy=fast(max_usd=60.0, price=price, concurrency=16),
             done=done,
         )
     spent = len(provider.calls) * cost
@@ -383,14 +384,14 @@ def test_a_budget_is_never_passed(provider: Provider, cache: Cache) -> None:
 
 def test_a_budget_in_dollars_needs_a_price(cache: Cache) -> None:
     with pytest.raises(UsageError, match="max_usd cannot be kept"):
-        label(teacher("https://somewhere.example/v1"), requests(1), cache, terms=fast(max_usd=1.0))
+        label(teacher("https://somewhere.example/v1"), requests(1), cache, policy=fast(max_usd=1.0))
 
 
 @pytest.mark.parametrize("limit", ["max_requests", "max_tokens_total"])
 def test_requests_and_tokens_have_budgets_too(provider: Provider, cache: Cache, limit: str) -> None:
     most = {"max_requests": 7, "max_tokens_total": 1000}[limit]
     with pytest.raises(LimitReached, match=f"teacher.{limit} = {most}"):
-        label(teacher(provider.url), requests(500, max_tokens=20), cache, terms=fast(**{limit: most}))
+        label(teacher(provider.url), requests(500, max_tokens=20), cache, policy=fast(**{limit: most}))
     assert len(provider.calls) <= 7 if limit == "max_requests" else len(provider.calls) * 12 <= 1000
 
 
@@ -400,7 +401,7 @@ def test_a_budget_that_is_used_up_frees_what_was_claimed(
 ) -> None:
     with Cache(tmp_path) as one, Cache(tmp_path) as two:
         with pytest.raises(LimitReached):
-            label(teacher(provider.url), requests(20), one, terms=fast(**limit))
+            label(teacher(provider.url), requests(20), one, policy=fast(**limit))
         began = time.monotonic()
         assert len(label(teacher(provider.url), requests(20), two).answers) == 20
         assert time.monotonic() - began < LEASE / 2  # it waits for no lease to end
@@ -412,10 +413,10 @@ def test_a_budget_that_is_used_up_frees_what_was_claimed(
 
 def test_what_another_process_leaves_is_asked_in_the_same_sitting(provider: Provider, tmp_path: Path) -> None:
     with Cache(tmp_path) as mine, Cache(tmp_path) as theirs:
-        theirs.claim(keys_of(teacher(provider.url), requests(6))[:4])
+        theirs.claim(answer_keys(teacher(provider.url), requests(6))[:4])
         freeing = threading.Timer(0.6, theirs.free)
         freeing.start()
-        done = label(teacher(provider.url), requests(6), mine, terms=fast(concurrency=2))
+        done = label(teacher(provider.url), requests(6), mine, policy=fast(concurrency=2))
         freeing.join()
     assert [answer.text for answer in done.answers] == [f"to prompt {i}" for i in range(6)]
     assert provider.prompts[:2] == ["prompt 4", "prompt 5"]
@@ -442,11 +443,11 @@ def test_what_an_endpoint_refuses_is_found_out_once_and_remembered(provider: Pro
         return None
 
     provider.rule = picky
-    assert len(label(teacher(provider.url), requests(seed=3), cache, terms=fast()).answers) == 6
+    assert len(label(teacher(provider.url), requests(seed=3), cache, policy=fast()).answers) == 6
     assert sum(call.prompt == PROBE for call in provider.calls) == 4
     assert all("max_completion_tokens" in call.body for call in provider.calls if call.prompt != PROBE)
     provider.forget()
-    label(teacher(provider.url), requests(9, seed=3), cache, terms=fast())
+    label(teacher(provider.url), requests(9, seed=3), cache, policy=fast())
     assert sorted(call.prompt for call in provider.calls) == ["prompt 6", "prompt 7", "prompt 8"]
 
 
@@ -476,7 +477,7 @@ def test_a_limit_whose_name_is_refused_is_sent_under_the_other(
     provider: Provider, cache: Cache, name: str, plugin: Callable[[str], Teacher]
 ) -> None:
     provider.rule = without(name)
-    label(plugin(provider.url), requests(3, max_tokens=9), cache, terms=fast())
+    label(plugin(provider.url), requests(3, max_tokens=9), cache, policy=fast())
     other = {"max_tokens", "max_completion_tokens"} - {name}
     asked = [call.body for call in provider.calls if call.prompt != PROBE]
     assert [{key: body[key] for key in body if key.startswith("max_")} for body in asked] == [
@@ -486,7 +487,7 @@ def test_a_limit_whose_name_is_refused_is_sent_under_the_other(
 
 @pytest.mark.usefixtures("_key_of_openai")
 def test_plain_completions_are_asked_with_the_limit_that_they_know(provider: Provider, cache: Cache) -> None:
-    label(openai(provider.url, api="plain"), requests(2, max_tokens=9), cache, terms=fast())
+    label(openai(provider.url, api="plain"), requests(2, max_tokens=9), cache, policy=fast())
     assert [call.body.get("max_tokens") for call in provider.calls] == [9] * 3
     assert not any("max_completion_tokens" in call.body for call in provider.calls)
 
@@ -498,7 +499,7 @@ def test_an_endpoint_that_takes_no_limit_is_not_asked_without_one(
 ) -> None:
     provider.rule = without("max_tokens", "max_completion_tokens")
     with pytest.raises(TeacherError, match="Unrecognized request argument supplied: max_"):
-        label(plugin(provider.url), requests(2), cache, terms=fast())
+        label(plugin(provider.url), requests(2), cache, policy=fast())
     assert (provider.prompts, len(provider.calls)) == ([], 2)
 
 
@@ -507,10 +508,10 @@ def test_a_finding_of_before_that_leaves_out_the_limit_is_not_believed(provider:
     (request,) = requests(1, max_tokens=9)
     old = f"parameters {json.dumps([request.temperature, request.top_p, False, False, 0])}"
     facts = {"refused": ["max_completion_tokens"], "max_tokens": "max_completion_tokens", "top_logprobs": 0}
-    what = probed(openai(provider.url), old)
+    what = probe_key_fields(openai(provider.url), old)
     cache.put(key_of(what), what, Answer("", raw={"found": facts}))
     provider.rule = without("max_completion_tokens")
-    label(openai(provider.url), [request], cache, terms=fast())
+    label(openai(provider.url), [request], cache, policy=fast())
     assert provider.calls[-1].body["max_tokens"] == 9
 
 
@@ -525,19 +526,19 @@ def test_what_a_recipe_needs_and_the_teacher_lacks_is_refused_before_anything_is
         else None
     )
     with pytest.raises(UsageError, match="gives 5 log-probabilities a token, not 20") as refused:
-        label(teacher(provider.url), requests(top_logprobs=20), cache, terms=fast())
+        label(teacher(provider.url), requests(top_logprobs=20), cache, policy=fast())
     assert refused.value.hint.startswith("Set teacher.top_logprobs = 5.")
     with pytest.raises(UsageError, match="does not take temperature"):
-        label(teacher(provider.url), requests(temperature=0.5), cache, terms=fast())
+        label(teacher(provider.url), requests(temperature=0.5), cache, policy=fast())
     assert provider.prompts == []
-    assert len(label(teacher(provider.url), requests(top_logprobs=5), cache, terms=fast()).answers) == 6
+    assert len(label(teacher(provider.url), requests(top_logprobs=5), cache, policy=fast()).answers) == 6
 
 
 def test_an_endpoint_without_logprobs_is_refused(provider: Provider, cache: Cache) -> None:
     """As LM Studio does: it takes the parameter and gives null."""
     provider.rule = lambda call: Act(change=lambda body: body["choices"][0].update(logprobs=None))
     with pytest.raises(UsageError, match="gives no log-probabilities"):
-        label(teacher(provider.url), requests(top_logprobs=3), cache, terms=fast())
+        label(teacher(provider.url), requests(top_logprobs=3), cache, policy=fast())
     assert provider.prompts == []
 
 
@@ -557,7 +558,7 @@ def test_log_probabilities_that_extra_asks_for_and_the_endpoint_refuses_end_the_
     provider.rule = strict
     asking = teacher(provider.url, extra=extra)
     with pytest.raises(UsageError, match=f"does not take {name}") as refused:
-        label(asking, requests(top_logprobs=asked), cache, terms=fast())
+        label(asking, requests(top_logprobs=asked), cache, policy=fast())
     assert refused.value.hint.startswith(f"Leave out teacher.extra.{name}.")
     assert len(provider.calls) <= 3
     assert provider.prompts == []
@@ -583,7 +584,7 @@ def test_a_model_that_thinks_longer_than_the_probe_lets_it_has_taken_all_that_wa
 ) -> None:
     provider.rule = thinking(100)
     like = {"max_tokens": 200, "top_logprobs": 3, "schema": {"type": "object"}}
-    assert len(label(plugin(provider.url), requests(3, **like), cache, terms=fast()).answers) == 3
+    assert len(label(plugin(provider.url), requests(3, **like), cache, policy=fast()).answers) == 3
     assert [call.prompt for call in provider.calls].count(PROBE) == 2  # its parameters and the schema
     asked = [call.body for call in provider.calls if call.prompt != PROBE]
     assert all(body["top_logprobs"] == 3 and "response_format" in body for body in asked)
@@ -592,7 +593,7 @@ def test_a_model_that_thinks_longer_than_the_probe_lets_it_has_taken_all_that_wa
 def test_a_limit_that_is_used_up_by_thinking_is_said_with_its_name(provider: Provider, cache: Cache) -> None:
     provider.rule = thinking(100)
     with pytest.raises(TeacherError, match="output limit was reached") as told:
-        label(teacher(provider.url), requests(3, max_tokens=50), cache, terms=fast())
+        label(teacher(provider.url), requests(3, max_tokens=50), cache, policy=fast())
     assert "Raise teacher.max_tokens" in told.value.hint
 
 
@@ -615,7 +616,7 @@ def test_a_schema_is_probed(provider: Provider) -> None:
 def test_groq_is_asked_over_its_own_sdk(provider: Provider, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", KEY)
     groq = Groq(Groq.Options(base_url=f"{provider.url.removesuffix('/v1')}/openai/v1"))
-    done = label(groq, requests(3, seed=1), cache, terms=fast())
+    done = label(groq, requests(3, seed=1), cache, policy=fast())
     call = provider.calls[-1]
     assert len(done.answers) == 3
     assert call.path == "/openai/v1/chat/completions"
@@ -624,11 +625,11 @@ def test_groq_is_asked_over_its_own_sdk(provider: Provider, cache: Cache, monkey
     assert "max_completion_tokens" in call.body
     assert "Groq" in call.headers["user-agent"]
     with pytest.raises(UsageError, match="gives no log-probabilities"):
-        label(groq, requests(3, top_logprobs=2), cache, terms=fast())
+        label(groq, requests(3, top_logprobs=2), cache, policy=fast())
 
 
 def test_plain_completions_are_asked_for_plainly(provider: Provider, cache: Cache) -> None:
-    done = label(teacher(provider.url, api="plain"), requests(2, stop=(".",)), cache, terms=fast())
+    done = label(teacher(provider.url, api="plain"), requests(2, stop=(".",)), cache, policy=fast())
     assert done.answers[1].text == "to prompt 1"
     assert provider.calls[-1].path == "/v1/completions"
     assert provider.calls[-1].body["stop"] == ["."]
@@ -898,8 +899,8 @@ def test_a_later_sitting_that_was_killed_is_not_forgotten(monkeypatch: pytest.Mo
     run = sitting(None, 2)
     first, written = run.info["spent"], run.info["teacher"]["completion_tokens"]
 
-    def killed(pipeline: Pipeline, teacher: Any, asked: list[Request], terms: Terms) -> None:
-        pipeline.context.ask(teacher, asked[:5], terms)
+    def killed(pipeline: Pipeline, teacher: Any, asked: list[Request], policy: RequestPolicy) -> None:
+        pipeline.context.ask(teacher, asked[:5], policy)
         raise KeyboardInterrupt  # and nothing is recorded of what was asked
 
     with monkeypatch.context() as patch:
@@ -1043,7 +1044,7 @@ def test_after_sigkill_only_what_was_out_is_asked_again(tmp_path: Path, seed: in
         time.sleep(0.1)
         seen = len(provider.prompts)
         with Cache(tmp_path) as cache:
-            kept = known(teacher(provider.url), requests(400), cache)
+            kept = count_known(teacher(provider.url), requests(400), cache)
             done = label(teacher(provider.url), requests(400), cache)
         assert [answer.text for answer in done.answers] == [f"to prompt {i}" for i in range(400)]
         twice = len(provider.prompts) - len(set(provider.prompts))

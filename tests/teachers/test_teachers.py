@@ -34,7 +34,7 @@ from distillkit.core.records import Answer, Request, Usage
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.plugins.interfaces import Teacher
 from distillkit.teachers.answers.disk import Cache, asked, key_of
-from distillkit.teachers.asking.label import known, label
+from distillkit.teachers.asking.label import count_known, label
 from support.paths import TESTS
 from support.teachers import ANSWERS, TEXTS, Bomb, Counting, Sleeping, full_answer, plant, prompts
 
@@ -318,7 +318,7 @@ def test_a_full_disk_is_said_and_what_was_kept_is_whole(tmp_path: Path) -> None:
     kept = int(said.split(" of 3000 answers are kept")[0].split()[-1])
     assert 0 < kept < 3000
     with Cache(tmp_path) as cache:
-        assert known(Counting(), prompts(3000), cache) == kept
+        assert count_known(Counting(), prompts(3000), cache) == kept
         teacher = Counting()
         assert label(teacher, prompts(3000), cache).asked == 3000 - kept == len(teacher.asked)
 
@@ -412,10 +412,10 @@ def test_repeats_of_a_request_are_asked_each(cache: Cache) -> None:
 
 def test_known_counts_what_need_not_be_asked(cache: Cache) -> None:
     label(Counting(), prompts(3), cache)
-    assert known(Counting(), prompts(5), cache) == 3
-    assert known(Sleeping(), prompts(5), cache) == 0
-    assert known(Counting(), prompts(5, temperature=0.5), cache) == 0
-    assert known(Counting(), [], cache) == 0
+    assert count_known(Counting(), prompts(5), cache) == 3
+    assert count_known(Sleeping(), prompts(5), cache) == 0
+    assert count_known(Counting(), prompts(5, temperature=0.5), cache) == 0
+    assert count_known(Counting(), [], cache) == 0
 
 
 def test_the_figures_of_a_label_stage_add_up(cache: Cache) -> None:
@@ -442,7 +442,7 @@ def test_a_failure_in_the_middle_keeps_what_was_answered(teacher: Any, cache: Ca
     with pytest.raises(TeacherError, match="ValueError: no such luck") as error:
         label(teacher, prompts(10), cache, concurrency=2)
     assert repr(teacher.name) in error.value.message
-    kept = known(teacher, prompts(10), cache)
+    kept = count_known(teacher, prompts(10), cache)
     assert 5 <= kept <= 7
     assert f"{kept} of 10 answers are kept" in error.value.hint
     teacher.fails_on = ""
@@ -699,7 +699,7 @@ def test_ctrl_c_keeps_what_was_answered_and_says_so(tmp_path: Path, teacher: str
     assert said == "Interrupted stopped after 3 of 10 answers; they are kept\n"
     assert child.returncode == Interrupted.exit_code == 130
     with Cache(tmp_path) as cache:
-        assert known(asks(), prompts(10), cache) == 3
+        assert count_known(asks(), prompts(10), cache) == 3
         assert label(asks(), prompts(10), cache).asked == 7
 
 
@@ -712,7 +712,7 @@ def test_ctrl_c_while_an_answer_is_put_away_is_the_same(cache: Cache) -> None:
     for teacher in both():
         with pytest.raises(Interrupted, match="stopped after 2 of 5 answers"):
             label(teacher, prompts(5), cache, console=Pressing(io.StringIO()), concurrency=1)
-        assert known(teacher, prompts(5), cache) == 2
+        assert count_known(teacher, prompts(5), cache) == 2
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -733,7 +733,7 @@ def test_ctrl_c_while_an_answer_is_put_away_keeps_all_that_had_come(
     monkeypatch.setattr(cache, "put", put)
     with pytest.raises(Interrupted) as stopped:
         label(teacher, prompts(100), cache, concurrency=64)
-    kept = known(teacher, prompts(100), cache)
+    kept = count_known(teacher, prompts(100), cache)
     assert stopped.value.message == f"stopped after {kept} of 100 answers; they are kept"
     assert len(teacher.asked) >= kept > 30
     assert kept == teacher.given
@@ -881,8 +881,8 @@ def test_answers_of_a_student_that_was_moved_are_still_known(
 ) -> None:
     requests = stories(5, max_tokens=4)
     label(teacher_of(folder), requests, cache)
-    assert known(teacher_of(save_student(tmp_path / "moved", tokenizer)), requests, cache) == 5
-    assert known(teacher_of(save_student(tmp_path / "other", tokenizer, 1)), requests, cache) == 0
+    assert count_known(teacher_of(save_student(tmp_path / "moved", tokenizer)), requests, cache) == 5
+    assert count_known(teacher_of(save_student(tmp_path / "other", tokenizer, 1)), requests, cache) == 0
 
 
 def test_answers_are_kept_under_the_weights_that_gave_them(tmp_path: Path, tokenizer: Tokenizer, cache: Cache) -> None:
@@ -895,7 +895,7 @@ def test_answers_are_kept_under_the_weights_that_gave_them(tmp_path: Path, token
     late = stories(5, max_tokens=4)
     label(early, late, cache)
     assert early.identity() == before != other.identity()
-    assert known(other, late, cache) == 0
+    assert count_known(other, late, cache) == 0
 
 
 def test_weights_that_change_before_they_are_loaded_are_refused(

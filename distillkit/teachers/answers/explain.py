@@ -12,7 +12,7 @@ from ...core.errors import CorruptError, UsageError
 from ...core.files import digest
 from ...core.records import Request
 from ...plugins.interfaces import Teacher
-from ..asking.label import whats_of
+from ..asking.label import key_fields_of
 from .disk import DAMAGE, Cache, key_of
 from .maintenance import told
 
@@ -87,7 +87,7 @@ def pair(cache: Cache, one: str, other: str) -> dict[str, Any]:
 
 def missing(cache: Cache, teacher: Teacher, requests: Sequence[Request], show: int = 5) -> dict[str, Any]:
     """Which requests are not in the cache, and for each the nearest row that is."""
-    whats = whats_of(teacher, requests)
+    whats = key_fields_of(teacher, requests)
     wanted = {key_of(what): (request.id, what) for request, what in zip(requests, whats, strict=True)}
     absent = {key: pair for key, pair in wanted.items() if key not in cache}
     rows = _Rows(cache) if absent else None

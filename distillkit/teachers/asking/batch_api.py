@@ -22,8 +22,10 @@ from ..answers.disk import Cache
 from . import batch_state
 from .batch_client import HOPELESS, Provider
 from .batch_state import Part
-from .label import Labelled, checked, rows_of
-from .scheduler import Asking, Terms, is_empty, upper
+from .counting import max_usage
+from .label import LabelResult, checked, keyed_requests
+from .policy import RequestPolicy
+from .scheduler import RequestScheduler, is_empty
 
 TRIES = 3  # of one request; what expired or was never sent off does not count
 POLLS = (2.0, 60.0)  # seconds between two looks, at first and in the end
@@ -69,21 +71,23 @@ def label_in_batches(
     cache: Cache,
     folder: Path,
     *,
-    terms: Terms | None = None,
+    policy: RequestPolicy | None = None,
     console: Console | None = None,
-    done: Labelled | None = None,
+    done: LabelResult | None = None,
     polls: tuple[float, float] = POLLS,
-) -> Labelled:
+) -> LabelResult:
     """Answer every request, from the cache or in batches. It stops where answers are still to come, or waits for them.
 
     `done` is filled as answers come, even if it ends badly.
     """
-    terms = replace(terms or Terms(), batch=True)
-    stage = _Stage(_batched(teacher), requests, cache, folder, terms, console or Console(), done or Labelled([], []))
+    policy = replace(policy or RequestPolicy(), batch=True)
+    stage = _Stage(
+        _batched(teacher), requests, cache, folder, policy, console or Console(), done or LabelResult([], [])
+    )
     pause, longest = polls
     try:
         while stage.goes_on():
-            if not terms.wait:
+            if not policy.wait:
                 raise stage.stopped()
             time.sleep(pause)
             pause = min(2 * pause, longest)
@@ -129,20 +133,20 @@ class _Stage:
         requests: Sequence[Request],
         cache: Cache,
         folder: Path,
-        terms: Terms,
+        policy: RequestPolicy,
         console: Console,
-        done: Labelled,
+        done: LabelResult,
     ) -> None:
         self.teacher, self.cache, self.folder, self.console, self.done = teacher, cache, folder, console, done
-        rows = rows_of(teacher, requests, terms.shard)
+        rows = keyed_requests(teacher, requests, policy.shard)
         self.identity = digest(teacher.identity())
         done.requests, done.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
         self.wanted = {key: request for request, key, _ in rows}
         self.whats = {key: what for _, key, what in rows}
-        self.asking = Asking(cast(Teacher, teacher), terms, cache, console)
+        self.asking = RequestScheduler(cast(Teacher, teacher), policy, cache, console)
         self.provider = Provider(teacher)
         found = cache.get_many(self.wanted)
-        self.again = {key for key, answer in found.items() if terms.retry_refused and answer.finish == REFUSED}
+        self.again = {key for key, answer in found.items() if policy.retry_refused and answer.finish == REFUSED}
         self.short_of: str | None = None  # the limit of the budget that keeps requests from being sent off
 
     def goes_on(self) -> bool:
@@ -225,9 +229,9 @@ class _Stage:
         """Those for which the budget has room beside what is out; others are sent when what is out costs less."""
         budget = replace(self.asking.budget)
         for key in batch_state.in_batches(self.folder, self.wanted):
-            budget.set_aside(upper(self.wanted[key]))
+            budget.set_aside(max_usage(self.wanted[key]))
         for i, key in enumerate(keys):
-            most = upper(self.wanted[key])
+            most = max_usage(self.wanted[key])
             self.short_of = budget.short_of(most)
             if self.short_of:
                 return keys[:i]
@@ -400,7 +404,7 @@ class _Stage:
 
     def _pay(self, key: str, usage: Usage | None) -> None:
         """Count what an answer cost; at the most where the provider does not say."""
-        most = upper(self.wanted[key])
+        most = max_usage(self.wanted[key])
         self.asking.budget.set_aside(most)
         self.asking.budget.settle(most, usage)
 

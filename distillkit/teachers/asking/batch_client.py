@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 from ...core.errors import TeacherError
 from ..client import api_keys
 from .batch_state import Part
+from .retries import retry_batch_call
 
 HOPELESS = (400, 401, 403, 404, 413, 422)  # asking again gives the same
 RETRIED = (408, 409, 429, 498, 500, 502, 503, 504)
@@ -133,16 +134,8 @@ class Provider:
 
     def _tried(self, what: str, call: Callable[[], Any]) -> Any:
         """Call, and call again after what passes by."""
-        import tenacity
-
-        trying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(5),
-            wait=tenacity.wait_random_exponential(multiplier=0.5, max=20),
-            retry=tenacity.retry_if_exception(_passes),
-            reraise=True,
-        )
         try:
-            return trying(lambda: self._wait(call()))
+            return retry_batch_call(lambda: self._wait(call()), _passes)
         except Exception as error:  # noqa: BLE001 - whatever an SDK raises is said without the key
             raise self._failed(what, error) from None
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from ...core.records import Request
+from ...core.records import Request, Usage
 from ...plugins.interfaces import Teacher
 
 PIECE = re.compile(r"[^\r\n\w]?[^\W\d_]+(?:'[a-z]{1,2})?|\d{1,3}| ?[^\s\w]+[\r\n/]*|_+|\s*[\r\n]+|\s+(?!\S)|\s+")
+CHAT_TEMPLATE_TOKENS = 200  # tokens that a chat template adds to a prompt at most
 A_MESSAGE, A_REPLY = 4, 3  # tokens that a chat adds to each message, and before the reply
 
 
@@ -25,6 +26,13 @@ def tokens_of(teacher: Teacher, request: Request) -> int:
     if request.messages is None:
         return _words(request.prompt or "") + (A_MESSAGE + A_REPLY) * teacher.chats
     return sum(_words(turn["content"]) + A_MESSAGE for turn in request.messages) + A_REPLY
+
+
+def max_usage(request: Request) -> Usage:
+    """An upper bound of the tokens of a request and its answer: a token has at least one byte."""
+    messages = request.messages or ({"content": request.prompt or ""},)
+    size = sum(len(message.get("content", "").encode("utf-8", "replace")) for message in messages)
+    return Usage(size + CHAT_TEMPLATE_TOKENS, request.max_tokens)
 
 
 @lru_cache(maxsize=1024)

@@ -22,7 +22,8 @@ from ...core.records import REFUSED, Answer, Request
 from ...core.timeouts import within
 from ...plugins.interfaces import Teacher
 from ..answers.disk import Cache, asked, key_of
-from .scheduler import MADE_HERE, Asking, Terms, is_asynchronous
+from .policy import RequestPolicy
+from .scheduler import MADE_HERE, RequestScheduler, is_asynchronous
 
 Row = tuple[Request, str, dict[str, Any]]
 Check = Callable[[Iterable[str]], None]
@@ -42,7 +43,7 @@ class Identified(Protocol):
 
 
 @dataclass
-class Labelled:
+class LabelResult:
     """What a label stage came to: the requests, their keys, what is known of them now, and how it was come by."""
 
     requests: list[Request]
@@ -100,31 +101,31 @@ def label(
     cache: Cache,
     *,
     concurrency: int = 8,
-    terms: Terms | None = None,
+    policy: RequestPolicy | None = None,
     console: Console | None = None,
-    done: Labelled | None = None,
+    done: LabelResult | None = None,
     check: Check = lambda keys: None,
-) -> Labelled:
+) -> LabelResult:
     """Answer every request, from the cache or by asking. `done` is filled as answers come, even if it ends badly.
 
     `check` may refuse keys that are about to be asked for; while it looks at them nobody else can.
     """
-    console, terms = console or Console(), terms or Terms(concurrency=concurrency)
-    rows = rows_of(teacher, requests, terms.shard)
-    done = done or Labelled([], [])
+    console, policy = console or Console(), policy or RequestPolicy(concurrency=concurrency)
+    rows = keyed_requests(teacher, requests, policy.shard)
+    done = done or LabelResult([], [])
     done.requests, done.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
     wanted = {key: (request, what) for request, key, what in rows}
-    done.found = settled(cache, wanted, terms)
+    done.found = known_answers(cache, wanted, policy)
     waiting = {key: request for key, (request, _) in wanted.items() if key not in done.found}
     due, before = len(waiting), len(done.found)
-    asking = _Asking(teacher, terms, cache, console, done)
+    asking = _TeacherCalls(teacher, policy, cache, console, done)
 
     def keep(key: str, answer: Answer) -> None:
         done.found[key] = cache.put(key, wanted[key][1], answer)
         done.asked += 1
 
     try:
-        for mine in _portions(cache, waiting, terms, done, console, check):
+        for mine in _portions(cache, waiting, policy, done, console, check):
             with _short_pauses(cache, len(mine)) as settle, closing(asking.ask(mine)) as answers:
                 for key, answer in answers:
                     settle()
@@ -174,20 +175,20 @@ def _short_pauses(cache: Cache, requests: int) -> Iterator[Callable[[], None]]:
         gc.unfreeze()
 
 
-def settled(cache: Cache, keys: Iterable[str], terms: Terms) -> dict[str, Answer]:
+def known_answers(cache: Cache, keys: Iterable[str], policy: RequestPolicy) -> dict[str, Answer]:
     """What is known and need not be asked again: refusals too, unless they are to be."""
     found = cache.get_many(keys)
-    return {key: answer for key, answer in found.items() if not (terms.retry_refused and answer.finish == REFUSED)}
+    return {key: answer for key, answer in found.items() if not (policy.retry_refused and answer.finish == REFUSED)}
 
 
 def _portions(
-    cache: Cache, waiting: dict[str, Request], terms: Terms, done: Labelled, console: Console, check: Check
+    cache: Cache, waiting: dict[str, Request], policy: RequestPolicy, done: LabelResult, console: Console, check: Check
 ) -> Iterator[dict[str, Request]]:
     """What this process is to ask for: all that no other one is asking for. What others ask for is waited for."""
     while waiting:
         claimed = cache.claim(waiting)
         check(claimed - done.found.keys())  # before looking: who collects a batch keeps its answers, then drops it
-        done.found |= settled(cache, waiting, terms)  # after claiming: others may have answered just before
+        done.found |= known_answers(cache, waiting, policy)  # after claiming: others may have answered just before
         mine = {key: request for key, request in waiting.items() if key in claimed and key not in done.found}
         if mine:
             yield mine
@@ -198,21 +199,23 @@ def _portions(
             time.sleep(PAUSE)
 
 
-def keys_of(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[str]:
+def answer_keys(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[str]:
     """Under which keys the answers are kept."""
-    return [key for _, key, _ in rows_of(teacher, requests, shard)]
+    return [key for _, key, _ in keyed_requests(teacher, requests, shard)]
 
 
-def known(teacher: Identified, requests: Sequence[Request], cache: Cache, terms: Terms | None = None) -> int:
+def count_known(
+    teacher: Identified, requests: Sequence[Request], cache: Cache, policy: RequestPolicy | None = None
+) -> int:
     """How many of the requests need not be asked again."""
-    keys = keys_of(teacher, requests)
-    found = settled(cache, keys, terms) if terms and terms.retry_refused else cache
+    keys = answer_keys(teacher, requests)
+    found = known_answers(cache, keys, policy) if policy and policy.retry_refused else cache
     return sum(key in found for key in keys)
 
 
-def rows_of(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[Row]:
+def keyed_requests(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[Row]:
     """Each request, its key and what that is made of: all, or one of several shares by the hash of what is asked."""
-    whats = whats_of(teacher, requests)
+    whats = key_fields_of(teacher, requests)
     rows = [(request, key_of(what), what) for request, what in zip(requests, whats, strict=True)]
     if shard is None:
         return rows
@@ -220,7 +223,7 @@ def rows_of(teacher: Identified, requests: Sequence[Request], shard: tuple[int, 
     return [row for row in rows if int(row[1], 16) % of == part - 1]
 
 
-def whats_of(teacher: Identified, requests: Sequence[Request]) -> list[dict[str, Any]]:
+def key_fields_of(teacher: Identified, requests: Sequence[Request]) -> list[dict[str, Any]]:
     """What is asked of whom. Who that is, only plain JSON can say."""
     if not requests:
         return []
@@ -234,14 +237,16 @@ def whats_of(teacher: Identified, requests: Sequence[Request]) -> list[dict[str,
     return [asked(teacher.name, identity, request) for request in requests]
 
 
-class _Asking:
+class _TeacherCalls:
     """Asks for what is missing; whatever goes wrong is said in the teacher's name."""
 
-    def __init__(self, teacher: Teacher, terms: Terms, cache: Cache, console: Console, done: Labelled) -> None:
+    def __init__(
+        self, teacher: Teacher, policy: RequestPolicy, cache: Cache, console: Console, done: LabelResult
+    ) -> None:
         self.teacher, self.done = teacher, done
-        self.seconds = terms.timeout or MADE_HERE
+        self.seconds = policy.timeout or MADE_HERE
         self.who = f"the teacher {teacher.name!r}"
-        self.driven = Asking(teacher, terms, cache, console) if is_asynchronous(teacher) else None
+        self.driven = RequestScheduler(teacher, policy, cache, console) if is_asynchronous(teacher) else None
 
     def ask(self, waiting: dict[str, Request]) -> Generator[tuple[str, Answer]]:
         """Every answer under its key, as it comes."""

@@ -20,15 +20,14 @@ from typing import Any
 
 from ...core.errors import LimitReached
 from ...core.records import DAY, Allowance, Price, Usage
+from .retries import MAX_WAIT, rate_limit_backoff
 
 OF_THE_LIMIT = 0.99  # of what is allowed: clocks and networks differ by a little
 SLACK = 0.005  # of a span: how far a late start may be made up for
 MARGIN = 0.25  # seconds by which a start may reach the server later than the one before it did
 GLANCE = 1.0  # seconds after which a waiting call looks again at what is allowed
-LONG = 300.0  # seconds: whoever must wait longer is told so, instead of waiting
 PATIENCE = 900.0  # seconds without any answer, only with pleas to slow down
 FIRST_WIDTH = 8
-BACKOFF = (1.0, 60.0)
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Clock:
     wall: Callable[[], float] = time.time
 
 
-class Entry:
+class Reservation:
     """What one call takes of a window: reckoned when it starts, known when it has ended."""
 
     __slots__ = ("amount", "at", "counts")
@@ -49,7 +48,7 @@ class Entry:
         self.at, self.amount, self.counts = at, amount, True
 
 
-class Window:
+class SlidingWindow:
     """So much in a span of seconds: no stretch of that length ever holds more, and starts are spread evenly.
 
     The recipe's limit, `given`, is for its own calls alone; of the provider's, `heard`, others with the same key use a
@@ -58,7 +57,7 @@ class Window:
 
     def __init__(self, given: float, span: float) -> None:
         self.given, self.heard, self.span = given, math.inf, span
-        self.log: deque[Entry] = deque()
+        self.log: deque[Reservation] = deque()
         self.used = 0.0
         self.theirs, self.theirs_until = 0.0, 0.0  # what others take, by what the provider says
         self.next = float("-inf")
@@ -82,9 +81,9 @@ class Window:
         shared = self._until_freed(self.used + theirs + amount - self.heard, theirs, now)
         return max((paced, self.limit), (alone, self.given), (shared, self.heard))
 
-    def take(self, amount: float, now: float) -> Entry:
+    def take(self, amount: float, now: float) -> Reservation:
         """Note a start."""
-        entry = Entry(now, amount)
+        entry = Reservation(now, amount)
         self.log.append(entry)
         self.used += amount
         if self.span < DAY:  # a day is not spread: what it holds may be asked as fast as minutes allow
@@ -96,7 +95,7 @@ class Window:
         """Seconds from one start to the next, for each unit that it takes."""
         return self.span / (self.limit * OF_THE_LIMIT)
 
-    def settle(self, entry: Entry, amount: float) -> None:
+    def settle(self, entry: Reservation, amount: float) -> None:
         """Put what a call really took in the place of what was reckoned."""
         if entry.counts:
             self.used += amount - entry.amount
@@ -185,19 +184,19 @@ class Budget:
 
 
 @dataclass
-class Ticket:
+class CallPermit:
     """Leave to make one call, and what was reckoned for it."""
 
     most: Usage
     began: float
-    entries: list[tuple[Window, str, Entry]] = field(default_factory=list)
+    entries: list[tuple[SlidingWindow, str, Reservation]] = field(default_factory=list)
 
 
 @dataclass
-class Pace:
+class RateState:
     """How fast a teacher may be asked, as far as it is known; whoever asks it again and again hands it on."""
 
-    windows: dict[tuple[str, float], Window] = field(default_factory=dict)
+    windows: dict[tuple[str, float], SlidingWindow] = field(default_factory=dict)
     width: float = float(FIRST_WIDTH)  # how many calls may be out at once
     threshold: float = float("inf")  # up to which that grows quickly
     paused_until: float = float("-inf")
@@ -206,11 +205,11 @@ class Pace:
     def begin(self, given: Mapping[tuple[str, float], float], concurrency: int) -> None:
         """A sitting by the limits of a recipe. A day outlasts processes: it is not kept here but in a `Past`."""
         minutes = {key: window for key, window in self.windows.items() if window.span < DAY}
-        self.windows = {key: Window(limit, key[1]) for key, limit in given.items()} | minutes
+        self.windows = {key: SlidingWindow(limit, key[1]) for key, limit in given.items()} | minutes
         self.width, self.threshold = (min(float(concurrency), most) for most in (self.width, self.threshold))
 
 
-class Limits:
+class RateLimiter:
     """Gives leave to call, one at a time, and learns from what comes back how many calls may be out at once."""
 
     def __init__(
@@ -221,12 +220,12 @@ class Limits:
         given: dict[tuple[str, float], float] | None = None,
         patient: bool = False,
         clock: Clock | None = None,
-        pace: Pace | None = None,
+        rate_state: RateState | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.budget, self.patient, self.clock, self.say = budget, patient, clock or Clock(), say
-        self.most, self.pace = concurrency, pace or Pace()
-        self.pace.begin(given or {}, concurrency)
+        self.most, self.rate_state = concurrency, rate_state or RateState()
+        self.rate_state.begin(given or {}, concurrency)
         self.fine_at = self.clock.now()
         self.pleas = 0
         self.said = ""
@@ -234,7 +233,7 @@ class Limits:
 
     # ------------------------------------------------------------------------------------------ leave to call
 
-    async def turn(self, most: Usage) -> Ticket:
+    async def turn(self, most: Usage) -> CallPermit:
         """Wait until a call may start. Raises LimitReached when that is too long to wait for, or never."""
         async with self._door:
             await self._affordable(most)
@@ -242,8 +241,8 @@ class Limits:
                 await self.clock.sleep(min(wait, GLANCE))
             now = self.clock.now()
             self.budget.set_aside(most)
-            entries = [(w, key[0], w.take(_amount(key[0], most), now)) for key, w in self.pace.windows.items()]
-            return Ticket(most, now, entries)
+            entries = [(w, key[0], w.take(_amount(key[0], most), now)) for key, w in self.rate_state.windows.items()]
+            return CallPermit(most, now, entries)
 
     async def _affordable(self, most: Usage) -> None:
         """Wait for calls that are out to be billed, if only their highest price stands in the way."""
@@ -255,10 +254,10 @@ class Limits:
 
     def _wait(self, most: Usage) -> float:
         now = self.clock.now()
-        wait = max(0.0, self.pace.paused_until - now)
-        for (of, span), window in self.pace.windows.items():
+        wait = max(0.0, self.rate_state.paused_until - now)
+        for (of, span), window in self.rate_state.windows.items():
             own, limit = window.held(_amount(of, most), now)
-            if own > LONG or (own > 0 and span >= DAY):
+            if own > MAX_WAIT or (own > 0 and span >= DAY):
                 self._too_long(own, f"{limit:,.0f} {of} {'a day' if span >= DAY else 'a minute'} are allowed")
             wait = max(wait, own)
         return wait
@@ -275,40 +274,42 @@ class Limits:
 
     # ------------------------------------------------------------------------------------------ what came back
 
-    def fine(self, ticket: Ticket, usage: Usage | None) -> None:
+    def fine(self, ticket: CallPermit, usage: Usage | None) -> None:
         """A call was answered: let one more be out, quickly at first, then carefully."""
-        pace = self.pace
-        pace.width = min(float(self.most), pace.width + (1.0 if pace.width < pace.threshold else 1.0 / pace.width))
+        rate_state = self.rate_state
+        rate_state.width = min(
+            float(self.most),
+            rate_state.width + (1.0 if rate_state.width < rate_state.threshold else 1.0 / rate_state.width),
+        )
         self.fine_at, self.pleas = self.clock.now(), 0
         self._settle(ticket, usage)
         self.budget.settle(ticket.most, usage)
         self._settled.set()
 
-    def failed(self, ticket: Ticket) -> None:
+    def failed(self, ticket: CallPermit) -> None:
         """A call went wrong; whether it was billed is not known, so it counts as if it was."""
-        self.pace.width = max(1.0, self.pace.width - 0.5)
+        self.rate_state.width = max(1.0, self.rate_state.width - 0.5)
         self.budget.settle(ticket.most, None)
         self._settled.set()
 
-    def turned_away(self, ticket: Ticket) -> None:
+    def turned_away(self, ticket: CallPermit) -> None:
         """A call was refused unread."""
         self.budget.give_back(ticket.most)
         self._settle(ticket, Usage(0, 0))
         self._settled.set()
 
-    def slow(self, ticket: Ticket, words: str, seconds: float | None, daily: bool) -> None:
+    def slow(self, ticket: CallPermit, words: str, seconds: float | None, daily: bool) -> None:
         """The provider asks for patience: everybody waits, and half as many calls are out afterwards."""
         now = self.clock.now()
         self.turned_away(ticket)
-        if ticket.began >= self.pace.slowed_at:  # calls that were out together are one lesson, not sixty-four
-            self.pace.threshold = max(1.0, self.pace.width / 2)
-            self.pace.width = self.pace.threshold
+        if ticket.began >= self.rate_state.slowed_at:  # calls that were out together are one lesson, not sixty-four
+            self.rate_state.threshold = max(1.0, self.rate_state.width / 2)
+            self.rate_state.width = self.rate_state.threshold
             self.pleas += 1
-        self.pace.slowed_at = now
-        first, longest = BACKOFF
-        wait = min(longest, first * 2.0 ** (self.pleas - 1)) if seconds is None else seconds
-        self.pace.paused_until = max(self.pace.paused_until, now + wait)
-        if wait > LONG or daily:
+        self.rate_state.slowed_at = now
+        wait = rate_limit_backoff(self.pleas) if seconds is None else seconds
+        self.rate_state.paused_until = max(self.rate_state.paused_until, now + wait)
+        if wait > MAX_WAIT or daily:
             self._too_long(wait, words)
         elif now - self.fine_at > PATIENCE:
             self._too_long(wait, f"nothing else came for {PATIENCE / 60:.0f} minutes: {words}")
@@ -318,10 +319,10 @@ class Limits:
         if allowance.limit <= 0:
             return
         key = (allowance.of, allowance.span)
-        window = self.pace.windows.setdefault(key, Window(math.inf, allowance.span))
+        window = self.rate_state.windows.setdefault(key, SlidingWindow(math.inf, allowance.span))
         window.hear(allowance, self.clock.now())
 
-    def _settle(self, ticket: Ticket, usage: Usage | None) -> None:
+    def _settle(self, ticket: CallPermit, usage: Usage | None) -> None:
         if usage is None:
             return
         for window, of, entry in ticket.entries:
@@ -338,19 +339,19 @@ def _amount(of: str, most: Usage) -> float:
 
 
 @dataclass(frozen=True)
-class Past:
+class UsageLog:
     """What was asked of one teacher in the last day, by any process: a file with one line a call."""
 
     path: Path
     who: str
 
-    def load(self, limits: Limits) -> None:
+    def load(self, limits: RateLimiter) -> None:
         """Fill the windows of a day with what was asked before."""
         now, wall = limits.clock.now(), limits.clock.wall()
         rows = [row for row in self._rows() if row.get("who") == self.who]
         ages = [max(0.0, wall - row["time"]) for row in rows]  # a clock that was set back makes nothing younger
         for row, age in zip(rows, ages, strict=True):
-            for (of, span), window in limits.pace.windows.items():
+            for (of, span), window in limits.rate_state.windows.items():
                 if age < DAY <= span:
                     window.take(float(row[of]), now - age)
 

@@ -10,77 +10,28 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...core.console import Console
-from ...core.errors import SlowDown, TeacherError, TryAgain, UsageError
+from ...core.errors import SlowDown, TeacherError, TryAgain
 from ...core.files import digest
-from ...core.records import DAY, MINUTE, REFUSED, Answer, Price, Request, Usage
+from ...core.records import DAY, REFUSED, Answer, Request
 from ...plugins.interfaces import Teacher
 from ..answers.disk import FORMAT, Cache, key_of
-from .rate_limits import LONG, Budget, Clock, Limits, Pace, Past, Ticket
+from .counting import max_usage
+from .policy import RequestPolicy
+from .rate_limits import CallPermit, RateLimiter, UsageLog
+from .retries import retry_request
 
-BATCH_PRICE = 0.5  # of the price of a call alone, at all providers that we know
 HOPELESS = 5  # requests that failed for good, one after another, before the others are not even tried
-TEMPLATE_TOKENS = 200  # tokens that a chat template may add to a prompt
 PROBE_TOKENS = 16
 AT_ONCE = 16  # answers that are handed over before the loop goes on
 AWAITED, MADE_HERE = 120.0, 3600.0  # seconds that an answer may take, from elsewhere or from this machine
-WAITS = (0.5, 30.0)  # seconds: at most so long before a second try, doubling, and before any
 
 
-@dataclass(frozen=True)
-class Terms:
-    """How a teacher is asked: how many at once, how often again, what may be used and spent."""
-
-    concurrency: int = 8
-    timeout: float | None = None
-    attempts: int = 5
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    requests_per_day: int | None = None
-    tokens_per_day: int | None = None
-    max_usd: float | None = None
-    max_requests: int | None = None
-    max_tokens_total: int | None = None
-    price: Price | None = None
-    spent: Mapping[str, float] = field(default_factory=dict)  # usd, requests and tokens of earlier sittings
-    wait: bool = False  # sleep at a daily limit, or until batches have ended, instead of stopping
-    batch: bool = False  # in the provider's batches
-    retry_refused: bool = False
-    shard: tuple[int, int] | None = None  # which part of how many
-    clock: Clock = field(default_factory=Clock)
-    pace: Pace | None = None  # of earlier sittings, for those who ask in many
-
-    @property
-    def given(self) -> dict[tuple[str, float], float]:
-        """The limits that the recipe sets."""
-        rates = {
-            ("requests", MINUTE): self.requests_per_minute,
-            ("tokens", MINUTE): self.tokens_per_minute,
-            ("requests", DAY): self.requests_per_day,
-            ("tokens", DAY): self.tokens_per_day,
-        }
-        return {key: float(rate) for key, rate in rates.items() if rate is not None}
-
-    def price_of(self, teacher: Teacher) -> Price | None:
-        """What tokens cost, by the recipe's price or the teacher's own; None when that is not known."""
-        price = self.price or teacher.price()
-        return price.times(BATCH_PRICE) if price and self.batch else price
-
-    def budget(self, teacher: Teacher) -> Budget:
-        """What may be spent on a teacher."""
-        price = self.price_of(teacher)
-        if self.max_usd is not None and price is None:
-            told = f"teacher.max_usd cannot be kept: what the teacher {teacher.name!r} costs is not known"
-            raise UsageError(told, "Set teacher.price = { input = ..., output = ... }, dollars a million tokens.")
-        usd, requests, tokens = (self.spent.get(name, 0) for name in ("usd", "requests", "tokens"))
-        return Budget(self.max_usd, self.max_requests, self.max_tokens_total, price, usd, requests, tokens)
-
-
-class EmptyError(TryAgain):
+class EmptyAnswerError(TryAgain):
     """An answer without a word, or one that was held back; asked again, it may be better."""
 
     def __init__(self, answer: Answer) -> None:
@@ -88,19 +39,19 @@ class EmptyError(TryAgain):
         self.answer = answer
 
 
-class Asking:
+class RequestScheduler:
     """One sitting with one teacher; whoever begins it closes it."""
 
-    def __init__(self, teacher: Teacher, terms: Terms, cache: Cache, console: Console | None = None) -> None:
-        self.teacher, self.terms, self.cache = teacher, terms, cache
-        self.budget = terms.budget(teacher)
-        self.limits = Limits(
+    def __init__(self, teacher: Teacher, policy: RequestPolicy, cache: Cache, console: Console | None = None) -> None:
+        self.teacher, self.policy, self.cache = teacher, policy, cache
+        self.budget = policy.budget(teacher)
+        self.limits = RateLimiter(
             self.budget,
-            terms.concurrency,
-            given=terms.given,
-            patient=terms.wait,
-            clock=terms.clock,
-            pace=terms.pace,
+            policy.concurrency,
+            given=policy.rate_limits,
+            patient=policy.wait,
+            clock=policy.clock,
+            rate_state=policy.rate_state,
             say=(console or Console()).print,
         )
         self.past = self._past()
@@ -139,7 +90,7 @@ class Asking:
             self.runner.close()
 
     async def _closed(self) -> None:
-        async with asyncio.timeout(self.terms.timeout or AWAITED):
+        async with asyncio.timeout(self.policy.timeout or AWAITED):
             await self.teacher.close()
 
     async def _answers(self, requests: Sequence[Request]) -> AsyncGenerator[bool]:
@@ -170,7 +121,7 @@ class Asking:
 
     def _more(self, tasks: dict[asyncio.Task[Answer], Request], waiting: Iterator[Request]) -> bool:
         """Start what may be started; whether anything is under way."""
-        while self.fault is None and len(tasks) < max(1, int(self.limits.pace.width)):
+        while self.fault is None and len(tasks) < max(1, int(self.limits.rate_state.width)):
             request = next(waiting, None)
             if request is None:
                 break
@@ -220,28 +171,26 @@ class Asking:
 
     async def _insist(self, call: Callable[[Request], Any], request: Request) -> Any:
         """Ask until there is an answer, or asking again is no use."""
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
-
-        again = AsyncRetrying(
-            stop=lambda state: self.fault is not None or stop_after_attempt(self.terms.attempts)(state),
-            wait=_pause,
-            retry=retry_if_exception_type(TryAgain),
-            sleep=self.terms.clock.sleep,
-            reraise=True,
-        )
         try:
-            return await again(self._once, call, request)
-        except EmptyError as error:
+            return await retry_request(
+                self._once,
+                call,
+                request,
+                attempts=self.policy.attempts,
+                sleep=self.policy.clock.sleep,
+                is_stopped=lambda: self.fault is not None,
+            )
+        except EmptyAnswerError as error:
             if self.fault is not None:  # it was not asked as often as it should have been
                 raise
             return replace(error.answer, text="", tokens=(), finish=REFUSED)
         except TryAgain as error:
-            tries = f"in {self.terms.attempts} attempts: "
+            tries = f"in {self.policy.attempts} attempts: "
             raise TryAgain(f"no answer {tries if self.fault is None else ''}{error.message}", error.hint) from error
 
     async def _once(self, call: Callable[[Request], Any], request: Request) -> Any:
         """One attempt: as many calls as the provider turns away unread, and one that it answers."""
-        most = upper(request)
+        most = max_usage(request)
         while True:
             ticket = await self.limits.turn(most)
             try:
@@ -258,12 +207,12 @@ class Asking:
             usage = getattr(answer, "usage", None)
             self.limits.fine(ticket, usage)
             if self.past:
-                self.past.note(self.terms.clock.wall(), usage or most)
+                self.past.note(self.policy.clock.wall(), usage or most)
             if isinstance(answer, Answer) and is_empty(request, answer):
-                raise EmptyError(answer)
+                raise EmptyAnswerError(answer)
             return answer
 
-    def _close_ticket(self, ticket: Ticket, error: BaseException) -> None:
+    def _close_ticket(self, ticket: CallPermit, error: BaseException) -> None:
         """What was turned away was not billed; what broke off may have been."""
         if isinstance(error, TryAgain) or not isinstance(error, Exception):
             self.limits.failed(ticket)
@@ -274,7 +223,7 @@ class Asking:
         task = asyncio.current_task()
         assert task is not None
         self.out.add(task)
-        seconds = self.terms.timeout or AWAITED
+        seconds = self.policy.timeout or AWAITED
         try:
             async with asyncio.timeout(seconds) as patience:
                 return await call(request)
@@ -299,7 +248,7 @@ class Asking:
             self.teacher.check(requests)
 
     async def _learn(self, need: str, like: Request) -> None:
-        what = probed(self.teacher, need)
+        what = probe_key_fields(self.teacher, need)
         known = self.cache.get(key_of(what))
         if known is None or known.raw is None:
             small = replace(like, max_tokens=min(like.max_tokens, PROBE_TOKENS))
@@ -311,20 +260,13 @@ class Asking:
             self.cache.put(key_of(what), what, known)
         self.teacher.found[need] = (known.raw or {})["found"]
 
-    def _past(self) -> Past | None:
+    def _past(self) -> UsageLog | None:
         """The record of the last day, if a limit of the recipe's needs one."""
-        if not any(span >= DAY for _, span in self.terms.given):
+        if not any(span >= DAY for _, span in self.policy.rate_limits):
             return None
-        past = Past(self.cache.folder / "usage.jsonl", digest([self.teacher.name, self.teacher.identity()])[:16])
+        past = UsageLog(self.cache.folder / "usage.jsonl", digest([self.teacher.name, self.teacher.identity()])[:16])
         past.load(self.limits)
         return past
-
-
-def upper(request: Request) -> Usage:
-    """The most tokens that a request may come to: a token is at least a byte."""
-    said = request.messages or ({"content": request.prompt or ""},)
-    size = sum(len(turn.get("content", "").encode("utf-8", "replace")) for turn in said)
-    return Usage(size + TEMPLATE_TOKENS, request.max_tokens)
 
 
 def is_empty(request: Request, answer: Answer) -> bool:
@@ -333,32 +275,14 @@ def is_empty(request: Request, answer: Answer) -> bool:
     return answer.finish == "content_filter" or (silent and request.max_tokens > 0)
 
 
-def probed(teacher: Teacher, need: str) -> dict[str, Any]:
+def probe_key_fields(teacher: Teacher, need: str) -> dict[str, Any]:
     """What a probe is kept under in the cache."""
     return {"format": FORMAT, "provider": teacher.name, "identity": teacher.identity(), "probe": need}
-
-
-def share(text: str) -> tuple[int, int]:
-    """The numbers of a share such as 2/8."""
-    part, _, of = text.partition("/")
-    if not (part.isdecimal() and of.isdecimal() and 1 <= int(part) <= int(of)):
-        raise UsageError(f"--shard: found {text!r}, expected a share such as 2/8", "The first of eight is 1/8.")
-    return int(part), int(of)
 
 
 def is_asynchronous(teacher: Teacher) -> bool:
     """Whether a teacher is awaited."""
     return inspect.iscoroutinefunction(teacher.answer)
-
-
-def _pause(state: Any) -> float:
-    """When to try again: when the teacher says so, or else after twice as long each time, by chance a little off."""
-    from tenacity import wait_random_exponential
-
-    error = state.outcome.exception()
-    seconds: float | None = getattr(error, "seconds", None)
-    by_chance = wait_random_exponential(multiplier=WAITS[0], max=WAITS[1])
-    return by_chance(state) if seconds is None else min(seconds, LONG)
 
 
 async def _next(coming: AsyncIterator[bool]) -> bool:
