@@ -30,7 +30,7 @@ from distillkit.pipeline.bench import machine  # noqa: E402
 from distillkit.student.generation.generate import write  # noqa: E402
 from distillkit.student.generation.sampling import Sampling  # noqa: E402
 from distillkit.student.model.gpt import GPT, Shape  # noqa: E402
-from distillkit.student.training.optimizers import flat  # noqa: E402
+from distillkit.student.training.optimizers import flatten  # noqa: E402
 
 SHAPE = Shape(50257, layers=8, heads=8, width=384, hidden=1536, context=512, tied=True, activation="gelu_tanh")
 PROMPT, BATCHES = 16, (1, 16)
@@ -52,7 +52,7 @@ Rows = list[list[int]]
 def student() -> GPT:
     """A student whose random weights are large enough that it does not say one token again and again."""
     model, random = GPT(SHAPE), np.random.default_rng(0)
-    matrices = {n: v.shape for n, v in flat(model.parameters()).items() if v.ndim == 2}
+    matrices = {n: v.shape for n, v in flatten(model.parameters()).items() if v.ndim == 2}
     drawn = [(name, mx.array((0.05 * random.normal(size=size)).astype(np.float32))) for name, size in matrices.items()]
     model.load_weights(drawn, strict=False)
     model.eval()
@@ -79,7 +79,7 @@ def mlx_lm_writer(model: GPT) -> Callable[[Rows, int], Rows] | None:
         return None
     sizes = (SHAPE.context, SHAPE.width, SHAPE.heads, SHAPE.layers, SHAPE.context)
     network = Model(ModelArgs("gpt2", *sizes, 1e-5, SHAPE.vocab_size))
-    network.load_weights([(renamed(name), value) for name, value in flat(model.parameters()).items()])
+    network.load_weights([(renamed(name), value) for name, value in flatten(model.parameters()).items()])
     network.eval()
 
     def one(given: Rows, tokens: int) -> Rows:
@@ -136,7 +136,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def weights_read(model: GPT) -> int:
     """Bytes of weights that one step reads: all but the table of positions."""
-    return sum(value.nbytes for name, value in flat(model.parameters()).items() if name != "positions.weight")
+    return sum(value.nbytes for name, value in flatten(model.parameters()).items() if name != "positions.weight")
 
 
 def measured(writers: dict[str, Callable[[Rows, int], Rows]], rows: int, tokens: int, repeats: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from distillkit.student.model.gpt import GPT, Shape
 from distillkit.student.training.loop import Job, Settings, advance, fresh
 from distillkit.student.training.loss import Opinion, chunk_rows
 from distillkit.student.training.optimizers import AdamW
-from distillkit.student.training.parallel import Lanes, keep_memory
+from distillkit.student.training.parallel import StreamPool, keep_freed_memory
 
 
 def network(which: Problem | Teacher) -> GPT:
@@ -32,7 +32,7 @@ def network(which: Problem | Teacher) -> GPT:
 
 def stepper(problem: Problem) -> Callable[[int], float]:
     """What takes a step and says the loss before it."""
-    keep_memory()
+    keep_freed_memory()
     mixer, teacher = Hard(), None
     if problem.teacher:
         mixer = AlphaTemperature(AlphaTemperature.Options(alpha=problem.alpha, temperature=1.0))
@@ -59,5 +59,5 @@ def job_of(problem: Problem, mixer: Mixer) -> Job:
     model, vocabulary = network(problem), problem.shape["vocab_size"]
     schedule: Any = lambda step: rate(problem, step)  # noqa: E731
     settings = Settings(problem.steps, 1, chunk_rows(vocabulary), 100, 100, None, 2, 1, schedule, AdamW())
-    lanes = Lanes(min(problem.rows, cpu.cores()) if mx.default_device() == mx.cpu else 1)
-    return Job(model, vocabulary, mixer, batch, list, settings, {}, {}, nowhere, nowhere, lanes=lanes)
+    pool = StreamPool(min(problem.rows, cpu.cores()) if mx.default_device() == mx.cpu else 1)
+    return Job(model, vocabulary, mixer, batch, list, settings, {}, {}, nowhere, nowhere, stream_pool=pool)

@@ -111,9 +111,9 @@ def quickstart() -> Problem:
 
 def rate(problem: Problem, step: int) -> float:
     """The learning rate: warm-up, then half a cosine to a twentieth."""
-    from distillkit.student.training.optimizers import LearningRate
+    from distillkit.student.training.optimizers import LearningRateSchedule
 
-    return LearningRate(problem.rate, problem.rate / 20, problem.warmup, problem.steps)(step)
+    return LearningRateSchedule(problem.rate, problem.rate / 20, problem.warmup, problem.steps)(step)
 
 
 def _initial(shape: dict[str, Any], activation: str, seed: int = 1) -> dict[str, Array]:
@@ -125,6 +125,6 @@ def _initial(shape: dict[str, Any], activation: str, seed: int = 1) -> dict[str,
 
 
 def _arrays(model: Any) -> dict[str, Array]:
-    from distillkit.student.training.optimizers import flat
+    from distillkit.student.training.optimizers import flatten
 
-    return {name: np.array(value) for name, value in flat(model.parameters()).items()}
+    return {name: np.array(value) for name, value in flatten(model.parameters()).items()}

@@ -30,7 +30,7 @@ from problems import Problem, problem  # noqa: E402
 from distillkit.data.batches import Batch  # noqa: E402
 from distillkit.plugins.manager import Plugins  # noqa: E402
 from distillkit.student.training.loop import Job, advance, fresh  # noqa: E402
-from distillkit.student.training.parallel import keep_memory  # noqa: E402
+from distillkit.student.training.parallel import keep_freed_memory  # noqa: E402
 
 K, MARK = 20, 1.15
 PLAIN = "cross-entropy"
@@ -39,7 +39,7 @@ PLAIN = "cross-entropy"
 def main() -> int:
     """Measure, and tell."""
     options = _options()
-    keep_memory()
+    keep_freed_memory()
     what = problem(options.problem)
     jobs = dict(_jobs(replace(what, teacher=None), options.mixer))
     taken = _by_turns(jobs, options.steps + 1)

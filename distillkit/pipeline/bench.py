@@ -32,7 +32,7 @@ from ..student.model.gpt import Shape, count
 from ..student.trained import Trained, locate, parameters
 from ..student.training import precision
 from ..student.training.loop import Job, advance, asked, fresh
-from ..student.training.parallel import Lanes, compute_again, keep_memory
+from ..student.training.parallel import StreamPool, enable_checkpointing, keep_freed_memory
 from .context import Context
 from .soft_targets import ANSWERS, STORE
 from .step_config import chunk_of, on_policy, settings, streams_of
@@ -53,9 +53,9 @@ Report = dict[str, Any]
 
 def measure(context: Context, run: Run, steps: int) -> Report:
     """All figures of a run's student, with batches as large as the recipe says."""
-    keep_memory()
+    keep_freed_memory()
     subject, say = Subject(context, run), context.console.print
-    rate = matmul_rate(subject.lanes)
+    rate = matmul_rate(subject.stream_pool)
     say(f"Measuring {run.name}: reading, {steps} batches.")
     reading = _reading(subject, steps)
     say(f"Writing, {' and '.join(map(str, TEXTS))} at once, {WRITTEN} tokens each.")
@@ -94,7 +94,7 @@ class Subject:
         self.context_length, self.vocab_size = self.student.context, self.student.tokenizer.vocab_size
         self.table = context.recipe.train
         self.teacher = context.logits_teacher()
-        self.lanes = Lanes(streams_of(self.table))
+        self.stream_pool = StreamPool(streams_of(self.table))
         self.writes = on_policy(context.recipe, self.context_length, self.student.tokenizer.end_of_text, None)
 
     @property
@@ -131,12 +131,12 @@ class Subject:
     @property
     def precision(self) -> str:
         """What a step of the train stage is computed in here."""
-        return precision.chosen(self.table.precision)
+        return precision.resolve(self.table.precision)
 
     def job(self) -> Job:
         """What the train stage would do, but for the text and for files: there are none."""
         if self.table.checkpointing:
-            compute_again(self.student.model, self.context.recipe.student.arch)
+            enable_checkpointing(self.student.model, self.context.recipe.student.arch)
         return Job(
             model=self.student.model,
             vocab_size=self.vocab_size,
@@ -150,7 +150,7 @@ class Subject:
             log=Path(os.devnull),
             teacher=asked(self.teacher) if self.teacher else None,
             on_policy=self.writes,
-            lanes=self.lanes,
+            stream_pool=self.stream_pool,
         )
 
     @property
@@ -172,10 +172,10 @@ class Subject:
 
 def _reading(subject: Subject, steps: int) -> Report:
     """Forward passes to logits; a batch is shared out over the streams, as in training."""
-    rows = np.array_split(subject.batch(0).inputs[: subject.table.batch_size], subject.lanes.count)
+    rows = np.array_split(subject.batch(0).inputs[: subject.table.batch_size], subject.stream_pool.count)
 
     def read() -> None:
-        subject.lanes.each(lambda lane: subject.student.logits(mx.array(rows[lane])))
+        subject.stream_pool.map(lambda i: subject.student.logits(mx.array(rows[i])))
 
     for _ in range(WARM):
         read()
@@ -253,15 +253,15 @@ def multiply_adds(shape: Shape) -> int:
     return shape.layers * block + shape.width * shape.vocab_size
 
 
-def matmul_rate(lanes: Lanes | None = None) -> float:
+def matmul_rate(pool: StreamPool | None = None) -> float:
     """Operations a second of large products, one on each stream at once: the median of several."""
     on_cpu = mx.default_device() == mx.cpu
-    lanes, size = lanes or Lanes(cpu.cores() if on_cpu else 1), 1536 if on_cpu else 8192
+    pool, size = pool or StreamPool(cpu.cores() if on_cpu else 1), 1536 if on_cpu else 8192
     matrix = mx.random.normal((size, size))
     mx.eval(matrix)
-    lanes.each(lambda lane: matrix @ (matrix + lane))
-    times = [_seconds(lambda: lanes.each(lambda lane: matrix @ (matrix + lane))) for _ in range(PRODUCTS)]
-    return lanes.count * 2 * size**3 / statistics.median(times)
+    pool.map(lambda i: matrix @ (matrix + i))
+    times = [_seconds(lambda: pool.map(lambda i: matrix @ (matrix + i))) for _ in range(PRODUCTS)]
+    return pool.count * 2 * size**3 / statistics.median(times)
 
 
 # The machine -----------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ class Continuity:
             "streams": streams,
             "parts": parts_of(table, streams, self.group.world_size),
             "chunk": chunk_of(table, vocab_size),
-            "precision": precision.chosen(table.precision),
+            "precision": precision.resolve(table.precision),
             "mlx": version("mlx"),
             "compiler": which("g++") is not None,  # without one MLX compiles nothing on a CPU
         }

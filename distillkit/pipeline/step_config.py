@@ -14,7 +14,7 @@ from ..recipe.schema import TrainTable
 from ..student.training.loop import Settings
 from ..student.training.loss import chunk_rows
 from ..student.training.on_policy import Judge, OnPolicy
-from ..student.training.optimizers import AdamW, LearningRate
+from ..student.training.optimizers import AdamW, LearningRateSchedule
 
 
 def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings:
@@ -30,7 +30,7 @@ def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings
         sample_every=table.sample_every,
         keep=table.keep,
         seed=recipe.seed,
-        schedule=LearningRate(table.learning_rate, floor, table.warmup, table.steps, table.schedule),
+        schedule=LearningRateSchedule(table.learning_rate, floor, table.warmup, table.steps, table.schedule),
         optimizer=AdamW((table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip),
         precision=precision,
     )

@@ -30,8 +30,8 @@ from ..student.trained import Trained, locate
 from ..student.training.distributed import SINGLE_PROCESS, BatchShard, ProcessGroup
 from ..student.training.loop import Job, State, asked, evaluate, fresh, restored, train
 from ..student.training.on_policy import judged_in_all
-from ..student.training.optimizers import flat, grown
-from ..student.training.parallel import Lanes, compute_again, keep_memory
+from ..student.training.optimizers import flatten, unflatten
+from ..student.training.parallel import StreamPool, enable_checkpointing, keep_freed_memory
 from .context import Context
 from .continuity import Continuity
 from .on_policy import Reader, must_be_counted
@@ -60,7 +60,7 @@ class Training:
             return self._go(trackers)
 
     def _go(self, trackers: Sequence[Tracker]) -> dict[str, Any]:
-        keep_memory()
+        keep_freed_memory()
         self._all_must_read_the_same()
         job, state = self._ready(trackers)
         begun = time.perf_counter()
@@ -178,7 +178,7 @@ class Training:
             return sequential(self.context.corpus.held_out, context_length, table.batch_size, table.evaluate_batches)
 
         if table.checkpointing:
-            compute_again(self.context.network, self.recipe.student.arch)
+            enable_checkpointing(self.context.network, self.recipe.student.arch)
         return Job(
             model=self.context.network,
             vocab_size=self.context.tokenizer.vocab_size,
@@ -196,7 +196,7 @@ class Training:
             ),
             console=self.console,
             trackers=trackers,
-            lanes=Lanes(streams),
+            stream_pool=StreamPool(streams),
             group=self.group,
             shard=shard,
             sample=self._sampler() if table.sample_every and self.group.is_main else None,
@@ -220,8 +220,8 @@ class Training:
             state = self._begun(job, saved) if self.group.is_main else fresh(job.model, job.settings.optimizer)
         if self.group.world_size == 1:
             return state
-        parameters = grown(self.group.broadcast_arrays(flat(state.parameters)))
-        moments = grown(self.group.broadcast_arrays(flat(state.moments)))
+        parameters = unflatten(self.group.broadcast_arrays(flatten(state.parameters)))
+        moments = unflatten(self.group.broadcast_arrays(flatten(state.moments)))
         job.model.update(parameters)
         step, best_step, best_loss = self.group.broadcast((state.step, state.best_step, state.best_loss))
         return State(parameters, moments, step, best_step, best_loss)
@@ -288,6 +288,6 @@ class Training:
             "best_step": state.best_step,
             "best_loss": state.best_loss if looks else None,
             "gradient_norms": looks[-1].get("gradient_norms", {}) if looks else {},
-            "weights_sha256": checkpoints.weights_digest(flat(state.parameters)),
+            "weights_sha256": checkpoints.weights_digest(flatten(state.parameters)),
             **judged_in_all(rows),
         }

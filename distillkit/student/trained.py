@@ -25,7 +25,7 @@ from .checkpoint import Checkpoint, newest_good, weights_digest
 from .generation.generate import logits_of, write
 from .generation.sampling import Sampling
 from .generation.score import Scored, score_tokens
-from .training.optimizers import flat
+from .training.optimizers import flatten
 
 BATCH = 32
 
@@ -75,7 +75,7 @@ class Trained:
     @property
     def weights_sha256(self) -> str:
         """The SHA-256 of its weights, as a run records it of what it trained."""
-        return weights_digest(flat(self.model.trainable_parameters()))
+        return weights_digest(flatten(self.model.trainable_parameters()))
 
     def logits(self, tokens: mx.array) -> mx.array:
         """Logits [B, T, V] of tokens [B, T]."""

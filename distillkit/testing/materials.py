@@ -89,14 +89,14 @@ def finished_run(folder: Path) -> Run:
     from ..plugins.manager import current
     from ..reporting.run import tables
     from ..student import checkpoint
-    from ..student.training.optimizers import flat
+    from ..student.training.optimizers import flatten
 
     run, words = Run(folder / "reports" / "testing" / "1"), tokenizer()
     shape = {"layers": 2, "heads": 2, "width": 16, "context": 32}
     built = current().build("students", "gpt", shape)
     network = built.build(words.vocab_size)  # type: ignore[attr-defined]
     key, weights = mx.random.key(0), {}
-    for name, value in flat(network.parameters()).items():
+    for name, value in flatten(network.parameters()).items():
         key, own = mx.random.split(key)
         weights[name] = 0.3 * mx.random.normal(value.shape, key=own)
     student = {"arch": "gpt", "options": shape, "vocab_size": words.vocab_size}

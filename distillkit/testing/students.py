@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from ..plugins.interfaces import Mixer, Student
 from ..student.training.loss import Targets, mixed_loss
-from ..student.training.optimizers import flat
+from ..student.training.optimizers import flatten
 from .promises import BrokenError, Case, check, expect, farthest
 
 VOCAB, SEED = 61, 3
@@ -109,7 +109,7 @@ def keeps_rows_apart(case: Case) -> None:
 
 def is_built_alike_from_one_seed(case: Case) -> None:
     """A run with the same seed begins with the same weights."""
-    one, two = (flat(network(case).parameters()) for _ in range(2))
+    one, two = (flatten(network(case).parameters()) for _ in range(2))
     same = one.keys() == two.keys() and all(mx.array_equal(one[name], two[name]).item() for name in one)
     expect(same, "the same seed gives other weights", "Draw them from mlx.core.random.")
 
@@ -117,7 +117,7 @@ def is_built_alike_from_one_seed(case: Case) -> None:
 def comes_back_from_its_weights(case: Case) -> None:
     """Written to a checkpoint and read again, it is the same network."""
     model, other, file = network(case), network(case, SEED + 1), case.place("weights") / "model.safetensors"
-    mx.save_safetensors(str(file), flat(model.parameters()))
+    mx.save_safetensors(str(file), flatten(model.parameters()))
     other.load_weights(str(file))
     apart = farthest(model(tokens(case)), other(tokens(case)))
     remedy = "Hold all that decides the output in parameters, and make the rest of the options."
@@ -128,9 +128,9 @@ def learns_with_every_parameter(case: Case) -> None:
     """Each has a finite gradient, and going down it makes the loss smaller."""
     model, read = network(case), tokens(case)
     before, slopes = _loss(model, read)
-    idle = [name for name, slope in flat(slopes).items() if not mx.isfinite(slope).all().item()]
+    idle = [name for name, slope in flatten(slopes).items() if not mx.isfinite(slope).all().item()]
     expect(not idle, f"the gradient of {', '.join(idle[:3])} is not finite", "Look for a division or a log of 0.")
-    idle = [name for name, slope in flat(slopes).items() if not mx.abs(slope).max().item()]
+    idle = [name for name, slope in flatten(slopes).items() if not mx.abs(slope).max().item()]
     remedy = "Use it, or freeze it: model.freeze(keys=[...])."
     expect(not idle, f"nothing depends on {', '.join(idle[:3])}", remedy)
     for _ in range(STEPS):
@@ -160,8 +160,8 @@ def _loss(model: nn.Module, read: mx.array) -> tuple[float, Any]:
 
 
 def _stepped(parameters: Any, slopes: Any) -> Any:
-    from ..student.training.optimizers import grown
+    from ..student.training.optimizers import unflatten
 
-    down = flat(slopes)
+    down = flatten(slopes)
     length = mx.sqrt(sum(((slope * slope).sum() for slope in down.values()), mx.array(0.0)))
-    return grown({n: value - RATE * down[n] / mx.maximum(length, 1) for n, value in flat(parameters).items()})
+    return unflatten({n: value - RATE * down[n] / mx.maximum(length, 1) for n, value in flatten(parameters).items()})

@@ -332,11 +332,11 @@ def trained(tokenizer: Tokenizer) -> Any:
     import mlx.core as mx
 
     from distillkit.student import Trained
-    from distillkit.student.training.optimizers import flat
+    from distillkit.student.training.optimizers import flatten
 
     model = Gpt(Gpt.Options(layers=2, heads=2, width=16, context=CONTEXT)).build(tokenizer.vocab_size)
     rng = np.random.default_rng(0)
-    shapes = {name: value.shape for name, value in flat(model.parameters()).items()}
+    shapes = {name: value.shape for name, value in flatten(model.parameters()).items()}
     model.load_weights([(name, mx.array(rng.normal(0, 0.3, shape).astype("f"))) for name, shape in shapes.items()])
     return Trained(model, tokenizer, CONTEXT)
 
@@ -383,9 +383,9 @@ def gpt_in_float64(weights: dict[str, np.ndarray], tokens: Sequence[int], heads:
 
 def nats_in_float64(trained: Any, text: str) -> tuple[float, int]:
     """A document's surprise, token by token: each within the first of the half-overlapping windows that holds it."""
-    from distillkit.student.training.optimizers import flat
+    from distillkit.student.training.optimizers import flatten
 
-    weights = {name: np.array(value, np.float64) for name, value in flat(trained.model.parameters()).items()}
+    weights = {name: np.array(value, np.float64) for name, value in flatten(trained.model.parameters()).items()}
     end = trained.tokenizer.end_of_text
     tokens = [end, *trained.tokenizer.encode(text), end]
     nats = 0.0
@@ -428,10 +428,10 @@ def test_a_student_that_knows_nothing_is_as_surprised_as_its_vocabulary_is_large
     import mlx.core as mx
 
     from distillkit.student import Trained
-    from distillkit.student.training.optimizers import flat
+    from distillkit.student.training.optimizers import flatten
 
     model = Gpt(Gpt.Options(layers=1, heads=1, width=4, context=CONTEXT)).build(tokenizer.vocab_size)
-    model.load_weights([(name, mx.zeros_like(value)) for name, value in flat(model.parameters()).items()])
+    model.load_weights([(name, mx.zeros_like(value)) for name, value in flatten(model.parameters()).items()])
     metrics = protocol.judge(Perplexity(), subject(HELD_OUT, Trained(model, tokenizer, CONTEXT))).metrics
     assert metrics["perplexity"].value == pytest.approx(tokenizer.vocab_size, rel=1e-5)
 

@@ -31,7 +31,7 @@ from distillkit.student.training.loss import mixed_loss, slope_squares, totals
 from distillkit.student.training.metrics_log import Balance, Overfitting
 from distillkit.student.training.on_policy import OnPolicy
 from distillkit.student.training.optimizers import AdamW
-from distillkit.student.training.parallel import Lanes
+from distillkit.student.training.parallel import StreamPool
 from distillkit.student.training.targets import TRACE, Opinion, Targets, TopK
 from support.students import Array, batch_of, f64, log_softmax, softmax, tiny_model
 from support.training import Told, furnish, sit, stopped_at, train_losses, weights
@@ -720,11 +720,11 @@ def test_gradient_norms_are_the_lengths_of_each_weighted_terms_slope(name: str, 
     assert lengths == pytest.approx(norms, rel=1e-3)
 
 
-def norms_after_a_step(from_teacher: list[int], lanes: int) -> dict[str, float]:
+def norms_after_a_step(from_teacher: list[int], streams: int) -> dict[str, float]:
     """Of a student that reads six rows, some of them the teacher's text."""
     arrays = batch_of(3)
     arrays["from_teacher"][:] = np.array(from_teacher)[:, None]
-    job = job_of(tiny_model(), Batch(**arrays), mixing(Sequence), None, lanes)
+    job = job_of(tiny_model(), Batch(**arrays), mixing(Sequence), None, streams)
     job.teacher = None
     state = fresh(job.model, job.settings.optimizer)
     advance(job, state)
@@ -732,13 +732,13 @@ def norms_after_a_step(from_teacher: list[int], lanes: int) -> dict[str, float]:
 
 
 def test_gradient_norms_are_those_of_the_whole_batch_however_it_was_cut() -> None:
-    whole = norms_after_a_step([0, 0, 0, 0, 0, 1], lanes=1)  # the teacher's rows come last
+    whole = norms_after_a_step([0, 0, 0, 0, 0, 1], streams=1)  # the teacher's rows come last
     assert whole.keys() == {"hard", "sequence"}
-    assert norms_after_a_step([0, 0, 0, 0, 0, 1], lanes=3) == pytest.approx(whole, rel=1e-4)
+    assert norms_after_a_step([0, 0, 0, 0, 0, 1], streams=3) == pytest.approx(whole, rel=1e-4)
 
 
 def test_terms_that_count_no_row_have_no_gradient_norm() -> None:
-    assert norms_after_a_step([0] * 6, lanes=2).keys() == {"hard"}
+    assert norms_after_a_step([0] * 6, streams=2).keys() == {"hard"}
 
 
 def test_a_term_that_is_lost_beside_another_is_pointed_out_once() -> None:
@@ -928,20 +928,20 @@ def waves(tokens: mx.array) -> mx.array:
     return mx.sin(tokens[..., None] * mx.arange(13))
 
 
-def job_of(model: GPT, batch: Batch, mixer: Mixer, on_policy: OnPolicy | None, lanes: int) -> Job:
+def job_of(model: GPT, batch: Batch, mixer: Mixer, on_policy: OnPolicy | None, streams: int) -> Job:
     schedule: Any = lambda step: 1e-3  # noqa: E731
     figures = Settings(100, 1, 5, 100, 100, None, 1, 1, schedule, AdamW())
     nowhere: Any = None
     job = Job(model, 13, mixer, lambda step: batch, list, figures, {}, {}, nowhere, nowhere, waves, on_policy)
-    job.lanes = Lanes(lanes)
+    job.stream_pool = StreamPool(streams)
     return job
 
 
 def test_on_policy_rows_are_the_same_in_any_number_of_streams() -> None:
     found = []
-    for lanes in (1, 3):
+    for streams in (1, 3):
         model, arrays = tiny_model(), batch_of(2)
-        job = job_of(model, Batch(**arrays), mixing(ReverseKL), WRITER, lanes)
+        job = job_of(model, Batch(**arrays), mixing(ReverseKL), WRITER, streams)
         state = fresh(model, job.settings.optimizer)
         found.append([advance(job, state) for _ in range(3)])
         assert gradient_norms(job, state).keys() >= {"soft"}

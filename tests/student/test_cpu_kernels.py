@@ -20,8 +20,8 @@ import mlx.nn as nn  # noqa: E402
 from distillkit.student.model.attention import BLOCK, causal_attention  # noqa: E402
 from distillkit.student.model.cpu import math as elementary  # noqa: E402
 from distillkit.student.model.layers import LayerNorm, Linear  # noqa: E402
-from distillkit.student.training.optimizers import AdamW, flat  # noqa: E402
-from distillkit.student.training.parallel import Lanes  # noqa: E402
+from distillkit.student.training.optimizers import AdamW, flatten  # noqa: E402
+from distillkit.student.training.parallel import StreamPool  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 rows_of = some.tuples(some.integers(1, 5), some.integers(1, 1100), some.integers(0, 2**32 - 1))
@@ -131,7 +131,7 @@ def test_no_position_sees_what_comes_after_it() -> None:
 def test_parts_are_mlxs_in_value_and_gradient(ours: Any, mlxs: Any, bias: bool) -> None:
     sizes = (24,) if ours is LayerNorm else (24, 10)
     mine, theirs = ours(*sizes, bias=bias), mlxs(*sizes, bias=bias)
-    weights = {name: normal(i, *value.shape) for i, (name, value) in enumerate(flat(theirs.parameters()).items())}
+    weights = {name: normal(i, *value.shape) for i, (name, value) in enumerate(flatten(theirs.parameters()).items())}
     x = normal(7, 2, 5, 24, scale=3)
     mask = normal(8, *theirs(x).shape)
     results = []
@@ -139,7 +139,7 @@ def test_parts_are_mlxs_in_value_and_gradient(ours: Any, mlxs: Any, bias: bool) 
         part.load_weights(list(weights.items()))
         value = nn.value_and_grad(part, lambda x, part=part: (part(x) * mask).sum())
         results.append(
-            (f64(value(x)[0]), flat(value(x)[1]), f64(mx.grad(lambda x, part=part: (part(x) * mask).sum())(x)))
+            (f64(value(x)[0]), flatten(value(x)[1]), f64(mx.grad(lambda x, part=part: (part(x) * mask).sum())(x)))
         )
     (loss, slopes, of_x), (their_loss, their_slopes, of_their_x) = results
     assert loss == pytest.approx(their_loss, rel=1e-5)
@@ -149,19 +149,19 @@ def test_parts_are_mlxs_in_value_and_gradient(ours: Any, mlxs: Any, bias: bool) 
         np.testing.assert_allclose(f64(slope), f64(their_slopes[name]), atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------ optimizer, lanes
+# ------------------------------------------------------------------------------------------ optimizer, streams
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_streams_and_compilation_change_no_bit_of_a_step(count: int) -> None:
     names = {"tokens.weight": (40, 8), "norm.weight": (8,), "up.weight": (16, 8), "up.bias": (16,)}
-    lanes, optimizer = Lanes(count), AdamW(weight_decay=0.2)
+    pool, optimizer = StreamPool(count), AdamW(weight_decay=0.2)
 
     def moved(compiled: bool, streams: Any) -> dict[str, Array]:
         (mx.enable_compile if compiled else mx.disable_compile)()
         try:
             values = {name: normal(i, *shape) for i, (name, shape) in enumerate(names.items())}
-            moments = optimizer.start(values)
+            moments = optimizer.initial_moments(values)
             for step in range(3):
                 slopes = {name: normal(10 * step + i, *shape) for i, (name, shape) in enumerate(names.items())}
                 values, moments, _ = AdamW.update(
@@ -170,15 +170,15 @@ def test_streams_and_compilation_change_no_bit_of_a_step(count: int) -> None:
                 mx.eval(values, moments)
         finally:
             mx.enable_compile()
-        return {name: np.array(value) for name, value in flat(values).items()}
+        return {name: np.array(value) for name, value in flatten(values).items()}
 
     sizes = {name: math.prod(shape) for name, shape in names.items()}
-    plain, ours = moved(False, {}), moved(True, lanes.shared(sizes))
+    plain, ours = moved(False, {}), moved(True, pool.assign(sizes))
     for name, value in plain.items():
         np.testing.assert_allclose(ours[name], value, rtol=1e-6, atol=1e-9)
 
 
 def test_work_is_shared_out_evenly() -> None:
-    lanes = Lanes(2)
-    found = lanes.shared({"a": 100, "b": 60, "c": 50, "d": 5})
+    pool = StreamPool(2)
+    found = pool.assign({"a": 100, "b": 60, "c": 50, "d": 5})
     assert found["a"] != found["b"] == found["c"] != found["d"]

@@ -22,8 +22,8 @@ from distillkit.student.generation.sampling import Said, Sampling, cut, draw, no
 from distillkit.student.model.cpu.matmul import few_rows
 from distillkit.student.model.gpt import GPT, Shape
 from distillkit.student.trained import Trained
-from distillkit.student.training.optimizers import flat
-from distillkit.student.training.parallel import Lanes
+from distillkit.student.training.optimizers import flatten
+from distillkit.student.training.parallel import StreamPool
 from support.students import TEXTS, f64, lively, random_array, small_model, softmax, tokenizer, with_cache, writer
 
 Array = np.ndarray[Any, Any]
@@ -172,13 +172,13 @@ def test_writing_nothing_ends_at_once() -> None:
     assert model.given == []
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("streams", [1, 2, 3])
 @pytest.mark.parametrize(
     ("rows", "size", "width"), [(1, 5000, 384), (3, 50, 16), (16, 3001, 64), (5, 1, 4), (70, 9, 3)]
 )
-def test_few_rows_times_a_big_matrix(lanes: int, rows: int, size: int, width: int) -> None:
+def test_few_rows_times_a_big_matrix(streams: int, rows: int, size: int, width: int) -> None:
     x, weight = random_array(1, rows, width), random_array(2, size, width)
-    found = few_rows(mx.array(x), mx.array(weight), Lanes(lanes))
+    found = few_rows(mx.array(x), mx.array(weight), StreamPool(streams))
     assert found.shape == (rows, size)
     np.testing.assert_allclose(f64(found), x.astype(np.float64) @ weight.T.astype(np.float64), atol=1e-4)
 
@@ -436,7 +436,7 @@ PARTS = {
 def theirs(gpt2: ModuleType, model: GPT) -> nn.Module:
     """mlx-lm's gpt2 with the weights of a student."""
     shape, weights = model.shape, []
-    for name, value in flat(model.parameters()).items():
+    for name, value in flatten(model.parameters()).items():
         path, kind = name.rsplit(".", 1)
         block, path = path.split(".", 2)[1:] if path.startswith("blocks.") else ("", path)
         weights.append((f"model.{f'h.{block}.' if block else ''}{PARTS[path]}.{kind}", value))

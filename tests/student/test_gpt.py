@@ -21,7 +21,7 @@ from distillkit.student.model.cpu.math import silu
 from distillkit.student.model.gpt import GPT, Shape, count, initialise
 from distillkit.student.model.layers import RMSNorm
 from distillkit.student.trained import filled, parameters
-from distillkit.student.training.optimizers import flat
+from distillkit.student.training.optimizers import flatten
 from support.students import SMALL, f64, lively, random_array, shapes, softmax
 
 Array = np.ndarray[Any, Any]
@@ -36,7 +36,7 @@ class Plain:
 
     def __init__(self, model: GPT) -> None:
         self.shape = model.shape
-        self.weights = {name: f64(value) for name, value in flat(model.parameters()).items()}
+        self.weights = {name: f64(value) for name, value in flatten(model.parameters()).items()}
         self.looked: list[Array] = []  # the attention of each head of each block, in the order of reading
 
     def logits(self, tokens: list[int]) -> Array:
@@ -178,7 +178,7 @@ def test_blocks_computed_again_have_the_same_gradients(shape: Shape, seed: int) 
 
     slopes = []
     for model.recompute in (False, True):
-        slopes.append({name: f64(value) for name, value in flat(nn.value_and_grad(model, loss)(model)[1]).items()})
+        slopes.append({name: f64(value) for name, value in flatten(nn.value_and_grad(model, loss)(model)[1]).items()})
     for name, slope in slopes[0].items():
         np.testing.assert_allclose(slopes[1][name], slope, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(slope).max()))
 
@@ -250,7 +250,7 @@ def test_the_default_is_what_it_was() -> None:
     names = ["attention.out", "attention.qkv", "attention_norm", "down", "hidden_norm", "up"]
     block = [f"blocks.0.{name}.{what}" for name in names for what in ("bias", "weight")]
     expected = [*block, "norm.bias", "norm.weight", "positions.weight", "tokens.weight"]
-    assert sorted(flat(GPT(replace(SMALL, layers=1)).parameters())) == expected
+    assert sorted(flatten(GPT(replace(SMALL, layers=1)).parameters())) == expected
 
 
 def test_tokens_are_as_loud_as_fixed_positions_beside_them() -> None:

@@ -19,7 +19,7 @@ from distillkit.core.errors import CorruptError, DistillkitError, UsageError
 from distillkit.student.interchange import hf_tokenizer, hf_weights, importing
 from distillkit.student.model.gpt import GPT, Shape
 from distillkit.student.trained import Trained
-from distillkit.student.training.optimizers import flat
+from distillkit.student.training.optimizers import flatten
 from support.interchange import RANKS, TINY, run_with
 from support.students import TEXTS, f64, lively, tokenizer
 
@@ -54,7 +54,7 @@ def words(home: Path) -> str:
 
 
 def numbers(model: GPT) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: np.array(value) for name, value in flat(model.parameters()).items()}
+    return {name: np.array(value) for name, value in flatten(model.parameters()).items()}
 
 
 def as_seed(model: GPT) -> dict[str, np.ndarray[Any, Any]]:

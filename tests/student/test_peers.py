@@ -16,7 +16,7 @@ from distillkit_plugins.mixers import AlphaTemperature  # noqa: E402
 
 from distillkit.student.model.gpt import GPT, Shape, initialise  # noqa: E402
 from distillkit.student.training.loss import Targets, mixed_loss  # noqa: E402
-from distillkit.student.training.optimizers import AdamW, decays, flat, grown  # noqa: E402
+from distillkit.student.training.optimizers import AdamW, flatten, is_decayed, unflatten  # noqa: E402
 
 pytestmark = pytest.mark.peer
 SHAPE = Shape(vocab_size=97, layers=2, heads=2, width=16, hidden=64, context=12)
@@ -61,16 +61,20 @@ def test_losses_gradients_and_steps_are_pytorchs(peer) -> None:  # type: ignore[
     targets = Targets(mx.array(hard), ones, ones * 0, ones, teacher_logits=mx.array(theirs))
     totals = {name: mx.array(float(tokens.size)) for name in ("hard", "soft")}
     adam = AdamW(weight_decay=0.1, clip=1.0)
-    parameters, moments = model.trainable_parameters(), adam.start(model.trainable_parameters())
+    parameters, moments = model.trainable_parameters(), adam.initial_moments(model.trainable_parameters())
 
     def loss(parameters):  # type: ignore[no-untyped-def]
         model.update(parameters)
         hidden = model(mx.array(tokens)).reshape(-1, SHAPE.width)
         return mixed_loss(mixer, hidden, model.head, targets, mx.array(0), mixer.weights(0), totals, chunk=7)[0]
 
-    weights = {n: torch.tensor(np.array(v), requires_grad=True) for n, v in flat(parameters).items()}
+    values = flatten(parameters)
+    weights = {n: torch.tensor(np.array(v), requires_grad=True) for n, v in values.items()}
     groups = [
-        {"params": [w for n, w in weights.items() if decays(n, flat(parameters)[n]) is kept], "weight_decay": decay}
+        {
+            "params": [w for n, w in weights.items() if is_decayed(n, values[n]) is kept],
+            "weight_decay": decay,
+        }
         for kept, decay in ((True, 0.1), (False, 0.0))
     ]
     torch_adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), eps=1e-8)
@@ -95,5 +99,5 @@ def test_losses_gradients_and_steps_are_pytorchs(peer) -> None:  # type: ignore[
 
         assert math.isclose(value.item(), expected.item(), rel_tol=1e-5)
         assert math.isclose(norm.item(), torch_norm.item(), rel_tol=1e-4)
-    for name, value in flat(grown(flat(parameters))).items():
+    for name, value in flatten(unflatten(flatten(parameters))).items():
         np.testing.assert_allclose(np.array(value), weights[name].detach().numpy(), rtol=2e-3, atol=2e-5)

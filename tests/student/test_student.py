@@ -27,8 +27,8 @@ from distillkit.student.model.gpt import GPT, Shape, count, initialise
 from distillkit.student.trained import Trained, parameters
 from distillkit.student.training.loop import Job, Settings, advance, fresh
 from distillkit.student.training.loss import Targets, counted, mixed_loss
-from distillkit.student.training.optimizers import AdamW, LearningRate, flat, grown
-from distillkit.student.training.parallel import Lanes
+from distillkit.student.training.optimizers import AdamW, LearningRateSchedule, flatten, unflatten
+from distillkit.student.training.parallel import StreamPool
 from support.students import TEXTS, f64, lively, log_softmax, random_array, small_model, softmax, tokenizer, writer
 
 Array = np.ndarray[Any, Any]
@@ -325,7 +325,7 @@ class Keeps(AdamW):
     """An optimizer that keeps the gradients it is given."""
 
     def update(self, parameters: Any, gradients: Any, *more: Any) -> Any:
-        object.__setattr__(self, "seen", {n: f64(g) for n, g in flat(gradients).items()})
+        object.__setattr__(self, "seen", {n: f64(g) for n, g in flatten(gradients).items()})
         return super().update(parameters, gradients, *more)
 
 
@@ -352,7 +352,7 @@ def job_of(model: GPT, mixer: Mixer, batch: Any, accumulate: int = 1, chunk: int
         sample_every=None,
         keep=1,
         seed=1,
-        schedule=LearningRate(1e-3, 1e-4, 0, 100),
+        schedule=LearningRateSchedule(1e-3, 1e-4, 0, 100),
         optimizer=Keeps(clip=1e9),
     )
     nowhere: Any = None
@@ -360,14 +360,14 @@ def job_of(model: GPT, mixer: Mixer, batch: Any, accumulate: int = 1, chunk: int
 
 
 def one_step(
-    mixer: Mixer, accumulate: int, chunk: int = 5, step: int = 0, teacher: Any = None, lanes: int = 1
+    mixer: Mixer, accumulate: int, chunk: int = 5, step: int = 0, teacher: Any = None, streams: int = 1
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     model = GPT(TINY)
     initialise(model, 3)
     job = job_of(model, mixer, uneven_batch(), accumulate, chunk, teacher)
     state = fresh(model, job.settings.optimizer)
     state.step = step
-    job.lanes = Lanes(lanes)
+    job.stream_pool = StreamPool(streams)
     values = advance(job, state)
     return values, job.settings.optimizer.seen  # type: ignore[attr-defined]
 
@@ -381,12 +381,12 @@ MIXERS = pytest.mark.parametrize("mixer", [Hard(), Focal(), Half(), Sure(), mixi
 
 
 @MIXERS
-@pytest.mark.parametrize("lanes", [2, 4])
-def test_computing_parts_side_by_side_changes_neither_loss_nor_gradients(mixer: Mixer, lanes: int) -> None:
+@pytest.mark.parametrize("streams", [2, 4])
+def test_computing_parts_side_by_side_changes_neither_loss_nor_gradients(mixer: Mixer, streams: int) -> None:
     teacher = waves if gives(mixer.signal, "top_logprobs") else None
     whole, slopes = one_step(mixer, 1, chunk=24, teacher=teacher)
     for _ in range(2):
-        parts, of_parts = one_step(mixer, 1, teacher=teacher, lanes=lanes)
+        parts, of_parts = one_step(mixer, 1, teacher=teacher, streams=streams)
         assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
         assert parts["terms"] == pytest.approx(whole["terms"], rel=1e-5)
         for name, slope in slopes.items():
@@ -395,17 +395,17 @@ def test_computing_parts_side_by_side_changes_neither_loss_nor_gradients(mixer: 
 
 def test_lanes_give_results_in_order_and_the_same_ones_again() -> None:
     held = mx.arange(5) * 2.0  # never evaluated here: a plugin may hold such an array
-    lanes = Lanes(3)
+    pool = StreamPool(3)
     for _ in range(4):
-        results = lanes.each(lambda i: (held * i).sum())
+        results = pool.map(lambda i: (held * i).sum())
         assert [result.item() for result in results] == [0, 20, 40]
 
 
 def test_a_failure_in_a_lane_is_told() -> None:
-    lanes = Lanes(2)
-    lanes.each(lambda i: mx.zeros(1))
+    pool = StreamPool(2)
+    pool.map(lambda i: mx.zeros(1))
     with pytest.raises(ValueError, match="reshape"):
-        lanes.each(lambda i: mx.zeros(3).reshape(2))
+        pool.map(lambda i: mx.zeros(3).reshape(2))
 
 
 @MIXERS
@@ -475,7 +475,7 @@ ACTIVATIONS = {
 
 def gpt2_forward(model: GPT, tokens: Array) -> Array:
     """Hidden states by the book: GPT-2's pre-norm forward, head by head, in float64."""
-    shape, weights = model.shape, {name: f64(value) for name, value in flat(model.parameters()).items()}
+    shape, weights = model.shape, {name: f64(value) for name, value in flatten(model.parameters()).items()}
 
     def linear(x: Array, name: str) -> Array:
         result: Array = x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
@@ -552,7 +552,7 @@ def test_a_cache_is_not_filled_beyond_the_context() -> None:
 def test_initialisation_is_gpt2s() -> None:
     model = GPT(Shape(1000, layers=8, heads=4, width=128, hidden=512, context=256, tied=False))
     initialise(model, 5)
-    for name, value in ((n, f64(v)) for n, v in flat(model.parameters()).items()):
+    for name, value in ((n, f64(v)) for n, v in flatten(model.parameters()).items()):
         if value.ndim == 1:
             assert (value == (0 if name.endswith("bias") else 1)).all(), name
             continue
@@ -567,7 +567,7 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others() -> None:
     def weights(seed: int) -> dict[str, Array]:
         model = GPT(replace(TINY, layers=2))
         initialise(model, seed)
-        return {name: f64(value) for name, value in flat(model.parameters()).items() if value.ndim == 2}
+        return {name: f64(value) for name, value in flatten(model.parameters()).items() if value.ndim == 2}
 
     one, again, other = weights(7), weights(7), weights(8)
     assert all((one[name] == again[name]).all() for name in one)
@@ -642,44 +642,44 @@ def test_adamw_is_an_independent_adamw_over_twenty_steps(betas: tuple[float, flo
         "tokens.weight": (6, 4),
     }
     weights = {name: random_array(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
-    ours = grown({name: mx.array(value) for name, value in weights.items()})
+    ours = unflatten({name: mx.array(value) for name, value in weights.items()})
     theirs = {name: value.astype(np.float64) for name, value in weights.items()}
     optimizer, plain = AdamW(betas, 1e-8, 0.1, 1.0), PlainAdamW(betas, 1e-8, 0.1, 1.0)
-    moments = optimizer.start(ours)
+    moments = optimizer.initial_moments(ours)
     clipped = 0
     for step in range(20):
         size = 10.0 ** (step % 5 - 3)
         slopes = {n: random_array(100 * step + i, *s, scale=size) for i, (n, s) in enumerate(shapes.items())}
-        rate = LearningRate(1e-2, 1e-3, 5, 20)(step)
-        gradients = grown({name: mx.array(value) for name, value in slopes.items()})
+        rate = LearningRateSchedule(1e-2, 1e-3, 5, 20)(step)
+        gradients = unflatten({name: mx.array(value) for name, value in slopes.items()})
         ours, moments, norm = optimizer.update(ours, gradients, moments, mx.array(rate), mx.array(step))
         wide = {name: value.astype(np.float64) for name, value in slopes.items()}
         expected = plain.step(theirs, wide, rate, step + 1, {"blocks.0.up.weight", "tokens.weight"})
         assert norm.item() == pytest.approx(expected, rel=1e-5)
         clipped += expected > 1
-        for name, value in flat(ours).items():
+        for name, value in flatten(ours).items():
             np.testing.assert_allclose(f64(value), theirs[name], rtol=2e-5, atol=2e-6, err_msg=f"{name} {step}")
     assert 0 < clipped < 20
 
 
 def test_neither_norms_nor_biases_nor_positions_decay() -> None:
     model = lively(TINY)
-    before = {name: f64(value) for name, value in flat(model.parameters()).items()}
+    before = {name: f64(value) for name, value in flatten(model.parameters()).items()}
     still = tree_map(mx.zeros_like, model.parameters())
     optimizer = AdamW(weight_decay=0.5)
     after, _, _ = optimizer.update(
-        model.trainable_parameters(), still, optimizer.start(model.parameters()), mx.array(0.1), mx.array(0)
+        model.trainable_parameters(), still, optimizer.initial_moments(model.parameters()), mx.array(0.1), mx.array(0)
     )
-    shrunk = {name for name, value in flat(after).items() if (f64(value) != before[name]).any()}
+    shrunk = {name for name, value in flatten(after).items() if (f64(value) != before[name]).any()}
     assert shrunk == {
         "tokens.weight",
         *(f"blocks.0.{part}.weight" for part in ("attention.qkv", "attention.out", "up", "down")),
     }
-    assert f64(flat(after)["tokens.weight"]) == pytest.approx(0.95 * before["tokens.weight"], rel=1e-5)
+    assert f64(flatten(after)["tokens.weight"]) == pytest.approx(0.95 * before["tokens.weight"], rel=1e-5)
 
 
 def test_the_learning_rate_warms_up_peaks_and_ends_near_its_floor() -> None:
-    schedule = LearningRate(peak=1.0, floor=0.1, warmup=10, steps=110)
+    schedule = LearningRateSchedule(peak=1.0, floor=0.1, warmup=10, steps=110)
     assert [schedule(step) for step in range(10)] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert schedule(10) == 1.0
     assert schedule(60) == pytest.approx(0.55)  # half of the way down, half of the cosine
@@ -688,7 +688,7 @@ def test_the_learning_rate_warms_up_peaks_and_ends_near_its_floor() -> None:
 
 
 def test_the_learning_rate_falls_along_its_shape() -> None:
-    rates = {shape: LearningRate(1.0, 0.0, 10, 110, shape) for shape in SHAPES}
+    rates = {shape: LearningRateSchedule(1.0, 0.0, 10, 110, shape) for shape in SHAPES}
     assert [rates["linear"](step) for step in (9, 10, 60, 110)] == pytest.approx([1, 1, 0.5, 0])
     assert [rates["constant"](step) for step in (4, 10, 60, 110)] == pytest.approx([0.5, 1, 1, 1])
     assert [rates["warm-stable-decay"](step) for step in (10, 90, 100, 110)] == pytest.approx([1, 1, 0.5, 0])
@@ -698,7 +698,7 @@ def test_the_learning_rate_falls_along_its_shape() -> None:
 def test_the_learning_rate_never_leaves_its_bounds(
     peak: float, share: float, warmup: int, steps: int, shape: str
 ) -> None:
-    schedule = LearningRate(peak, peak * share, warmup, steps, shape)
+    schedule = LearningRateSchedule(peak, peak * share, warmup, steps, shape)
     rates = [schedule(step) for step in range(steps)]
     assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
     assert all(later <= rate + 1e-12 for rate, later in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
@@ -792,7 +792,7 @@ def test_blocks_computed_again_have_the_same_gradients_in_less_memory(dropout: f
         mx.reset_peak_memory()
         _, slopes = nn.value_and_grad(model, loss)(model)
         mx.eval(slopes)
-        return flat(slopes), mx.get_peak_memory()
+        return flatten(slopes), mx.get_peak_memory()
 
     (kept, much), (again, little) = measured(False), measured(True)
     for name, slope in kept.items():

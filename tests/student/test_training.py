@@ -30,8 +30,8 @@ from distillkit.pipeline.pipeline import Pipeline, begin
 from distillkit.reporting.run import tables
 from distillkit.student import Sampling, Trained, blas
 from distillkit.student import checkpoint as checkpoints
-from distillkit.student.training.optimizers import flat
-from distillkit.student.training.precision import FACTOR, OVERFLOWS
+from distillkit.student.training.optimizers import flatten
+from distillkit.student.training.precision import LOSS_SCALE, MAX_OVERFLOWS
 from support.training import (
     Told,
     _kept,
@@ -598,7 +598,9 @@ def test_a_student_that_is_half_trained_writes(home: Path) -> None:
     student = Trained.load(run.path)
     saved = checkpoints.every(run.checkpoints)[-1]
     assert saved.step == 5
-    assert checkpoints.weights_digest(flat(student.model.parameters())) == checkpoints.weights_digest(saved.weights())
+    assert checkpoints.weights_digest(flatten(student.model.parameters())) == checkpoints.weights_digest(
+        saved.weights()
+    )
     (written,) = student.write(["One day"], [1], Sampling(), 10)
     assert written.tokens > 0
     assert student.score(["One day"])[0].nats > 0
@@ -606,7 +608,7 @@ def test_a_student_that_is_half_trained_writes(home: Path) -> None:
 
 def test_the_student_of_a_run_is_its_last_not_its_best(by_heart: tuple[Run, Told]) -> None:
     run, _ = by_heart
-    assert checkpoints.weights_digest(flat(Trained.load(run.path).model.parameters())) == weights(run)
+    assert checkpoints.weights_digest(flatten(Trained.load(run.path).model.parameters())) == weights(run)
 
 
 def test_a_run_that_was_never_trained_says_so(home: Path) -> None:
@@ -733,11 +735,11 @@ def test_the_teacher_is_asked_in_every_step_and_learns_nothing(home: Path) -> No
     origin = trained("train.steps=30")
     parts = assemble(recipe="pupil", console=Told())
     teacher: Any = parts.teacher
-    before = checkpoints.weights_digest(flat(teacher.trained.model.parameters()))
+    before = checkpoints.weights_digest(flatten(teacher.trained.model.parameters()))
     run = begin(parts, {})
     Pipeline(parts, run).go(("label", "train"))
     assert before == weights(origin)
-    assert checkpoints.weights_digest(flat(teacher.trained.model.parameters())) == before
+    assert checkpoints.weights_digest(flatten(teacher.trained.model.parameters())) == before
     rows = [row for row in read_lines(run.metrics) if row["kind"] == "train"]
     assert all(row["terms"]["soft"] > 0 for row in rows)
     assert all(
@@ -836,12 +838,12 @@ def test_a_plugins_student_and_mixer_learn_in_half_precision(home: Path) -> None
 
 
 def test_a_gradient_that_float16_cannot_hold_is_left_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FACTOR, "float16", 1e9)
+    monkeypatch.setitem(LOSS_SCALE, "float16", 1e9)
     with pytest.raises(TrainingError, match="gradient norm"):
         sit("train.steps=40", "train.precision=float16")
     run = newest("tiny")
     norms = [row["gradient_norm"] for row in read_lines(run.metrics) if row["kind"] == "train"]
-    assert norms == [None] * (OVERFLOWS - 1)
+    assert norms == [None] * (MAX_OVERFLOWS - 1)
     first, *_, last = checkpoints.every(run.checkpoints)
     assert checkpoints.weights_digest(first.weights()) == checkpoints.weights_digest(last.weights())
 

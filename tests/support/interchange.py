@@ -15,7 +15,7 @@ from distillkit.data.tokenizer import GPT2_PATTERN, PUBLISHED, Tokenizer, build
 from distillkit.student.interchange.importing import Found, run_of
 from distillkit.student.model.gpt import Shape
 from distillkit.student.trained import parameters
-from distillkit.student.training.optimizers import flat
+from distillkit.student.training.optimizers import flatten
 from support.paths import SHARED
 from support.students import lively, tokenizer
 
@@ -28,7 +28,7 @@ def run_with(shape: Shape, name: str = "student", seed: int = 0, scale: float = 
     model = lively(shape, seed, scale)
     imported = {"from": "student.pt", "kind": "made by a test"}
     facts = {"imported": imported, "student": {"arch": "gpt", "parameters": parameters(model)}}
-    found = Found("test", shape, flat(model.parameters()), tokenizer=words or tokenizer(), facts=facts)
+    found = Found("test", shape, flatten(model.parameters()), tokenizer=words or tokenizer(), facts=facts)
     return run_of(found, name, {}, {"started": "2026-01-01T00:00:00Z"})
 
 

@@ -18,7 +18,7 @@ from distillkit.student.generation.generate import write
 from distillkit.student.generation.sampling import Sampling
 from distillkit.student.model.gpt import GPT, Shape, initialise
 from distillkit.student.trained import Trained
-from distillkit.student.training.optimizers import flat, grown
+from distillkit.student.training.optimizers import flatten, unflatten
 
 Array = np.ndarray[Any, Any]
 SMALL = Shape(vocab_size=23, layers=2, heads=2, width=16, hidden=32, context=8)
@@ -52,10 +52,10 @@ def lively(shape: Shape, seed: int = 0, scale: float = 0.3) -> GPT:
     """A network with every weight random, norms and biases included, and opinions strong enough to matter."""
     model, random = GPT(shape), np.random.default_rng(seed)
     values = {}
-    for name, value in flat(model.parameters()).items():
+    for name, value in flatten(model.parameters()).items():
         mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
         values[name] = mx.array((mean + scale * random.normal(size=value.shape)).astype(np.float32))
-    model.update(grown(values))
+    model.update(unflatten(values))
     model.eval()
     return model
 

@@ -755,14 +755,14 @@ def save_student(folder: Path, tokenizer: Tokenizer, seed: int = 0) -> Path:
     from distillkit_plugins.gpt import Gpt
 
     from distillkit.student import checkpoint
-    from distillkit.student.training.optimizers import flat
+    from distillkit.student.training.optimizers import flatten
 
     options = {"layers": 2, "heads": 2, "width": 16, "context": CONTEXT}
     model = Gpt(Gpt.Options(**options)).build(tokenizer.vocab_size)
     rng = np.random.default_rng(seed)
     weights = {
         name: mx.array(rng.normal(0, 0.3, value.shape).astype(np.float32))
-        for name, value in flat(model.parameters()).items()
+        for name, value in flatten(model.parameters()).items()
     }
     student = {"arch": "gpt", "options": options, "vocab_size": tokenizer.vocab_size}
     checkpoint.save(folder, weights, None, student, {"step": 0})

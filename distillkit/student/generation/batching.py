@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..training.logprobs import Desk, Pick, Reading, picks
-from ..training.parallel import own_lanes
+from ..training.parallel import thread_stream_pool
 from .generate import ROWS, Feed, Reread, logits_of, next_hidden
 from .sampling import Sampling, draw, keys_of, noise_of, turn
 
@@ -73,9 +73,9 @@ class Running:
 
     def __init__(self, model: nn.Module, context: int, end: int) -> None:
         self.model, self.context, self.end = model, context, end
-        self.lanes = own_lanes()
+        self.stream_pool = thread_stream_pool()
         self.feed = Feed if hasattr(model, "extend") else Reread
-        self.feeds: list[Any] = [self.feed(model, context, end, []) for _ in self.lanes.streams]
+        self.feeds: list[Any] = [self.feed(model, context, end, []) for _ in self.stream_pool.streams]
         self.rows: dict[int, Row] = {}
         self.born = 0
 
@@ -101,7 +101,7 @@ class Running:
         if order:
             texts = {number: row.tokens for number, row in self.rows.items()}
             last = mx.array([row.last for row in order])
-            self._onward(order, next_hidden(self.feeds, self.lanes, texts, last))
+            self._onward(order, next_hidden(self.feeds, self.stream_pool, texts, last))
             self._part()
 
     def _row(self, work: Writing) -> Row:
@@ -121,7 +121,7 @@ class Running:
                 feed.keep(list(self.rows))
 
     def _onward(self, rows: list[Row], hidden: mx.array) -> None:
-        logits = logits_of(self.model, hidden, self.lanes)
+        logits = logits_of(self.model, hidden, self.stream_pool)
         chosen = self._chosen(rows, logits)
         mx.eval(chosen, [row.key for row in rows])
         for row, pick in zip(rows, _told(rows, logits, chosen), strict=True):

@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..model.cpu.matmul import few_rows
 from ..model.kv_cache import Cache
-from ..training.parallel import Lanes, own_lanes
+from ..training.parallel import StreamPool, thread_stream_pool
 from .sampling import Said, Sampling, draw, keys_of, noise_of, turn
 
 Texts = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]  # by the number of a row
@@ -72,17 +72,17 @@ class Batch:
         self.model, self.sampling = model, sampling
         self.rows = [list(prompt)[-(context - 1) :] or [padding] for prompt in prompts]
         self.alive = list(range(len(self.rows)))
-        self.lanes = own_lanes()
+        self.stream_pool = thread_stream_pool()
         self.said = Said(self.rows, padding, sampling.repetition_penalty)
         self.keys = None if sampling.greedy or not seeds else keys_of(seeds)
         feed = Feed if hasattr(model, "extend") else Reread
-        self.feeds = [feed(model, context, padding, share) for share in _shares(self.alive, self.lanes)]
+        self.feeds = [feed(model, context, padding, share) for share in _shares(self.alive, self.stream_pool)]
 
     def next_tokens(self, last: mx.array | None) -> mx.array:
         """The token after the last of each living row, on its way. Those before the last must have been told."""
         noise = self._noise()
-        hidden = next_hidden(self.feeds, self.lanes, self.rows, last)
-        logits = self.said.punish(logits_of(self.model, hidden, self.lanes), last)
+        hidden = next_hidden(self.feeds, self.stream_pool, self.rows, last)
+        logits = self.said.punish(logits_of(self.model, hidden, self.stream_pool), last)
         chosen = draw(logits, noise, self.sampling)
         mx.async_eval(chosen)
         return chosen
@@ -91,7 +91,7 @@ class Batch:
         """What chance adds to the logits. It needs none of them, so the last stream makes it meanwhile."""
         if self.keys is None:
             return None
-        with mx.stream(self.lanes.streams[-1]):
+        with mx.stream(self.stream_pool.streams[-1]):
             self.keys, now = turn(self.keys)
             return noise_of(now, self.model.head[0].shape[0])
 
@@ -117,10 +117,10 @@ class Batch:
             self.keys = self.keys[mx.array(places)]
 
 
-def next_hidden(feeds: Sequence[Feed | Reread], lanes: Lanes, texts: Texts, last: mx.array | None) -> mx.array:
+def next_hidden(feeds: Sequence[Feed | Reread], pool: StreamPool, texts: Texts, last: mx.array | None) -> mx.array:
     """What the network makes of the last token of each row [B, D], each feed's on a stream of its own."""
     found, first = [], 0
-    for feed, stream in zip(feeds, lanes.streams, strict=False):
+    for feed, stream in zip(feeds, pool.streams, strict=False):
         count = len(feed.rows)
         if count:
             with mx.stream(stream):
@@ -129,9 +129,9 @@ def next_hidden(feeds: Sequence[Feed | Reread], lanes: Lanes, texts: Texts, last
     return mx.concatenate(found, axis=0) if len(found) > 1 else found[0]
 
 
-def _shares(rows: Sequence[int], lanes: Lanes) -> list[list[int]]:
+def _shares(rows: Sequence[int], pool: StreamPool) -> list[list[int]]:
     """Rows for each stream, about as many each, and no stream for a handful."""
-    count = max(1, min(lanes.count, len(rows) // ROWS))
+    count = max(1, min(pool.count, len(rows) // ROWS))
     cuts = [len(rows) * i // count for i in range(count + 1)]
     return [list(rows[a:b]) for a, b in pairwise(cuts)]
 
@@ -216,8 +216,8 @@ class Reread:
         self.rows += other.rows
 
 
-def logits_of(model: nn.Module, hidden: mx.array, lanes: Lanes | None = None) -> mx.array:
+def logits_of(model: nn.Module, hidden: mx.array, pool: StreamPool | None = None) -> mx.array:
     """The logits of hidden states, by the network's own head."""
     weight, bias = model.head
-    logits: mx.array = hidden @ weight.T if lanes is None else few_rows(hidden, weight, lanes)
+    logits: mx.array = hidden @ weight.T if pool is None else few_rows(hidden, weight, pool)
     return logits if bias is None else logits + bias

@@ -21,7 +21,7 @@ from ...core.files import write_json
 from ...core.run_folder import Run
 from ..model.gpt import GPT, Shape, named
 from ..trained import Trained
-from ..training.optimizers import grown
+from ..training.optimizers import unflatten
 from .card import card
 from .hf_weights import Arrays, Member, as_gpt2, as_llama, from_gpt2, from_llama, not_gpt2, not_llama
 from .verify import Bounds, Own, Reader, prove, told
@@ -71,7 +71,7 @@ def read_back(family: str, shape: Shape, weights: Arrays, by: str) -> Own:
     """Our own network with the weights of a family, as a file has them."""
     model, back = GPT(shape), from_gpt2 if family == "gpt2" else from_llama
     arrays = {name: value.astype(mx.float32) for name, value in back(shape, weights).items()}
-    model.update(grown(arrays))
+    model.update(unflatten(arrays))
     mx.eval(named(model))
     return Own(model, by)
 

@@ -27,7 +27,7 @@ from .. import checkpoint
 from ..model.gpt import GPT, Shape, named
 from ..model.positions import sinusoids
 from ..trained import parameters
-from ..training.optimizers import grown
+from ..training.optimizers import unflatten
 from . import hf_tokenizer, safetensors
 from .hf_weights import Arrays, from_gpt2, from_llama, shape_of, turned
 
@@ -382,7 +382,7 @@ def run_of(found: Found, name: str, base: Mapping[str, Any], facts: Mapping[str,
     state = {"step": found.step, **found.facts["imported"]}
     student = {"arch": "gpt", "options": options, "vocab_size": found.shape.vocab_size}
     model = GPT(found.shape)
-    model.update(grown(found.weights))
+    model.update(unflatten(found.weights))
     kept = {key: value for key, value in base.items() if key in ("data", "judge", "sampling", "plugins", "seed")}
     told = {key: value for key, value in options.items() if value is not None}
     tokens = {"kind": found.tokenizer.kind, "vocab_size": found.tokenizer.vocab_size}

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...core.errors import UsageError
-from ..training.optimizers import Tree, flat
+from ..training.optimizers import Tree, flatten
 from .attention import attention_weights, causal_attention
 from .cpu.math import gelu, silu
 from .kv_cache import Cache
@@ -319,4 +319,4 @@ def count(model: nn.Module) -> int:
 
 def named(model: nn.Module) -> dict[str, mx.array]:
     """The weights of a network, by name."""
-    return flat(model.parameters())
+    return flatten(model.parameters())

@@ -29,9 +29,9 @@ from .distributed import SINGLE_PROCESS, BatchShard, ProcessGroup
 from .loss import Opinion, Targets, TopK, mixed_loss, slope_squares, term_names, totals
 from .metrics_log import Balance, Journal, Overfitting
 from .on_policy import OnPolicy, judged
-from .optimizers import AdamW, LearningRate, Tree, flat, global_norm, grown, recalled
-from .parallel import Lanes
-from .precision import FACTOR, OVERFLOWS, lowered
+from .optimizers import AdamW, LearningRateSchedule, Tree, flatten, global_norm, restore_moments, unflatten
+from .parallel import StreamPool
+from .precision import LOSS_SCALE, MAX_OVERFLOWS, cast_parameters
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, mx.array]
@@ -86,7 +86,7 @@ class Settings:
     sample_every: int | None
     keep: int
     seed: int
-    schedule: LearningRate
+    schedule: LearningRateSchedule
     optimizer: AdamW
     precision: str = "float32"
 
@@ -123,7 +123,7 @@ class Job:
     console: Console = field(default_factory=Console)
     trackers: Sequence[Tracker] = ()
     sample: Callable[[], str] | None = None
-    lanes: Lanes = field(default_factory=lambda: Lanes(1))
+    stream_pool: StreamPool = field(default_factory=lambda: StreamPool(1))
     group: ProcessGroup = SINGLE_PROCESS
     shard: BatchShard | None = None  # of every batch, as `batch` gives it; all of it when not set
 
@@ -189,7 +189,9 @@ def advance(job: Job, state: State) -> dict[str, Any]:
     """One step: gradients of every part of the batch, summed in a fixed order, then AdamW."""
     settings, step = job.settings, state.step
     batch = arrays_of(job.batch(step))
-    shard = job.shard or BatchShard.of(SINGLE_PROCESS, len(batch["inputs"]), settings.accumulate * job.lanes.count)
+    shard = job.shard or BatchShard.of(
+        SINGLE_PROCESS, len(batch["inputs"]), settings.accumulate * job.stream_pool.count
+    )
     if job.on_policy:
         with job.group.barrier() if job.on_policy.judge else nullcontext():  # who is asked may fail one process alone
             batch = job.on_policy.continued(job.model, batch, shard, step)
@@ -217,13 +219,13 @@ def _overflowed(job: Job, state: State, gradients: Arrays) -> bool:
         return False
     job.model.update(state.parameters)
     state.overflows = 0 if math.isfinite(global_norm(gradients).item()) else state.overflows + 1  # type: ignore[arg-type]
-    return 0 < state.overflows < OVERFLOWS
+    return 0 < state.overflows < MAX_OVERFLOWS
 
 
 def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float, step: int) -> mx.array:
     """Move the parameters. The gradients are used up: MLX writes over what nobody holds."""
     streams = _streams(job, gradients)
-    slopes = grown(gradients)
+    slopes = unflatten(gradients)
     gradients.clear()
     state.parameters, state.moments, norm = job.settings.optimizer.update(
         state.parameters, slopes, state.moments, mx.array(rate), mx.array(step), streams
@@ -235,23 +237,23 @@ def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float,
 
 
 def _gradients(job: Job, parts: Sequence[Arrays], shard: BatchShard, step: int) -> tuple[mx.array, Arrays, Arrays]:
-    """The loss of a batch, its terms and its gradient: as many parts at once as there are lanes, then all machines'."""
+    """The loss of a batch, its terms and its gradient: one part a stream, summed over processes."""
     number, weights = mx.array(step), job.mixer.weights(step)
     whole = _totals(job, parts)
     value = _valued(job)
     loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in whole}, Arrays()
-    for start in range(0, len(parts), job.lanes.count):
+    for start in range(0, len(parts), job.stream_pool.count):
 
         def compute(lane: int, start: int = start) -> Any:
             place = shard.first_part + start + lane
             mx.random.seed((job.settings.seed * 1_000_003 + step * 1009 + place) % 2**63)
             return value(parts[start + lane], number, weights, whole)
 
-        done = job.lanes.each(compute, len(parts) - start)
+        done = job.stream_pool.map(compute, len(parts) - start)
         while done:
             (part, shares), slopes = done.pop(0)
             loss, terms = loss + part, {name: terms[name] + shares[name] for name in terms}
-            gradients = _sum(job, gradients, flat(slopes))
+            gradients = _sum(job, gradients, flatten(slopes))
             del slopes  # or MLX could not write over them
         mx.eval(loss, terms, gradients)
     return _of_all(job, loss, terms, gradients)
@@ -262,7 +264,7 @@ def _of_all(job: Job, loss: mx.array, terms: Arrays, gradients: Arrays) -> tuple
     values = job.group.sum({"": loss, **terms})
     if job.group.world_size > 1:
         gradients = job.group.sum(gradients)
-    factor = FACTOR[job.settings.precision]
+    factor = LOSS_SCALE[job.settings.precision]
     if factor != 1:
         values, gradients = ({n: one / factor for n, one in each.items()} for each in (values, gradients))
     return values.pop(""), values, gradients
@@ -276,7 +278,7 @@ def _valued(job: Job) -> Callable[..., Any]:
     masters = job.model.trainable_parameters()
 
     def loss(parameters: Tree, *arguments: Any) -> Any:
-        job.model.update(lowered(job.model, parameters, job.settings.precision))
+        job.model.update(cast_parameters(job.model, parameters, job.settings.precision))
         return _part_loss(job.model, job, *arguments)
 
     slopes = mx.value_and_grad(loss)
@@ -296,7 +298,7 @@ def _sum(job: Job, some: dict[str, mx.array], more: dict[str, mx.array]) -> dict
 
 def _streams(job: Job, arrays: Mapping[str, mx.array]) -> dict[str, mx.Stream]:
     """Which stream works on which parameter, outside of the network."""
-    return job.lanes.shared({name: value.size for name, value in arrays.items()})
+    return job.stream_pool.assign({name: value.size for name, value in arrays.items()})
 
 
 def arrays_of(batch: Rows) -> dict[str, Array]:
@@ -336,7 +338,7 @@ def _opinion(asked: mx.array | Opinion) -> dict[str, Any]:
 
 def _totals(job: Job, parts: Sequence[Arrays]) -> Arrays:
     """What the terms of the batch's rows are divided by, for their mean at the scale of the precision."""
-    factor = FACTOR[job.settings.precision]
+    factor = LOSS_SCALE[job.settings.precision]
     return {name: mx.maximum(total, 1e-9) / factor for name, total in _counted(job, parts).items()}
 
 
@@ -432,14 +434,14 @@ def _save(job: Job, state: State) -> None:
             "best_step": state.best_step,
             "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
         }
-        checkpoints.save(folder, flat(state.parameters), flat(state.moments), dict(job.student), facts)
+        checkpoints.save(folder, flatten(state.parameters), flatten(state.moments), dict(job.student), facts)
     checkpoints.prune(job.folder, job.settings.keep, state.best_step)
 
 
 def fresh(model: nn.Module, optimizer: AdamW) -> State:
     """The state before the first step."""
     parameters = model.trainable_parameters()
-    return State(parameters, optimizer.start(parameters))
+    return State(parameters, optimizer.initial_moments(parameters))
 
 
 def restored(model: nn.Module, saved: checkpoints.Checkpoint) -> State:
@@ -447,7 +449,7 @@ def restored(model: nn.Module, saved: checkpoints.Checkpoint) -> State:
     weights, facts = saved.weights(), saved.state
     model.load_weights(list(weights.items()))
     parameters, best = model.trainable_parameters(), facts["best_loss"]
-    moments = recalled(parameters, saved.moments())
+    moments = restore_moments(parameters, saved.moments())
     mx.eval(parameters, moments)
     return State(
         parameters,

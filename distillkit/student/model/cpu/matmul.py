@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ...training.parallel import Lanes
+from ...training.parallel import StreamPool
 from .math import ours
 
 SMALL = 1_000_000  # multiplications that OpenBLAS does without copying
 MANY = 64  # rows from which the copy pays
 
 
-def few_rows(x: mx.array, weight: mx.array, lanes: Lanes) -> mx.array:
+def few_rows(x: mx.array, weight: mx.array, pool: StreamPool) -> mx.array:
     """x [B, D] times the transpose of weight [V, D]."""
     rows, width = x.shape
     block = SMALL // (rows * width)
     if not ours(x) or rows > MANY or block < 8:
         return x @ weight.T
     column = mx.contiguous(x.T)
-    share = -(-weight.shape[0] // (lanes.count * block)) * block
+    share = -(-weight.shape[0] // (pool.count * block)) * block
     pieces = []
-    for i, stream in enumerate(lanes.streams):
+    for i, stream in enumerate(pool.streams):
         with mx.stream(stream):
             pieces += _pieces(column, weight[i * share : (i + 1) * share], block)
     product = mx.concatenate(pieces, axis=0)
