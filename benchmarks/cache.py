@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit.core.records import Answer, Request, Token, Usage
-from distillkit.teachers.answers.disk import Cache, asked, key_of
+from distillkit.teachers.answers.disk import DiskAnswerStore, answer_key, key_fields
 
 TOKENS, TOP, VOCABULARY = 96, 20, 5000
 
@@ -70,10 +70,10 @@ def fill(folder: Path, count: int, kind: str, old: bool) -> list[str]:
     """A cache on disk; the keys of its answers."""
     keys = []
     rows = [once(answer) if old else answer.to_json() for answer in answers(kind)]
-    with Cache(folder) as cache, cache._rows.transact():
+    with DiskAnswerStore(folder) as cache, cache._rows.transact():
         for i in range(count):
-            what = asked("bench", {"model": "m"}, Request(f"r{i}", prompt=f"prompt {i}", top_logprobs=TOP))
-            keys.append(key_of(what))
+            what = key_fields("bench", {"model": "m"}, Request(f"r{i}", prompt=f"prompt {i}", top_logprobs=TOP))
+            keys.append(answer_key(what))
             cache._rows.set(keys[-1], json.dumps({"asked": what, "answer": rows[i % len(rows)], "time": 0.0}))
     return keys
 
@@ -83,7 +83,7 @@ def measure(folder: Path, keys: list[str], rounds: int, look: bool) -> float:
     taken = []
     for _ in range(rounds):
         began = time.perf_counter()
-        with Cache(folder) as cache:
+        with DiskAnswerStore(folder) as cache:
             for start in range(0, len(keys), 1000):
                 for answer in cache.get_many(keys[start : start + 1000]).values():
                     if look:

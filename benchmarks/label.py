@@ -28,7 +28,7 @@ from typing import Any
 from distillkit_plugins.compatible import Compatible
 
 from distillkit.core.records import Request
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import label
 from distillkit.teachers.asking.policy import RequestPolicy
 
@@ -88,7 +88,7 @@ def bare(url: str, asked: list[Request], concurrency: int, retries: int = 0) -> 
 def ours(url: str, asked: list[Request], concurrency: int) -> Times:
     """Seconds of `label`, from an empty cache on the disk, probe included."""
     teacher = Compatible(Compatible.Options(model="m", base_url=url))
-    with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
+    with tempfile.TemporaryDirectory() as folder, DiskAnswerStore(Path(folder)) as cache:
         began, worked = time.perf_counter(), time.process_time()
         done = label(teacher, asked, cache, policy=RequestPolicy(concurrency=concurrency))
         times = time.perf_counter() - began, time.process_time() - worked
@@ -190,7 +190,7 @@ def part(name: str, url: str, count: int, concurrency: int) -> dict[str, Any]:
         _, worked = bare(url, asked, concurrency, retries=5)
         return {"processor": worked, "peak": _peak(), "before": before}
     teacher = Watched(Compatible.Options(model="m", base_url=url))
-    with tempfile.TemporaryDirectory() as folder, Cache(Path(folder)) as cache:
+    with tempfile.TemporaryDirectory() as folder, DiskAnswerStore(Path(folder)) as cache:
         worked = time.process_time()
         done = label(teacher, asked, cache, policy=RequestPolicy(concurrency=concurrency))
         worked = time.process_time() - worked

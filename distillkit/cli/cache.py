@@ -15,7 +15,7 @@ from ..core.errors import CorruptError, UsageError
 from .common import agree, json_option, load_context, recipe_of, show
 
 if TYPE_CHECKING:
-    from ..teachers.answers.disk import Cache
+    from ..teachers.answers.disk import DiskAnswerStore
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -97,7 +97,7 @@ def prune(
     from ..teachers.answers import maintenance
 
     with _cache() as opened:
-        rows = list(maintenance.chosen(opened, provider, model, older_than))
+        rows = list(maintenance.select_rows(opened, provider, model, older_than))
         size = sum(row.bytes for row in rows)
         if rows and not dry_run:
             _agree_to_drop(f"{len(rows):,} rows, {size / 2**20:,.1f} MiB", yes)
@@ -129,7 +129,7 @@ def export(file: Path, licence: str | None, as_json: bool) -> None:
     from ..teachers.answers import archive
 
     with _cache() as opened:
-        _show(archive.export(opened, file, licence), as_json, lambda header: _exported(file, header))
+        _show(archive.export_answers(opened, file, licence), as_json, lambda header: _exported(file, header))
 
 
 def _exported(file: Path, header: dict[str, Any]) -> Iterator[str]:
@@ -148,7 +148,7 @@ def bring(file: Path, as_json: bool) -> None:
     from ..teachers.answers import archive
 
     with _cache() as opened:
-        _show(archive.bring(opened, file), as_json, _brought)
+        _show(archive.import_answers(opened, file), as_json, _brought)
 
 
 def _brought(found: dict[str, Any]) -> Iterator[str]:
@@ -173,24 +173,24 @@ def explain(ctx: click.Context, what: tuple[str, ...], count: int, as_json: bool
         raise UsageError("explain takes one recipe or two requests", "For example: distillkit cache explain quickstart")
     with _cache() as opened:
         if len(what) == 2:
-            _show(explaining.pair(opened, *what), as_json, _pair)
+            _show(explaining.compare_requests(opened, *what), as_json, _pair)
             return
         context = load_context(ctx, recipe_of(what[0], ()))
         if context.teacher is None:
             raise UsageError(f"{context.recipe.name} has no teacher, so it asks nothing", "Name one under [teacher].")
-        _show(explaining.missing(opened, context.teacher, context.requests(), count), as_json, _missing)
+        _show(explaining.explain_missing(opened, context.teacher, context.requests(), count), as_json, _missing)
 
 
 def _pair(found: dict[str, Any]) -> Iterator[str]:
-    from ..teachers.answers.explain import lines
+    from ..teachers.answers.explain import format_differences
 
     yield f"one    {found['one']['key']}"
     yield f"other  {found['other']['key']}"
-    yield from lines(found["differences"]) if found["differences"] else ["They ask the same."]
+    yield from format_differences(found["differences"]) if found["differences"] else ["They ask the same."]
 
 
 def _missing(found: dict[str, Any]) -> Iterator[str]:
-    from ..teachers.answers.explain import lines
+    from ..teachers.answers.explain import format_differences
 
     yield f"{found['cached']:,} of {found['requests']:,} requests are in the cache, {found['missing']:,} are not."
     if found["differ_in"]:
@@ -198,14 +198,14 @@ def _missing(found: dict[str, Any]) -> Iterator[str]:
         yield from (f"  {name}: {count:,}" for name, count in found["differ_in"].items())
     for example in found["examples"]:
         yield f"{example['id']}  {example['key'][:12]}  nearest: {(example['nearest'] or 'none')[:12]}"
-        yield from (f"  {line}" for line in lines(example["differences"]))
+        yield from (f"  {line}" for line in format_differences(example["differences"]))
 
 
-def _cache() -> Cache:
+def _cache() -> DiskAnswerStore:
     from ..core.run_folder import cache_folder
-    from ..teachers.answers.disk import Cache
+    from ..teachers.answers.disk import DiskAnswerStore
 
-    return Cache(cache_folder() / "teachers")
+    return DiskAnswerStore(cache_folder() / "teachers")
 
 
 def _show(value: Any, as_json: bool, text: Callable[[Any], Iterator[str]]) -> None:

@@ -98,7 +98,7 @@ def _prompts(file: Path) -> list[str]:
     """The prompts of a file; messages are joined, for a student does not chat."""
     from ..teachers.asking import prompts
 
-    found = prompts.from_file(file, 0)
+    found = prompts.read_prompts(file, 0)
     return [said if isinstance(said, str) else "\n".join(turn["content"] for turn in said) for said in found]
 
 

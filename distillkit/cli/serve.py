@@ -31,7 +31,7 @@ def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | N
     from ..student.serving import server as serving
     from ..teachers.client import api_keys
 
-    api_key = api_key or api_keys.key("DISTILLKIT_SERVE_KEY")
+    api_key = api_key or api_keys.find_key("DISTILLKIT_SERVE_KEY")
     student = Trained.load(where)
     if host not in LOOPBACK:
         who = "anybody who has the key" if api_key else "anybody; set DISTILLKIT_SERVE_KEY to ask for a key"

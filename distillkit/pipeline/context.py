@@ -28,7 +28,7 @@ from ..plugins.interfaces import Judge, Mixer, Source, Student, Teacher, Tracker
 from ..plugins.manager import Plugins
 from ..recipe.recipe import JudgeTable, Recipe, must_begin
 from ..recipe.schema import TeacherTable
-from ..teachers.answers.disk import Cache
+from ..teachers.answers.disk import DiskAnswerStore
 from ..teachers.asking import prompts
 from ..teachers.asking.label import LabelResult, answer_keys, known_answers, label
 from ..teachers.asking.policy import RequestPolicy
@@ -254,9 +254,11 @@ class Context:
     def _prompts(self, table: TeacherTable) -> Iterator[tuple[str, prompts.Prompt]]:
         """Each prompt, and what kind it is of."""
         if table.template:
-            yield from (("template", text) for text in prompts.drawn(table.template, table.prompts, self.recipe.seed))
+            yield from (
+                ("template", text) for text in prompts.sample_prompts(table.template, table.prompts, self.recipe.seed)
+            )
         elif table.prompts_file:
-            yield from (("file", prompt) for prompt in prompts.from_file(Path(table.prompts_file), table.prompts))
+            yield from (("file", prompt) for prompt in prompts.read_prompts(Path(table.prompts_file), table.prompts))
         else:
             texts = islice(self.corpus.train_text(), table.prompts) if table.prompts else ()
             yield from (("train", self._begun(text, table.prompt_tokens)) for text in texts)
@@ -291,9 +293,9 @@ class Context:
         """The first tokens of a text, cut where a character ends."""
         return self.tokenizer.decode(self.tokenizer.encode(text)[:tokens]).rstrip("\ufffd")
 
-    def cache(self) -> Cache:
+    def cache(self) -> DiskAnswerStore:
         """Where answers are kept."""
-        return Cache(cache_folder() / "teachers")
+        return DiskAnswerStore(cache_folder() / "teachers")
 
     def ask(
         self,
@@ -313,24 +315,24 @@ class Context:
                 return label_in_batches(
                     teacher, requests, cache, self._batches, policy=policy, console=console, done=done
                 )
-            check = partial(batch_state.refuse, self._batches, cache)
+            check = partial(batch_state.refuse_batched, self._batches, cache)
             return label(teacher, requests, cache, policy=policy, console=console, done=done, check=check)
 
     def refuse_twice(self) -> None:
         """Refuse beforehand to ask one by one for what is in a batch: it would be paid for twice."""
         from ..teachers.asking import batch_state
 
-        if self.teacher is None or self.manner.get("batch") or not batch_state.parts(self._batches):
+        if self.teacher is None or self.manner.get("batch") or not batch_state.load_all(self._batches):
             return
         with self.cache() as cache:
             keys = answer_keys(self.teacher, self.requests(), self.manner.get("shard"))
-            batch_state.refuse(self._batches, cache, keys)
+            batch_state.refuse_batched(self._batches, cache, keys)
 
     def sent_off(self, teacher: Teacher, requests: list[Request], policy: RequestPolicy) -> int:
         """How many of the requests are in a batch whose answers are still to come, and need not be paid for again."""
         from ..teachers.asking import batch_state
 
-        found = batch_state.in_batches(self._batches, answer_keys(teacher, requests), batch_state.SENT_OFF)
+        found = batch_state.keys_in_batches(self._batches, answer_keys(teacher, requests), batch_state.SUBMITTED_STATES)
         with self.cache() as cache:
             return len(found.keys() - known_answers(cache, found, policy).keys())
 
@@ -338,7 +340,7 @@ class Context:
         """The answers to requests that came into the cache since a moment, but for those that are to be counted yet."""
         from ..teachers.asking import batch_state
 
-        keys = set(answer_keys(teacher, requests)) - batch_state.owed(self._batches)
+        keys = set(answer_keys(teacher, requests)) - batch_state.unbilled_keys(self._batches)
         with self.cache() as cache:
             return list(cache.get_many(cache.since(keys, moment)).values())
 

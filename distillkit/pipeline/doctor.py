@@ -183,7 +183,7 @@ def _keys(problems: Problems) -> dict[str, str | None]:
 
 
 def _where(variable: str) -> str | None:
-    if api_keys.key(variable) is None:
+    if api_keys.find_key(variable) is None:
         return None
     return "environment" if os.environ.get(variable) else ".env"
 
@@ -225,10 +225,10 @@ def _cache(problems: Problems) -> Report:
     found: Report = {"folder": str(folder), "answers": 0, "bytes": 0, "state": "empty"}
     if not (folder / "cache.db").exists():
         return found
-    from ..teachers.answers.disk import Cache
+    from ..teachers.answers.disk import DiskAnswerStore
 
     try:
-        with Cache(folder) as opened:
+        with DiskAnswerStore(folder) as opened:
             found["answers"] = len(opened)
         found["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         found["state"] = "ready"
@@ -385,7 +385,7 @@ def _providers(plugins: Plugins, base_url: str, problems: Problems) -> list[Repo
 
 def _has_key(variable: str) -> bool:
     try:
-        return api_keys.key(variable) is not None
+        return api_keys.find_key(variable) is not None
     except DistillkitError:
         return False  # told among the keys
 

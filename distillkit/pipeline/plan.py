@@ -18,7 +18,7 @@ from ..judging.protocol import Judged, would_ask
 from ..plugins.interfaces import Judge, Teacher
 from ..recipe.recipe import names_recipe
 from ..recipe.schema import TeacherTable
-from ..teachers.answers.disk import Cache, key_of
+from ..teachers.answers.disk import DiskAnswerStore, answer_key
 from ..teachers.asking.counting import CHAT_TEMPLATE_TOKENS, max_usage, tokens_of
 from ..teachers.asking.label import count_known, keyed_requests
 from ..teachers.asking.scheduler import probe_key_fields
@@ -178,14 +178,14 @@ def _asked_by(
     }
 
 
-def _unknown(teacher: Teacher, requests: list[Request], cache: Cache) -> list[Request]:
+def _unknown(teacher: Teacher, requests: list[Request], cache: DiskAnswerStore) -> list[Request]:
     """The requests whose answers are still to come."""
     return [request for request, key, _ in keyed_requests(teacher, requests) if key not in cache]
 
 
-def _to_find_out(teacher: Teacher, requests: list[Request], cache: Cache) -> int:
+def _to_find_out(teacher: Teacher, requests: list[Request], cache: DiskAnswerStore) -> int:
     """How many things must be found out about an endpoint first, a call or two each."""
-    return sum(key_of(probe_key_fields(teacher, need)) not in cache for need in teacher.needs(requests))
+    return sum(answer_key(probe_key_fields(teacher, need)) not in cache for need in teacher.needs(requests))
 
 
 def _cost(price: Price, tokens: dict[str, dict[str, int]], end: str) -> float:

@@ -21,9 +21,9 @@ from ..core.run_folder import cache_folder
 from ..data.shards import Stream
 from ..plugins.interfaces import Teacher, gives
 from ..recipe.schedules import Schedule
-from ..teachers.soft_targets import reading
-from ..teachers.soft_targets.align import RULE, Aligner
-from ..teachers.soft_targets.store import Binding, Store, Writer
+from ..teachers.soft_targets import from_logits
+from ..teachers.soft_targets.align import ALIGNMENT_RULE, Aligner
+from ..teachers.soft_targets.store import Binding, SoftTargetStore, SoftTargetWriter
 
 if TYPE_CHECKING:
     from .context import Context
@@ -108,7 +108,7 @@ class Softness:
             "tokens": stream.tokens,
         }
         if self.source == ANSWERS:
-            return Binding(**common, most=table.top_logprobs, rule=RULE)
+            return Binding(**common, most=table.top_logprobs, rule=ALIGNMENT_RULE)
         context_length, samples = self.context.student.context, table.store_samples
         seed = self.context.recipe.seed if samples else None
         most = samples or min(table.top_logprobs or TOP, tokenizer.vocab_size)
@@ -120,9 +120,9 @@ class Softness:
             return stream.folder.parent / "soft"
         return cache_folder() / "soft" / self.binding(stream).key[:32]
 
-    def open(self, streams: Sequence[Stream]) -> list[Store | None]:
+    def open(self, streams: Sequence[Stream]) -> list[SoftTargetStore | None]:
         """The stores of streams, for those that have one, held against their checksums."""
-        stores = [Store(self.place(one), self.binding(one)) if self._keeps(one) else None for one in streams]
+        stores = [SoftTargetStore(self.place(one), self.binding(one)) if self._keeps(one) else None for one in streams]
         for store in filter(None, stores):
             store.verify()
         return stores
@@ -132,39 +132,39 @@ class Softness:
 
     # ------------------------------------------------------------------------------------------ how it is made
 
-    def align(self, stream: Stream, answers: Sequence[Answer]) -> Store:
+    def align(self, stream: Stream, answers: Sequence[Answer]) -> SoftTargetStore:
         """The soft targets of the teacher's packed text, from the log-probabilities of its answers, in their order."""
         aligner = Aligner(self.context.tokenizer)
         place, binding = self.place(stream), self.binding(stream)
         with replacing_folder(place) as part:
-            writer = Writer(part, binding)
+            writer = SoftTargetWriter(part, binding)
             for (start, stop), answer in zip(_documents(stream), answers, strict=True):
                 rows = aligner.align(stream.read(start, stop).astype(np.int64), answer)
                 weights = stream.weights(start, stop)
                 weights[: 1 if start == 0 else 0] = 0  # nothing stands before the first token, so it is no target
                 writer.add(rows, weights)
             writer.close()
-        return Store(place, binding)
+        return SoftTargetStore(place, binding)
 
-    def keep(self, streams: Sequence[Stream]) -> list[Store]:
+    def keep(self, streams: Sequence[Stream]) -> list[SoftTargetStore]:
         """The soft targets of streams, from the cache or by asking the teacher for its logits, once."""
         return [self._kept(stream) for stream in streams]
 
-    def _kept(self, stream: Stream) -> Store:
+    def _kept(self, stream: Stream) -> SoftTargetStore:
         place, binding, console = self.place(stream), self.binding(stream), self.context.console
         private(place.parent)
         with alone(place, lambda: console.print("Waiting for another process that asks for the same soft targets.")):
-            writer = Writer(place, binding)
+            writer = SoftTargetWriter(place, binding)
             if writer.done == stream.tokens:
                 return writer.close()
             what = "the teacher's own text" if stream.from_teacher else "the corpus"
             begun = f", going on at {writer.done:,}" if writer.done else ""
             console.print(f"{self.teacher.name} reads {what}: {stream.tokens:,} tokens{begun}.")
-            return reading.read(self.teacher, stream, writer, console)
+            return from_logits.write_soft_targets(self.teacher, stream, writer, console)
 
-    def facts(self, stores: Sequence[Store]) -> dict[str, Any]:
+    def facts(self, stores: Sequence[SoftTargetStore]) -> dict[str, Any]:
         """What stores hold together, for the record of a run: positions, those with a soft target, mass, bytes."""
-        each = [store.facts for store in stores]
+        each = [store.summary for store in stores]
         soft = sum(one["with_soft"] for one in each)
         mass = sum(one["mass"] * one["with_soft"] for one in each)
         positions = sum(store.binding.tokens for store in stores)
@@ -192,8 +192,13 @@ class Softness:
             positions, empty = self.context.corpus.train.tokens + begun + written, 0
         else:
             positions, empty = written, begun + written
-        size = positions * binding.most_bytes + empty * binding.least_bytes
-        return {"from": self.source, "positions": positions, "bytes_a_position": binding.most_bytes, "bytes": size}
+        size = positions * binding.max_bytes_per_position + empty * binding.min_bytes_per_position
+        return {
+            "from": self.source,
+            "positions": positions,
+            "bytes_a_position": binding.max_bytes_per_position,
+            "bytes": size,
+        }
 
 
 def _documents(stream: Stream) -> Iterator[tuple[int, int]]:

@@ -284,9 +284,9 @@ class ChatTeacher(Teacher):
         """What a refusal means, in the provider's words, without the key."""
         headers = error.response.headers
         self._hear(headers)
-        words = replies.words_of(error.body, error.response.text, lambda said: api_keys.hidden(said, self._secret))
-        fault = replies.fault(error.status_code, headers, error.body, words, self.variable, time.time())
-        if error.status_code == 400 and replies.ran_out(words):
+        words = replies.error_message(error.body, error.response.text, lambda said: api_keys.redact(said, self._secret))
+        fault = replies.error_of_response(error.status_code, headers, error.body, words, self.variable, time.time())
+        if error.status_code == 400 and replies.is_output_limit_error(words):
             return RanOutError(fault.message, "Raise teacher.max_tokens: what a model thinks counts, too.")
         if error.status_code in (400, 422):
             return RefusedError(fault.message, fault.hint, getattr(error, "param", None) or _parameter(error.body))
@@ -294,16 +294,16 @@ class ChatTeacher(Teacher):
 
     def _json(self, content: bytes) -> dict[str, Any]:
         try:
-            value = api_keys.parsed(content.decode(), self._secret)
+            value = api_keys.parse_json(content.decode(), self._secret)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            said = api_keys.hidden(content.decode(errors="replace"), self._secret)
+            said = api_keys.redact(content.decode(errors="replace"), self._secret)
             raise TryAgain(f"what came is not a JSON object: {said[:60]!r}")
         return value
 
     def _hear(self, headers: Mapping[str, str]) -> None:
-        for allowance in replies.allowances(headers, self.spans):
+        for allowance in replies.parse_allowances(headers, self.spans):
             self.heard(allowance)
 
     # ------------------------------------------------------------------------------------------ the answer
@@ -319,7 +319,7 @@ class ChatTeacher(Teacher):
             if not (request.max_tokens or (text or "").startswith(str(request.prompt))):
                 raise ValueError("the text that was to be read did not come back")
             wanted, given = request.top_logprobs, not request.max_tokens
-            tokens = logprobs.tokens(choice.get("logprobs"), text, wanted, given) if text and wanted else ()
+            tokens = logprobs.parse_tokens(choice.get("logprobs"), text, wanted, given) if text and wanted else ()
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise TryAgain(f"the answer is misshapen: {type(error).__name__}: {error}") from None
         model = body.get("model")
@@ -332,7 +332,7 @@ class ChatTeacher(Teacher):
 
     def _key(self) -> str | None:
         """The key, looked up and held only here."""
-        found = api_keys.key(self.variable)
+        found = api_keys.find_key(self.variable)
         if found is None and self.needs_key:
             raise UsageError(
                 f"there is no key for the teacher {self.name!r}", f"Set {self.variable}, or write it to .env."
@@ -351,7 +351,7 @@ class ChatTeacher(Teacher):
         """A new client of the SDK, for whoever closes it."""
         made = getattr(importlib.import_module(self.sdk), self.sdk_class)
         return made(
-            api_key=self._key() or api_keys.NO_KEY,
+            api_key=self._key() or api_keys.PLACEHOLDER_KEY,
             base_url=self._address(),
             max_retries=0,
             timeout=SDK_SECONDS,
@@ -394,7 +394,7 @@ def _most_given(body: Mapping[str, Any], request: Request) -> int:
         choice, given = body["choices"][0], not request.max_tokens
         if given and not choice["text"].startswith(request.prompt):
             return 0
-        told = logprobs.tokens(choice["logprobs"], "", 1000, given)
+        told = logprobs.parse_tokens(choice["logprobs"], "", 1000, given)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return 0
     return max((len(token.top) for token in told), default=0)

@@ -12,7 +12,7 @@ from typing import Any
 from ..core.errors import DistillkitError
 from ..core.records import Answer, Request
 from ..plugins.interfaces import Teacher
-from ..teachers.answers.disk import Cache
+from ..teachers.answers.disk import DiskAnswerStore
 from ..teachers.asking.label import LabelResult, label
 from ..teachers.asking.policy import RequestPolicy
 from .materials import STORY, TEXTS
@@ -66,11 +66,11 @@ def stories(case: Case, count: int) -> list[Request]:
     return [request_of(case, text, id=str(i), seed=i) for i, text in enumerate(texts)]
 
 
-def ask(case: Case, teacher: Teacher, requests: Sequence[Request], cache: Cache | None = None) -> LabelResult:
+def ask(case: Case, teacher: Teacher, requests: Sequence[Request], cache: DiskAnswerStore | None = None) -> LabelResult:
     """Ask as the label stage does."""
     if cache is not None:
         return label(teacher, requests, cache, policy=POLICY)
-    with Cache(case.place("cache")) as fresh:
+    with DiskAnswerStore(case.place("cache")) as fresh:
         return label(teacher, requests, fresh, policy=POLICY)
 
 
@@ -118,7 +118,7 @@ def copes_with_messages(case: Case) -> None:
 def answers_are_found_again_in_the_cache(case: Case) -> None:
     """What was paid for once is not asked again, and comes back as it went in."""
     requests = stories(case, 3)
-    with Cache(case.place("cache")) as cache:
+    with DiskAnswerStore(case.place("cache")) as cache:
         first = ask(case, case.new(), requests, cache)
         second = ask(case, case.new(), requests, cache)
     remedy = "Its identity, or what it makes of its options, changes from one object to the next."
@@ -139,7 +139,7 @@ def answers_each_of_many_at_once(case: Case) -> None:
     done = ask(case, case.new(), requests)
     expect(all(done.found.values()), "some requests got no answer", "Answer every request, or raise an error.")
     if _repeats(case, requests[:1]):
-        with Cache(case.place("cache")) as cache:
+        with DiskAnswerStore(case.place("cache")) as cache:
             alone = [text for request in requests for text in texts_of(ask(case, case.new(), [request], cache))]
         remedy = "Calls run side by side: keep what belongs to one of them in local names, not on self."
         expect(texts_of(done) == alone, f"asked at once it says {texts_of(done)!r}, alone {alone!r}", remedy)

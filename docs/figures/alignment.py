@@ -12,8 +12,8 @@ from distillkit import Answer, Request
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.plugins.manager import Plugins
-from distillkit.teachers.soft_targets.align import Aligner, Landing
-from distillkit.teachers.soft_targets.store import Rows
+from distillkit.teachers.soft_targets.align import Aligner, TokenMapping
+from distillkit.teachers.soft_targets.store import SoftTargetRows
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         mass(below, answer, student, rows)
 
 
-def cuts(axes: Any, answer: Answer, student: Tokenizer, tokens: Any, rows: Rows) -> None:
+def cuts(axes: Any, answer: Answer, student: Tokenizer, tokens: Any, rows: SoftTargetRows) -> None:
     """The answer in the teacher's tokens and in the student's, one above the other."""
     theirs = [token.bytes.decode() for token in answer.tokens]
     ours = [student.bytes_of(token).decode() for token in tokens]
@@ -54,14 +54,14 @@ def boxes(axes: Any, height: float, texts: list[str], colours: list[str]) -> Non
         at += len(text)
 
 
-def mass(axes: Any, answer: Answer, student: Tokenizer, rows: Rows) -> None:
+def mass(axes: Any, answer: Answer, student: Tokenizer, rows: SoftTargetRows) -> None:
     """Lines from what the teacher listed at the first place to the student's tokens, as thick as the mass."""
     listed = [(piece, np.exp(log)) for piece, log in answer.tokens[0].top]
     named = [
         (int(i), float(np.exp(v)))
         for i, v in zip(rows.ids[: rows.counts[0]], rows.values[: rows.counts[0]], strict=True)
     ]
-    landing, high = Landing(student), [len(listed) - 1 - i for i in range(len(listed))]
+    landing, high = TokenMapping(student), [len(listed) - 1 - i for i in range(len(listed))]
     low = {token: (len(listed) - 1) * (1 - i / max(1, len(named) - 1)) for i, (token, _) in enumerate(named)}
     for (piece, chance), y in zip(listed, high, strict=True):
         to = landing[piece]

@@ -17,7 +17,7 @@ from distillkit.core import cpu, filesystems
 from distillkit.core.errors import UsageError
 from distillkit.pipeline import doctor
 from distillkit.student import blas
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from support.chat_provider import Act, Provider, error, serving
 from support.paths import ROOT
 
@@ -145,7 +145,7 @@ def test_little_space_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_answers_are_counted_and_a_damaged_cache_is_an_error(home: Path) -> None:
-    Cache(home / "cache" / "teachers").__exit__()
+    DiskAnswerStore(home / "cache" / "teachers").__exit__()
     report, code = examined()
     assert (report["cache"]["state"], report["cache"]["answers"], code) == ("ready", 0, 0)
     assert report["cache"]["bytes"] > 0

@@ -30,7 +30,7 @@ from distillkit.student.trained import Trained
 from distillkit.student.training.distributed import SINGLE_PROCESS, BatchShard
 from distillkit.student.training.loop import arrays_of
 from distillkit.student.training.on_policy import SOFT, OnPolicy, judged
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import label
 from distillkit.teachers.asking.policy import RequestPolicy
 from distillkit.teachers.asking.rate_limits import Clock
@@ -302,7 +302,7 @@ def read(url: str, texts: list[str], folder: Path) -> list[Answer]:
     """What a server makes of texts."""
     teacher = Compatible(Compatible.Options(base_url=url, model="m", api="plain"))
     requests = [Request(str(i), text, max_tokens=0, top_logprobs=2) for i, text in enumerate(texts)]
-    with Cache(folder) as cache:
+    with DiskAnswerStore(folder) as cache:
         return label(teacher, requests, cache, policy=RequestPolicy(attempts=2)).replies
 
 

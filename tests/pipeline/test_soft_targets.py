@@ -118,7 +118,7 @@ def test_draws_are_refused_whenever_they_would_be_softened(home: Path, heat: str
 
 def test_interrupted_the_teacher_goes_on_reading_where_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 256)
-    monkeypatch.setattr("distillkit.teachers.soft_targets.store.Writer.__init__.__defaults__", (512,))
+    monkeypatch.setattr("distillkit.teachers.soft_targets.store.SoftTargetWriter.__init__.__defaults__", (512,))
     store = "teacher.store=true"
     with monkeypatch.context() as patch:
         stopped = Asked(patch, interrupt_at=9)

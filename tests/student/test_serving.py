@@ -282,7 +282,7 @@ def test_sixteen_clients_at_once_get_what_one_gets(ask: Any, monkeypatch: pytest
     with ThreadPoolExecutor(16) as pool:
         together = [answer.choices[0] for answer in pool.map(lambda body: ask(**body), bodies)]
     assert [one.text for one in together] == [one.text for one in alone]
-    assert [one.logprobs.tokens for one in together] == [one.logprobs.tokens for one in alone]
+    assert [one.logprobs.parse_tokens for one in together] == [one.logprobs.parse_tokens for one in alone]
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one.logprobs.token_logprobs, other.logprobs.token_logprobs, atol=1e-4)
     assert max(steps) > 4  # they were written together

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from support.small_recipe import small
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x1b]8;;http://evil.example\x1b\\here\x1b]8;;\x1b\\\x9b31m\x08\x08\r\x00"
@@ -265,7 +265,7 @@ def plant(folder: Path, **columns: Any) -> None:
 
 def mine(folder: Path, ran: Path, keys: list[str]) -> int:
     """Plant pickles in a cache wherever diskcache would read one, under keys that will be looked for; how many."""
-    Cache(folder).__exit__()
+    DiskAnswerStore(folder).__exit__()
     count = 0
     for number, bomb in enumerate(bombs(ran)):
         (folder / f"bomb{number}.val").write_bytes(bomb)
@@ -296,7 +296,7 @@ SETTINGS: dict[str | bytes, Any] = {
 
 def preset(folder: Path, key: str | bytes, value: Any) -> None:
     """Put a setting into the database of a cache behind its back."""
-    Cache(folder).__exit__()
+    DiskAnswerStore(folder).__exit__()
     with contextlib.closing(sqlite3.connect(folder / "cache.db")) as rows, rows:
         rows.execute("INSERT OR REPLACE INTO Settings VALUES (?, ?)", (key, value))
 

@@ -23,7 +23,7 @@ from distillkit_plugins.compatible import Compatible
 
 from distillkit.core.errors import DistillkitError
 from distillkit.core.records import REFUSED, Request
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import LabelResult, label
 from distillkit.teachers.asking.policy import RequestPolicy
 from distillkit.teachers.asking.rate_limits import Clock
@@ -221,7 +221,7 @@ class Row:
 
 def tried(fault: Fault) -> Row:
     """Label six prompts while one of them meets the fault; if that stops the stage, label again without it."""
-    with tempfile.TemporaryDirectory() as folder, serving() as provider, Cache(Path(folder)) as cache:
+    with tempfile.TemporaryDirectory() as folder, serving() as provider, DiskAnswerStore(Path(folder)) as cache:
         provider.on(FAULTY, *fault.acts)
         asked = requests(**fault.asked)
         done, became, message, traced = LabelResult([], []), "", "", ""

@@ -20,7 +20,7 @@ from distillkit.core.run_folder import Run
 from distillkit.data.corpus import Corpus
 from distillkit.student import checkpoint as checkpoints
 from distillkit.teachers.answers import maintenance
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from support.chat_provider import PROBE, Call, Provider
 from support.fork_server import Ended, Nursery
 from support.judge_provider import Judge
@@ -166,9 +166,9 @@ def _answers(home: Path) -> dict[str, tuple[str | None, Any]]:
     if not (home / "cache" / "teachers").exists():
         return {}
     found = {}
-    with Cache(home / "cache" / "teachers") as cache:
+    with DiskAnswerStore(home / "cache" / "teachers") as cache:
         for row in cache.rows():
-            values = maintenance.sound(row.key, row.text)
+            values = maintenance.validate_row(row.key, row.text)
             request = values["asked"].get("request") or {}
             said = [values["asked"]["identity"]["model"], request.get("seed"), request.get("messages")]
             found[row.key] = (json.dumps(said) if request else None, values.get("answer"))
@@ -245,7 +245,7 @@ def whole(home: Path, swept: bool = True) -> bool:
     for path in home.glob("cache/data/[!.]*/corpus.json"):
         Corpus(path.parent).verify()
     if (home / "cache" / "teachers").exists():
-        with Cache(home / "cache" / "teachers") as cache:
+        with DiskAnswerStore(home / "cache" / "teachers") as cache:
             assert not maintenance.verify(cache)["damaged"]
     return True
 

@@ -18,7 +18,7 @@ from distillkit.core.records import NOTHING, Answer, Token
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, O200K_PATTERN, Tokenizer, build, train_bpe
 from distillkit.teachers.soft_targets.align import CONTROL, ENDS, Aligner
-from distillkit.teachers.soft_targets.store import Rows
+from distillkit.teachers.soft_targets.store import SoftTargetRows
 from support.paths import ROOT, SHARED
 
 GPT2 = SHARED / "data" / "gpt2.tiktoken"
@@ -35,7 +35,7 @@ def vocabulary(pieces: list[bytes], pattern: str = GPT2_PATTERN) -> Tokenizer:
     return Tokenizer("test", pattern, ranks, {END_OF_TEXT: len(ranks)})
 
 
-def masses(rows: Rows) -> list[dict[int, float]]:
+def masses(rows: SoftTargetRows) -> list[dict[int, float]]:
     """What each token's record names, with its mass."""
     ends = np.cumsum(rows.counts)
     spans = zip(ends - rows.counts, ends, strict=True)
@@ -103,7 +103,7 @@ def spread(said: Token, hard: int, tokenizer: Tokenizer) -> dict[int, float]:
     return sums
 
 
-def agree(tokens: list[int], prompt: str, answer: Answer, tokenizer: Tokenizer) -> Rows:
+def agree(tokens: list[int], prompt: str, answer: Answer, tokenizer: Tokenizer) -> SoftTargetRows:
     """The aligner says what enumeration says, and what is left is the residual."""
     rows = Aligner(tokenizer).align(np.array(tokens), answer)
     expected = brute(tokens, prompt.encode(), answer, tokenizer)

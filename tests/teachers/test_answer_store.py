@@ -31,8 +31,8 @@ from distillkit.core.errors import CorruptError, DistillkitError, UsageError
 from distillkit.core.packing import pack, unpack
 from distillkit.core.records import Answer, Request, Token, Usage
 from distillkit.teachers.answers import archive, explain, maintenance
-from distillkit.teachers.answers.disk import LOG, Cache, asked, key_of
-from distillkit.teachers.answers.leases import LEASE, Claims
+from distillkit.teachers.answers.disk import LOG, DiskAnswerStore, answer_key, key_fields
+from distillkit.teachers.answers.leases import LEASE_SECONDS, Leases
 from distillkit.teachers.asking.label import count_known, label
 from support.cli_process import program
 from support.paths import TESTS
@@ -41,19 +41,19 @@ from support.teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompt
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Iterator[Cache]:
-    with Cache(tmp_path / "cache") as opened:
+def cache(tmp_path: Path) -> Iterator[DiskAnswerStore]:
+    with DiskAnswerStore(tmp_path / "cache") as opened:
         yield opened
 
 
-def keep(cache: Cache, answer: Answer, i: int = 0, provider: str = "p", **identity: Any) -> str:
+def keep(cache: DiskAnswerStore, answer: Answer, i: int = 0, provider: str = "p", **identity: Any) -> str:
     """Put an answer under the key that belongs to it."""
-    what = asked(provider, {"model": "m", **identity}, Request("r", prompt=f"prompt {i}"))
-    cache.put(key_of(what), what, answer)
-    return key_of(what)
+    what = key_fields(provider, {"model": "m", **identity}, Request("r", prompt=f"prompt {i}"))
+    cache.put(answer_key(what), what, answer)
+    return answer_key(what)
 
 
-def stored(cache: Cache, key: str) -> Any:
+def stored(cache: DiskAnswerStore, key: str) -> Any:
     """The text of a row, as it lies there."""
     return cache._rows._sql("SELECT value FROM Cache WHERE key = ?", (key,)).fetchone()[0]
 
@@ -91,7 +91,7 @@ def test_log_probabilities_in_singles_take_half_the_room_of_doubles() -> None:
     assert sizes[1] / sizes[0] > 1.9
 
 
-def test_rows_as_the_first_version_kept_them_are_still_read(cache: Cache) -> None:
+def test_rows_as_the_first_version_kept_them_are_still_read(cache: DiskAnswerStore) -> None:
     answer = full_answer("old")
     rows = [
         [token.bytes.decode("latin-1"), token.logprob, [[piece.decode("latin-1"), value] for piece, value in token.top]]
@@ -102,9 +102,9 @@ def test_rows_as_the_first_version_kept_them_are_still_read(cache: Cache) -> Non
     assert cache.get("old") == answer
 
 
-def test_a_row_whose_bit_was_flipped_is_never_believed(cache: Cache) -> None:
-    what = asked("p", {}, Request("r", prompt="a fox"))
-    key = key_of(what)
+def test_a_row_whose_bit_was_flipped_is_never_believed(cache: DiskAnswerStore) -> None:
+    what = key_fields("p", {}, Request("r", prompt="a fox"))
+    key = answer_key(what)
     cache.put(key, what, Answer("met a hen.", finish="stop"))
     ((value,),) = cache._rows._sql("SELECT CAST(value AS BLOB) FROM Cache WHERE key = ?", (key,)).fetchall()
     chance, seal = random.Random(3), value.rindex(b', "sha256": ')
@@ -115,31 +115,34 @@ def test_a_row_whose_bit_was_flipped_is_never_believed(cache: Cache) -> None:
         with pytest.raises(CorruptError):
             cache.get(key)
         with pytest.raises(CorruptError):
-            maintenance.sound(key, spoilt.decode("utf-8", "replace"))
+            maintenance.validate_row(key, spoilt.decode("utf-8", "replace"))
     assert json.loads(value)["sha256"] == hashlib.sha256(value[:seal] + b"}").hexdigest()
 
 
-def test_a_row_keeps_its_checksum_wherever_it_is_taken(cache: Cache, tmp_path: Path) -> None:
-    what = asked("p", {}, Request("r", prompt="ünï \ud83e"))
-    cache.put(key_of(what), what, Answer("half an emoji: \ud83e", usage=Usage(1, 2)))
-    archive.export(cache, tmp_path / "a.jsonl")
-    with Cache(tmp_path / "other") as other:
-        archive.bring(other, tmp_path / "a.jsonl")
+def test_a_row_keeps_its_checksum_wherever_it_is_taken(cache: DiskAnswerStore, tmp_path: Path) -> None:
+    what = key_fields("p", {}, Request("r", prompt="ünï \ud83e"))
+    cache.put(answer_key(what), what, Answer("half an emoji: \ud83e", usage=Usage(1, 2)))
+    archive.export_answers(cache, tmp_path / "a.jsonl")
+    with DiskAnswerStore(tmp_path / "other") as other:
+        archive.import_answers(other, tmp_path / "a.jsonl")
         assert [row.text for row in other.rows()] == [row.text for row in cache.rows()]
     text = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "a.jsonl").write_text(text.replace("half an", "half my"))
-    with Cache(tmp_path / "third") as third, pytest.raises(CorruptError, match=r"line 2 is no sound row: .*checksum"):
-        archive.bring(third, tmp_path / "a.jsonl")
+    with (
+        DiskAnswerStore(tmp_path / "third") as third,
+        pytest.raises(CorruptError, match=r"line 2 is no sound row: .*checksum"),
+    ):
+        archive.import_answers(third, tmp_path / "a.jsonl")
 
 
 def test_a_database_that_is_none_is_said_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "cache.db").write_bytes(b"x" * 8192)
     with pytest.raises(CorruptError, match="is damaged: file is not a database") as error:
-        Cache(tmp_path)
+        DiskAnswerStore(tmp_path)
     assert "cache import" in error.value.hint
 
 
-def test_rows_are_found_by_when_they_were_written(cache: Cache) -> None:
+def test_rows_are_found_by_when_they_were_written(cache: DiskAnswerStore) -> None:
     began = time.time()
     cache.put("old", {}, Answer("a"))
     cache._rows._sql("UPDATE Cache SET store_time = ? WHERE key = 'old'", (began - 9,))
@@ -161,7 +164,9 @@ def test_rows_are_found_by_when_they_were_written(cache: Cache) -> None:
     ],
     ids=str,
 )
-def test_tokens_that_are_damaged_are_said_when_they_are_looked_at(cache: Cache, fields: dict[str, str]) -> None:
+def test_tokens_that_are_damaged_are_said_when_they_are_looked_at(
+    cache: DiskAnswerStore, fields: dict[str, str]
+) -> None:
     packed = pack([(b"ab", -1.25, ((b"c", -2.5),))])
     row = {"answer": {**Answer("a").to_json(), "tokens": {**packed, **fields}}}
     plant(cache.folder, key="key", raw=1, mode=1, value=json.dumps(row))
@@ -177,14 +182,14 @@ def test_an_answer_has_no_other_attributes_than_its_own() -> None:
         _ = Answer("a").token  # type: ignore[attr-defined]
 
 
-def test_many_keys_are_read_as_one_by_one(cache: Cache) -> None:
+def test_many_keys_are_read_as_one_by_one(cache: DiskAnswerStore) -> None:
     keys = [keep(cache, Answer(f"answer {i}"), i) for i in range(1234)]
     several = cache.get_many([*keys, "no such key", keys[0]])
     assert several == {key: cache.get(key) for key in keys}
     assert cache.get_many([]) == {}
 
 
-def test_text_that_is_none_is_said_with_what_to_do(cache: Cache) -> None:
+def test_text_that_is_none_is_said_with_what_to_do(cache: DiskAnswerStore) -> None:
     cache._rows._sql("INSERT INTO Cache (key, raw, mode, value) VALUES ('key', 1, 1, CAST(x'7b80ff' AS TEXT))")
     with pytest.raises(CorruptError, match="damaged: UnicodeDecodeError") as error:
         cache.get("key")
@@ -198,7 +203,7 @@ def test_answers_with_log_probabilities_are_read_almost_as_fast_as_text(tmp_path
     alternatives = [[(b"word %d" % rng.randrange(3000), rng.random() * -9) for _ in range(20)] for _ in range(96)]
     tokens = tuple(Token(*top[0], tuple(top)) for top in alternatives)
     answer = Answer("a story", tokens, usage=Usage(32, 96))
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         with cache._rows.transact():
             keys = [keep(cache, answer, i) for i in range(300)]
         began = time.process_time()
@@ -217,37 +222,37 @@ def test_answers_with_log_probabilities_are_read_almost_as_fast_as_text(tmp_path
 
 
 def test_a_claim_is_of_one_owner_until_it_is_freed(tmp_path: Path) -> None:
-    with Cache(tmp_path) as one, Cache(tmp_path) as two:
+    with DiskAnswerStore(tmp_path) as one, DiskAnswerStore(tmp_path) as two:
         assert one.claim(["a", "b"]) == {"a", "b"}
         assert two.claim(["b", "c"]) == {"c"}
         assert one.claim(["a", "b", "c"]) == {"a", "b"}
         one.free()
         assert two.claim(["a", "b", "c"]) == {"a", "b", "c"}
         assert one.claim(["a"]) == set()
-    with Cache(tmp_path) as three:
+    with DiskAnswerStore(tmp_path) as three:
         assert three.claim(["a", "b", "c"]) == {"a", "b", "c"}
 
 
 def test_what_is_freed_while_others_are_claimed_is_for_the_next_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = Claims._taken
+    taken = Leases._taken
 
-    with Cache(tmp_path) as one, Cache(tmp_path) as two:
+    with DiskAnswerStore(tmp_path) as one, DiskAnswerStore(tmp_path) as two:
 
-        def then_freed(self: Claims, keys: list[str]) -> dict[str, str]:
+        def then_freed(self: Leases, keys: list[str]) -> dict[str, str]:
             found = taken(self, keys)
             two.free()
             return found
 
         assert two.claim(["a"]) == {"a"}
-        monkeypatch.setattr(Claims, "_taken", then_freed)
+        monkeypatch.setattr(Leases, "_taken", then_freed)
         assert one.claim(["a", "b"]) == {"b"}
         assert one.claim(["a", "b"]) == {"a", "b"}
         assert two.claim(["a", "b"]) == set()
 
 
-def test_claims_are_no_answers(cache: Cache) -> None:
+def test_claims_are_no_answers(cache: DiskAnswerStore) -> None:
     assert cache.claim(map(str, range(1200))) == {str(i) for i in range(1200)}
     assert len(cache) == 0
     assert cache.get("1") is None
@@ -255,7 +260,7 @@ def test_claims_are_no_answers(cache: Cache) -> None:
 
 
 def test_an_owner_that_lives_keeps_its_claims_beyond_the_lease(tmp_path: Path) -> None:
-    with Cache(tmp_path, lease=1.0) as one, Cache(tmp_path, lease=1.0) as two:
+    with DiskAnswerStore(tmp_path, lease=1.0) as one, DiskAnswerStore(tmp_path, lease=1.0) as two:
         assert one.claim(["a"])
         until = time.monotonic() + 2
         while time.monotonic() < until:
@@ -266,8 +271,8 @@ def test_an_owner_that_lives_keeps_its_claims_beyond_the_lease(tmp_path: Path) -
 CLAIMER = """
 import sys, time
 from pathlib import Path
-from distillkit.teachers.answers.disk import Cache
-with Cache(Path({folder!r}), lease={lease}) as cache:
+from distillkit.teachers.answers.disk import DiskAnswerStore
+with DiskAnswerStore(Path({folder!r}), lease={lease}) as cache:
     print(*sorted(cache.claim(["a", "b"])), flush=True)
     time.sleep(60)
 """
@@ -289,7 +294,7 @@ def claimer(folder: Path, lease: float = 30.0) -> Iterator[subprocess.Popen[str]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process is known by its beats alone")
 def test_what_a_killed_process_had_claimed_is_free_at_once(tmp_path: Path) -> None:
-    with claimer(tmp_path) as child, Cache(tmp_path) as cache:
+    with claimer(tmp_path) as child, DiskAnswerStore(tmp_path) as cache:
         assert cache.claim(["a", "c"]) == {"c"}
         child.kill()
         child.wait()
@@ -297,7 +302,7 @@ def test_what_a_killed_process_had_claimed_is_free_at_once(tmp_path: Path) -> No
 
 
 def test_what_a_process_that_stopped_beating_had_claimed_is_free_after_the_lease(tmp_path: Path) -> None:
-    with claimer(tmp_path, lease=0.5) as child, Cache(tmp_path, lease=0.5) as cache:
+    with claimer(tmp_path, lease=0.5) as child, DiskAnswerStore(tmp_path, lease=0.5) as cache:
         child.send_signal(signal.SIGSTOP)
         assert cache.claim(["a"]) == set()
         until = time.monotonic() + 20
@@ -309,7 +314,7 @@ def test_what_a_process_that_stopped_beating_had_claimed_is_free_after_the_lease
 
 def test_an_owner_of_another_machine_is_judged_by_its_beats(tmp_path: Path) -> None:
     """Its process numbers mean nothing here."""
-    with claimer(tmp_path) as child, Cache(tmp_path, lease=0.5) as cache:
+    with claimer(tmp_path) as child, DiskAnswerStore(tmp_path, lease=0.5) as cache:
         cache._rows._sql("UPDATE Owners SET place = 'elsewhere'")
         child.kill()
         child.wait()
@@ -319,7 +324,7 @@ def test_an_owner_of_another_machine_is_judged_by_its_beats(tmp_path: Path) -> N
 
 
 def test_a_process_number_that_was_used_again_is_nobodys_claim(tmp_path: Path) -> None:
-    with claimer(tmp_path), Cache(tmp_path) as cache:
+    with claimer(tmp_path), DiskAnswerStore(tmp_path) as cache:
         cache._rows._sql("UPDATE Owners SET born = '1'")
         assert cache.claim(["a"]) == {"a"}
 
@@ -344,7 +349,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from support.teachers import ANSWERS, Bomb, Counting, full_answer, plant, prompts
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import label
 
 class Telling(Counting):
@@ -355,7 +360,7 @@ class Telling(Counting):
 
 print("ready", flush=True)
 sys.stdin.readline()
-with Cache(Path({folder!r}), lease=5.0) as cache:
+with DiskAnswerStore(Path({folder!r}), lease=5.0) as cache:
     done = label(Telling(), prompts({count}), cache)
     assert [answer.text for answer in done.answers] == [f"to prompt {{i}}" for i in range({count})]
     print("done", done.asked, done.cached, flush=True)
@@ -408,7 +413,7 @@ def test_when_one_is_killed_the_other_asks_for_what_is_missing_and_nothing_else(
     assert set(begun) | {line for line in said if line.startswith("asking")} == {
         f"asking prompt {i}\n" for i in range(40)
     }
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         assert count_known(Counting(), prompts(40), cache) == 40
         assert cache._rows.check() == []
 
@@ -432,16 +437,16 @@ def test_kills_at_random_moments_cost_no_more_than_what_was_in_flight(tmp_path: 
         asked_for += [line for lines in said for line in lines if line.startswith("asking")]
     assert set(asked_for) == {f"asking prompt {i}" for i in range(50)}
     assert len(asked_for) <= 50 + 3  # of two processes only one is asking
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         assert count_known(Counting(), prompts(50), cache) == 50
         assert cache._rows.check() == []
 
 
 def test_two_that_wait_for_each_other_free_what_they_have_asked_for(tmp_path: Path) -> None:
     """One holds a and waits for b, the other holds b and waits for a."""
-    with Cache(tmp_path) as one, Cache(tmp_path) as two:
+    with DiskAnswerStore(tmp_path) as one, DiskAnswerStore(tmp_path) as two:
         requests = prompts(4)
-        mine = [key_of(asked("counting", Counting().identity(), request)) for request in requests[:2]]
+        mine = [answer_key(key_fields("counting", Counting().identity(), request)) for request in requests[:2]]
         assert two.claim(mine) == set(mine)
         teacher = Counting()
 
@@ -450,7 +455,7 @@ def test_two_that_wait_for_each_other_free_what_they_have_asked_for(tmp_path: Pa
 
             def progress(self, text: str, last: bool = False) -> None:
                 if "waiting" in text:
-                    others = key_of(asked("counting", teacher.identity(), requests[3]))
+                    others = answer_key(key_fields("counting", teacher.identity(), requests[3]))
                     free.append(two.claim([others]) == {others})
                     two.free()
 
@@ -459,7 +464,7 @@ def test_two_that_wait_for_each_other_free_what_they_have_asked_for(tmp_path: Pa
         assert free == [True]
 
 
-def test_a_thread_empties_the_log_so_that_whoever_writes_need_not(cache: Cache) -> None:
+def test_a_thread_empties_the_log_so_that_whoever_writes_need_not(cache: DiskAnswerStore) -> None:
     database = cache.folder / "cache.db"
     often = "PRAGMA wal_autocheckpoint"
     with cache.emptied_aside():
@@ -477,12 +482,12 @@ def test_a_thread_empties_the_log_so_that_whoever_writes_need_not(cache: Cache) 
 
 
 def test_a_failure_frees_what_was_claimed(tmp_path: Path) -> None:
-    with Cache(tmp_path) as one, Cache(tmp_path) as two:
+    with DiskAnswerStore(tmp_path) as one, DiskAnswerStore(tmp_path) as two:
         with pytest.raises(DistillkitError, match="no such luck"):
             label(Counting(fails_on="prompt 2"), prompts(5), one)
         began = time.monotonic()
         assert label(Counting(), prompts(5), two).asked == 3
-        assert time.monotonic() - began < LEASE / 2  # it waits for no lease to end
+        assert time.monotonic() - began < LEASE_SECONDS / 2  # it waits for no lease to end
 
 
 # ---------------------------------------------------------------------------------------------------- upkeep
@@ -500,7 +505,7 @@ BAD = {
 }
 
 
-def spoil(cache: Cache, ran: Path) -> list[str]:
+def spoil(cache: DiskAnswerStore, ran: Path) -> list[str]:
     """Every kind of damaged row, code too; their keys."""
     for key, text in BAD.items():
         plant(cache.folder, key=key, raw=1, mode=1, value=text)
@@ -509,15 +514,15 @@ def spoil(cache: Cache, ran: Path) -> list[str]:
     plant(cache.folder, key=b"\x80code", raw=0, mode=1, value="{}")
     cache._rows._sql("INSERT INTO Cache (key, raw, mode, value) VALUES ('no text', 1, 1, CAST(x'80ff' AS TEXT))")
     packed = {**Answer("a").to_json(), "tokens": {**pack([(b"a", -1.0, ())]), "ids": "BCQ=="}}
-    what = asked("p", {}, Request("r", prompt="packed badly"))
-    cache.add([(key_of(what), {"asked": what, "answer": packed, "time": 1})])
-    return [*BAD, "pickled", "bytes", "\\x80code", "no text", key_of(what)]
+    what = key_fields("p", {}, Request("r", prompt="packed badly"))
+    cache.add([(answer_key(what), {"asked": what, "answer": packed, "time": 1})])
+    return [*BAD, "pickled", "bytes", "\\x80code", "no text", answer_key(what)]
 
 
-def test_verify_names_what_is_damaged_and_repair_drops_nothing_else(cache: Cache, tmp_path: Path) -> None:
+def test_verify_names_what_is_damaged_and_repair_drops_nothing_else(cache: DiskAnswerStore, tmp_path: Path) -> None:
     good = [keep(cache, full_answer(f"answer {i}"), i) for i in range(3)]
-    refused = asked("p", {}, Request("r", prompt="refused"))
-    cache.add([(key_of(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 1})])
+    refused = key_fields("p", {}, Request("r", prompt="refused"))
+    cache.add([(answer_key(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 1})])
     assert maintenance.verify(cache)["damaged"] == []
     bad = spoil(cache, tmp_path / "ran")
     found = maintenance.verify(cache)
@@ -531,7 +536,7 @@ def test_verify_names_what_is_damaged_and_repair_drops_nothing_else(cache: Cache
     assert cache._rows.check() == []
 
 
-def test_a_row_that_was_written_again_is_not_dropped(cache: Cache) -> None:
+def test_a_row_that_was_written_again_is_not_dropped(cache: DiskAnswerStore) -> None:
     key = keep(cache, Answer("one"))
     rows = list(cache.rows())
     keep(cache, Answer("two"))
@@ -539,17 +544,19 @@ def test_a_row_that_was_written_again_is_not_dropped(cache: Cache) -> None:
     assert cache.get(key) == Answer("two")
 
 
-def test_stats_count_by_provider_and_model(cache: Cache, tmp_path: Path) -> None:
+def test_stats_count_by_provider_and_model(cache: DiskAnswerStore, tmp_path: Path) -> None:
     usage = Usage(10, 5)
     keep(cache, Answer("a", usage=usage), 0)
     keep(cache, Answer("a", usage=usage, finish="length"), 1)
     keep(cache, Answer("a", model="by itself"), 2, provider="q", model=None)
-    refused = asked("p", {"model": "m"}, Request("r", prompt="refused"))
-    held = asked("p", {"model": "m"}, Request("r", prompt="held back"))
-    cache.add([(key_of(held), {"asked": held, "answer": Answer("", finish="refused").to_json(), "time": 6.0})])
+    refused = key_fields("p", {"model": "m"}, Request("r", prompt="refused"))
+    held = key_fields("p", {"model": "m"}, Request("r", prompt="held back"))
+    cache.add([(answer_key(held), {"asked": held, "answer": Answer("", finish="refused").to_json(), "time": 6.0})])
     probe = {"provider": "p", "probe": True}
-    cache.add([(key_of(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 5.0})])
-    cache.add([(key_of(probe), {"asked": probe, "answer": Answer("").to_json(), "time": 5.0})])
+    cache.add(
+        [(answer_key(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 5.0})]
+    )
+    cache.add([(answer_key(probe), {"asked": probe, "answer": Answer("").to_json(), "time": 5.0})])
     bad = len(spoil(cache, tmp_path / "ran")) - 5  # of which some say who was asked
     found = maintenance.stats(cache)
     rows = {(row["provider"], row["model"]): row for row in found["by"]}
@@ -577,42 +584,42 @@ UNCOUNTED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("wrong", UNCOUNTED)
 def test_a_row_whose_date_or_cost_cannot_be_counted_is_named_and_not_let_in(
-    tmp_path: Path, cache: Cache, wrong: str
+    tmp_path: Path, cache: DiskAnswerStore, wrong: str
 ) -> None:
     how = {"time": 1, "usage": None, **UNCOUNTED[wrong]}
-    what = asked("p", {"model": "m"}, Request("r", prompt="a"))
+    what = key_fields("p", {"model": "m"}, Request("r", prompt="a"))
     row = {"asked": what, "answer": {**Answer("a").to_json(), "usage": how["usage"]}, "time": how["time"]}
     header, *_ = exported(tmp_path, 1)
     file = tmp_path / "foreign.jsonl"
-    file.write_bytes(header + json.dumps({"key": key_of(what), **row}).encode() + b"\n")
+    file.write_bytes(header + json.dumps({"key": answer_key(what), **row}).encode() + b"\n")
     with pytest.raises(CorruptError, match="line 2 is no sound row"):
-        archive.bring(cache, file)
-    cache.add([(key_of(what), row)])  # as versions before this one did
-    assert [bad["key"] for bad in maintenance.verify(cache)["damaged"]] == [key_of(what)]
+        archive.import_answers(cache, file)
+    cache.add([(answer_key(what), row)])  # as versions before this one did
+    assert [bad["key"] for bad in maintenance.verify(cache)["damaged"]] == [answer_key(what)]
     assert (maintenance.stats(cache)["damaged"], maintenance.stats(cache)["answers"]) == (1, 0)
 
 
-def test_tokens_may_be_counted_in_whole_floats(cache: Cache) -> None:
+def test_tokens_may_be_counted_in_whole_floats(cache: DiskAnswerStore) -> None:
     keep(cache, Answer("a", usage=Usage(3.0, 4)))  # type: ignore[arg-type]
     assert maintenance.verify(cache)["damaged"] == []
     assert maintenance.stats(cache)["prompt_tokens"] == 3
 
 
-def test_prune_drops_what_all_its_conditions_name(cache: Cache) -> None:
+def test_prune_drops_what_all_its_conditions_name(cache: DiskAnswerStore) -> None:
     keep(cache, Answer("a"), 0)
     keep(cache, Answer("a", model="m-2026"), 1)
     keep(cache, Answer("a"), 2, provider="q")
-    what = asked("p", {"model": "m"}, Request("r", prompt="long ago"))
-    cache.add([(key_of(what), {"asked": what, "answer": Answer("a").to_json(), "time": time.time() - 40 * 86_400})])
+    what = key_fields("p", {"model": "m"}, Request("r", prompt="long ago"))
+    cache.add([(answer_key(what), {"asked": what, "answer": Answer("a").to_json(), "time": time.time() - 40 * 86_400})])
 
     def many(**conditions: str) -> int:
-        return len(list(maintenance.chosen(cache, **conditions)))
+        return len(list(maintenance.select_rows(cache, **conditions)))
 
     assert (many(provider="p"), many(provider="q"), many(model="m"), many(model="m-2026")) == (3, 1, 4, 1)
     assert many(older_than="30d") == many(older_than="1w", provider="p") == 1
     assert many(older_than="30d", provider="q") == 0
-    assert cache.drop(maintenance.chosen(cache, older_than="6w")) == 0
-    assert cache.drop(list(maintenance.chosen(cache, older_than="960h"))) == 1
+    assert cache.drop(maintenance.select_rows(cache, older_than="6w")) == 0
+    assert cache.drop(list(maintenance.select_rows(cache, older_than="960h"))) == 1
     assert len(cache) == 3
     with pytest.raises(UsageError, match="nothing says what to drop"):
         many()
@@ -631,27 +638,29 @@ def test_answers_travel_in_a_file_and_nothing_is_overwritten(tmp_path: Path, end
     if ending.endswith("zst"):
         peer("zstandard")
     file = tmp_path / f"answers{ending}"
-    with Cache(tmp_path / "from") as one, Cache(tmp_path / "to") as two:
+    with DiskAnswerStore(tmp_path / "from") as one, DiskAnswerStore(tmp_path / "to") as two:
         kept = {key: one.get(key) for key in [keep(one, full_answer(f"answer {i}"), i) for i in range(5)]}
-        refused = asked("p", {"model": "m"}, Request("r", prompt="refused"))
-        one.add([(key_of(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 1})])
+        refused = key_fields("p", {"model": "m"}, Request("r", prompt="refused"))
+        one.add(
+            [(answer_key(refused), {"asked": refused, "answer": Answer("", finish="refused").to_json(), "time": 1})]
+        )
         spoil(one, tmp_path / "ran")
         before = {row.key: row.text for row in one.rows() if row.key in kept}
-        header = archive.export(one, file, "CC0")
+        header = archive.export_answers(one, file, "CC0")
         assert (header["rows"], header["left_out"], header["licence"]) == (6, len(BAD) + 5, "CC0")
         assert header["sources"] == [
             {"provider": "p", "model": "m", "kind": "answer", "rows": 5},
             {"provider": "p", "model": "m", "kind": "refused", "rows": 1},
         ]
         mine = keep(two, Answer("mine, and first"), 0)
-        found = archive.bring(two, file)
+        found = archive.import_answers(two, file)
         assert (found["rows"], found["new"], found["known"]) == (6, 5, 1)
         assert two.get(mine) == Answer("mine, and first")
         assert {key: two.get(key) for key in kept if key != mine} == {k: v for k, v in kept.items() if k != mine}
         assert {
             row.key: row.text for row in two.rows() if row.key in kept and row.key != mine
         }.items() <= before.items()
-        assert archive.bring(two, file)["new"] == 0
+        assert archive.import_answers(two, file)["new"] == 0
         assert maintenance.verify(two)["damaged"] == []
     assert not (tmp_path / "ran").exists()
     assert not list(tmp_path.glob(".*part"))
@@ -659,10 +668,10 @@ def test_answers_travel_in_a_file_and_nothing_is_overwritten(tmp_path: Path, end
 
 def exported(tmp_path: Path, count: int = 3) -> list[bytes]:
     """The lines of an export."""
-    with Cache(tmp_path / "from") as cache:
+    with DiskAnswerStore(tmp_path / "from") as cache:
         for i in range(count):
             keep(cache, full_answer(f"answer {i}"), i)
-        archive.export(cache, tmp_path / "whole.jsonl")
+        archive.export_answers(cache, tmp_path / "whole.jsonl")
     return (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
 
 
@@ -686,25 +695,25 @@ SPOILT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("how", SPOILT)
-def test_a_bad_file_leaves_the_cache_as_it_was(tmp_path: Path, cache: Cache, how: str, peer: Any) -> None:
+def test_a_bad_file_leaves_the_cache_as_it_was(tmp_path: Path, cache: DiskAnswerStore, how: str, peer: Any) -> None:
     if "zstd" in how:
         peer("zstandard")
     file = tmp_path / "spoilt.jsonl"
     file.write_bytes(SPOILT[how](exported(tmp_path)))
     with pytest.raises(CorruptError, match=r"spoilt\.jsonl"):
-        archive.bring(cache, file)
+        archive.import_answers(cache, file)
     assert len(cache) == 0
 
 
 def test_a_line_without_end_is_refused_before_it_is_all_in_memory(
-    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: DiskAnswerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "LONGEST_LINE", 10_000)
     lines = exported(tmp_path, 1)
     file = tmp_path / "long.jsonl.gz"
     file.write_bytes(gzip.compress(lines[0] + b" " * 20_000 + lines[1]))
     with pytest.raises(CorruptError, match="line 2 is longer than 10,000 bytes"):
-        archive.bring(cache, file)
+        archive.import_answers(cache, file)
 
 
 @settings(deadline=None, max_examples=60)
@@ -715,20 +724,20 @@ def test_no_change_of_a_byte_brings_in_what_was_not_asked(data: st.DataObject) -
         content = bytearray(b"".join(exported(folder, 1)))
         content[data.draw(st.integers(0, 10_000)) % len(content)] = data.draw(st.integers(0, 255))
         (folder / "changed.jsonl").write_bytes(content)
-        with Cache(folder / "to") as cache:
+        with DiskAnswerStore(folder / "to") as cache:
             with contextlib.suppress(CorruptError):
-                archive.bring(cache, folder / "changed.jsonl")
+                archive.import_answers(cache, folder / "changed.jsonl")
             assert maintenance.verify(cache)["damaged"] == []
 
 
-def test_an_ending_that_nobody_knows_is_refused(cache: Cache, tmp_path: Path) -> None:
+def test_an_ending_that_nobody_knows_is_refused(cache: DiskAnswerStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no known ending") as error:
-        archive.export(cache, tmp_path / "answers.zip")
+        archive.export_answers(cache, tmp_path / "answers.zip")
     assert ".jsonl.gz" in error.value.hint
 
 
 def test_what_is_written_during_an_export_is_not_half_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Cache(tmp_path / "cache") as one, Cache(tmp_path / "cache") as two:
+    with DiskAnswerStore(tmp_path / "cache") as one, DiskAnswerStore(tmp_path / "cache") as two:
         keep(one, Answer("a"), 0)
         counted = archive._header
 
@@ -738,27 +747,27 @@ def test_what_is_written_during_an_export_is_not_half_in_it(tmp_path: Path, monk
             return found
 
         monkeypatch.setattr(archive, "_header", then_another)
-        archive.export(one, tmp_path / "a.jsonl")
-    with Cache(tmp_path / "to") as cache:
-        assert archive.bring(cache, tmp_path / "a.jsonl")["new"] == 1
+        archive.export_answers(one, tmp_path / "a.jsonl")
+    with DiskAnswerStore(tmp_path / "to") as cache:
+        assert archive.import_answers(cache, tmp_path / "a.jsonl")["new"] == 1
 
 
 # ---------------------------------------------------------------------------------------------------- explain
 
 
-def test_explain_names_the_fields_in_which_two_requests_differ(cache: Cache, tmp_path: Path) -> None:
-    one = asked("p", {"model": "m"}, Request("r", prompt="Once", stop=("a",)))
-    other = asked("p", {"model": "n"}, Request("r", prompt="Once", temperature=0.5, stop=("a", "b")))
-    cache.put(key_of(one), one, Answer("a"))
+def test_explain_names_the_fields_in_which_two_requests_differ(cache: DiskAnswerStore, tmp_path: Path) -> None:
+    one = key_fields("p", {"model": "m"}, Request("r", prompt="Once", stop=("a",)))
+    other = key_fields("p", {"model": "n"}, Request("r", prompt="Once", temperature=0.5, stop=("a", "b")))
+    cache.put(answer_key(one), one, Answer("a"))
     (tmp_path / "other.json").write_text(json.dumps(other))
-    found = explain.pair(cache, key_of(one)[:10], str(tmp_path / "other.json"))
-    assert (found["one"]["key"], found["other"]["key"]) == (key_of(one), key_of(other))
+    found = explain.compare_requests(cache, answer_key(one)[:10], str(tmp_path / "other.json"))
+    assert (found["one"]["key"], found["other"]["key"]) == (answer_key(one), answer_key(other))
     assert [(row["field"], row["one"], row["other"]) for row in found["differences"]] == [
         ("identity.model", "m", "n"),
         ("request.stop.1", None, "b"),
         ("request.temperature", 1.0, 0.5),
     ]
-    assert explain.pair(cache, key_of(one), key_of(one))["differences"] == []
+    assert explain.compare_requests(cache, answer_key(one), answer_key(one))["differences"] == []
 
 
 @settings(deadline=None, max_examples=100)
@@ -771,11 +780,13 @@ def test_explain_names_the_fields_in_which_two_requests_differ(cache: Cache, tmp
 )
 def test_there_is_a_difference_exactly_where_the_keys_differ(value: Any, data: st.DataObject) -> None:
     other = data.draw(st.just(value) | st.lists(st.integers(0, 1), max_size=2))
-    assert bool(explain.differences({"a": value}, {"a": other})) == (key_of({"a": value}) != key_of({"a": other}))
+    assert bool(explain.differences({"a": value}, {"a": other})) == (
+        answer_key({"a": value}) != answer_key({"a": other})
+    )
 
 
 def test_true_differs_from_one_as_in_the_key() -> None:
-    assert key_of({"a": [True]}) != key_of({"a": [1]})
+    assert answer_key({"a": [True]}) != answer_key({"a": [1]})
     assert explain.differences({"a": [True]}, {"a": [1]}) == [{"field": "a.0", "one": True, "other": 1}]
 
 
@@ -787,38 +798,40 @@ def test_an_empty_list_is_a_field_too() -> None:
 
 
 @pytest.mark.parametrize("spec", ["abc", "000000", "no/such/file.json"])
-def test_a_request_that_is_not_there_is_said(cache: Cache, spec: str) -> None:
+def test_a_request_that_is_not_there_is_said(cache: DiskAnswerStore, spec: str) -> None:
     with pytest.raises(UsageError, match="names no rows"):
-        explain.find(cache, spec)
+        explain.find_request(cache, spec)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]", b'{"request": 1' + b"0" * 5000 + b"}"])
-def test_a_file_that_cannot_be_read_is_said_with_its_name(cache: Cache, tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_cannot_be_read_is_said_with_its_name(
+    cache: DiskAnswerStore, tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(CorruptError, match=r"a\.json cannot be read"):
-        explain.find(cache, str(tmp_path / "a.json"))
+        explain.find_request(cache, str(tmp_path / "a.json"))
 
 
 def test_long_texts_are_shown_where_they_part() -> None:
     base = "Once upon a time there was a fox who lived by the river, and "
     rows = explain.differences({"request.prompt": base + "slept."}, {"request.prompt": base + "ran."})
-    (line,) = explain.lines(rows)
+    (line,) = explain.format_differences(rows)
     assert "slept." in line
     assert "ran." in line
     assert "Once" not in line
     assert "from character" in line
 
 
-def test_the_nearest_row_to_each_request_that_is_missing_is_found(cache: Cache) -> None:
+def test_the_nearest_row_to_each_request_that_is_missing_is_found(cache: DiskAnswerStore) -> None:
     teacher = Counting()
     label(teacher, prompts(20, temperature=0.5), cache)
     label(teacher, prompts(3), cache)
-    found = explain.missing(cache, teacher, prompts(22), show=18)
+    found = explain.explain_missing(cache, teacher, prompts(22), show=18)
     assert (found["requests"], found["cached"], found["missing"]) == (22, 3, 19)
     assert found["differ_in"] == {"request.temperature": 17, "request.prompt": 2}
     assert found["examples"][0]["differences"] == [{"field": "request.temperature", "one": 1.0, "other": 0.5}]
     assert len(found["examples"]) == 18
-    assert explain.missing(cache, teacher, prompts(3))["examples"] == []
+    assert explain.explain_missing(cache, teacher, prompts(3))["examples"] == []
 
 
 # --------------------------------------------------------------------------------------------------- commands
@@ -831,7 +844,7 @@ def command(home: Path, *words: str, **more: Any) -> subprocess.CompletedProcess
 
 
 def test_the_commands_of_the_cache_as_a_user_meets_them(tmp_path: Path) -> None:
-    with Cache(tmp_path / "cache" / "teachers") as cache:
+    with DiskAnswerStore(tmp_path / "cache" / "teachers") as cache:
         keys = [keep(cache, Answer("a", usage=Usage(3, 4)), i) for i in range(3)]
         keep(cache, Answer("a"), 0, provider="q")
     said = command(tmp_path, "stats")
@@ -884,8 +897,8 @@ sys.modules["zstandard"] = None
 from pathlib import Path
 from distillkit.core.errors import UsageError
 from distillkit.teachers.answers import archive
-from distillkit.teachers.answers.disk import Cache
-with Cache(Path("cache")) as cache:
+from distillkit.teachers.answers.disk import DiskAnswerStore
+with DiskAnswerStore(Path("cache")) as cache:
     try:
         archive.export(cache, Path("a.jsonl.zst"))
     except UsageError as error:

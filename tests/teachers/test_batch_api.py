@@ -28,10 +28,10 @@ from distillkit.core.errors import CorruptError, DistillkitError, LimitReached, 
 from distillkit.core.records import REFUSED, Answer, Price, Request, Token, Usage
 from distillkit.plugins.interfaces import Teacher
 from distillkit.teachers.answers import maintenance
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking import batch_api as batch
 from distillkit.teachers.asking import batch_state
-from distillkit.teachers.asking.batch_api import Sizes, label_in_batches
+from distillkit.teachers.asking.batch_api import BatchLimits, label_in_batches
 from distillkit.teachers.asking.counting import max_usage
 from distillkit.teachers.asking.label import LabelResult, answer_keys, count_known, keyed_requests, label
 from distillkit.teachers.asking.policy import RequestPolicy
@@ -51,8 +51,8 @@ def provider() -> Iterator[tuple[Provider, str]]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Iterator[Cache]:
-    with Cache(tmp_path / "teachers") as opened:
+def cache(tmp_path: Path) -> Iterator[DiskAnswerStore]:
+    with DiskAnswerStore(tmp_path / "teachers") as opened:
         yield opened
 
 
@@ -71,7 +71,7 @@ class Said(Console):
 def send(
     teacher: Teacher,
     requests: list[Request],
-    cache: Cache,
+    cache: DiskAnswerStore,
     console: Console | None = None,
     wait: bool = True,
     policy: RequestPolicy | None = None,
@@ -81,7 +81,7 @@ def send(
 
 
 def sat(
-    teacher: Teacher, requests: list[Request], cache: Cache, **policy: Any
+    teacher: Teacher, requests: list[Request], cache: DiskAnswerStore, **policy: Any
 ) -> tuple[LabelResult, DistillkitError | None]:
     """What a sitting came to, however it ended."""
     done, folder = LabelResult([], []), cache.folder.parent / "batches"
@@ -97,7 +97,7 @@ def others(count: int) -> list[Request]:
     return [replace(request, prompt=f"other {i}") for i, request in enumerate(prompts(count))]
 
 
-def left(cache: Cache) -> list[Path]:
+def left(cache: DiskAnswerStore) -> list[Path]:
     """What is left of batches on disk."""
     return sorted((cache.folder.parent / "batches").glob("*"))
 
@@ -113,7 +113,9 @@ TO = [f"to prompt {i}" for i in range(100)]
 
 
 @pytest.mark.parametrize("sdk", ["openai", "openai async", "groq", "groq async"])
-def test_answers_of_a_batch_are_in_the_cache_as_if_asked_one_by_one(provider: Any, cache: Cache, sdk: str) -> None:
+def test_answers_of_a_batch_are_in_the_cache_as_if_asked_one_by_one(
+    provider: Any, cache: DiskAnswerStore, sdk: str
+) -> None:
     there, url = provider
     there.looks = 3
     done = send(batcher(url, sdk=sdk), prompts(7), cache)
@@ -127,7 +129,7 @@ def test_answers_of_a_batch_are_in_the_cache_as_if_asked_one_by_one(provider: An
     assert (again.asked, again.cached, len(there.batches)) == (0, 7, 1)
 
 
-def test_only_what_is_not_known_is_sent(provider: Any, cache: Cache) -> None:
+def test_only_what_is_not_known_is_sent(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     send(batcher(url), prompts(3), cache)
     done = send(batcher(url), [*prompts(5), *prompts(5)], cache)
@@ -136,19 +138,19 @@ def test_only_what_is_not_known_is_sent(provider: Any, cache: Cache) -> None:
     assert (done.asked, done.cached) == (2, 8)
 
 
-def test_nothing_asked_is_nothing_sent(provider: Any, cache: Cache) -> None:
+def test_nothing_asked_is_nothing_sent(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     assert send(batcher(url), [], cache).answers == []
     assert there.files == {}
 
 
-def test_a_batch_is_split_by_the_sizes_that_the_teacher_says(provider: Any, cache: Cache) -> None:
+def test_a_batch_is_split_by_the_sizes_that_the_teacher_says(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     teacher = batcher(url)
-    teacher.batch_limits = Sizes(requests=3)  # type: ignore[attr-defined]
+    teacher.batch_limits = BatchLimits(requests=3)  # type: ignore[attr-defined]
     assert texts(send(teacher, prompts(10), cache)) == TO[:10]
     assert [batch["request_counts"]["total"] for batch in there.batches.values()] == [3, 3, 3, 1]
-    teacher.batch_limits = Sizes(bytes=1000)  # type: ignore[attr-defined]
+    teacher.batch_limits = BatchLimits(bytes=1000)  # type: ignore[attr-defined]
     send(teacher, prompts(20, temperature=0.5), cache)
     sizes = [len(content) for content in there.files.values() if b'"body": {"model"' in content]
     assert max(sizes[4:]) <= 1000
@@ -159,7 +161,7 @@ def test_a_batch_is_split_by_the_sizes_that_the_teacher_says(provider: Any, cach
 @given(st.lists(st.text(max_size=30), max_size=30), st.integers(1, 7), st.integers(20, 200))
 def test_a_split_loses_nothing_and_keeps_to_its_limits(words: list[str], most: int, most_bytes: int) -> None:
     lines = [(str(i), {"body": word}) for i, word in enumerate(words)]
-    groups = list(batch_state.split(lines, most, most_bytes))
+    groups = list(batch_state.split_lines(lines, most, most_bytes))
     assert [line for group in groups for line in group] == lines
     for group in groups:
         size = sum(len(json.dumps(line)) + 1 for _, line in group)
@@ -167,7 +169,7 @@ def test_a_split_loses_nothing_and_keeps_to_its_limits(words: list[str], most: i
         assert size <= most_bytes or len(group) == 1
 
 
-def test_half_an_emoji_in_a_prompt_is_sent_and_answered(provider: Any, cache: Cache) -> None:
+def test_half_an_emoji_in_a_prompt_is_sent_and_answered(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.fate = lambda key, body: 200
     done = send(batcher(url), [Request("r", prompt="a fox \ud83e")], cache)
@@ -180,7 +182,7 @@ def test_half_the_price(provider: Any) -> None:
     assert RequestPolicy(price=Price(3.0, 5.0)).price_of(teacher) == Price(3.0, 5.0)
 
 
-def test_a_teacher_without_batches_is_refused(cache: Cache) -> None:
+def test_a_teacher_without_batches_is_refused(cache: DiskAnswerStore) -> None:
     with pytest.raises(UsageError, match="'counting' cannot be asked in batches"):
         label_in_batches(Counting(), prompts(1), cache, cache.folder)
 
@@ -188,7 +190,9 @@ def test_a_teacher_without_batches_is_refused(cache: Cache) -> None:
 # ------------------------------------------------------------------------------------------- today and tomorrow
 
 
-def test_without_wait_it_says_what_is_pending_and_the_next_sitting_collects(provider: Any, cache: Cache) -> None:
+def test_without_wait_it_says_what_is_pending_and_the_next_sitting_collects(
+    provider: Any, cache: DiskAnswerStore
+) -> None:
     there, url = provider
     there.looks = 2
     for _ in range(2):
@@ -199,7 +203,7 @@ def test_without_wait_it_says_what_is_pending_and_the_next_sitting_collects(prov
     assert len(there.batches) == 1
 
 
-def test_what_another_recipe_sent_off_is_collected_too(provider: Any, cache: Cache) -> None:
+def test_what_another_recipe_sent_off_is_collected_too(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     with pytest.raises(LimitReached):
         send(batcher(url), prompts(5), cache, wait=False)
@@ -208,24 +212,26 @@ def test_what_another_recipe_sent_off_is_collected_too(provider: Any, cache: Cac
     assert len(there.batches) == 1
 
 
-def test_what_is_in_a_batch_is_not_asked_for_one_by_one(provider: Any, cache: Cache) -> None:
+def test_what_is_in_a_batch_is_not_asked_for_one_by_one(provider: Any, cache: DiskAnswerStore) -> None:
     _, url = provider
     folder, teacher = cache.folder.parent / "batches", batcher(url)
     with pytest.raises(LimitReached):
         send(teacher, prompts(5), cache, wait=False)
     with pytest.raises(UsageError, match="5 of the requests are in a batch"):
-        batch_state.refuse(folder, cache, answer_keys(teacher, prompts(9)))
-    batch_state.refuse(folder, cache, answer_keys(teacher, prompts(9, temperature=0.5)))
+        batch_state.refuse_batched(folder, cache, answer_keys(teacher, prompts(9)))
+    batch_state.refuse_batched(folder, cache, answer_keys(teacher, prompts(9, temperature=0.5)))
     send(teacher, prompts(5), cache)
-    batch_state.refuse(folder, cache, answer_keys(teacher, prompts(9)))
+    batch_state.refuse_batched(folder, cache, answer_keys(teacher, prompts(9)))
 
 
-def test_what_was_refused_and_is_in_a_batch_again_is_not_asked_for_one_by_one(provider: Any, cache: Cache) -> None:
+def test_what_was_refused_and_is_in_a_batch_again_is_not_asked_for_one_by_one(
+    provider: Any, cache: DiskAnswerStore
+) -> None:
     _, url = provider
     folder, teacher = cache.folder.parent / "batches", batcher(url)
     for _, key, what in (rows := keyed_requests(teacher, prompts(3))):
         cache.put(key, what, Answer("", finish=REFUSED))
-    check = partial(batch_state.refuse, folder, cache)
+    check = partial(batch_state.refuse_batched, folder, cache)
     sat(teacher, prompts(3), cache, retry_refused=True)
     with pytest.raises(UsageError, match="3 of the requests are in a batch"):
         label(batcher(url), prompts(3), cache, policy=RequestPolicy(retry_refused=True), check=check)
@@ -247,8 +253,8 @@ class Alone(Teacher):
 
 def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_one_by_one(tmp_path: Path) -> None:
     folder, rows = tmp_path / "batches", keyed_requests(Alone(), prompts(4))
-    keys, check = [key for _, key, _ in rows], partial(batch_state.refuse, folder)
-    with Cache(tmp_path / "teachers") as batching, Cache(tmp_path / "teachers") as cache:
+    keys, check = [key for _, key, _ in rows], partial(batch_state.refuse_batched, folder)
+    with DiskAnswerStore(tmp_path / "teachers") as batching, DiskAnswerStore(tmp_path / "teachers") as cache:
         batching.claim(keys)
         check(cache, keys)  # it has not begun
 
@@ -257,7 +263,7 @@ def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_
 
             def progress(self, text: str, last: bool = False) -> None:
                 whats = {key: what for _, key, what in rows}
-                part = batch_state.begin(folder, whats, id="a", teacher="alone", identity="i", endpoint="e")
+                part = batch_state.create(folder, whats, id="a", teacher="alone", identity="i", endpoint="e")
                 part.save(status="submitted", batch="batch-1")
                 batching.free()
 
@@ -270,7 +276,7 @@ def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_
 # ----------------------------------------------------------------------------------------- each pays for its own
 
 
-def test_what_a_recipe_could_not_send_off_no_other_one_sends_off_for_it(provider: Any, cache: Cache) -> None:
+def test_what_a_recipe_could_not_send_off_no_other_one_sends_off_for_it(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.replies["POST /v1/batches"] = [429]
     with pytest.raises(TeacherError, match="could not make a batch"):
@@ -282,7 +288,9 @@ def test_what_a_recipe_could_not_send_off_no_other_one_sends_off_for_it(provider
     assert left(cache) == []
 
 
-def test_of_what_two_recipes_want_and_none_could_send_off_each_sends_its_own(provider: Any, cache: Cache) -> None:
+def test_of_what_two_recipes_want_and_none_could_send_off_each_sends_its_own(
+    provider: Any, cache: DiskAnswerStore
+) -> None:
     there, url = provider
     there.replies["POST /v1/batches"] = [429]
     with pytest.raises(TeacherError, match="could not make a batch"):
@@ -294,14 +302,16 @@ def test_of_what_two_recipes_want_and_none_could_send_off_each_sends_its_own(pro
     assert left(cache) == []
 
 
-def test_what_was_not_sent_off_is_sent_as_far_as_a_later_sitting_can_afford(provider: Any, cache: Cache) -> None:
+def test_what_was_not_sent_off_is_sent_as_far_as_a_later_sitting_can_afford(
+    provider: Any, cache: DiskAnswerStore
+) -> None:
     there, url = provider
     there.replies["POST /v1/batches"] = [429]
     with pytest.raises(TeacherError, match="could not make a batch"):
         send(batcher(url), prompts(5), cache)
     keys, folder = answer_keys(batcher(url), prompts(5)), cache.folder.parent / "batches"
-    assert batch_state.in_batches(folder, keys, batch_state.SENT_OFF) == {}
-    batch_state.refuse(folder, cache, keys)  # they may be asked one by one as well
+    assert batch_state.keys_in_batches(folder, keys, batch_state.SUBMITTED_STATES) == {}
+    batch_state.refuse_batched(folder, cache, keys)  # they may be asked one by one as well
     done, error = sat(batcher(url), prompts(5), cache, wait=True, max_requests=3)
     assert "teacher.max_requests = 3" in str(error)
     assert (len(there.asked), done.spent["requests"]) == (3, 3)
@@ -309,7 +319,9 @@ def test_what_was_not_sent_off_is_sent_as_far_as_a_later_sitting_can_afford(prov
     assert left(cache) == []
 
 
-def test_tries_are_counted_on_by_a_sitting_that_sends_what_another_one_could_not(provider: Any, cache: Cache) -> None:
+def test_tries_are_counted_on_by_a_sitting_that_sends_what_another_one_could_not(
+    provider: Any, cache: DiskAnswerStore
+) -> None:
     there, url = provider
     there.fate = lambda key, body: 500 if body["prompt"] == "prompt 1" else 200
     there.replies["POST /v1/batches"] = [200, 429]
@@ -319,7 +331,7 @@ def test_tries_are_counted_on_by_a_sitting_that_sends_what_another_one_could_not
     assert there.asked.count("prompt 1") == batch.TRIES
 
 
-def test_the_batch_of_another_recipe_takes_nothing_of_a_budget(provider: Any, cache: Cache) -> None:
+def test_the_batch_of_another_recipe_takes_nothing_of_a_budget(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.looks = 3
     _, stopped = sat(batcher(url), prompts(9), cache)
@@ -331,13 +343,15 @@ def test_the_batch_of_another_recipe_takes_nothing_of_a_budget(provider: Any, ca
     assert len(there.batches) == 2
 
 
-def test_what_another_recipe_collects_is_paid_for_once_by_the_one_that_wants_it(provider: Any, cache: Cache) -> None:
+def test_what_another_recipe_collects_is_paid_for_once_by_the_one_that_wants_it(
+    provider: Any, cache: DiskAnswerStore
+) -> None:
     there, url = provider
     price = Price(1000.0, 1000.0)
     sat(batcher(url), prompts(5), cache, price=price)
     also, _ = sat(batcher(url), [*prompts(2), *others(1)], cache, wait=True, price=price)
     assert (also.asked, also.spent["requests"]) == (3, 3)
-    assert batch_state.owed(cache.folder.parent / "batches") == {*answer_keys(batcher(url), prompts(5)[2:])}
+    assert batch_state.unbilled_keys(cache.folder.parent / "batches") == {*answer_keys(batcher(url), prompts(5)[2:])}
     done, error = sat(batcher(url), prompts(5), cache, price=price)
     assert (error, texts(done)) == (None, TO[:5])
     assert (done.asked, done.cached, done.spent["requests"], done.spent["tokens"]) == (3, 2, 3, 15)
@@ -347,7 +361,7 @@ def test_what_another_recipe_collects_is_paid_for_once_by_the_one_that_wants_it(
     assert (len(there.batches), left(cache)) == (2, [])
 
 
-def test_a_refused_batch_ends_the_sitting_of_its_own_recipe_only(provider: Any, cache: Cache) -> None:
+def test_a_refused_batch_ends_the_sitting_of_its_own_recipe_only(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     sat(batcher(url), prompts(3), cache)
     there.batches["batch-1"] |= {"status": "failed", "errors": {"object": "list", "data": [{"message": "no"}]}}
@@ -358,7 +372,7 @@ def test_a_refused_batch_ends_the_sitting_of_its_own_recipe_only(provider: Any, 
     assert left(cache) == []
 
 
-def test_tries_are_counted_though_another_recipe_sits_between(provider: Any, cache: Cache) -> None:
+def test_tries_are_counted_though_another_recipe_sits_between(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.fate = lambda key, body: 500 if body["prompt"] == "prompt 1" else 200
     sat(batcher(url), prompts(3), cache)
@@ -374,7 +388,7 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     gone, there = (
-        batch_state.begin(tmp_path, {key: {}}, id=key, teacher="t", identity="i", endpoint="e") for key in ("a", "b")
+        batch_state.create(tmp_path, {key: {}}, id=key, teacher="t", identity="i", endpoint="e") for key in ("a", "b")
     )
     plain = getattr(Path, step)
 
@@ -384,15 +398,15 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
         return plain(path, *given, **named)
 
     monkeypatch.setattr(Path, step, dropped_first)
-    assert batch_state.in_batches(tmp_path, ["a", "b"]) == {"b": there.path}
+    assert batch_state.keys_in_batches(tmp_path, ["a", "b"]) == {"b": there.path}
     assert not gone.path.exists()
-    assert batch_state.parts(tmp_path) == [there]
+    assert batch_state.load_all(tmp_path) == [there]
 
 
 def test_a_part_that_is_dropped_before_it_is_read_again_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = batch_state.begin(tmp_path, {"a": {}}, id="a", teacher="t", identity="i", endpoint="e")
+    part = batch_state.create(tmp_path, {"a": {}}, id="a", teacher="t", identity="i", endpoint="e")
     assert part.read() == part
 
     def read_json(path: Path) -> Any:
@@ -406,7 +420,7 @@ def test_a_part_that_is_dropped_before_it_is_read_again_is_none(
 # ------------------------------------------------------------------------------------------------- what fails
 
 
-def test_what_expired_is_collected_and_the_rest_is_asked_again(provider: Any, cache: Cache) -> None:
+def test_what_expired_is_collected_and_the_rest_is_asked_again(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.end, console = "expired", Said()
 
@@ -422,7 +436,7 @@ def test_what_expired_is_collected_and_the_rest_is_asked_again(provider: Any, ca
     assert left(cache) == []
 
 
-def test_what_failed_is_asked_again_but_not_for_ever(provider: Any, cache: Cache) -> None:
+def test_what_failed_is_asked_again_but_not_for_ever(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.fate = lambda key, body: 500 if body["prompt"] == "prompt 1" else 200
     with pytest.raises(TeacherError, match="1 of 3 requests were not answered in batches; the first: status 500: no"):
@@ -435,7 +449,7 @@ def test_what_failed_is_asked_again_but_not_for_ever(provider: Any, cache: Cache
     assert there.asked.count("prompt 1") == 4
 
 
-def test_what_is_wrong_in_itself_is_not_asked_again(provider: Any, cache: Cache) -> None:
+def test_what_is_wrong_in_itself_is_not_asked_again(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.fate = lambda key, body: (
         {"prompt 0": 400, "prompt 1": 429}.get(body["prompt"], 200) if len(there.batches) == 1 else 200
@@ -447,7 +461,7 @@ def test_what_is_wrong_in_itself_is_not_asked_again(provider: Any, cache: Cache)
     assert left(cache) == []
 
 
-def test_what_is_left_out_or_is_no_answer_is_asked_again(provider: Any, cache: Cache) -> None:
+def test_what_is_left_out_or_is_no_answer_is_asked_again(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
 
     def fate(key: str, body: dict[str, Any]) -> Any:
@@ -459,7 +473,9 @@ def test_what_is_left_out_or_is_no_answer_is_asked_again(provider: Any, cache: C
     assert there.asked[3:] == ["prompt 0", "prompt 1"]
 
 
-def test_an_answer_that_is_misshapen_is_paid_for_at_the_most_that_it_may_cost(provider: Any, cache: Cache) -> None:
+def test_an_answer_that_is_misshapen_is_paid_for_at_the_most_that_it_may_cost(
+    provider: Any, cache: DiskAnswerStore
+) -> None:
     there, url = provider
     misshapen = {"response": {"status_code": 200, "body": {}}, "error": None}
     there.fate = lambda key, body: {"custom_id": key, **misshapen} if len(there.batches) == 1 else 200
@@ -470,7 +486,9 @@ def test_an_answer_that_is_misshapen_is_paid_for_at_the_most_that_it_may_cost(pr
     assert (done.spent["requests"], done.spent["tokens"]) == (2, sum(paid))
 
 
-def test_what_is_empty_every_time_is_kept_as_refused_and_never_as_an_answer(provider: Any, cache: Cache) -> None:
+def test_what_is_empty_every_time_is_kept_as_refused_and_never_as_an_answer(
+    provider: Any, cache: DiskAnswerStore
+) -> None:
     there, url = provider
 
     def fate(key: str, body: dict[str, Any]) -> Any:
@@ -492,7 +510,7 @@ def test_what_is_empty_every_time_is_kept_as_refused_and_never_as_an_answer(prov
     assert (texts(retried), retried.refused, there.asked[5:]) == (TO[:3], 0, ["prompt 1"])
 
 
-def test_answers_to_what_was_not_asked_are_not_kept(provider: Any, cache: Cache) -> None:
+def test_answers_to_what_was_not_asked_are_not_kept(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     body = {"text": "planted", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
     planted = {"custom_id": "f" * 64, "response": {"status_code": 200, "body": body}, "error": None}
@@ -503,7 +521,7 @@ def test_answers_to_what_was_not_asked_are_not_kept(provider: Any, cache: Cache)
     assert len(cache) == 2
 
 
-def test_a_batch_that_is_refused_is_said_in_the_providers_words(provider: Any, cache: Cache) -> None:
+def test_a_batch_that_is_refused_is_said_in_the_providers_words(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.end = "failed"
     with pytest.raises(TeacherError, match="refused the batch batch-1: no such model"):
@@ -512,11 +530,13 @@ def test_a_batch_that_is_refused_is_said_in_the_providers_words(provider: Any, c
     assert texts(send(batcher(url), prompts(2), cache)) == TO[:2]
 
 
-def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended(provider: Any, cache: Cache) -> None:
+def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended(
+    provider: Any, cache: DiskAnswerStore
+) -> None:
     there, url = provider
     there.at_once, there.looks = 1, 6
     teacher, console = batcher(url), Said()
-    teacher.batch_limits = Sizes(requests=2)  # type: ignore[attr-defined]
+    teacher.batch_limits = BatchLimits(requests=2)  # type: ignore[attr-defined]
     assert texts(send(teacher, prompts(6), cache, console)) == TO[:6]
     assert sum("queue is full" in line for line in console.lines) == len(there.batches) - 3 <= 3
     there.at_once = 0
@@ -526,13 +546,13 @@ def test_what_the_providers_queue_has_no_room_for_is_sent_when_another_has_ended
 
 @pytest.mark.parametrize("status", [429, 404])
 def test_what_waited_for_the_queue_and_was_then_refused_is_uploaded_again(
-    provider: Any, cache: Cache, status: int
+    provider: Any, cache: DiskAnswerStore, status: int
 ) -> None:
     there, url = provider
     there.at_once, there.looks = 1, 6
     there.replies["POST /v1/batches"] = [200, 200, status]
     teacher = batcher(url)
-    teacher.batch_limits = Sizes(requests=2)  # type: ignore[attr-defined]
+    teacher.batch_limits = BatchLimits(requests=2)  # type: ignore[attr-defined]
     with pytest.raises(TeacherError, match="could not make a batch"):
         send(teacher, prompts(4), cache)
     assert texts(send(teacher, prompts(4), cache)) == TO[:4]
@@ -540,7 +560,7 @@ def test_what_waited_for_the_queue_and_was_then_refused_is_uploaded_again(
 
 
 @pytest.mark.usefixtures("keys")
-def test_what_the_provider_turned_away_is_uploaded_again_as_it_was(provider: Any, cache: Cache) -> None:
+def test_what_the_provider_turned_away_is_uploaded_again_as_it_was(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.refuses = {"seed"}
     there.replies["POST /v1/batches"] = [429]
@@ -554,14 +574,14 @@ def test_what_the_provider_turned_away_is_uploaded_again_as_it_was(provider: Any
 
 @pytest.mark.parametrize("what", ["POST /v1/files", "GET /v1/batches/batch-1", "GET /v1/files/file-2/content"])
 @pytest.mark.parametrize("status", [500, 429, 599])
-def test_what_may_be_asked_twice_is_tried_again(provider: Any, cache: Cache, what: str, status: int) -> None:
+def test_what_may_be_asked_twice_is_tried_again(provider: Any, cache: DiskAnswerStore, what: str, status: int) -> None:
     there, url = provider
     there.replies[what] = [status]
     assert texts(send(batcher(url), prompts(2), cache)) == TO[:2]
     assert len(there.batches) == 1
 
 
-def test_a_result_that_cannot_be_read_is_fetched_again(provider: Any, cache: Cache) -> None:
+def test_a_result_that_cannot_be_read_is_fetched_again(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     finish, whole = there.finish, {}
 
@@ -582,7 +602,7 @@ def test_a_result_that_cannot_be_read_is_fetched_again(provider: Any, cache: Cac
     assert (cut.spent["requests"], done.spent["requests"]) == (1, 2)  # what had been read is not paid for twice
 
 
-def test_a_refused_submit_leaves_nothing_behind_but_the_way_on(provider: Any, cache: Cache) -> None:
+def test_a_refused_submit_leaves_nothing_behind_but_the_way_on(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.replies["POST /v1/batches"] = [400]
     with pytest.raises(TeacherError, match="could not make a batch: BadRequestError") as error:
@@ -592,7 +612,7 @@ def test_a_refused_submit_leaves_nothing_behind_but_the_way_on(provider: Any, ca
     assert len(there.batches) == 1
 
 
-def test_a_submit_whose_reply_was_lost_is_found_and_not_repeated(provider: Any, cache: Cache) -> None:
+def test_a_submit_whose_reply_was_lost_is_found_and_not_repeated(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     for i in range(5):  # the list has pages
         there.make({"input_file_id": there.upload(b"")["id"], "endpoint": "/v1/completions", "n": i})
@@ -608,7 +628,7 @@ def test_a_submit_whose_reply_was_lost_is_found_and_not_repeated(provider: Any, 
     assert Counter(there.asked) == {"prompt 0": 1, "prompt 1": 1}
 
 
-def test_where_nobody_says_whether_a_batch_was_made_it_is_not_made_again(provider: Any, cache: Cache) -> None:
+def test_where_nobody_says_whether_a_batch_was_made_it_is_not_made_again(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     there.replies = {"POST /v1/batches": [599], "GET /v1/batches": [404]}
     for told in ("could not make a batch", "could not list batches"):
@@ -620,7 +640,7 @@ def test_where_nobody_says_whether_a_batch_was_made_it_is_not_made_again(provide
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 1, "status": "lost"}'])
-def test_a_damaged_state_is_said_and_nothing_is_sent(provider: Any, cache: Cache, text: str) -> None:
+def test_a_damaged_state_is_said_and_nothing_is_sent(provider: Any, cache: DiskAnswerStore, text: str) -> None:
     there, url = provider
     (cache.folder.parent / "batches").mkdir()
     (cache.folder.parent / "batches" / "abc.json").write_text(text)
@@ -631,7 +651,7 @@ def test_a_damaged_state_is_said_and_nothing_is_sent(provider: Any, cache: Cache
 
 
 def test_what_another_process_collects_during_a_look_is_not_given_up(
-    provider: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    provider: Any, cache: DiskAnswerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, url = provider
     there.looks = 1
@@ -639,8 +659,8 @@ def test_what_another_process_collects_during_a_look_is_not_given_up(
         send(batcher(url), prompts(5), cache, wait=False)
     look, looks = batch._Stage._pending, []
 
-    with Cache(cache.folder) as other:
-        (part,) = batch_state.parts(cache.folder.parent / "batches")
+    with DiskAnswerStore(cache.folder) as other:
+        (part,) = batch_state.load_all(cache.folder.parent / "batches")
         assert other.claim([part.id])  # it is at it
 
         def late(stage: Any) -> bool:
@@ -655,14 +675,14 @@ def test_what_another_process_collects_during_a_look_is_not_given_up(
 
 
 def test_what_another_process_finds_as_it_is_about_to_be_sent_off_is_sent_once(
-    provider: Any, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    provider: Any, cache: DiskAnswerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, url = provider
-    begin = batch_state.begin
+    begin = batch_state.create
 
-    def found(*given: Any, **facts: Any) -> batch_state.Part:
+    def found(*given: Any, **facts: Any) -> batch_state.BatchRecord:
         part = begin(*given, **facts)
-        with Cache(cache.folder) as other, pytest.raises(LimitReached, match="1 batch is pending"):
+        with DiskAnswerStore(cache.folder) as other, pytest.raises(LimitReached, match="1 batch is pending"):
             send(batcher(url), prompts(3), other, wait=False)
         return part
 
@@ -673,7 +693,7 @@ def test_what_another_process_finds_as_it_is_about_to_be_sent_off_is_sent_once(
 
 @pytest.mark.parametrize("left", [0, 3], ids=["lost", "cut short"])
 def test_what_was_paid_for_is_not_dropped_where_nobody_knows_what_was_asked(
-    provider: Any, cache: Cache, left: int
+    provider: Any, cache: DiskAnswerStore, left: int
 ) -> None:
     there, url = provider
     there.looks = 1
@@ -702,9 +722,9 @@ from support.teachers import prompts
 from distillkit.core.errors import DistillkitError
 from distillkit.teachers.asking.policy import RequestPolicy
 from distillkit.teachers.asking.batch_api import label_in_batches
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 folder = Path({folder!r})
-with Cache(folder / "teachers") as cache:
+with DiskAnswerStore(folder / "teachers") as cache:
     try:
         policy, polls = RequestPolicy(wait=True), (0.05, 0.1)
         done = label_in_batches(batcher({url!r}), prompts(6), cache, folder / "batches", policy=policy, polls=polls)
@@ -829,7 +849,7 @@ def test_a_batch_of_chats_asks_and_answers_as_one_by_one(provider: Any, tmp_path
     there, url = provider
     there.refuses = {"seed"}
     wanted = [replace(request, seed=5, top_logprobs=2 * (name == "openai")) for request in prompts(3)]
-    with Cache(tmp_path / "teachers") as cache:
+    with DiskAnswerStore(tmp_path / "teachers") as cache:
         together = send(built_in(name, url), wanted, cache)
         assert label(built_in(name, url), wanted, cache).answers == together.answers
     lines = [line["body"] for line in there.lines()]
@@ -837,7 +857,7 @@ def test_a_batch_of_chats_asks_and_answers_as_one_by_one(provider: Any, tmp_path
     assert {line["url"] for line in there.lines()} == {"/v1/chat/completions"}
     probes = len(there.alone)
     assert (probes, ["seed" in body for body in there.alone]) == (2, [True, False])
-    with Cache(tmp_path / "alone") as cache:
+    with DiskAnswerStore(tmp_path / "alone") as cache:
         alone = label(built_in(name, url), wanted, cache)
     assert alone.answers == together.answers
     assert together.answers[1].usage == Usage(2, 3)
@@ -850,7 +870,7 @@ def test_a_batch_of_chats_asks_and_answers_as_one_by_one(provider: Any, tmp_path
 
 
 @pytest.mark.usefixtures("keys")
-def test_a_budget_keeps_what_it_has_no_room_for_out_of_batches(provider: Any, cache: Cache) -> None:
+def test_a_budget_keeps_what_it_has_no_room_for_out_of_batches(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     most = max_usage(Request("r", prompt="prompt 0", max_tokens=prompts(1)[0].max_tokens))
     policy = RequestPolicy(wait=True, max_usd=3 * Price(1.0, 1.0).of(most), price=Price(2.0, 2.0))
@@ -864,7 +884,7 @@ def test_a_budget_keeps_what_it_has_no_room_for_out_of_batches(provider: Any, ca
 
 
 @pytest.mark.usefixtures("keys")
-def test_a_key_is_in_no_file_and_no_message(provider: Any, cache: Cache) -> None:
+def test_a_key_is_in_no_file_and_no_message(provider: Any, cache: DiskAnswerStore) -> None:
     there, url = provider
     echo = {"model": "m", "choices": [{"message": {"content": f"key {KEY}"}, "finish_reason": "stop"}], "usage": None}
     there.fate = lambda key, body: {"custom_id": key, "response": {"status_code": 200, "body": echo}, "error": None}
@@ -881,7 +901,7 @@ def test_a_key_is_in_no_file_and_no_message(provider: Any, cache: Cache) -> None
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
 
-def test_a_compatible_server_has_no_batches(provider: Any, cache: Cache) -> None:
+def test_a_compatible_server_has_no_batches(provider: Any, cache: DiskAnswerStore) -> None:
     teacher = Compatible(Compatible.Options(model="m", base_url=provider[1]))
     with pytest.raises(UsageError, match="'compatible' cannot be asked in batches"):
         send(teacher, prompts(1), cache)

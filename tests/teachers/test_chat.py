@@ -33,14 +33,14 @@ from distillkit.plugins.interfaces import Teacher
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import load
 from distillkit.recipe.schema import SLOTS, TemplateTable
-from distillkit.teachers.answers.disk import Cache, key_of
-from distillkit.teachers.answers.leases import LEASE
+from distillkit.teachers.answers.disk import DiskAnswerStore, answer_key
+from distillkit.teachers.answers.leases import LEASE_SECONDS
 from distillkit.teachers.asking import prompts
 from distillkit.teachers.asking.label import LabelResult, answer_keys, count_known, label
 from distillkit.teachers.asking.policy import RequestPolicy
 from distillkit.teachers.asking.rate_limits import Budget, Clock, RateLimiter, SlidingWindow
 from distillkit.teachers.asking.scheduler import probe_key_fields
-from distillkit.teachers.asking.words import WORDS
+from distillkit.teachers.asking.template_words import WORDS
 from distillkit.teachers.client import api_keys, logprobs, replies
 from support.chat_provider import PROBE, Act, Call, PerMinute, Provider, error, serving
 from support.cli_process import TINY, distillkit, program
@@ -50,8 +50,8 @@ from support.training import fill_the_disk
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Iterator[Cache]:
-    with Cache(tmp_path / "cache") as opened:
+def cache(tmp_path: Path) -> Iterator[DiskAnswerStore]:
+    with DiskAnswerStore(tmp_path / "cache") as opened:
         yield opened
 
 
@@ -103,14 +103,14 @@ def test_half_a_character_and_quirks_of_servers_become_tokens() -> None:
     assert tokens[1].top == ((b" prompt", -0.1), (b" promptx", -3.1))
 
 
-def test_retry_after_is_waited_for(provider: Provider, cache: Cache) -> None:
+def test_retry_after_is_waited_for(provider: Provider, cache: DiskAnswerStore) -> None:
     provider.on("prompt 0", error(429, "slow", retry_after="30"))
     label(teacher(provider.url), requests(1), cache, policy=fast())
     first, second = (call.at for call in provider.calls if call.prompt != PROBE)
     assert 30 / 50 <= second - first < 30 / 50 + 0.5
 
 
-def test_a_server_that_starts_again_loses_and_repeats_nothing(cache: Cache) -> None:
+def test_a_server_that_starts_again_loses_and_repeats_nothing(cache: DiskAnswerStore) -> None:
     with serving(0.02) as first:
         port = first.port
         policy = RequestPolicy(concurrency=4, attempts=9)
@@ -133,7 +133,9 @@ def test_a_server_that_starts_again_loses_and_repeats_nothing(cache: Cache) -> N
     assert not set(first.served) & set(second.served)
 
 
-def test_a_call_that_stops_the_stage_does_not_lose_those_that_are_out(provider: Provider, cache: Cache) -> None:
+def test_a_call_that_stops_the_stage_does_not_lose_those_that_are_out(
+    provider: Provider, cache: DiskAnswerStore
+) -> None:
     provider.delay = 0.2
     provider.on("prompt 0", Act(401, {}, b'{"error": {"message": "no"}}', delay=-0.15))
     with pytest.raises(TeacherError, match="HTTP 401: no") as failed:
@@ -143,21 +145,21 @@ def test_a_call_that_stops_the_stage_does_not_lose_those_that_are_out(provider: 
     assert sum(provider.served.values()) == 7
 
 
-def test_one_poisonous_prompt_does_not_stop_the_others(provider: Provider, cache: Cache) -> None:
+def test_one_poisonous_prompt_does_not_stop_the_others(provider: Provider, cache: DiskAnswerStore) -> None:
     provider.rule = lambda call: error(500, "oops") if call.prompt == "prompt 1" else None
     with pytest.raises(TeacherError, match="1 of 40 requests got no answer") as failed:
         label(teacher(provider.url), requests(40), cache, policy=fast())
     assert "39 of 40 answers are kept" in failed.value.hint
 
 
-def test_a_server_that_is_down_is_given_up_soon(provider: Provider, cache: Cache) -> None:
+def test_a_server_that_is_down_is_given_up_soon(provider: Provider, cache: DiskAnswerStore) -> None:
     provider.rule = lambda call: None if call.prompt == PROBE else error(500, "down")
     with pytest.raises(TeacherError, match="HTTP 500: down"):
         label(teacher(provider.url), requests(200), cache, policy=fast(attempts=2))
     assert len(provider.calls) < 60
 
 
-def test_nobody_there_is_said_with_the_address(cache: Cache) -> None:
+def test_nobody_there_is_said_with_the_address(cache: DiskAnswerStore) -> None:
     with pytest.raises(TeacherError, match="the connection failed") as failed:
         label(teacher("http://127.0.0.1:9/v1"), requests(2), cache, policy=fast(attempts=2))
     assert "http://127.0.0.1:9/v1" in failed.value.hint
@@ -166,7 +168,9 @@ def test_nobody_there_is_said_with_the_address(cache: Cache) -> None:
 # -------------------------------------------------------------------------------------------------- refusals
 
 
-def test_a_refusal_is_recorded_left_alone_and_asked_again_when_told_to(provider: Provider, cache: Cache) -> None:
+def test_a_refusal_is_recorded_left_alone_and_asked_again_when_told_to(
+    provider: Provider, cache: DiskAnswerStore
+) -> None:
     empty = Act(change=lambda body: body["choices"][0]["message"].update(content=""), good=False)
     provider.on("prompt 2", *[empty] * 5)
     first = label(teacher(provider.url), requests(), cache, policy=fast())
@@ -181,7 +185,7 @@ def test_a_refusal_is_recorded_left_alone_and_asked_again_when_told_to(provider:
     assert (len(retried.answers), retried.refused) == (6, 0)
 
 
-def test_truncated_answers_are_marked(provider: Provider, cache: Cache) -> None:
+def test_truncated_answers_are_marked(provider: Provider, cache: DiskAnswerStore) -> None:
     provider.on("prompt 2", Act(change=lambda body: body["choices"][0].update(finish_reason="length")))
     assert label(teacher(provider.url), requests(), cache, policy=fast()).truncated == 1
 
@@ -208,13 +212,13 @@ class Mine(Teacher):
 
 
 @pytest.mark.parametrize("raised", [TryAgain("later"), ConnectionResetError("gone"), TimeoutError("slow")])
-def test_a_plugin_gets_retries_without_asking_for_them(cache: Cache, raised: Exception) -> None:
+def test_a_plugin_gets_retries_without_asking_for_them(cache: DiskAnswerStore, raised: Exception) -> None:
     own = Mine(raised)
     assert label(own, requests(1), cache, policy=fast()).answers == [Answer("well", usage=Usage(3, 4))]
     assert own.calls == 2
 
 
-def test_a_plugin_gets_limits_without_asking_for_them(cache: Cache) -> None:
+def test_a_plugin_gets_limits_without_asking_for_them(cache: DiskAnswerStore) -> None:
     began = time.monotonic()
     label(Mine(), requests(12), cache, policy=fast())
     assert time.monotonic() - began >= 4 * 2.0 / 50  # eight at once before anything is known, then one in two seconds
@@ -293,7 +297,7 @@ def test_tokens_are_settled_when_they_are_known() -> None:
 
 
 @pytest.mark.slow
-def test_the_rate_at_a_learnt_limit_is_just_below_it(cache: Cache) -> None:
+def test_the_rate_at_a_learnt_limit_is_just_below_it(cache: DiskAnswerStore) -> None:
     """600 a minute, where a minute takes a quarter of its time."""
 
     async def sleep(seconds: float) -> None:
@@ -308,7 +312,7 @@ def test_the_rate_at_a_learnt_limit_is_just_below_it(cache: Cache) -> None:
     assert 0.95 <= (len(at) - 1) / (at[-1] - at[0]) * 15 / 600 <= 1.005
 
 
-def test_limits_of_a_day_stop_the_stage_and_wait_sleeps_instead(provider: Provider, cache: Cache) -> None:
+def test_limits_of_a_day_stop_the_stage_and_wait_sleeps_instead(provider: Provider, cache: DiskAnswerStore) -> None:
     policy = fast(requests_per_day=5)
     with pytest.raises(LimitReached, match="5 requests a day") as stopped:
         label(teacher(provider.url), requests(12), cache, policy=policy)
@@ -322,7 +326,7 @@ def test_limits_of_a_day_stop_the_stage_and_wait_sleeps_instead(provider: Provid
     assert len(provider.calls) == asked
 
 
-def test_a_daily_limit_is_slept_through_when_told_to(provider: Provider, cache: Cache) -> None:
+def test_a_daily_limit_is_slept_through_when_told_to(provider: Provider, cache: DiskAnswerStore) -> None:
     provider.on("prompt 2", error(429, "requests per day (RPD)", retry_after="50"))
     done = label(teacher(provider.url), requests(), cache, policy=fast(wait=True))
     assert len(done.answers) == 6
@@ -335,10 +339,10 @@ def test_groqs_requests_are_by_the_day_and_openais_by_the_minute() -> None:
         "x-ratelimit-reset-requests": "2m59.56s",
         "x-ratelimit-limit-tokens": "18000",
     }
-    day, minute = replies.allowances(headers, Groq.spans)
+    day, minute = replies.parse_allowances(headers, Groq.spans)
     assert (day.span, day.limit, day.remaining, day.reset) == (86400.0, 14400.0, 14370.0, pytest.approx(179.56))
     assert (minute.span, minute.remaining) == (60.0, None)
-    assert {allowance.span for allowance in replies.allowances(headers, OpenAI.spans)} == {60.0}
+    assert {allowance.span for allowance in replies.parse_allowances(headers, OpenAI.spans)} == {60.0}
 
 
 @pytest.mark.parametrize(
@@ -346,10 +350,10 @@ def test_groqs_requests_are_by_the_day_and_openais_by_the_minute() -> None:
     [("20", 20), ("0.5", 0.5), ("2m59.56s", 179.56), ("250ms", 0.25), ("1h2m", 3720), ("1d", 86400), ("soon", None)],
 )
 def test_durations_as_providers_write_them(text: str, seconds: float | None) -> None:
-    assert replies.seconds(text) == (None if seconds is None else pytest.approx(seconds))
+    assert replies.parse_duration(text) == (None if seconds is None else pytest.approx(seconds))
 
 
-def test_fewer_calls_are_out_after_a_plea(provider: Provider, cache: Cache) -> None:
+def test_fewer_calls_are_out_after_a_plea(provider: Provider, cache: DiskAnswerStore) -> None:
     """Sixteen at once are too many for this server; in the end it is asked no more than it bears."""
 
     def bears(call: Call) -> Act | None:
@@ -365,7 +369,7 @@ def test_fewer_calls_are_out_after_a_plea(provider: Provider, cache: Cache) -> N
 # -------------------------------------------------------------------------------------------------- money
 
 
-def test_a_budget_is_never_passed(provider: Provider, cache: Cache) -> None:
+def test_a_budget_is_never_passed(provider: Provider, cache: DiskAnswerStore) -> None:
     price = Price(1000.0, 100_000.0)
     cost = price.of(Usage(5, 7))
     done = LabelResult([], [])
@@ -382,13 +386,13 @@ def test_a_budget_is_never_passed(provider: Provider, cache: Cache) -> None:
     assert spent <= done.spent["usd"] <= 60
 
 
-def test_a_budget_in_dollars_needs_a_price(cache: Cache) -> None:
+def test_a_budget_in_dollars_needs_a_price(cache: DiskAnswerStore) -> None:
     with pytest.raises(UsageError, match="max_usd cannot be kept"):
         label(teacher("https://somewhere.example/v1"), requests(1), cache, policy=fast(max_usd=1.0))
 
 
 @pytest.mark.parametrize("limit", ["max_requests", "max_tokens_total"])
-def test_requests_and_tokens_have_budgets_too(provider: Provider, cache: Cache, limit: str) -> None:
+def test_requests_and_tokens_have_budgets_too(provider: Provider, cache: DiskAnswerStore, limit: str) -> None:
     most = {"max_requests": 7, "max_tokens_total": 1000}[limit]
     with pytest.raises(LimitReached, match=f"teacher.{limit} = {most}"):
         label(teacher(provider.url), requests(500, max_tokens=20), cache, policy=fast(**{limit: most}))
@@ -399,12 +403,12 @@ def test_requests_and_tokens_have_budgets_too(provider: Provider, cache: Cache, 
 def test_a_budget_that_is_used_up_frees_what_was_claimed(
     provider: Provider, tmp_path: Path, limit: dict[str, int]
 ) -> None:
-    with Cache(tmp_path) as one, Cache(tmp_path) as two:
+    with DiskAnswerStore(tmp_path) as one, DiskAnswerStore(tmp_path) as two:
         with pytest.raises(LimitReached):
             label(teacher(provider.url), requests(20), one, policy=fast(**limit))
         began = time.monotonic()
         assert len(label(teacher(provider.url), requests(20), two).answers) == 20
-        assert time.monotonic() - began < LEASE / 2  # it waits for no lease to end
+        assert time.monotonic() - began < LEASE_SECONDS / 2  # it waits for no lease to end
     assert sorted(provider.prompts) == sorted(f"prompt {i}" for i in range(20))
 
 
@@ -412,7 +416,7 @@ def test_a_budget_that_is_used_up_frees_what_was_claimed(
 
 
 def test_what_another_process_leaves_is_asked_in_the_same_sitting(provider: Provider, tmp_path: Path) -> None:
-    with Cache(tmp_path) as mine, Cache(tmp_path) as theirs:
+    with DiskAnswerStore(tmp_path) as mine, DiskAnswerStore(tmp_path) as theirs:
         theirs.claim(answer_keys(teacher(provider.url), requests(6))[:4])
         freeing = threading.Timer(0.6, theirs.free)
         freeing.start()
@@ -435,7 +439,7 @@ def test_two_processes_over_the_wire_ask_each_prompt_once(tmp_path: Path) -> Non
 # -------------------------------------------------------------------------------------------------- what it can
 
 
-def test_what_an_endpoint_refuses_is_found_out_once_and_remembered(provider: Provider, cache: Cache) -> None:
+def test_what_an_endpoint_refuses_is_found_out_once_and_remembered(provider: Provider, cache: DiskAnswerStore) -> None:
     def picky(call: Call) -> Act | None:
         for name in ("max_tokens", "seed", "top_p"):
             if name in call.body:
@@ -474,7 +478,7 @@ def _key_of_openai(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("plugin", [teacher, openai])
 @pytest.mark.usefixtures("_key_of_openai")
 def test_a_limit_whose_name_is_refused_is_sent_under_the_other(
-    provider: Provider, cache: Cache, name: str, plugin: Callable[[str], Teacher]
+    provider: Provider, cache: DiskAnswerStore, name: str, plugin: Callable[[str], Teacher]
 ) -> None:
     provider.rule = without(name)
     label(plugin(provider.url), requests(3, max_tokens=9), cache, policy=fast())
@@ -486,7 +490,7 @@ def test_a_limit_whose_name_is_refused_is_sent_under_the_other(
 
 
 @pytest.mark.usefixtures("_key_of_openai")
-def test_plain_completions_are_asked_with_the_limit_that_they_know(provider: Provider, cache: Cache) -> None:
+def test_plain_completions_are_asked_with_the_limit_that_they_know(provider: Provider, cache: DiskAnswerStore) -> None:
     label(openai(provider.url, api="plain"), requests(2, max_tokens=9), cache, policy=fast())
     assert [call.body.get("max_tokens") for call in provider.calls] == [9] * 3
     assert not any("max_completion_tokens" in call.body for call in provider.calls)
@@ -495,7 +499,7 @@ def test_plain_completions_are_asked_with_the_limit_that_they_know(provider: Pro
 @pytest.mark.usefixtures("_key_of_openai")
 @pytest.mark.parametrize("plugin", [teacher, openai])
 def test_an_endpoint_that_takes_no_limit_is_not_asked_without_one(
-    provider: Provider, cache: Cache, plugin: Callable[[str], Teacher]
+    provider: Provider, cache: DiskAnswerStore, plugin: Callable[[str], Teacher]
 ) -> None:
     provider.rule = without("max_tokens", "max_completion_tokens")
     with pytest.raises(TeacherError, match="Unrecognized request argument supplied: max_"):
@@ -504,19 +508,21 @@ def test_an_endpoint_that_takes_no_limit_is_not_asked_without_one(
 
 
 @pytest.mark.usefixtures("_key_of_openai")
-def test_a_finding_of_before_that_leaves_out_the_limit_is_not_believed(provider: Provider, cache: Cache) -> None:
+def test_a_finding_of_before_that_leaves_out_the_limit_is_not_believed(
+    provider: Provider, cache: DiskAnswerStore
+) -> None:
     (request,) = requests(1, max_tokens=9)
     old = f"parameters {json.dumps([request.temperature, request.top_p, False, False, 0])}"
     facts = {"refused": ["max_completion_tokens"], "max_tokens": "max_completion_tokens", "top_logprobs": 0}
     what = probe_key_fields(openai(provider.url), old)
-    cache.put(key_of(what), what, Answer("", raw={"found": facts}))
+    cache.put(answer_key(what), what, Answer("", raw={"found": facts}))
     provider.rule = without("max_completion_tokens")
     label(openai(provider.url), [request], cache, policy=fast())
     assert provider.calls[-1].body["max_tokens"] == 9
 
 
 def test_what_a_recipe_needs_and_the_teacher_lacks_is_refused_before_anything_is_spent(
-    provider: Provider, cache: Cache
+    provider: Provider, cache: DiskAnswerStore
 ) -> None:
     provider.rule = lambda call: (
         error(400, "Invalid value for 'top_logprobs': must be at most 5.", param="top_logprobs")
@@ -534,7 +540,7 @@ def test_what_a_recipe_needs_and_the_teacher_lacks_is_refused_before_anything_is
     assert len(label(teacher(provider.url), requests(top_logprobs=5), cache, policy=fast()).answers) == 6
 
 
-def test_an_endpoint_without_logprobs_is_refused(provider: Provider, cache: Cache) -> None:
+def test_an_endpoint_without_logprobs_is_refused(provider: Provider, cache: DiskAnswerStore) -> None:
     """As LM Studio does: it takes the parameter and gives null."""
     provider.rule = lambda call: Act(change=lambda body: body["choices"][0].update(logprobs=None))
     with pytest.raises(UsageError, match="gives no log-probabilities"):
@@ -545,7 +551,7 @@ def test_an_endpoint_without_logprobs_is_refused(provider: Provider, cache: Cach
 @pytest.mark.parametrize("asked", [0, 3])
 @pytest.mark.parametrize("extra", [{"logprobs": True}, {"top_logprobs": 5}], ids=["logprobs", "top_logprobs"])
 def test_log_probabilities_that_extra_asks_for_and_the_endpoint_refuses_end_the_probe(
-    provider: Provider, cache: Cache, extra: dict[str, Any], asked: int
+    provider: Provider, cache: DiskAnswerStore, extra: dict[str, Any], asked: int
 ) -> None:
     (name,) = extra
 
@@ -580,7 +586,7 @@ def thinking(needed: int) -> Callable[[Call], Act | None]:
 @pytest.mark.usefixtures("_key_of_openai")
 @pytest.mark.parametrize("plugin", [teacher, openai])
 def test_a_model_that_thinks_longer_than_the_probe_lets_it_has_taken_all_that_was_asked(
-    provider: Provider, cache: Cache, plugin: Callable[[str], Teacher]
+    provider: Provider, cache: DiskAnswerStore, plugin: Callable[[str], Teacher]
 ) -> None:
     provider.rule = thinking(100)
     like = {"max_tokens": 200, "top_logprobs": 3, "schema": {"type": "object"}}
@@ -590,7 +596,7 @@ def test_a_model_that_thinks_longer_than_the_probe_lets_it_has_taken_all_that_wa
     assert all(body["top_logprobs"] == 3 and "response_format" in body for body in asked)
 
 
-def test_a_limit_that_is_used_up_by_thinking_is_said_with_its_name(provider: Provider, cache: Cache) -> None:
+def test_a_limit_that_is_used_up_by_thinking_is_said_with_its_name(provider: Provider, cache: DiskAnswerStore) -> None:
     provider.rule = thinking(100)
     with pytest.raises(TeacherError, match="output limit was reached") as told:
         label(teacher(provider.url), requests(3, max_tokens=50), cache, policy=fast())
@@ -613,7 +619,9 @@ def test_a_schema_is_probed(provider: Provider) -> None:
 # -------------------------------------------------------------------------------------------------- the plugins
 
 
-def test_groq_is_asked_over_its_own_sdk(provider: Provider, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groq_is_asked_over_its_own_sdk(
+    provider: Provider, cache: DiskAnswerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GROQ_API_KEY", KEY)
     groq = Groq(Groq.Options(base_url=f"{provider.url.removesuffix('/v1')}/openai/v1"))
     done = label(groq, requests(3, seed=1), cache, policy=fast())
@@ -628,14 +636,14 @@ def test_groq_is_asked_over_its_own_sdk(provider: Provider, cache: Cache, monkey
         label(groq, requests(3, top_logprobs=2), cache, policy=fast())
 
 
-def test_plain_completions_are_asked_for_plainly(provider: Provider, cache: Cache) -> None:
+def test_plain_completions_are_asked_for_plainly(provider: Provider, cache: DiskAnswerStore) -> None:
     done = label(teacher(provider.url, api="plain"), requests(2, stop=(".",)), cache, policy=fast())
     assert done.answers[1].text == "to prompt 1"
     assert provider.calls[-1].path == "/v1/completions"
     assert provider.calls[-1].body["stop"] == ["."]
 
 
-def test_a_key_that_is_missing_is_said_before_anything(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_missing_is_said_before_anything(cache: DiskAnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(UsageError, match="there is no key for the teacher 'openai'") as missing:
         label(OpenAI(), requests(1), cache)
@@ -647,10 +655,10 @@ def test_the_environment_wins_over_dotenv(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / ".env").write_text("# keys\nexport A_KEY='one'\nB_KEY=two\nEMPTY=\n\nno line of ours\n")
     monkeypatch.setenv("B_KEY", "three")
     monkeypatch.delenv("A_KEY", raising=False)
-    assert [api_keys.key(name) for name in ("A_KEY", "B_KEY", "EMPTY", "NONE")] == ["one", "three", None, None]
+    assert [api_keys.find_key(name) for name in ("A_KEY", "B_KEY", "EMPTY", "NONE")] == ["one", "three", None, None]
     monkeypatch.setenv("A_KEY", "not a key\n")
     with pytest.raises(UsageError, match="A_KEY holds characters"):
-        api_keys.key("A_KEY")
+        api_keys.find_key("A_KEY")
 
 
 def test_the_example_of_dotenv_lists_every_key() -> None:
@@ -691,12 +699,12 @@ def chat_logprobs(*rows: tuple[Any, ...]) -> dict[str, Any]:
     ],
 )
 def test_tokens_are_bytes_however_they_are_spelt(given: Any, text: str, expected: list[bytes]) -> None:
-    assert [token.bytes for token in logprobs.tokens(given, text, 5)] == expected
+    assert [token.bytes for token in logprobs.parse_tokens(given, text, 5)] == expected
 
 
 def test_alternatives_are_sorted_each_once_and_no_more_than_asked() -> None:
     top = [{"token": t, "logprob": p, "bytes": None} for t, p in (("a", -3.0), ("b", -1.0), ("a", -2.0), ("c", -9.0))]
-    (token,) = logprobs.tokens(chat_logprobs(("a", -2.0, None, top)), "a", 2)
+    (token,) = logprobs.parse_tokens(chat_logprobs(("a", -2.0, None, top)), "a", 2)
     assert token.top == ((b"b", -1.0), (b"a", -2.0))
 
 
@@ -708,20 +716,20 @@ def test_tokens_that_are_not_those_of_the_text_are_told_by_it() -> None:
         return names[0], -1.0, None, top
 
     given = chat_logprobs(row("A", "The"), row("Ġcat", "Ġdog"), row("Ġran", "Ġsat"), row("!", "."))
-    tokens = logprobs.tokens(given, "The dog flew.", 2)
+    tokens = logprobs.parse_tokens(given, "The dog flew.", 2)
     assert [token.bytes for token in tokens] == [b"The", b" dog", b" flew", b"."]
     assert [token.logprob for token in tokens] == pytest.approx([-2.0, -2.0, -0.6996, -2.0], abs=0.001)
     assert tokens[2].top == ((b" ran", -1.0), (b" sat", -2.0))
-    unknown = logprobs.tokens(given, "The big fish.", 2)
+    unknown = logprobs.parse_tokens(given, "The big fish.", 2)
     assert [token.bytes for token in unknown] == [b"The", b" big fish", b"."]
     with pytest.raises(ValueError, match="not those of the text"):
-        logprobs.tokens(given, "A word " * 40, 2)
+        logprobs.parse_tokens(given, "A word " * 40, 2)
 
 
 @pytest.mark.parametrize("wrong", [None, [], {"content": 1}, chat_logprobs(("a", "x")), chat_logprobs((1, -1.0)), {}])
 def test_what_is_misshapen_is_said(wrong: Any) -> None:
     with pytest.raises(ValueError):
-        logprobs.tokens(wrong, "text", 3)
+        logprobs.parse_tokens(wrong, "text", 3)
 
 
 # -------------------------------------------------------------------------------------------------- prompts
@@ -730,31 +738,35 @@ def test_what_is_misshapen_is_said(wrong: Any) -> None:
 def test_draws_are_seeded_and_no_two_are_alike() -> None:
     template = TemplateTable(text="{verb} {noun}{features}", words={"verb": ["go", "run"], "noun": ["fox", "owl"]})
     few = TemplateTable(text="{verb} {noun}", words={"verb": ["go", "run"], "noun": ["fox", "owl"]})
-    assert sorted(prompts.drawn(few, 4, 1)) == ["go fox", "go owl", "run fox", "run owl"]
-    assert prompts.drawn(template, 20, 1) == prompts.drawn(template, 20, 1) != prompts.drawn(template, 20, 2)
-    many = prompts.drawn(TemplateTable(), 5000, 7)
+    assert sorted(prompts.sample_prompts(few, 4, 1)) == ["go fox", "go owl", "run fox", "run owl"]
+    assert (
+        prompts.sample_prompts(template, 20, 1)
+        == prompts.sample_prompts(template, 20, 1)
+        != prompts.sample_prompts(template, 20, 2)
+    )
+    many = prompts.sample_prompts(TemplateTable(), 5000, 7)
     assert len(set(many)) == 5000
     assert not any("{" in text or "  " in text for text in many)
     with pytest.raises(RecipeError, match="has 4 different draws"):
-        prompts.drawn(few, 5, 1)
+        prompts.sample_prompts(few, 5, 1)
 
 
 def test_a_template_may_have_more_draws_than_a_range_has_numbers() -> None:
     slots = [f"s{i}" for i in range(9)]
     words = {slot: [f"{slot}-{i}" for i in range(200)] for slot in slots}
     template = TemplateTable(text=" ".join(f"{{{slot}}}" for slot in slots), words=words)
-    many = prompts.drawn(template, 1000, 7)
+    many = prompts.sample_prompts(template, 1000, 7)
     assert len(set(many)) == 1000
     assert (
         len({word for text in many for word in text.split(" ")}) > 1700
     )  # of 1,800: no slot keeps to some of its words
-    assert prompts.drawn(template, 1000, 7) == many != prompts.drawn(template, 1000, 8)
+    assert prompts.sample_prompts(template, 1000, 7) == many != prompts.sample_prompts(template, 1000, 8)
 
 
 def test_draws_never_change_between_versions() -> None:
     """Cached answers hang on them."""
     words = {"verb": [f"v{i}" for i in range(50)], "noun": [f"n{i}" for i in range(50)]}
-    assert prompts.drawn(TemplateTable(text="{verb} {noun}", words=words), 4, 1) == [
+    assert prompts.sample_prompts(TemplateTable(text="{verb} {noun}", words=words), 4, 1) == [
         "v48 n36",
         "v41 n47",
         "v5 n8",
@@ -783,15 +795,15 @@ def test_a_template_that_cannot_be_filled_is_refused(table: dict[str, Any], says
 
 def test_prompts_of_a_file_are_lines_or_rows(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\r\n\ntwo\n")
-    assert prompts.from_file(tmp_path / "a.txt", 0) == ["one", "two"]
-    assert prompts.from_file(tmp_path / "a.txt", 1) == ["one"]
+    assert prompts.read_prompts(tmp_path / "a.txt", 0) == ["one", "two"]
+    assert prompts.read_prompts(tmp_path / "a.txt", 1) == ["one"]
     turn = {"role": "user", "content": "hi"}
     rows = ['"one"', '{"prompt": "two"}', json.dumps({"messages": [turn]})]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
-    assert prompts.from_file(tmp_path / "a.jsonl", 0) == ["one", "two", (turn,)]
+    assert prompts.read_prompts(tmp_path / "a.jsonl", 0) == ["one", "two", (turn,)]
     (tmp_path / "a.jsonl").write_text('{"prompts": "one"}')
     with pytest.raises(UsageError, match="line 1 has neither prompt nor messages"):
-        prompts.from_file(tmp_path / "a.jsonl", 0)
+        prompts.read_prompts(tmp_path / "a.jsonl", 0)
 
 
 # -------------------------------------------------------------------------------------------------- the program
@@ -1019,9 +1031,9 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from support.provider_faults import requests, teacher
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import label
-with Cache(Path({folder!r})) as cache:
+with DiskAnswerStore(Path({folder!r})) as cache:
     print("ready", flush=True)
     label(teacher({url!r}), requests(400), cache, concurrency=8)
 """
@@ -1043,7 +1055,7 @@ def test_after_sigkill_only_what_was_out_is_asked_again(tmp_path: Path, seed: in
         child.wait()
         time.sleep(0.1)
         seen = len(provider.prompts)
-        with Cache(tmp_path) as cache:
+        with DiskAnswerStore(tmp_path) as cache:
             kept = count_known(teacher(provider.url), requests(400), cache)
             done = label(teacher(provider.url), requests(400), cache)
         assert [answer.text for answer in done.answers] == [f"to prompt {i}" for i in range(400)]
@@ -1142,7 +1154,7 @@ def test_a_real_model_labels_and_a_student_learns(tmp_path: Path, smollm2: tuple
     assert report["teacher"]["asked"] == 8
     assert report["training"]["steps"] == 20
     rows = [json.loads(line) for line in (tmp_path / "reports/wired/1/answers/index.jsonl").read_text().splitlines()]
-    with Cache(tmp_path / "cache" / "teachers") as cache:
+    with DiskAnswerStore(tmp_path / "cache" / "teachers") as cache:
         answers = [cache.get(row["key"]) for row in rows]
     for answer in answers:
         assert answer is not None

@@ -22,8 +22,8 @@ from distillkit.data.corpus import pack_texts
 from distillkit.data.shards import Packer, Stream
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.plugins.interfaces import Teacher
-from distillkit.teachers.soft_targets import reading
-from distillkit.teachers.soft_targets.store import Binding, Rows, Store, Writer
+from distillkit.teachers.soft_targets import from_logits
+from distillkit.teachers.soft_targets.store import Binding, SoftTargetRows, SoftTargetStore, SoftTargetWriter
 
 TEXTS = ["The old fox said to the hens: come out, come out.", "They did not. He went home again.", "The end."] * 4
 CONTEXT = 8
@@ -91,7 +91,9 @@ def test_the_likeliest_are_kept_with_the_mass_of_all_others(
     tmp_path: Path, stream: Stream, tokenizer: Tokenizer
 ) -> None:
     teacher = Fixed(tokenizer.vocab_size)
-    store = reading.read(teacher, stream, Writer(tmp_path / "soft", bound(stream, tokenizer, most=5)))
+    store = from_logits.write_soft_targets(
+        teacher, stream, SoftTargetWriter(tmp_path / "soft", bound(stream, tokenizer, most=5))
+    )
     ids, logs, rest, has = store.read(0, stream.tokens)
     expected = truth(teacher, stream)
     assert has.tolist() == [0.0, *[1.0] * (stream.tokens - 1)]
@@ -102,15 +104,17 @@ def test_the_likeliest_are_kept_with_the_mass_of_all_others(
     left = 1 - np.exp(np.take_along_axis(expected[1:], best, axis=1)).sum(axis=1)
     np.testing.assert_allclose(np.exp(rest[1:]), left, rtol=1e-2)
     np.testing.assert_allclose(np.exp(logs).sum(axis=1)[1:] + np.exp(rest[1:]), 1, atol=1e-6)
-    facts = store.facts
-    assert (facts["positions"], facts["with_soft"]) == (stream.tokens - 1, stream.tokens - 1)
-    assert facts["mass"] == pytest.approx(1 - left.mean(), abs=1e-3)
+    summary = store.summary
+    assert (summary["positions"], summary["with_soft"]) == (stream.tokens - 1, stream.tokens - 1)
+    assert summary["mass"] == pytest.approx(1 - left.mean(), abs=1e-3)
     store.verify()
 
 
 def test_all_tokens_are_the_whole_distribution(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) -> None:
     teacher, most = Fixed(tokenizer.vocab_size), tokenizer.vocab_size
-    store = reading.read(teacher, stream, Writer(tmp_path / "soft", bound(stream, tokenizer, most=most)))
+    store = from_logits.write_soft_targets(
+        teacher, stream, SoftTargetWriter(tmp_path / "soft", bound(stream, tokenizer, most=most))
+    )
     ids, logs, rest, _ = store.read(1, stream.tokens)
     dense = np.zeros_like(logs)
     np.put_along_axis(dense, ids, logs, axis=1)
@@ -120,18 +124,20 @@ def test_all_tokens_are_the_whole_distribution(tmp_path: Path, stream: Stream, t
 
 def test_twenty_tokens_take_at_most_84_bytes(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) -> None:
     binding = bound(stream, tokenizer, most=20)
-    assert binding.most_bytes == 84
-    assert replace(binding, vocab_size=50_257).most_bytes == 84
-    assert replace(binding, vocab_size=100_277).most_bytes == 124
-    store = reading.read(Fixed(tokenizer.vocab_size), stream, Writer(tmp_path / "soft", binding))
-    assert store.facts["bytes"] <= 84 * stream.tokens
+    assert binding.max_bytes_per_position == 84
+    assert replace(binding, vocab_size=50_257).max_bytes_per_position == 84
+    assert replace(binding, vocab_size=100_277).max_bytes_per_position == 124
+    store = from_logits.write_soft_targets(
+        Fixed(tokenizer.vocab_size), stream, SoftTargetWriter(tmp_path / "soft", binding)
+    )
+    assert store.summary["bytes"] <= 84 * stream.tokens
 
 
 def test_draws_are_an_unbiased_picture_of_the_teacher(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) -> None:
     """Over many windows with the same thought, the mean of what was drawn is that thought."""
     logits = np.random.default_rng(1).normal(size=(1, 40)).astype(np.float32)
     chances = np.random.default_rng(2).random((4000, 50))
-    rows = reading.drawn(np.repeat(logits, 4000, axis=0), 50, chances)
+    rows = from_logits.sample_counts(np.repeat(logits, 4000, axis=0), 50, chances)
     seen = np.bincount(rows.ids, rows.values, 40) / (4000 * 50)
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
     assert np.abs(seen - expected).max() < 4 * math.sqrt(0.25 / (4000 * 50))
@@ -139,16 +145,18 @@ def test_draws_are_an_unbiased_picture_of_the_teacher(tmp_path: Path, stream: St
 
     teacher = Fixed(tokenizer.vocab_size)
     binding = bound(stream, tokenizer, samples=50, seed=7, most=50)
-    store = reading.read(teacher, stream, Writer(tmp_path / "a", binding))
+    store = from_logits.write_soft_targets(teacher, stream, SoftTargetWriter(tmp_path / "a", binding))
     ids, logs, rest, _ = store.read(1, stream.tokens)
     assert (rest == NOTHING).all()
     np.testing.assert_allclose(np.exp(logs).sum(axis=1), 1, atol=1e-5)
     mean = (np.exp(np.take_along_axis(truth(teacher, stream)[1:], ids, axis=1)) * (logs > NOTHING)).sum(axis=1)
     assert mean.min() > 0.5  # what was drawn is what is likely
-    again = reading.read(Fixed(tokenizer.vocab_size), stream, Writer(tmp_path / "b", binding))
-    other = reading.read(teacher, stream, Writer(tmp_path / "c", replace(binding, seed=8)))
+    again = from_logits.write_soft_targets(
+        Fixed(tokenizer.vocab_size), stream, SoftTargetWriter(tmp_path / "b", binding)
+    )
+    other = from_logits.write_soft_targets(teacher, stream, SoftTargetWriter(tmp_path / "c", replace(binding, seed=8)))
     assert again.fingerprint == store.fingerprint != other.fingerprint
-    assert store.facts["bytes"] / stream.tokens <= 40
+    assert store.summary["bytes"] / stream.tokens <= 40
 
 
 @settings(max_examples=25, deadline=None)
@@ -156,8 +164,8 @@ def test_draws_are_an_unbiased_picture_of_the_teacher(tmp_path: Path, stream: St
 def test_float16_is_near_enough(tmp_path_factory: pytest.TempPathFactory, logits: Any, most: int) -> None:
     """A log-probability keeps eleven bits: what is read differs by a share of |log p| / 2048, and a bit for the sum."""
     folder = tmp_path_factory.mktemp("f")
-    rows = reading.likeliest(logits.astype(np.float32), most)
-    writer = Writer(folder, Binding("t", 6, None, "s", 3, most=most))
+    rows = from_logits.top_k(logits.astype(np.float32), most)
+    writer = SoftTargetWriter(folder, Binding("t", 6, None, "s", 3, most=most))
     writer.add(rows, np.ones(3, np.float32))
     ids, logs, rest, _ = writer.close().read(0, 3)
     exact = logits.astype(np.float32).astype(np.float64)
@@ -169,9 +177,11 @@ def test_float16_is_near_enough(tmp_path_factory: pytest.TempPathFactory, logits
 
 
 def test_what_float16_cannot_hold_is_held_at_its_end(tmp_path: Path) -> None:
-    writer = Writer(tmp_path, Binding("t", 70_000, None, "s", 2, most=3))
+    writer = SoftTargetWriter(tmp_path, Binding("t", 70_000, None, "s", 2, most=3))
     logs = np.array([math.log(0.5), -9e4, -1e-7])
-    writer.add(Rows(np.array([2, 1]), np.array([69_999, 1, 3]), logs, np.array([math.log(0.5), -1e30])), np.ones(2))
+    writer.add(
+        SoftTargetRows(np.array([2, 1]), np.array([69_999, 1, 3]), logs, np.array([math.log(0.5), -1e30])), np.ones(2)
+    )
     ids, found, rest, _ = writer.close().read(0, 2)
     assert ids.tolist() == [[69_999, 1], [3, 0]]
     assert np.isfinite(found).all()
@@ -182,12 +192,12 @@ def test_what_float16_cannot_hold_is_held_at_its_end(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------- shards
 
 
-def random_rows(positions: int, seed: int = 0) -> Rows:
+def random_rows(positions: int, seed: int = 0) -> SoftTargetRows:
     drawn = np.random.default_rng(seed)
     counts = drawn.integers(0, 5, positions)
     total = int(counts.sum())
     logs, rest = np.log(drawn.uniform(0.01, 0.2, total)), np.log(drawn.uniform(0.1, 0.2, positions))
-    return Rows(counts, drawn.integers(0, 300, total), logs, rest)
+    return SoftTargetRows(counts, drawn.integers(0, 300, total), logs, rest)
 
 
 @settings(max_examples=12, deadline=None)
@@ -199,12 +209,12 @@ def test_any_range_of_any_shards_reads_the_same(
     binding = Binding("t", 300, None, "s", total, most=4)
     stores = []
     for name, pieces, most in (("one", [total], total), ("many", sizes, limit)):
-        writer, rows, begun = Writer(tmp_path_factory.mktemp(name), binding, most), random_rows(total), 0
+        writer, rows, begun = SoftTargetWriter(tmp_path_factory.mktemp(name), binding, most), random_rows(total), 0
         named = np.cumsum([0, *rows.counts])
         for size in pieces:
             cut = slice(begun, begun + size)
             inner = slice(named[begun], named[begun + size])
-            part = Rows(rows.counts[cut], rows.ids[inner], rows.values[inner], rows.residuals[cut])
+            part = SoftTargetRows(rows.counts[cut], rows.ids[inner], rows.values[inner], rows.residuals[cut])
             writer.add(part, np.ones(size, np.float32))
             begun += size
         stores.append(writer.close())
@@ -212,27 +222,31 @@ def test_any_range_of_any_shards_reads_the_same(
     stop = data.draw(st.integers(start, total))
     for one, other in zip(stores[0].read(start, stop), stores[1].read(start, stop), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert stores[0].facts["with_soft"] == stores[1].facts["with_soft"] == int((random_rows(total).counts > 0).sum())
+    assert (
+        stores[0].summary["with_soft"] == stores[1].summary["with_soft"] == int((random_rows(total).counts > 0).sum())
+    )
 
 
 def test_interrupted_it_goes_on_behind_its_last_shard(
     tmp_path: Path, stream: Stream, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 2 * CONTEXT)
+    monkeypatch.setattr(from_logits, "TOKENS_AT_ONCE", 2 * CONTEXT)
     binding = bound(stream, tokenizer, most=4)
-    whole = reading.read(Fixed(tokenizer.vocab_size), stream, Writer(tmp_path / "whole", binding, 4 * CONTEXT))
+    whole = from_logits.write_soft_targets(
+        Fixed(tokenizer.vocab_size), stream, SoftTargetWriter(tmp_path / "whole", binding, 4 * CONTEXT)
+    )
     teacher = Fixed(tokenizer.vocab_size)
     teacher.interrupt_at = 6
     with pytest.raises(Interrupted, match=r"of 2\d\d positions are kept"):
-        reading.read(teacher, stream, Writer(tmp_path / "cut", binding, 4 * CONTEXT))
+        from_logits.write_soft_targets(teacher, stream, SoftTargetWriter(tmp_path / "cut", binding, 4 * CONTEXT))
     with pytest.raises(UsageError, match="are not whole"):
-        Store(tmp_path / "cut", binding)
+        SoftTargetStore(tmp_path / "cut", binding)
     again = Fixed(tokenizer.vocab_size)
-    store = reading.read(again, stream, Writer(tmp_path / "cut", binding, 4 * CONTEXT))
+    store = from_logits.write_soft_targets(again, stream, SoftTargetWriter(tmp_path / "cut", binding, 4 * CONTEXT))
     assert sum(again.asked) == stream.windows(CONTEXT) - 8  # four calls of two windows were kept
     assert store.fingerprint == whole.fingerprint
     assert not list((tmp_path / "cut").glob(".*"))
-    idle = Writer(tmp_path / "cut", binding)
+    idle = SoftTargetWriter(tmp_path / "cut", binding)
     assert idle.done == stream.tokens
 
 
@@ -254,8 +268,8 @@ def test_what_belongs_to_something_else_is_refused(
     tmp_path: Path, stream: Stream, tokenizer: Tokenizer, change: dict[str, Any], told: str
 ) -> None:
     binding = bound(stream, tokenizer, most=4)
-    reading.read(Fixed(tokenizer.vocab_size), stream, Writer(tmp_path / "soft", binding))
-    for opening in (Store, Writer):
+    from_logits.write_soft_targets(Fixed(tokenizer.vocab_size), stream, SoftTargetWriter(tmp_path / "soft", binding))
+    for opening in (SoftTargetStore, SoftTargetWriter):
         with pytest.raises(UsageError, match=told) as caught:
             opening(tmp_path / "soft", replace(binding, **change))
         assert "distillkit label" in caught.value.hint
@@ -263,50 +277,54 @@ def test_what_belongs_to_something_else_is_refused(
 
 def test_damage_is_said(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) -> None:
     folder, binding = tmp_path / "soft", bound(stream, tokenizer, most=4)
-    store = reading.read(Fixed(tokenizer.vocab_size), stream, Writer(folder, binding))
+    store = from_logits.write_soft_targets(Fixed(tokenizer.vocab_size), stream, SoftTargetWriter(folder, binding))
     (shard,) = folder.glob("*.bin")
     content = shard.read_bytes()
     shard.write_bytes(content[:-8] + b"changed!")
     with pytest.raises(CorruptError, match="has changed"):
         store.verify()
-    assert Writer(folder, binding).done == 0  # a shard that is not what was written is asked for again
+    assert SoftTargetWriter(folder, binding).done == 0  # a shard that is not what was written is asked for again
     shard.write_bytes(content[:-8])
     with pytest.raises(CorruptError, match="should have"):
-        Store(folder, binding)
+        SoftTargetStore(folder, binding)
     shard.write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
     with pytest.raises(CorruptError, match="altered"):
-        Store(folder, binding)
+        SoftTargetStore(folder, binding)
     with pytest.raises(UsageError, match="there are no soft targets"):
-        Store(tmp_path / "nowhere", binding)
+        SoftTargetStore(tmp_path / "nowhere", binding)
 
 
 @pytest.mark.parametrize("lost", ["a whole file", "the end of one"])
 def test_what_a_store_has_lost_is_read_again_by_the_command_that_is_named(
     tmp_path: Path, stream: Stream, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 2 * CONTEXT)
+    monkeypatch.setattr(from_logits, "TOKENS_AT_ONCE", 2 * CONTEXT)
     folder, binding = tmp_path / "soft", bound(stream, tokenizer, most=4)
-    whole = reading.read(Fixed(tokenizer.vocab_size), stream, Writer(folder, binding, 4 * CONTEXT))
+    whole = from_logits.write_soft_targets(
+        Fixed(tokenizer.vocab_size), stream, SoftTargetWriter(folder, binding, 4 * CONTEXT)
+    )
     shard = sorted(folder.glob("*.bin"))[1]
     if lost == "a whole file":
         shard.unlink()
     else:
         shard.write_bytes(shard.read_bytes()[:-8])
     with pytest.raises(CorruptError, match=shard.name) as told:
-        Store(folder, binding)
+        SoftTargetStore(folder, binding)
     assert "distillkit label" in told.value.hint
-    writer = Writer(folder, binding, 4 * CONTEXT)
+    writer = SoftTargetWriter(folder, binding, 4 * CONTEXT)
     assert writer.done > 0
-    store = reading.read(Fixed(tokenizer.vocab_size), stream, writer)
+    store = from_logits.write_soft_targets(Fixed(tokenizer.vocab_size), stream, writer)
     store.verify()
     assert store.fingerprint == whole.fingerprint
 
 
 def test_logits_of_other_tokens_are_refused(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="logits of shape"):
-        reading.read(Fixed(tokenizer.vocab_size + 1), stream, Writer(tmp_path / "soft", bound(stream, tokenizer)))
+        from_logits.write_soft_targets(
+            Fixed(tokenizer.vocab_size + 1), stream, SoftTargetWriter(tmp_path / "soft", bound(stream, tokenizer))
+        )
 
 
 # --------------------------------------------------------------------------------------------------- batches
@@ -314,7 +332,9 @@ def test_logits_of_other_tokens_are_refused(tmp_path: Path, stream: Stream, toke
 
 def test_batches_carry_what_is_stored(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) -> None:
     teacher = Fixed(tokenizer.vocab_size)
-    store = reading.read(teacher, stream, Writer(tmp_path / "soft", bound(stream, tokenizer, most=5)))
+    store = from_logits.write_soft_targets(
+        teacher, stream, SoftTargetWriter(tmp_path / "soft", bound(stream, tokenizer, most=5))
+    )
     told = pack_texts([("The old ", "fox.", True), ("They", " ran", False)], tokenizer, tmp_path / "told")
     batches = Batches([stream, told], CONTEXT, 4, 3, soft=[store, None])
     plain = Batches([stream, told], CONTEXT, 4, 3)

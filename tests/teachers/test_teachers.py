@@ -33,15 +33,15 @@ from distillkit.core.errors import CorruptError, DistillkitError, Interrupted, L
 from distillkit.core.records import Answer, Request, Usage
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.plugins.interfaces import Teacher
-from distillkit.teachers.answers.disk import Cache, asked, key_of
+from distillkit.teachers.answers.disk import DiskAnswerStore, answer_key, key_fields
 from distillkit.teachers.asking.label import count_known, label
 from support.paths import TESTS
 from support.teachers import ANSWERS, TEXTS, Bomb, Counting, Sleeping, full_answer, plant, prompts
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Iterator[Cache]:
-    with Cache(tmp_path / "cache") as opened:
+def cache(tmp_path: Path) -> Iterator[DiskAnswerStore]:
+    with DiskAnswerStore(tmp_path / "cache") as opened:
         yield opened
 
 
@@ -61,12 +61,13 @@ NASTY = [
 
 
 def test_an_answer_survives_into_a_new_process_byte_for_byte(tmp_path: Path) -> None:
-    with Cache(tmp_path / "cache") as cache:
+    with DiskAnswerStore(tmp_path / "cache") as cache:
         for i, text in enumerate(NASTY):
             cache.put(str(i), {}, full_answer(text))
     code = (
-        "import hashlib, pickle, sys; from pathlib import Path; from distillkit.teachers.answers.disk import Cache\n"
-        f"answers = [Cache(Path({str(tmp_path / 'cache')!r})).get(str(i)) for i in range({len(NASTY)})]\n"
+        "import hashlib, pickle, sys; from pathlib import Path\n"
+        "from distillkit.teachers.answers.disk import DiskAnswerStore\n"
+        f"answers = [DiskAnswerStore(Path({str(tmp_path / 'cache')!r})).get(str(i)) for i in range({len(NASTY)})]\n"
         "print(repr([answer.to_json() for answer in answers]).encode('ascii', 'backslashreplace').decode())"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -81,23 +82,23 @@ def test_any_answer_to_any_prompt_is_read_back_by_whoever_opens_the_cache_next(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         kept = {}
-        with Cache(Path(folder)) as cache:
+        with DiskAnswerStore(Path(folder)) as cache:
             for text, answer in pairs:
-                what = asked("p", {"model": text}, Request("r", prompt=text))
-                cache.put(key_of(what), what, answer)
-                kept[key_of(what)] = answer
-        with Cache(Path(folder)) as cache:
+                what = key_fields("p", {"model": text}, Request("r", prompt=text))
+                cache.put(answer_key(what), what, answer)
+                kept[answer_key(what)] = answer
+        with DiskAnswerStore(Path(folder)) as cache:
             assert {key: cache.get(key) for key in kept} == kept
             assert len(cache) == len(kept)
 
 
-def test_what_is_not_in_the_cache_is_none(cache: Cache) -> None:
+def test_what_is_not_in_the_cache_is_none(cache: DiskAnswerStore) -> None:
     assert cache.get("0" * 64) is None
     assert "0" * 64 not in cache
     assert len(cache) == 0
 
 
-def test_a_later_answer_replaces_an_earlier_one(cache: Cache) -> None:
+def test_a_later_answer_replaces_an_earlier_one(cache: DiskAnswerStore) -> None:
     for text in ("one", "two"):
         cache.put("key", {}, Answer(text))
     assert cache.get("key") == Answer("two")
@@ -121,7 +122,7 @@ OTHERS: dict[str, Any] = {
 
 
 def key(request: Request = BASE, provider: str = "p", identity: Any = None) -> str:
-    return key_of(asked(provider, identity or {"model": "m", "url": "u"}, request))
+    return answer_key(key_fields(provider, identity or {"model": "m", "url": "u"}, request))
 
 
 def test_a_key_changes_with_every_field_of_the_request_but_its_id() -> None:
@@ -156,7 +157,7 @@ def test_keys_never_change_between_versions() -> None:
 # -------------------------------------------------------------------------------------------- the cache: trust
 
 
-def test_a_pickled_row_is_refused_and_nothing_of_it_runs(tmp_path: Path, cache: Cache) -> None:
+def test_a_pickled_row_is_refused_and_nothing_of_it_runs(tmp_path: Path, cache: DiskAnswerStore) -> None:
     """CVE-2025-69872."""
     bomb = pickle.dumps(Bomb(tmp_path / "ran"))
     (cache.folder / "bomb.val").write_bytes(bomb)
@@ -170,7 +171,7 @@ def test_a_pickled_row_is_refused_and_nothing_of_it_runs(tmp_path: Path, cache: 
     assert (tmp_path / "ran").exists()
 
 
-def test_a_pickled_key_is_refused_and_nothing_of_it_runs(tmp_path: Path, cache: Cache) -> None:
+def test_a_pickled_key_is_refused_and_nothing_of_it_runs(tmp_path: Path, cache: DiskAnswerStore) -> None:
     cache.put("good", {}, Answer("good"))
     plant(cache.folder, key=pickle.dumps(Bomb(tmp_path / "ran")), raw=0, mode=1, value="{}")
     assert cache.get("good") == Answer("good")
@@ -179,9 +180,9 @@ def test_a_pickled_key_is_refused_and_nothing_of_it_runs(tmp_path: Path, cache: 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_teacher_is_not_asked_past_a_refused_row(tmp_path: Path, cache: Cache) -> None:
+def test_a_teacher_is_not_asked_past_a_refused_row(tmp_path: Path, cache: DiskAnswerStore) -> None:
     teacher, (request,) = Counting(), prompts(1)
-    planted = key_of(asked(teacher.name, teacher.identity(), request))
+    planted = answer_key(key_fields(teacher.name, teacher.identity(), request))
     plant(cache.folder, key=planted, raw=1, mode=4, value=pickle.dumps(Bomb(tmp_path / "ran")))
     with pytest.raises(CorruptError):
         label(teacher, [request], cache)
@@ -189,7 +190,9 @@ def test_a_teacher_is_not_asked_past_a_refused_row(tmp_path: Path, cache: Cache)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_planted_file_name_neither_reads_nor_deletes_what_is_elsewhere(tmp_path: Path, cache: Cache) -> None:
+def test_a_planted_file_name_neither_reads_nor_deletes_what_is_elsewhere(
+    tmp_path: Path, cache: DiskAnswerStore
+) -> None:
     (tmp_path / "secret").write_text(json.dumps({"answer": Answer("secret").to_json()}))
     plant(cache.folder, key="read", raw=1, mode=3, filename="../secret")
     plant(cache.folder, key="expired", raw=1, mode=3, filename="../secret", expire_time=1.0)
@@ -204,7 +207,7 @@ def test_a_planted_file_name_neither_reads_nor_deletes_what_is_elsewhere(tmp_pat
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "7", '{"answer": 1}', '{"answer": {"text": "a"}}', "[" * 100_000], ids=range(7)
 )
-def test_a_damaged_answer_is_said_with_its_place(cache: Cache, text: str) -> None:
+def test_a_damaged_answer_is_said_with_its_place(cache: DiskAnswerStore, text: str) -> None:
     plant(cache.folder, key="key", raw=1, mode=1, value=text)
     with pytest.raises(CorruptError, match="damaged") as error:
         cache.get("key")
@@ -214,32 +217,32 @@ def test_a_damaged_answer_is_said_with_its_place(cache: Cache, text: str) -> Non
 def test_a_database_that_is_none_is_said(tmp_path: Path) -> None:
     (tmp_path / "cache.db").write_bytes(b"not a database, but long enough to look like one" * 100)
     with pytest.raises(DistillkitError, match="is damaged: file is not a database"):
-        Cache(tmp_path)
+        DiskAnswerStore(tmp_path)
 
 
 def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir(mode=0o755)
     for name in ("new", "there"):
-        with Cache(tmp_path / name):
+        with DiskAnswerStore(tmp_path / name):
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
 
 
 def test_nothing_expires_and_nothing_is_culled(tmp_path: Path) -> None:
     """diskcache would cull from 1 GiB on, and forgets what is set with an expiry."""
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         for i in range(50):
             cache.put(str(i), {}, Answer("a"))
         with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as rows, rows:
             rows.execute("UPDATE Settings SET value = 1 WHERE key = 'size_limit'")
             assert rows.execute("SELECT count(*) FROM Cache WHERE expire_time IS NULL").fetchone() == (50,)
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         assert (cache._rows.eviction_policy, cache._rows.cull_limit) == ("none", 0)
         cache.put("one more", {}, Answer("a" * 100_000))
         assert len(cache) == 51
         assert all(str(i) in cache for i in range(50))
 
 
-def test_answers_are_rows_of_one_database_and_no_files_of_their_own(cache: Cache) -> None:
+def test_answers_are_rows_of_one_database_and_no_files_of_their_own(cache: DiskAnswerStore) -> None:
     cache.put("long", {}, Answer("a" * 1_000_000))
     assert {path.name for path in cache.folder.iterdir()} <= {"cache.db", "cache.db-wal", "cache.db-shm"}
 
@@ -269,25 +272,25 @@ def public() -> Iterator[Path]:
 def test_a_folder_that_cannot_be_made_is_said(public: Path) -> None:
     public.chmod(0o555)
     with without_privileges(), pytest.raises(DistillkitError, match="cannot be opened: Permission denied") as error:
-        Cache(public / "cache")
+        DiskAnswerStore(public / "cache")
     assert "DISTILLKIT_HOME" in error.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of somebody else's")
 def test_a_cache_of_somebody_else_is_said(public: Path) -> None:
-    with Cache(public / "cache"):
+    with DiskAnswerStore(public / "cache"):
         pass
     with without_privileges(), pytest.raises(DistillkitError, match="cannot be opened: Operation not permitted"):
-        Cache(public / "cache")
+        DiskAnswerStore(public / "cache")
 
 
 def test_a_cache_in_the_place_of_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DistillkitError, match="cannot be opened"):
-        Cache(tmp_path / "file")
+        DiskAnswerStore(tmp_path / "file")
 
 
-def test_a_database_that_became_read_only_is_said(cache: Cache) -> None:
+def test_a_database_that_became_read_only_is_said(cache: DiskAnswerStore) -> None:
     cache._rows._sql("PRAGMA query_only = 1")
     with pytest.raises(DistillkitError, match="cannot be written"):
         cache.put("key", {}, Answer("a"))
@@ -299,9 +302,9 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from support.teachers import Counting, prompts
 from distillkit.core.errors import DistillkitError
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import label
-with Cache(Path({folder!r})) as cache:
+with DiskAnswerStore(Path({folder!r})) as cache:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     try:
         label(Counting(), prompts(3000), cache)
@@ -317,7 +320,7 @@ def test_a_full_disk_is_said_and_what_was_kept_is_whole(tmp_path: Path) -> None:
     assert f"the cache {tmp_path} cannot be written: " in said
     kept = int(said.split(" of 3000 answers are kept")[0].split()[-1])
     assert 0 < kept < 3000
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         assert count_known(Counting(), prompts(3000), cache) == kept
         teacher = Counting()
         assert label(teacher, prompts(3000), cache).asked == 3000 - kept == len(teacher.asked)
@@ -328,11 +331,11 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from support.teachers import Counting, prompts
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import label
 print("ready", flush=True)
 sys.stdin.read()
-with Cache(Path({folder!r})) as cache:
+with DiskAnswerStore(Path({folder!r})) as cache:
     answers = label(Counting(), prompts(300), cache).answers
     print([answer.text for answer in answers] == [f"to prompt {{i}}" for i in range(300)])
 """
@@ -347,7 +350,7 @@ def test_two_processes_that_label_the_same_at_once_both_get_all_answers(tmp_path
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
     assert [child.communicate("", timeout=60)[0] for child in children] == ["True\n", "True\n"]
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         assert len(cache) == 300
         assert label(Counting(), prompts(300), cache).asked == 0
         assert cache._rows.check() == []
@@ -355,13 +358,13 @@ def test_two_processes_that_label_the_same_at_once_both_get_all_answers(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timing
-def test_ten_thousand_cached_answers_are_read_in_two_seconds(cache: Cache) -> None:
+def test_ten_thousand_cached_answers_are_read_in_two_seconds(cache: DiskAnswerStore) -> None:
     requests, teacher = prompts(10_000), Counting()
     words = random.Random(0).choices(["the", "fox", "ran", "home", "and"], k=96)
     with cache._rows.transact():  # one transaction: only reading is timed
         for request in requests:
-            what = asked(teacher.name, teacher.identity(), request)
-            cache.put(key_of(what), what, Answer(" ".join(words), usage=Usage(32, 96)))
+            what = key_fields(teacher.name, teacher.identity(), request)
+            cache.put(answer_key(what), what, Answer(" ".join(words), usage=Usage(32, 96)))
     began = time.process_time()  # of this process: others may keep the machine busy
     labelled = label(teacher, requests, cache)
     seconds = time.process_time() - began
@@ -377,7 +380,7 @@ def both(**options: Any) -> list[Teacher]:
 
 
 @pytest.mark.parametrize("teacher", both(), ids=lambda teacher: teacher.name)
-def test_each_request_is_asked_once_and_a_second_label_asks_nothing(teacher: Any, cache: Cache) -> None:
+def test_each_request_is_asked_once_and_a_second_label_asks_nothing(teacher: Any, cache: DiskAnswerStore) -> None:
     requests = prompts(20)
     first = label(teacher, requests, cache)
     second = label(teacher, requests, cache)
@@ -389,28 +392,28 @@ def test_each_request_is_asked_once_and_a_second_label_asks_nothing(teacher: Any
 
 
 def test_what_was_answered_once_needs_no_teacher_any_more(tmp_path: Path) -> None:
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         label(Counting(), prompts(3), cache)
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         never = Counting(fails_on="prompt 0")
         assert label(never, prompts(3), cache).answers[0].text == "to prompt 0"
 
 
 @pytest.mark.parametrize("teacher", both(), ids=lambda teacher: teacher.name)
-def test_requests_alike_but_for_their_ids_are_asked_once(teacher: Any, cache: Cache) -> None:
+def test_requests_alike_but_for_their_ids_are_asked_once(teacher: Any, cache: DiskAnswerStore) -> None:
     requests = [Request(f"r{i}", prompt=f"prompt {i % 2}") for i in range(6)]
     labelled = label(teacher, requests, cache)
     assert len(teacher.asked) == labelled.asked == 2
     assert [answer.text for answer in labelled.answers] == [f"to prompt {i % 2}" for i in range(6)]
 
 
-def test_repeats_of_a_request_are_asked_each(cache: Cache) -> None:
+def test_repeats_of_a_request_are_asked_each(cache: DiskAnswerStore) -> None:
     teacher = Counting()
     label(teacher, [Request("r", prompt="p", repeat=i) for i in range(4)], cache)
     assert len(teacher.asked) == 4
 
 
-def test_known_counts_what_need_not_be_asked(cache: Cache) -> None:
+def test_known_counts_what_need_not_be_asked(cache: DiskAnswerStore) -> None:
     label(Counting(), prompts(3), cache)
     assert count_known(Counting(), prompts(5), cache) == 3
     assert count_known(Sleeping(), prompts(5), cache) == 0
@@ -418,7 +421,7 @@ def test_known_counts_what_need_not_be_asked(cache: Cache) -> None:
     assert count_known(Counting(), [], cache) == 0
 
 
-def test_the_figures_of_a_label_stage_add_up(cache: Cache) -> None:
+def test_the_figures_of_a_label_stage_add_up(cache: DiskAnswerStore) -> None:
     label(Counting(), prompts(2), cache)
     labelled = label(Counting(), prompts(5), cache)
     assert labelled.counts == {
@@ -431,14 +434,14 @@ def test_the_figures_of_a_label_stage_add_up(cache: Cache) -> None:
     }
 
 
-def test_nothing_asked_is_nothing_done(cache: Cache) -> None:
+def test_nothing_asked_is_nothing_done(cache: DiskAnswerStore) -> None:
     for teacher in both():
         labelled = label(teacher, [], cache)
         assert (labelled.answers, labelled.asked, labelled.counts["prompts"]) == ([], 0, 0)
 
 
 @pytest.mark.parametrize("teacher", both(fails_on="prompt 6"), ids=lambda teacher: teacher.name)
-def test_a_failure_in_the_middle_keeps_what_was_answered(teacher: Any, cache: Cache) -> None:
+def test_a_failure_in_the_middle_keeps_what_was_answered(teacher: Any, cache: DiskAnswerStore) -> None:
     with pytest.raises(TeacherError, match="ValueError: no such luck") as error:
         label(teacher, prompts(10), cache, concurrency=2)
     assert repr(teacher.name) in error.value.message
@@ -455,7 +458,9 @@ def test_a_failure_in_the_middle_keeps_what_was_answered(teacher: Any, cache: Ca
 @pytest.mark.parametrize(
     "error", [LimitReached("out of money", "Raise teacher.max_usd."), TeacherError("no such model")]
 )
-def test_an_error_that_is_already_clear_stays_what_it_is(kind: Any, error: DistillkitError, cache: Cache) -> None:
+def test_an_error_that_is_already_clear_stays_what_it_is(
+    kind: Any, error: DistillkitError, cache: DiskAnswerStore
+) -> None:
     fresh = type(error)(error.message, error.hint)
     with pytest.raises(type(error)) as raised:
         label(kind(fails_on="prompt 3", error=fresh), prompts(5), cache, concurrency=1)
@@ -464,14 +469,14 @@ def test_an_error_that_is_already_clear_stays_what_it_is(kind: Any, error: Disti
     assert raised.value.hint.endswith("3 of 5 answers are kept; asking again asks only for the others.")
 
 
-def test_a_failure_is_never_kept_as_an_answer(cache: Cache) -> None:
+def test_a_failure_is_never_kept_as_an_answer(cache: DiskAnswerStore) -> None:
     for teacher in both(fails_on="prompt 0"):
         with pytest.raises(TeacherError):
             label(teacher, prompts(1), cache)
     assert len(cache) == 0
 
 
-def test_answers_that_come_together_with_a_failure_are_kept(cache: Cache) -> None:
+def test_answers_that_come_together_with_a_failure_are_kept(cache: DiskAnswerStore) -> None:
     class Together(Teacher):
         """All answers become known at the same moment."""
 
@@ -488,14 +493,14 @@ def test_answers_that_come_together_with_a_failure_are_kept(cache: Cache) -> Non
     assert len(cache) == 7
 
 
-def test_a_task_that_cancels_itself_is_a_failure_like_any_other(cache: Cache) -> None:
+def test_a_task_that_cancels_itself_is_a_failure_like_any_other(cache: DiskAnswerStore) -> None:
     teacher = Sleeping(fails_on="prompt 1", error=asyncio.CancelledError())
     with pytest.raises(TeacherError, match="CancelledError"):
         label(teacher, prompts(3), cache)
     assert len(cache) == 2
 
 
-def test_after_a_failure_nothing_goes_on_asking(cache: Cache) -> None:
+def test_after_a_failure_nothing_goes_on_asking(cache: DiskAnswerStore) -> None:
     teacher = Sleeping(0.02, fails_on="prompt 0")
     with pytest.raises(TeacherError):
         label(teacher, prompts(100), cache, concurrency=4)
@@ -503,20 +508,20 @@ def test_after_a_failure_nothing_goes_on_asking(cache: Cache) -> None:
     assert teacher.now == 0
 
 
-def test_asynchronous_answers_are_awaited_together(cache: Cache) -> None:
+def test_asynchronous_answers_are_awaited_together(cache: DiskAnswerStore) -> None:
     teacher = Sleeping(0.1)
     label(teacher, prompts(8), cache, concurrency=8)
     assert teacher.most == 8
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_there_are_never_more_calls_at_once_than_allowed(cache: Cache, concurrency: int) -> None:
+def test_there_are_never_more_calls_at_once_than_allowed(cache: DiskAnswerStore, concurrency: int) -> None:
     teacher = Sleeping(0.005)
     label(teacher, prompts(20), cache, concurrency=concurrency)
     assert teacher.most == concurrency
 
 
-def test_a_slow_answer_does_not_hold_up_the_others(cache: Cache) -> None:
+def test_a_slow_answer_does_not_hold_up_the_others(cache: DiskAnswerStore) -> None:
     class Uneven(Sleeping):
         """Its first answer comes when all others have been given, or too late."""
 
@@ -533,14 +538,14 @@ def test_a_slow_answer_does_not_hold_up_the_others(cache: Cache) -> None:
     assert [answer.text for answer in labelled.answers] == [f"to prompt {i}" for i in range(20)]
 
 
-def test_plain_teachers_are_asked_one_at_a_time_on_the_calling_thread(cache: Cache) -> None:
+def test_plain_teachers_are_asked_one_at_a_time_on_the_calling_thread(cache: DiskAnswerStore) -> None:
     teacher = Counting()
     label(teacher, prompts(5), cache, concurrency=8)
     assert teacher.asked == [f"prompt {i}" for i in range(5)]
     assert teacher.threads == {threading.get_ident()}
 
 
-def test_an_answer_is_kept_before_the_next_is_asked_for(cache: Cache) -> None:
+def test_an_answer_is_kept_before_the_next_is_asked_for(cache: DiskAnswerStore) -> None:
     class Looking(Counting):
         def answer(self, request: Request) -> Answer:
             assert len(cache) == len(self.asked)
@@ -549,7 +554,7 @@ def test_an_answer_is_kept_before_the_next_is_asked_for(cache: Cache) -> None:
     label(Looking(), prompts(5), cache)
 
 
-def test_a_teacher_sees_everything_of_a_request_but_its_id(cache: Cache) -> None:
+def test_a_teacher_sees_everything_of_a_request_but_its_id(cache: DiskAnswerStore) -> None:
     class Seeing(Teacher):
         """Gives back what it saw."""
 
@@ -566,7 +571,7 @@ def test_a_teacher_sees_everything_of_a_request_but_its_id(cache: Cache) -> None
 
 
 @pytest.mark.parametrize("given", ["text", None, {"text": "a"}, Answer(None), 7], ids=repr)  # type: ignore[arg-type]
-def test_a_teacher_that_gives_no_answer_is_blamed_by_name(cache: Cache, given: Any) -> None:
+def test_a_teacher_that_gives_no_answer_is_blamed_by_name(cache: DiskAnswerStore, given: Any) -> None:
     class Wrong(Teacher):
         """A plain one."""
 
@@ -603,7 +608,7 @@ class Batching(Teacher):
         yield from self.how([(request, Answer(f"to {request.prompt}")) for request in requests])
 
 
-def test_a_teacher_may_answer_in_batches_and_in_any_order(cache: Cache) -> None:
+def test_a_teacher_may_answer_in_batches_and_in_any_order(cache: DiskAnswerStore) -> None:
     labelled = label(Batching(reversed), prompts(5), cache)
     assert [answer.text for answer in labelled.answers] == [f"to prompt {i}" for i in range(5)]
 
@@ -617,13 +622,15 @@ def test_a_teacher_may_answer_in_batches_and_in_any_order(cache: Cache) -> None:
         (lambda pairs: [answer for _, answer in pairs], "failed: TypeError", 0),
     ],
 )
-def test_a_teacher_that_answers_what_was_not_asked_is_blamed(cache: Cache, how: Any, said: str, kept: int) -> None:
+def test_a_teacher_that_answers_what_was_not_asked_is_blamed(
+    cache: DiskAnswerStore, how: Any, said: str, kept: int
+) -> None:
     with pytest.raises(TeacherError, match=f"the teacher 'batching' .*{said}"):
         label(Batching(how), prompts(5), cache)
     assert len(cache) == kept
 
 
-def test_a_teacher_whose_identity_is_not_json_is_blamed(cache: Cache) -> None:
+def test_a_teacher_whose_identity_is_not_json_is_blamed(cache: DiskAnswerStore) -> None:
     class Strange(Counting):
         def identity(self) -> Any:
             return {"folder": Path()}
@@ -632,7 +639,7 @@ def test_a_teacher_whose_identity_is_not_json_is_blamed(cache: Cache) -> None:
         label(Strange(), prompts(1), cache)
 
 
-def test_half_an_emoji_becomes_a_replacement_character_before_it_is_kept(cache: Cache) -> None:
+def test_half_an_emoji_becomes_a_replacement_character_before_it_is_kept(cache: DiskAnswerStore) -> None:
     """Tokenizers refuse it, and the answer was paid for."""
 
     class Halving(Teacher):
@@ -648,7 +655,7 @@ def test_half_an_emoji_becomes_a_replacement_character_before_it_is_kept(cache: 
     assert label(Halving(), prompts(1), cache).answers == [answer]
 
 
-def test_progress_ends_with_the_last_answer(cache: Cache) -> None:
+def test_progress_ends_with_the_last_answer(cache: DiskAnswerStore) -> None:
     stream = io.StringIO()
     label(Counting(), prompts(7), cache, console=PlainConsole(stream))
     assert stream.getvalue().splitlines()[-1].strip() == "7/7 answers"
@@ -661,7 +668,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from support.teachers import Counting, Sleeping, prompts
 from distillkit.core.errors import DistillkitError
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import label
 
 class Plain(Counting):
@@ -678,7 +685,7 @@ class Later(Sleeping):
             print("asking", flush=True)
         return await super().answer(request)
 
-with Cache(Path({folder!r})) as cache:
+with DiskAnswerStore(Path({folder!r})) as cache:
     try:
         label({teacher}(), prompts(10), cache, concurrency={concurrency})
     except DistillkitError as error:
@@ -698,12 +705,12 @@ def test_ctrl_c_keeps_what_was_answered_and_says_so(tmp_path: Path, teacher: str
     said, _ = child.communicate(timeout=10)
     assert said == "Interrupted stopped after 3 of 10 answers; they are kept\n"
     assert child.returncode == Interrupted.exit_code == 130
-    with Cache(tmp_path) as cache:
+    with DiskAnswerStore(tmp_path) as cache:
         assert count_known(asks(), prompts(10), cache) == 3
         assert label(asks(), prompts(10), cache).asked == 7
 
 
-def test_ctrl_c_while_an_answer_is_put_away_is_the_same(cache: Cache) -> None:
+def test_ctrl_c_while_an_answer_is_put_away_is_the_same(cache: DiskAnswerStore) -> None:
     class Pressing(PlainConsole):
         def progress(self, text: str, last: bool = False) -> None:
             if "2/" in text:
@@ -717,7 +724,7 @@ def test_ctrl_c_while_an_answer_is_put_away_is_the_same(cache: Cache) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_ctrl_c_while_an_answer_is_put_away_keeps_all_that_had_come(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch, late: bool
+    cache: DiskAnswerStore, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """They were paid for: those that came with it, and those that came while it was put away."""
     teacher, inner, puts = Sleeping(), cache.put, []
@@ -854,7 +861,7 @@ def test_an_answer_ends_before_the_first_stop_word(teacher: Checkpoint) -> None:
         assert teacher.answer(replace(request, stop=stop)).text == whole
 
 
-def test_messages_are_refused_before_anything_is_written(teacher: Checkpoint, cache: Cache) -> None:
+def test_messages_are_refused_before_anything_is_written(teacher: Checkpoint, cache: DiskAnswerStore) -> None:
     chat = Request("chat", messages=({"role": "user", "content": "Hi"},))
     with pytest.raises(UsageError, match="continues prompts; it was given messages"):
         label(teacher, [*stories(3, max_tokens=4), chat], cache)
@@ -877,7 +884,7 @@ def test_an_identity_is_of_weights_and_not_of_names(folder: Path, tmp_path: Path
 
 
 def test_answers_of_a_student_that_was_moved_are_still_known(
-    folder: Path, tmp_path: Path, tokenizer: Tokenizer, cache: Cache
+    folder: Path, tmp_path: Path, tokenizer: Tokenizer, cache: DiskAnswerStore
 ) -> None:
     requests = stories(5, max_tokens=4)
     label(teacher_of(folder), requests, cache)
@@ -885,7 +892,9 @@ def test_answers_of_a_student_that_was_moved_are_still_known(
     assert count_known(teacher_of(save_student(tmp_path / "other", tokenizer, 1)), requests, cache) == 0
 
 
-def test_answers_are_kept_under_the_weights_that_gave_them(tmp_path: Path, tokenizer: Tokenizer, cache: Cache) -> None:
+def test_answers_are_kept_under_the_weights_that_gave_them(
+    tmp_path: Path, tokenizer: Tokenizer, cache: DiskAnswerStore
+) -> None:
     """Another process may train the teacher, and save, while it is asked."""
     trained = save_student(tmp_path / "trained", tokenizer)
     early, other = teacher_of(trained), teacher_of(trained)
@@ -899,7 +908,7 @@ def test_answers_are_kept_under_the_weights_that_gave_them(tmp_path: Path, token
 
 
 def test_weights_that_change_before_they_are_loaded_are_refused(
-    tmp_path: Path, tokenizer: Tokenizer, cache: Cache
+    tmp_path: Path, tokenizer: Tokenizer, cache: DiskAnswerStore
 ) -> None:
     trained = save_student(tmp_path / "trained", tokenizer)
     teacher = teacher_of(trained)

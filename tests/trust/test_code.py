@@ -18,7 +18,7 @@ from distillkit.core.files import file_digest, private, write_json
 from distillkit.core.records import Answer, Request
 from distillkit.student.interchange import safetensors
 from distillkit.teachers.answers import archive, maintenance
-from distillkit.teachers.answers.disk import Cache, asked, key_of
+from distillkit.teachers.answers.disk import DiskAnswerStore, answer_key, key_fields
 from support import batch_provider
 from support.bad_input import CONFIGS, HEADERS, SETTINGS, TINY, Bomb, archives, bombs, mine, plant, preset
 from support.limited_commands import Outcome, faults, outcomes
@@ -59,23 +59,23 @@ def test_the_bomb_is_a_live_one(home: Path) -> None:
 
 def test_no_planted_row_runs_however_the_cache_is_looked_at(home: Path) -> None:
     requests = [Request(f"r{i}", prompt=f"prompt {i}") for i in range(200)]
-    keys = [key_of(asked("p", {}, request)) for request in requests]
+    keys = [answer_key(key_fields("p", {}, request)) for request in requests]
     folder = home / "cache" / "teachers"
     planted = mine(folder, ran(home), keys)
     assert planted > 70
     refused = 0
-    with Cache(folder) as cache:
+    with DiskAnswerStore(folder) as cache:
         for key in keys[:planted]:
             for look in (cache.get, cache.row):
                 try:
                     look(key)
                 except CorruptError:
                     refused += 1
-        assert key_of({}) not in cache
+        assert answer_key({}) not in cache
         cache.claim(keys)
         damaged = len(maintenance.verify(cache)["damaged"])
         maintenance.stats(cache)
-        archive.export(cache, home / "a.jsonl")
+        archive.export_answers(cache, home / "a.jsonl")
         for key in keys[:3]:
             cache.put(key, {}, Answer("over it"))
         maintenance.verify(cache, repair=True)
@@ -90,13 +90,13 @@ def test_no_planted_row_runs_however_the_cache_is_looked_at(home: Path) -> None:
 
 def test_a_row_cannot_name_a_file_that_is_then_read_or_deleted(home: Path) -> None:
     folder = home / "cache" / "teachers"
-    Cache(folder).__exit__()
+    DiskAnswerStore(folder).__exit__()
     secret = home.parent / "outside" / "secret"
     for i, name in enumerate((str(secret), "../../../outside/secret", "../../../outside/gone")):
         for mode in (1, 2, 3, 4):
             plant(folder, key=f"k{i}{mode}", raw=1, mode=mode, filename=name, expire_time=None if i else 1.0)
     before = elsewhere(home)
-    with Cache(folder) as cache:
+    with DiskAnswerStore(folder) as cache:
         maintenance.verify(cache, repair=True)
         for i in range(3):
             for mode in (1, 2, 3, 4):
@@ -113,17 +113,17 @@ def test_no_planted_setting_of_the_cache_is_believed(home: Path) -> None:
         place = folder / str(number)
         preset(place, key, value)
         with pytest.raises(CorruptError, match="is damaged in its settings") as refused:
-            Cache(place)
+            DiskAnswerStore(place)
         assert f"sqlite3 {place / 'cache.db'} 'DELETE FROM Settings'" in refused.value.hint
         with contextlib.closing(sqlite3.connect(place / "cache.db")) as rows, rows:
             rows.execute("DELETE FROM Settings")
-        with Cache(place) as cache:
+        with DiskAnswerStore(place) as cache:
             cache.put("k", {}, Answer("sound again"))
             assert len(cache) == 1
     known = {"eviction_policy": "evil", "cull_limit": bombs(ran(home))[0], "sqlite_journal_mode": "(evil", "count": "x"}
     for key, value in known.items():
         preset(folder, key, value)
-        with Cache(folder) as cache:
+        with DiskAnswerStore(folder) as cache:
             cache.put(key, {}, Answer("a"))
             assert cache.get(key) == Answer("a")
     assert [path for path in folder.rglob("*") if path.suffix == ".val"] == []
@@ -136,7 +136,7 @@ def test_no_planted_setting_of_the_cache_is_believed(home: Path) -> None:
 def test_an_index_that_leads_to_another_answer_is_told(home: Path) -> None:
     """As a flipped bit in it would: both rows are sound, but they change places."""
     folder = home / "cache" / "teachers"
-    with Cache(folder) as cache:
+    with DiskAnswerStore(folder) as cache:
         for key in ("one", "two"):
             cache.put(key, {}, Answer(key))
     with contextlib.closing(sqlite3.connect(folder / "cache.db", isolation_level=None)) as rows:
@@ -147,12 +147,12 @@ def test_an_index_that_leads_to_another_answer_is_told(home: Path) -> None:
         rows.execute("UPDATE Cache SET key = CASE key WHEN 'one' THEN 'two' ELSE 'one' END")
         rows.execute("PRAGMA writable_schema = 1")
         rows.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", index)
-    with Cache(folder) as cache, pytest.raises(CorruptError, match="its index finds another row") as refused:
+    with DiskAnswerStore(folder) as cache, pytest.raises(CorruptError, match="its index finds another row") as refused:
         cache.get("one")
     assert "REINDEX" in refused.value.hint
     with contextlib.closing(sqlite3.connect(folder / "cache.db")) as rows:
         rows.execute("REINDEX")
-    with Cache(folder) as cache:
+    with DiskAnswerStore(folder) as cache:
         assert cache.get("one") == Answer("two")  # as the rows say whose they are
     held("Disk: a damaged index of the cache gives nobody another's answer", 1, 1)
 

@@ -27,7 +27,7 @@ from distillkit.recipe.recipe import load
 from distillkit.reporting.compare import comparison as compare
 from distillkit.reporting.compare import page as compare_page
 from distillkit.reporting.run import tables
-from distillkit.teachers.answers.disk import Cache
+from distillkit.teachers.answers.disk import DiskAnswerStore
 from support.bad_input import (
     ANSWERS,
     EMOJI,
@@ -286,7 +286,7 @@ def test_nasty_answers_are_kept_as_they_are_and_do_nothing(tmp_path: Path) -> No
 
 def kept(home: Path) -> None:
     """Every answer is in the cache, letter by letter; half an emoji is none."""
-    with Cache(home / "cache" / "teachers") as cache:
+    with DiskAnswerStore(home / "cache" / "teachers") as cache:
         rows = [
             cache.row(row["key"]) for row in read_lines(home / "reports" / "wired" / "1" / "answers" / "index.jsonl")
         ]

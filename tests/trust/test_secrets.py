@@ -132,7 +132,7 @@ def test_a_line_that_is_quoted_is_quoted_without_its_key(tmp_path: Path) -> None
 @pytest.mark.parametrize("before", range(350, 402, 3))
 def test_half_a_key_is_not_shown_either(before: int) -> None:
     key = KEYS["DISTILLKIT_API_KEY"]
-    said = replies.words_of({"error": "x" * before + key}, "", lambda text: api_keys.hidden(text, key))
+    said = replies.error_message({"error": "x" * before + key}, "", lambda text: api_keys.redact(text, key))
     assert not any(key[:length] in said for length in range(8, len(key)))
 
 
@@ -141,13 +141,16 @@ def test_a_key_is_found_however_json_writes_it(escape: str) -> None:
     key = KEYS["DISTILLKIT_API_KEY"]
     written = key.replace("/", escape)
     text = '{"a": ["KEY", {"KEY": "b KEY c"}], "n": 1.5}'.replace("KEY", written)
-    assert api_keys.parsed(text, key) == {"a": [api_keys.HIDDEN, {api_keys.HIDDEN: f"b {api_keys.HIDDEN} c"}], "n": 1.5}
-    assert api_keys.parsed('{"a": "\\u00e9 \\/ b"}', key) == {"a": "é / b"}
+    assert api_keys.parse_json(text, key) == {
+        "a": [api_keys.HIDDEN, {api_keys.HIDDEN: f"b {api_keys.HIDDEN} c"}],
+        "n": 1.5,
+    }
+    assert api_keys.parse_json('{"a": "\\u00e9 \\/ b"}', key) == {"a": "é / b"}
 
 
 def test_a_word_that_stands_for_a_key_stays_in_what_is_said() -> None:
-    assert api_keys.hidden("the box was EMPTY", "EMPTY") == "the box was EMPTY"
-    assert api_keys.parsed('{"a": "\\u0041 none"}', "none") == {"a": "A none"}
+    assert api_keys.redact("the box was EMPTY", "EMPTY") == "the box was EMPTY"
+    assert api_keys.parse_json('{"a": "\\u0041 none"}', "none") == {"a": "A none"}
 
 
 # ------------------------------------------------------------------------------------------------ every command

@@ -22,8 +22,8 @@ from typing import IO, Any
 from ... import __version__
 from ...core.errors import CorruptError, UsageError
 from ...core.files import replacing
-from .disk import DAMAGE, Cache
-from .maintenance import sound, told
+from .disk import DAMAGE, DiskAnswerStore
+from .maintenance import summarise_row, validate_row
 
 FORMAT, VERSION = "distillkit-answers", 1
 LONGEST_LINE = 64 * 2**20
@@ -34,7 +34,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # ------------------------------------------------------------------------------------------------- out
 
 
-def export(cache: Cache, file: Path, licence: str | None = None) -> dict[str, Any]:
+def export_answers(cache: DiskAnswerStore, file: Path, licence: str | None = None) -> dict[str, Any]:
     """Write all sound rows of a cache to a file; its header, with the number of damaged rows that were left out."""
     if not file.name.endswith(SUFFIXES):
         raise UsageError(f"{file} has no known ending", f"End its name in {', '.join(SUFFIXES)}.")
@@ -45,21 +45,21 @@ def export(cache: Cache, file: Path, licence: str | None = None) -> dict[str, An
             stream.write(json.dumps(header) + "\n")
             for row in cache.rows():
                 with suppress(CorruptError):  # counted in the header; `verify` names them
-                    stream.write(json.dumps({"key": row.key, **sound(row.key, row.text)}) + "\n")
+                    stream.write(json.dumps({"key": row.key, **validate_row(row.key, row.text)}) + "\n")
     return {**header, "left_out": left_out}
 
 
-def _header(cache: Cache, licence: str | None) -> tuple[dict[str, Any], int]:
+def _header(cache: DiskAnswerStore, licence: str | None) -> tuple[dict[str, Any], int]:
     """Where the rows come from, and under which terms; and how many are damaged."""
     sources: Counter[tuple[str, str, str]] = Counter()
     left_out = 0
     for row in cache.rows():
         try:
-            sound(row.key, row.text)
+            validate_row(row.key, row.text)
         except CorruptError:
             left_out += 1
         else:
-            said = told(row)
+            said = summarise_row(row)
             sources[(said.provider, said.model, said.kind) if said else ("", "", "")] += 1
     header = {
         "format": FORMAT,
@@ -92,7 +92,7 @@ def _writing(part: Path, suffix: str) -> Iterator[IO[str]]:
 # ------------------------------------------------------------------------------------------------- in
 
 
-def bring(cache: Cache, file: Path) -> dict[str, Any]:
+def import_answers(cache: DiskAnswerStore, file: Path) -> dict[str, Any]:
     """Keep the rows of a file that are new; how many there were and were new. A bad file leaves the cache as it was."""
     lines = _lines(file)
     header = _checked_header(file, next(lines, b""))
@@ -124,7 +124,7 @@ def _rows(file: Path, lines: Iterator[bytes]) -> Iterator[tuple[str, dict[str, A
         try:
             values = json.loads(line)
             key = values.pop("key")
-            yield key, sound(key, json.dumps(values))
+            yield key, validate_row(key, json.dumps(values))
         except (*DAMAGE, CorruptError) as error:
             raise CorruptError(
                 f"{file}, line {number} is no sound row: {error}", "Nothing of the file was kept."

@@ -21,7 +21,7 @@ from typing import Any
 from ...core.errors import CorruptError, DistillkitError
 from ...core.files import digest, private
 from ...core.records import Answer, Request
-from .leases import LEASE, Claims
+from .leases import LEASE_SECONDS, Leases
 
 FORMAT = 1
 NO_FILES = 1 << 40  # bytes from which diskcache would put a value in a file of its own
@@ -52,13 +52,13 @@ class Row:
         return replace(self, text=None)
 
 
-class Cache:
+class DiskAnswerStore:
     """Answers under the digest of what was asked of whom."""
 
-    def __init__(self, folder: Path, lease: float = LEASE) -> None:
+    def __init__(self, folder: Path, lease: float = LEASE_SECONDS) -> None:
         self.folder = folder.absolute()
         self._lease = lease
-        self._claims: Claims | None = None
+        self._claims: Leases | None = None
         with self._said("opened"):
             self._rows = self._opened()
 
@@ -134,14 +134,14 @@ class Cache:
                     )
                 yield key, value
 
-    def put(self, key: str, asked: dict[str, Any], answer: Answer) -> Answer:
+    def put(self, key: str, key_fields: dict[str, Any], answer: Answer) -> Answer:
         """Keep an answer, with what was asked and when; as ASCII, which holds even half an emoji.
 
         Returns it as it will be read again: its tokens packed, which takes a hundredth of the memory.
         """
         values = answer.to_json()
         with self._said("written"):
-            self._rows.set(key, sealed({"asked": asked, "answer": values, "time": round(time.time(), 3)}))
+            self._rows.set(key, sealed({"asked": key_fields, "answer": values, "time": round(time.time(), 3)}))
         return Answer.from_json(values)
 
     def __contains__(self, key: str) -> bool:
@@ -186,7 +186,7 @@ class Cache:
         """
         with self._said("written"):
             if self._claims is None:
-                self._claims = Claims(self._rows, self._lease)
+                self._claims = Leases(self._rows, self._lease)
             return self._claims.claim(keys)
 
     def free(self) -> None:
@@ -257,7 +257,7 @@ class Cache:
         with self._said("written"), self._rows.transact():
             return sum(self._rows.add(key, sealed(row)) for key, row in rows)
 
-    def __enter__(self) -> Cache:
+    def __enter__(self) -> DiskAnswerStore:
         return self
 
     def __exit__(self, *reason: object) -> None:
@@ -288,14 +288,14 @@ class Cache:
             ) from error
 
 
-def asked(provider: str, identity: Any, request: Request) -> dict[str, Any]:
+def key_fields(provider: str, identity: Any, request: Request) -> dict[str, Any]:
     """All that decides an answer, as plain JSON values."""
     what = request.canonical()
     numbers = {name: float(what[name]) for name in ("temperature", "top_p")}  # 1 and 1.0 ask the same
     return {"format": FORMAT, "provider": provider, "identity": identity, "request": {**what, **numbers}}
 
 
-def key_of(what: dict[str, Any]) -> str:
+def answer_key(what: dict[str, Any]) -> str:
     """The key of what was asked."""
     return digest(what)
 

@@ -13,8 +13,8 @@ from ...core.files import digest
 from ...core.records import Request
 from ...plugins.interfaces import Teacher
 from ..asking.label import key_fields_of
-from .disk import DAMAGE, Cache, key_of
-from .maintenance import told
+from .disk import DAMAGE, DiskAnswerStore, answer_key
+from .maintenance import summarise_row
 
 Asked = Mapping[str, Any]
 SHORT, BEFORE, AFTER = 48, 12, 28  # characters shown of a text: in all, and around where it differs
@@ -24,7 +24,7 @@ FEWEST = 6  # characters of a key that name it
 
 def differences(one: Asked, other: Asked) -> list[dict[str, Any]]:
     """The fields in which two requests differ, in the order of their names."""
-    first, second = dict(flat(one)), dict(flat(other))
+    first, second = dict(flatten(one)), dict(flatten(other))
     names = sorted(first.keys() | second.keys())
     return [
         {"field": name, "one": first.get(name), "other": second.get(name)}
@@ -33,17 +33,17 @@ def differences(one: Asked, other: Asked) -> list[dict[str, Any]]:
     ]
 
 
-def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every plain value inside, under its dotted name."""
     named = enumerate(value) if isinstance(value, list | tuple) else ()
     inner = list(value.items() if isinstance(value, Mapping) else named)
     if not inner:
         yield name, [] if value == () else value  # a tuple is kept as a list
     for key, item in inner:
-        yield from flat(item, f"{name}.{key}" if name else str(key))
+        yield from flatten(item, f"{name}.{key}" if name else str(key))
 
 
-def find(cache: Cache, spec: str) -> dict[str, Any]:
+def find_request(cache: DiskAnswerStore, spec: str) -> dict[str, Any]:
     """What was asked: of a row, by the beginning of its key, or in a JSON file."""
     if Path(spec).is_file():
         values, where = _parsed(Path(spec)), spec
@@ -65,7 +65,7 @@ def _parsed(file: Path) -> dict[str, Any]:
     return values  # type: ignore[no-any-return]
 
 
-def _only(cache: Cache, prefix: str) -> str:
+def _only(cache: DiskAnswerStore, prefix: str) -> str:
     """The one key that begins so."""
     found = cache.starting(prefix) if len(prefix) >= FEWEST else []
     if len(found) == 1:
@@ -74,21 +74,23 @@ def _only(cache: Cache, prefix: str) -> str:
     raise UsageError(f"{prefix!r} names {len(found) or 'no'} row{'s' * (len(found) != 1)} of the cache", hint)
 
 
-def pair(cache: Cache, one: str, other: str) -> dict[str, Any]:
+def compare_requests(cache: DiskAnswerStore, one: str, other: str) -> dict[str, Any]:
     """Two requests side by side."""
-    first, second = find(cache, one), find(cache, other)
+    first, second = find_request(cache, one), find_request(cache, other)
     return {
         "schema": 1,
-        "one": {"what": one, "key": key_of(first)},
-        "other": {"what": other, "key": key_of(second)},
+        "one": {"what": one, "key": answer_key(first)},
+        "other": {"what": other, "key": answer_key(second)},
         "differences": differences(first, second),
     }
 
 
-def missing(cache: Cache, teacher: Teacher, requests: Sequence[Request], show: int = 5) -> dict[str, Any]:
+def explain_missing(
+    cache: DiskAnswerStore, teacher: Teacher, requests: Sequence[Request], show: int = 5
+) -> dict[str, Any]:
     """Which requests are not in the cache, and for each the nearest row that is."""
     whats = key_fields_of(teacher, requests)
-    wanted = {key_of(what): (request.id, what) for request, what in zip(requests, whats, strict=True)}
+    wanted = {answer_key(what): (request.id, what) for request, what in zip(requests, whats, strict=True)}
     absent = {key: pair for key, pair in wanted.items() if key not in cache}
     rows = _Rows(cache) if absent else None
     counted: Counter[str] = Counter()
@@ -116,11 +118,11 @@ def _group(name: str) -> str:
 class _Rows:
     """What was asked by all rows, to find the nearest: the same prompt first, else whatever else was asked alike."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: DiskAnswerStore) -> None:
         self.by_prompt: dict[str, list[tuple[str, Asked]]] = {}
         self.kinds: dict[str, tuple[str, Asked]] = {}
         for row in cache.rows():
-            said = told(row)
+            said = summarise_row(row)
             what = said.values["asked"] if said else {}
             if isinstance(what.get("request"), dict):
                 prompt, rest = _cut(what)
@@ -145,7 +147,7 @@ def _cut(what: Asked) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------- for readers
 
 
-def lines(differ: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def format_differences(differ: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Differences for a reader; long texts are shown where they part."""
     width = max((len(row["field"]) for row in differ), default=0)
     for row in differ:

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from ...core.processes import gone, this
 
-LEASE = 30.0  # seconds without a beat after which an owner counts as dead
+LEASE_SECONDS = 30.0  # seconds without a beat after which an owner counts as dead
 BEATS = 6  # of one lease
 AT_ONCE = 500
 
@@ -29,10 +29,10 @@ TABLES = (
 )
 
 
-class Claims:
+class Leases:
     """The claims of one owner, in the database of a cache."""
 
-    def __init__(self, rows: Any, lease: float = LEASE) -> None:
+    def __init__(self, rows: Any, lease: float = LEASE_SECONDS) -> None:
         self.rows, self.lease, self.owner = rows, lease, uuid4().hex
         self.seen: dict[str, tuple[int, float]] = {}  # the last beat of each other owner, and when it was new
         self.stop = threading.Event()

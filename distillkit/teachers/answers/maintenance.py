@@ -14,7 +14,7 @@ from typing import Any
 from ...core.errors import CorruptError, UsageError
 from ...core.packing import checked, is_packed
 from ...core.records import REFUSED, Answer, Usage
-from .disk import DAMAGE, Cache, Row, key_of, opened
+from .disk import DAMAGE, DiskAnswerStore, Row, answer_key, opened
 
 LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()  # there are no later dates
 SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -23,7 +23,7 @@ SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 # ------------------------------------------------------------------------------------------------- one row
 
 
-def sound(key: str, text: str | None) -> dict[str, Any]:
+def validate_row(key: str, text: str | None) -> dict[str, Any]:
     """What is stored under a key, held against all that it must be; a CorruptError says what is wrong."""
     if text is None:
         raise CorruptError("it is not text, and was not read")
@@ -45,7 +45,7 @@ def _held(key: str, values: dict[str, Any]) -> None:
         _bill(values["answer"])
         if is_packed(tokens := values["answer"]["tokens"]):
             checked(tokens)
-    if (belongs := key_of(values["asked"])) != key:
+    if (belongs := answer_key(values["asked"])) != key:
         raise ValueError(f"what was asked belongs to another key, {belongs[:12]}")
 
 
@@ -65,7 +65,7 @@ def _bill(answer: dict[str, Any]) -> Usage:
 
 
 @dataclass(frozen=True)
-class Told:
+class RowSummary:
     """What a row says of itself, its tokens not looked at."""
 
     provider: str
@@ -81,7 +81,7 @@ class Told:
         return self.models[0] if self.models else ""
 
 
-def told(row: Row) -> Told | None:
+def summarise_row(row: Row) -> RowSummary | None:
     """What a row says of itself, or None when it cannot be read."""
     try:
         values = json.loads(row.text or "")
@@ -92,7 +92,7 @@ def told(row: Row) -> Told | None:
         models = tuple(dict.fromkeys(name for name in (wanted, answer.get("model")) if isinstance(name, str)))
         kind = "answer" if "answer" in values and "request" in asked else "other"  # such as what an endpoint can do
         kind = "refused" if answer.get("finish") == REFUSED else kind
-        return Told(str(asked.get("provider", "")), models, kind, values, _bill(answer), _moment(values))
+        return RowSummary(str(asked.get("provider", "")), models, kind, values, _bill(answer), _moment(values))
     except DAMAGE:
         return None
 
@@ -101,7 +101,7 @@ def told(row: Row) -> Told | None:
 
 
 @dataclass
-class Sum:
+class SourceTotals:
     """The rows of one provider and model, counted."""
 
     answers: int = 0
@@ -113,17 +113,17 @@ class Sum:
     bytes: int = 0
     times: list[float] = field(default_factory=list)
 
-    def add(self, row: Row, told: Told) -> None:
+    def add(self, row: Row, summary: RowSummary) -> None:
         """Count one more."""
-        answer = told.values.get("answer") or {}
-        self.answers += told.kind == "answer"
-        self.refused += told.kind == "refused"
-        self.other += told.kind == "other"
+        answer = summary.values.get("answer") or {}
+        self.answers += summary.kind == "answer"
+        self.refused += summary.kind == "refused"
+        self.other += summary.kind == "other"
         self.truncated += answer.get("finish") == "length"
-        self.prompt_tokens += told.bill.prompt_tokens
-        self.completion_tokens += told.bill.completion_tokens
+        self.prompt_tokens += summary.bill.prompt_tokens
+        self.completion_tokens += summary.bill.completion_tokens
         self.bytes += row.bytes
-        ends = [*self.times, told.time]
+        ends = [*self.times, summary.time]
         self.times = [min(ends), max(ends)]
 
     def to_json(self) -> dict[str, Any]:
@@ -133,15 +133,15 @@ class Sum:
         return {**values, "oldest": oldest, "newest": newest}
 
 
-def stats(cache: Cache) -> dict[str, Any]:
+def stats(cache: DiskAnswerStore) -> dict[str, Any]:
     """What a cache holds, by provider and model."""
-    sums: dict[tuple[str, str], Sum] = {}
+    sums: dict[tuple[str, str], SourceTotals] = {}
     damaged = 0
     for row in cache.rows():
-        if (said := told(row)) is None:
+        if (said := summarise_row(row)) is None:
             damaged += 1
         else:
-            sums.setdefault((said.provider, said.model), Sum()).add(row, said)
+            sums.setdefault((said.provider, said.model), SourceTotals()).add(row, said)
     by = [{"provider": provider, "model": model, **sums[provider, model].to_json()} for provider, model in sorted(sums)]
     counted = ("answers", "refused", "other", "truncated", "prompt_tokens", "completion_tokens", "bytes")
     total = {name: sum(row[name] for row in by) for name in counted}
@@ -155,14 +155,14 @@ def _date(moment: float) -> str:
 # ------------------------------------------------------------------------------------------------- verify
 
 
-def verify(cache: Cache, repair: bool = False) -> dict[str, Any]:
+def verify(cache: DiskAnswerStore, repair: bool = False) -> dict[str, Any]:
     """Hold every row against what it must be; those that are not are named, and dropped if asked to."""
     bad: list[tuple[Row, str]] = []
     seen = 0
     for row in cache.rows():
         seen += 1
         try:
-            sound(row.key, row.text)
+            validate_row(row.key, row.text)
         except CorruptError as error:
             bad.append((row.empty(), error.message))
     dropped = cache.drop(row for row, _ in bad) if repair and bad else 0
@@ -173,15 +173,15 @@ def verify(cache: Cache, repair: bool = False) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- prune
 
 
-def chosen(
-    cache: Cache, provider: str | None = None, model: str | None = None, older_than: str | None = None
+def select_rows(
+    cache: DiskAnswerStore, provider: str | None = None, model: str | None = None, older_than: str | None = None
 ) -> Iterator[Row]:
     """The rows that a person means: all that is said of them must be so. Damaged rows say nothing."""
     if provider is None and model is None and older_than is None:
         raise UsageError("nothing says what to drop", "Give --provider, --model or --older-than 30d.")
-    before = math.inf if older_than is None else time.time() - seconds(older_than)
+    before = math.inf if older_than is None else time.time() - parse_age(older_than)
     for row in cache.rows():
-        said = told(row)
+        said = summarise_row(row)
         if (
             said is not None
             and provider in (None, said.provider)
@@ -191,7 +191,7 @@ def chosen(
             yield row.empty()
 
 
-def seconds(text: str) -> float:
+def parse_age(text: str) -> float:
     """An age as people write it: 12h, 30d, 2w."""
     found = re.fullmatch(r"(\d+)([hdw])", text)
     if found is None:

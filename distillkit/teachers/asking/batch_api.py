@@ -18,10 +18,10 @@ from ...core.errors import DistillkitError, Interrupted, LimitReached, TeacherEr
 from ...core.files import digest
 from ...core.records import REFUSED, Answer, Request, Usage
 from ...plugins.interfaces import Teacher
-from ..answers.disk import Cache
+from ..answers.disk import DiskAnswerStore
 from . import batch_state
 from .batch_client import HOPELESS, Provider
-from .batch_state import Part
+from .batch_state import BatchRecord
 from .counting import max_usage
 from .label import LabelResult, checked, keyed_requests
 from .policy import RequestPolicy
@@ -36,7 +36,7 @@ NEEDED = ("body", "answer_of", "client")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BatchLimits:
     """The most that one batch may hold. These fit every provider that we know; a teacher may say its own."""
 
     requests: int = 50_000
@@ -68,7 +68,7 @@ class Batched(Protocol):
 def label_in_batches(
     teacher: Teacher,
     requests: Sequence[Request],
-    cache: Cache,
+    cache: DiskAnswerStore,
     folder: Path,
     *,
     policy: RequestPolicy | None = None,
@@ -131,7 +131,7 @@ class _Stage:
         self,
         teacher: Batched,
         requests: Sequence[Request],
-        cache: Cache,
+        cache: DiskAnswerStore,
         folder: Path,
         policy: RequestPolicy,
         console: Console,
@@ -182,7 +182,7 @@ class _Stage:
 
     def stopped(self) -> LimitReached:
         """What is still to come, for whoever does not wait."""
-        batches = set(batch_state.in_batches(self.folder, self.missing).values())
+        batches = set(batch_state.keys_in_batches(self.folder, self.missing).values())
         there = len(self.wanted) - len(self.missing)
         return LimitReached(
             f"{there:,} of {len(self.wanted):,} answers are there; {len(batches)} "
@@ -190,12 +190,12 @@ class _Stage:
             "The same command collects what has come, tomorrow or elsewhere; --wait waits for it.",
         )
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[BatchRecord]:
         """The batches of this teacher, those of other recipes too."""
-        every = batch_state.parts(self.folder)
+        every = batch_state.load_all(self.folder)
         return [part for part in every if (part.teacher, part.identity) == (self.teacher.name, self.identity)]
 
-    def _held(self) -> Iterator[Part]:
+    def _held(self) -> Iterator[BatchRecord]:
         """Those that nobody else is at, read again: another process may just have left them."""
         for part in self._parts():
             if self.cache.claim([part.id]) and (now := part.read()) is not None:
@@ -203,7 +203,7 @@ class _Stage:
 
     def _pending(self) -> bool:
         """Whether somebody is to answer what is missing: a batch, or another process."""
-        if batch_state.in_batches(self.folder, self.missing):
+        if batch_state.keys_in_batches(self.folder, self.missing):
             return True
         return len(self.cache.claim(self.missing)) < len(self.missing)
 
@@ -228,7 +228,7 @@ class _Stage:
     def _affordable(self, keys: list[str]) -> list[str]:
         """Those for which the budget has room beside what is out; others are sent when what is out costs less."""
         budget = replace(self.asking.budget)
-        for key in batch_state.in_batches(self.folder, self.wanted):
+        for key in batch_state.keys_in_batches(self.folder, self.wanted):
             budget.set_aside(max_usage(self.wanted[key]))
         for i, key in enumerate(keys):
             most = max_usage(self.wanted[key])
@@ -240,7 +240,7 @@ class _Stage:
 
     def _absent(self, keys: Collection[str]) -> list[str]:
         """Those keys that have no answer and are in no batch."""
-        known = self._known(keys).keys() | batch_state.in_batches(self.folder, keys).keys()
+        known = self._known(keys).keys() | batch_state.keys_in_batches(self.folder, keys).keys()
         return [key for key in keys if key not in known]
 
     def _tries(self) -> dict[str, int]:
@@ -254,13 +254,13 @@ class _Stage:
 
     def _send_together(self, keys: list[str], attempt: int) -> None:
         """Requests in as few batches as their sizes allow."""
-        sizes = getattr(self.teacher, "batch_limits", Sizes())
-        for group in batch_state.split(
+        sizes = getattr(self.teacher, "batch_limits", BatchLimits())
+        for group in batch_state.split_lines(
             ((key, self._line(key, self.wanted[key])) for key in keys), sizes.requests, sizes.bytes
         ):
             mine = batch_state.new_id()
             self.cache.claim([mine])
-            part = batch_state.begin(
+            part = batch_state.create(
                 self.folder,
                 {key: self.whats[key] for key, _ in group},
                 id=mine,
@@ -269,12 +269,12 @@ class _Stage:
                 endpoint=self.teacher.endpoint,
                 attempt=attempt,
             )
-            self._submit(part, batch_state.lines_of(line for _, line in group))
+            self._submit(part, batch_state.to_json_lines(line for _, line in group))
 
     def _line(self, key: str, request: Request) -> dict[str, Any]:
         return {"custom_id": key, "method": "POST", "url": self.teacher.endpoint, "body": self.teacher.body(request)}
 
-    def _submit(self, part: Part, lines: bytes) -> None:
+    def _submit(self, part: BatchRecord, lines: bytes) -> None:
         """Upload the lines of a part and make a batch of them."""
         part = part.save(status="submitting", file=self.provider.upload(part, lines))
         batch = self.provider.submit(part)
@@ -283,7 +283,7 @@ class _Stage:
 
     # ------------------------------------------------------------------------------------------ collecting
 
-    def _settle(self, part: Part) -> None:
+    def _settle(self, part: BatchRecord) -> None:
         """Bring one part as far as it goes now."""
         if part.status == "submitting":
             part = self._found(part)
@@ -294,15 +294,15 @@ class _Stage:
         elif not (part.status == "queued" and self._others_run(part)):
             self._take_back(part)
 
-    def _take_back(self, part: Part) -> None:
+    def _take_back(self, part: BatchRecord) -> None:
         """What it asks is due again like all else: as far as can be afforded, and on the same try."""
         part.collected(dict.fromkeys(part.asked, (UNSENT, True)), {})
 
-    def _is_wanted(self, part: Part) -> bool:
+    def _is_wanted(self, part: BatchRecord) -> bool:
         """Whether any of its answers is for this recipe."""
         return not self.wanted.keys().isdisjoint(part.asked)
 
-    def _found(self, part: Part) -> Part:
+    def _found(self, part: BatchRecord) -> BatchRecord:
         """A part of which nobody heard whether a batch was made of it, once that is known."""
         batch = self.provider.find(part)
         if batch is None:
@@ -310,7 +310,7 @@ class _Stage:
         self.console.print(f"  batch {batch} had been sent off before; it is not sent again")
         return part.save(status="submitted", batch=batch)
 
-    def _look(self, part: Part) -> None:
+    def _look(self, part: BatchRecord) -> None:
         """See how far a batch is, and collect it when it has ended."""
         batch = self.provider.look(part)
         counts = batch.request_counts
@@ -321,12 +321,12 @@ class _Stage:
         elif batch.status in ENDED:
             self._collect(part, batch)
 
-    def _others_run(self, part: Part) -> bool:
+    def _others_run(self, part: BatchRecord) -> bool:
         """Whether other batches are with the provider now, whoever sent them off."""
         others = (other for other in self._parts() if other.status == "submitted" and other.id != part.id)
         return any(self._is_wanted(other) or self.provider.look(other).status not in ENDED for other in others)
 
-    def _refused(self, part: Part, batch: Any) -> None:
+    def _refused(self, part: BatchRecord, batch: Any) -> None:
         """A batch that the provider took and then refused: for its queue's sake it waits, else the stage ends."""
         codes = [error.code for error in getattr(batch.errors, "data", None) or []]
         if QUEUE_FULL in codes and self._others_run(part):
@@ -338,7 +338,7 @@ class _Stage:
         part.drop()
         raise TeacherError(f"the provider refused the batch {part.batch}: {self.provider.hidden(_words(batch))}")
 
-    def _collect(self, part: Part, batch: Any) -> None:
+    def _collect(self, part: BatchRecord, batch: Any) -> None:
         """Answers into the cache; failures, and what others owe, into the record of the part."""
         due = set(part.asked)
         known = {key for key, answer in self.cache.get_many(due).items() if answer.finish != REFUSED}
@@ -367,7 +367,7 @@ class _Stage:
         self.console.print(f"  batch {part.batch} {batch.status}: {got:,} of {part.count:,} answered")
         part.collected(failed, owed)
 
-    def _said(self, part: Part, line: Mapping[str, Any]) -> _Said:
+    def _said(self, part: BatchRecord, line: Mapping[str, Any]) -> _Said:
         """What a line holds: an answer, or the reason why it is none."""
         key, response = line["custom_id"], line.get("response") or {}
         request = _request(key, part.asked[key])
@@ -392,7 +392,7 @@ class _Stage:
         else:
             owed[key] = asdict(usage) if usage else None
 
-    def _pay_for_own(self, part: Part) -> None:
+    def _pay_for_own(self, part: BatchRecord) -> None:
         """Count what was answered to this recipe when another one collected it."""
         own = part.owed.keys() & self.wanted.keys()
         for key in own:

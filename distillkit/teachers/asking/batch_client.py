@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from ...core.errors import TeacherError
 from ..client import api_keys
-from .batch_state import Part
+from .batch_state import BatchRecord
 from .retries import retry_batch_call
 
 HOPELESS = (400, 401, 403, 404, 413, 422)  # asking again gives the same
@@ -46,13 +46,13 @@ class Provider:
             self._client = self.teacher.client()
         return self._client
 
-    def upload(self, part: Part, lines: bytes) -> str:
+    def upload(self, part: BatchRecord, lines: bytes) -> str:
         """Hand over the file of requests; its id."""
         content = (f"distillkit-{part.id}.jsonl", lines)
         file = self._tried("upload requests", lambda: self.client.files.create(file=content, purpose="batch"))
         return str(file.id)
 
-    def submit(self, part: Part) -> str:
+    def submit(self, part: BatchRecord) -> str:
         """Make a batch of an uploaded file; its id. A plain no is not a batch, and the next sitting begins anew."""
         try:
             batch = self._wait(
@@ -72,7 +72,7 @@ class Provider:
             raise failed from None
         return str(batch.id)
 
-    def find(self, part: Part) -> str | None:
+    def find(self, part: BatchRecord) -> str | None:
         """The batch that was made of a part's file, if one was."""
         try:
             return next((str(one.id) for one in self._batches() if one.input_file_id == part.file), None)
@@ -92,7 +92,7 @@ class Provider:
                 return
             page = self._tried("list batches", page.get_next_page)
 
-    def look(self, part: Part) -> Any:
+    def look(self, part: BatchRecord) -> Any:
         """A batch as it stands at the provider."""
         try:
             return self._tried("look at a batch", lambda: self.client.batches.retrieve(part.batch))
@@ -110,7 +110,7 @@ class Provider:
     def _line(self, line: bytes, where: str) -> dict[str, Any]:
         """One line of a result file: whose it is, and what came of it."""
         try:
-            values = api_keys.parsed(line.decode(), self._secret)
+            values = api_keys.parse_json(line.decode(), self._secret)
             if isinstance(values["custom_id"], str) and isinstance(values.get("response") or {}, dict):
                 return cast(dict[str, Any], values)
             raise ValueError("it is no line of a batch")
@@ -146,7 +146,7 @@ class Provider:
 
     def hidden(self, text: str) -> str:
         """What a provider said, without the key that its client holds."""
-        return api_keys.hidden(text, self._secret)
+        return api_keys.redact(text, self._secret)
 
     @property
     def _secret(self) -> str | None:

@@ -18,15 +18,15 @@ from uuid import uuid4
 from ...core.errors import CorruptError, UsageError
 from ...core.files import private, read_json, read_lines, replacing, write_json
 from ...core.records import REFUSED
-from ..answers.disk import Cache
+from ..answers.disk import DiskAnswerStore
 
 FORMAT = 1
 STATES = ("new", "submitting", "submitted", "queued", "collected")
-SENT_OFF = ("submitting", "submitted")
+SUBMITTED_STATES = ("submitting", "submitted")
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchRecord:
     """One batch. A collected one is kept for what is still to be said of it.
 
     `failed` is what was not answered: key to [reason, whether to ask again]. `owed` is what an answer cost, by its
@@ -67,7 +67,7 @@ class Part:
     def _asked_file(self) -> Path:
         return self.folder / f"{self.id}.asked.jsonl"
 
-    def save(self, **changes: Any) -> Part:
+    def save(self, **changes: Any) -> BatchRecord:
         """The part one step further, on disk before anything else is done."""
         after = replace(self, **changes)
         write_json(after.path, {"format": FORMAT, **{k: v for k, v in asdict(after).items() if k != "folder"}})
@@ -85,7 +85,7 @@ class Part:
         if gone := self.failed.keys() & set(keys):
             self.collected({key: why for key, why in self.failed.items() if key not in gone}, self.owed)
 
-    def read(self) -> Part | None:
+    def read(self) -> BatchRecord | None:
         """The part as it stands on disk now, or None when it is gone."""
         return _read(self.path)
 
@@ -100,21 +100,21 @@ def new_id() -> str:
     return uuid4().hex[:16]
 
 
-def begin(folder: Path, asked: Mapping[str, dict[str, Any]], **facts: Any) -> Part:
+def create(folder: Path, asked: Mapping[str, dict[str, Any]], **facts: Any) -> BatchRecord:
     """A new part on disk; its state is written last."""
     private(folder)
-    part = Part(folder=folder, count=len(asked), **facts)
+    part = BatchRecord(folder=folder, count=len(asked), **facts)
     with replacing(part._asked_file) as file:
-        file.write_bytes(lines_of({"key": key, "asked": what} for key, what in asked.items()))
+        file.write_bytes(to_json_lines({"key": key, "asked": what} for key, what in asked.items()))
     return part.save()
 
 
-def lines_of(rows: Iterable[dict[str, Any]]) -> bytes:
+def to_json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
     """JSON lines as ASCII, which holds even half an emoji."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
 
 
-def parts(folder: Path) -> list[Part]:
+def load_all(folder: Path) -> list[BatchRecord]:
     """All parts, oldest first, without those that another process drops meanwhile."""
     files = [path for path in folder.glob("*.json") if not path.name.startswith(".")] if folder.is_dir() else []
     return [part for path in sorted(files, key=_age) if (part := _read(path)) is not None]
@@ -134,13 +134,13 @@ def _asked(file: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row["asked"] for row in read_lines(file)}
 
 
-def _read(path: Path) -> Part | None:
+def _read(path: Path) -> BatchRecord | None:
     """The part whose state a file holds, or None when it is gone."""
     try:
         values = read_json(path)
         if values.pop("format") != FORMAT or values["status"] not in STATES:
             raise ValueError("its format or its status is unknown")
-        part = Part(folder=path.parent, **values)
+        part = BatchRecord(folder=path.parent, **values)
         if part.id != path.stem:
             raise ValueError("it has another part's name")
         return part
@@ -153,20 +153,20 @@ def _read(path: Path) -> Part | None:
         ) from error
 
 
-def in_batches(folder: Path, keys: Iterable[str], states: Iterable[str] = STATES[:-1]) -> dict[str, Path]:
+def keys_in_batches(folder: Path, keys: Iterable[str], states: Iterable[str] = STATES[:-1]) -> dict[str, Path]:
     """Which of the keys are in a batch that may still answer, or is in one of some states; and in which."""
     wanted, states = set(keys), set(states)
-    return {key: part.path for part in parts(folder) if part.status in states for key in part.asked if key in wanted}
+    return {key: part.path for part in load_all(folder) if part.status in states for key in part.asked if key in wanted}
 
 
-def owed(folder: Path) -> set[str]:
+def unbilled_keys(folder: Path) -> set[str]:
     """The keys whose answers nobody has counted yet who wants them."""
-    return {key for part in parts(folder) for key in part.owed}
+    return {key for part in load_all(folder) for key in part.owed}
 
 
-def refuse(folder: Path, cache: Cache, keys: Iterable[str]) -> None:
+def refuse_batched(folder: Path, cache: DiskAnswerStore, keys: Iterable[str]) -> None:
     """Refuse to ask one by one for what is in a batch: it would be paid for twice."""
-    found = in_batches(folder, keys, SENT_OFF)
+    found = keys_in_batches(folder, keys, SUBMITTED_STATES)
     answered = {key for key, answer in cache.get_many(found).items() if answer.finish != REFUSED}
     if waiting := found.keys() - answered:
         raise UsageError(
@@ -175,7 +175,7 @@ def refuse(folder: Path, cache: Cache, keys: Iterable[str]) -> None:
         )
 
 
-def split(
+def split_lines(
     lines: Iterable[tuple[str, dict[str, Any]]], most: int, most_bytes: int
 ) -> Iterable[list[tuple[str, dict[str, Any]]]]:
     """Lines in groups, none with too many or too long in all. A line that is too long alone is alone."""

@@ -21,7 +21,7 @@ from ...core.files import digest
 from ...core.records import REFUSED, Answer, Request
 from ...core.timeouts import within
 from ...plugins.interfaces import Teacher
-from ..answers.disk import Cache, asked, key_of
+from ..answers.disk import DiskAnswerStore, answer_key, key_fields
 from .policy import RequestPolicy
 from .scheduler import MADE_HERE, RequestScheduler, is_asynchronous
 
@@ -98,7 +98,7 @@ class LabelResult:
 def label(
     teacher: Teacher,
     requests: Sequence[Request],
-    cache: Cache,
+    cache: DiskAnswerStore,
     *,
     concurrency: int = 8,
     policy: RequestPolicy | None = None,
@@ -150,7 +150,7 @@ def label(
 
 
 @contextmanager
-def _short_pauses(cache: Cache, requests: int) -> Iterator[Callable[[], None]]:
+def _short_pauses(cache: DiskAnswerStore, requests: int) -> Iterator[Callable[[], None]]:
     """Of many requests, have Python look for garbage only among what is new since some thousand answers.
 
     A look through a hundred thousand that wait takes most of a second, in which nobody is listened to; and whoever
@@ -175,14 +175,19 @@ def _short_pauses(cache: Cache, requests: int) -> Iterator[Callable[[], None]]:
         gc.unfreeze()
 
 
-def known_answers(cache: Cache, keys: Iterable[str], policy: RequestPolicy) -> dict[str, Answer]:
+def known_answers(cache: DiskAnswerStore, keys: Iterable[str], policy: RequestPolicy) -> dict[str, Answer]:
     """What is known and need not be asked again: refusals too, unless they are to be."""
     found = cache.get_many(keys)
     return {key: answer for key, answer in found.items() if not (policy.retry_refused and answer.finish == REFUSED)}
 
 
 def _portions(
-    cache: Cache, waiting: dict[str, Request], policy: RequestPolicy, done: LabelResult, console: Console, check: Check
+    cache: DiskAnswerStore,
+    waiting: dict[str, Request],
+    policy: RequestPolicy,
+    done: LabelResult,
+    console: Console,
+    check: Check,
 ) -> Iterator[dict[str, Request]]:
     """What this process is to ask for: all that no other one is asking for. What others ask for is waited for."""
     while waiting:
@@ -205,7 +210,7 @@ def answer_keys(teacher: Identified, requests: Sequence[Request], shard: tuple[i
 
 
 def count_known(
-    teacher: Identified, requests: Sequence[Request], cache: Cache, policy: RequestPolicy | None = None
+    teacher: Identified, requests: Sequence[Request], cache: DiskAnswerStore, policy: RequestPolicy | None = None
 ) -> int:
     """How many of the requests need not be asked again."""
     keys = answer_keys(teacher, requests)
@@ -216,7 +221,7 @@ def count_known(
 def keyed_requests(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[Row]:
     """Each request, its key and what that is made of: all, or one of several shares by the hash of what is asked."""
     whats = key_fields_of(teacher, requests)
-    rows = [(request, key_of(what), what) for request, what in zip(requests, whats, strict=True)]
+    rows = [(request, answer_key(what), what) for request, what in zip(requests, whats, strict=True)]
     if shard is None:
         return rows
     part, of = shard
@@ -234,14 +239,14 @@ def key_fields_of(teacher: Identified, requests: Sequence[Request]) -> list[dict
         raise TeacherError(
             f"the identity of the teacher {teacher.name!r} is not made of plain JSON values: {error}"
         ) from error
-    return [asked(teacher.name, identity, request) for request in requests]
+    return [key_fields(teacher.name, identity, request) for request in requests]
 
 
 class _TeacherCalls:
     """Asks for what is missing; whatever goes wrong is said in the teacher's name."""
 
     def __init__(
-        self, teacher: Teacher, policy: RequestPolicy, cache: Cache, console: Console, done: LabelResult
+        self, teacher: Teacher, policy: RequestPolicy, cache: DiskAnswerStore, console: Console, done: LabelResult
     ) -> None:
         self.teacher, self.done = teacher, done
         self.seconds = policy.timeout or MADE_HERE

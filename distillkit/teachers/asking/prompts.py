@@ -16,12 +16,12 @@ from typing import Any
 
 from ...core.errors import DataError, RecipeError
 from ...recipe.schema import TemplateTable
-from .words import WORDS
+from .template_words import WORDS
 
 Prompt = str | tuple[dict[str, str], ...]  # text, or messages
 
 
-def drawn(template: TemplateTable, count: int, seed: int) -> list[str]:
+def sample_prompts(template: TemplateTable, count: int, seed: int) -> list[str]:
     """So many prompts, no two with the same words and features."""
     lists = [_words(template, slot) for slot in template.slots]
     choices = _feature_choices(template)
@@ -76,7 +76,7 @@ def _words(template: TemplateTable, slot: str) -> list[str]:
     return list(dict.fromkeys(word for word in map(str.strip, found) if word))
 
 
-def from_file(path: Path, count: int) -> list[Prompt]:
+def read_prompts(path: Path, count: int) -> list[Prompt]:
     """The first prompts of a file, or all with a count of 0: lines of text, or JSON lines with prompt or messages."""
     rows: list[tuple[int, str]] = [(number, line) for number, line in enumerate(_lines(path), 1) if line.strip()]
     if not rows:

@@ -19,7 +19,7 @@ from ...core.errors import SlowDown, TeacherError, TryAgain
 from ...core.files import digest
 from ...core.records import DAY, REFUSED, Answer, Request
 from ...plugins.interfaces import Teacher
-from ..answers.disk import FORMAT, Cache, key_of
+from ..answers.disk import FORMAT, DiskAnswerStore, answer_key
 from .counting import max_usage
 from .policy import RequestPolicy
 from .rate_limits import CallPermit, RateLimiter, UsageLog
@@ -42,7 +42,9 @@ class EmptyAnswerError(TryAgain):
 class RequestScheduler:
     """One sitting with one teacher; whoever begins it closes it."""
 
-    def __init__(self, teacher: Teacher, policy: RequestPolicy, cache: Cache, console: Console | None = None) -> None:
+    def __init__(
+        self, teacher: Teacher, policy: RequestPolicy, cache: DiskAnswerStore, console: Console | None = None
+    ) -> None:
         self.teacher, self.policy, self.cache = teacher, policy, cache
         self.budget = policy.budget(teacher)
         self.limits = RateLimiter(
@@ -249,7 +251,7 @@ class RequestScheduler:
 
     async def _learn(self, need: str, like: Request) -> None:
         what = probe_key_fields(self.teacher, need)
-        known = self.cache.get(key_of(what))
+        known = self.cache.get(answer_key(what))
         if known is None or known.raw is None:
             small = replace(like, max_tokens=min(like.max_tokens, PROBE_TOKENS))
 
@@ -257,7 +259,7 @@ class RequestScheduler:
                 return await self.teacher.probe(need, request)
 
             known = Answer("", raw={"found": await self._insist(probe, small)})
-            self.cache.put(key_of(what), what, known)
+            self.cache.put(answer_key(what), what, known)
         self.teacher.found[need] = (known.raw or {})["found"]
 
     def _past(self) -> UsageLog | None:

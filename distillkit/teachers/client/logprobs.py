@@ -28,7 +28,7 @@ class Piece:
     logprob: float
 
 
-def tokens(logprobs: Any, text: str, most: int, given: bool = False) -> tuple[Token, ...]:
+def parse_tokens(logprobs: Any, text: str, most: int, given: bool = False) -> tuple[Token, ...]:
     """The tokens of an answer, with at most so many alternatives each.
 
     Of a text that was given, not written, the first token has nothing before it, and may have no log-probability.

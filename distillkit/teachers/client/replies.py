@@ -29,7 +29,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+"
 
 
-def seconds(text: str | None) -> float | None:
+def parse_duration(text: str | None) -> float | None:
     """A duration: `20`, `0.5`, `250ms` or `2m59.56s`."""
     text = (text or "").strip().lower()
     if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
@@ -41,14 +41,14 @@ def seconds(text: str | None) -> float | None:
 
 def retry_after(headers: Mapping[str, str], words: str, wall: float) -> float | None:
     """How long a provider asks to wait: in a header, as a number, a duration or a date, or else in its words."""
-    if (milliseconds := seconds(headers.get("retry-after-ms"))) is not None:
+    if (milliseconds := parse_duration(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     told = headers.get("retry-after")
     if told is not None:
-        wait = seconds(told)
+        wait = parse_duration(told)
         return wait if wait is not None else _until(told, headers.get("date"), wall)
     found = re.search(rf"try again in ({_DURATION})", words, re.IGNORECASE)
-    return seconds(found[1]) if found else None
+    return parse_duration(found[1]) if found else None
 
 
 def _until(date: str, theirs: str | None, wall: float) -> float | None:
@@ -61,13 +61,13 @@ def _until(date: str, theirs: str | None, wall: float) -> float | None:
     return max(0.0, at - now)
 
 
-def allowances(headers: Mapping[str, str], spans: Mapping[str, float]) -> list[Allowance]:
+def parse_allowances(headers: Mapping[str, str], spans: Mapping[str, float]) -> list[Allowance]:
     """What the `x-ratelimit-*` headers allow; over which span each counts differs from provider to provider."""
     found = []
     for of, span in spans.items():
         limit, remaining = (_number(headers.get(f"x-ratelimit-{kind}-{of}")) for kind in ("limit", "remaining"))
         if limit is not None:
-            found.append(Allowance(of, span, limit, remaining, seconds(headers.get(f"x-ratelimit-reset-{of}"))))
+            found.append(Allowance(of, span, limit, remaining, parse_duration(headers.get(f"x-ratelimit-reset-{of}"))))
     return found
 
 
@@ -75,7 +75,7 @@ def _number(text: str | None) -> float | None:
     return float(text) if text and re.fullmatch(r"\d+(\.\d+)?", text.strip()) else None
 
 
-def words_of(body: Any, text: str, hide: Callable[[str], str] = str) -> str:
+def error_message(body: Any, text: str, hide: Callable[[str], str] = str) -> str:
     """The provider's own words, in whatever shape it said them. What is hidden goes first: half a key is one, too."""
     error = body.get("error", body) if isinstance(body, Mapping) else body
     said = error.get("message") if isinstance(error, Mapping) else error
@@ -83,7 +83,7 @@ def words_of(body: Any, text: str, hide: Callable[[str], str] = str) -> str:
     return secrets.hidden(hide(" ".join(plain.split())))[:400] or "no words"
 
 
-def fault(
+def error_of_response(
     status: int, headers: Mapping[str, str], body: Any, words: str, variable: str, wall: float
 ) -> DistillkitError:
     """What an answer that is none means for whoever asks."""
@@ -99,7 +99,7 @@ def fault(
     return TeacherError(told, REMEDIES.get(status, REMEDIES[400]).format(variable=variable))
 
 
-def ran_out(words: str) -> bool:
+def is_output_limit_error(words: str) -> bool:
     """Whether a refusal means that a model thought up to the limit of its answer, as OpenAI says it."""
     return "max_tokens or model output limit was reached" in words
 

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 
 from ...core.records import NOTHING, Answer
 from ...data.tokenizer import Tokenizer
-from .store import Rows
+from .store import SoftTargetRows
 
-RULE = "longest prefix, rule 1"
+ALIGNMENT_RULE = "longest prefix, rule 1"
 NOWHERE = -1
 LEAST = 1e-9  # a smaller residual is rounding
 
@@ -49,7 +49,7 @@ CONTROL = re.compile(
 Array = NDArray[np.int64]
 
 
-class Landing(dict[bytes, int]):
+class TokenMapping(dict[bytes, int]):
     """Which of the student's tokens gets the mass of a teacher's token, by its bytes. Filled as it is asked."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -90,9 +90,9 @@ class Aligner:
     """Aligns a teacher's answers with texts of the student's tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.landing = tokenizer, Landing(tokenizer)
+        self.tokenizer, self.landing = tokenizer, TokenMapping(tokenizer)
 
-    def align(self, tokens: Array, answer: Answer) -> Rows:
+    def align(self, tokens: Array, answer: Answer) -> SoftTargetRows:
         """The soft targets of a text: whatever came first, then the answer, and perhaps the end of text."""
         said = _Said.of(answer)
         ended = len(tokens) > 0 and tokens[-1] == self.tokenizer.end_of_text
@@ -105,7 +105,7 @@ class Aligner:
         keep = (shared >= 0) & (said.alternatives[theirs] > 0)
         return self._rows(tokens, ours[keep], said, theirs[keep])
 
-    def _rows(self, tokens: Array, ours: Array, said: _Said, theirs: Array) -> Rows:
+    def _rows(self, tokens: Array, ours: Array, said: _Said, theirs: Array) -> SoftTargetRows:
         """The targets of a text, of which some tokens (ours) begin where the teacher's (theirs) do."""
         rows, pieces, logs = said.listed(theirs)
         landing = np.array([self.landing[piece] for piece in said.table], np.int64)[pieces]
@@ -126,7 +126,7 @@ class Aligner:
         return np.where(fits, hard, NOWHERE)
 
 
-def _placed(size: int, ours: Array, at: Array, ids: Array, sums: NDArray[Any]) -> Rows:
+def _placed(size: int, ours: Array, at: Array, ids: Array, sums: NDArray[Any]) -> SoftTargetRows:
     """Rows for every token of a text, from what was found for some; the likeliest token first."""
     order = np.lexsort((ids, -sums, at))
     at, ids, sums = at[order], ids[order], sums[order]
@@ -135,7 +135,7 @@ def _placed(size: int, ours: Array, at: Array, ids: Array, sums: NDArray[Any]) -
     rest = 1 - np.bincount(at, sums, len(ours))
     some = (counts[ours] > 0) & (rest > LEAST)
     residuals[ours] = np.where(some, np.log(np.maximum(rest, LEAST)), NOTHING)
-    return Rows(counts, ids, np.log(np.maximum(sums, 1e-300)), residuals)
+    return SoftTargetRows(counts, ids, np.log(np.maximum(sums, 1e-300)), residuals)
 
 
 class _Said(NamedTuple):

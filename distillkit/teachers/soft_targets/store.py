@@ -35,7 +35,7 @@ Floats = NDArray[np.float32]
 Array = NDArray[Any]
 
 
-class Rows(NamedTuple):
+class SoftTargetRows(NamedTuple):
     """Soft targets of tokens in their order: how many tokens each names, then all names and values one after another.
 
     A value is a log-probability or, in a store of samples, a count. `residuals` are logs of the mass of all others.
@@ -47,12 +47,12 @@ class Rows(NamedTuple):
     residuals: Array
 
     @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
+    def concatenate(cls, parts: Sequence[SoftTargetRows]) -> SoftTargetRows:
         """Several, one after another."""
         return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     @classmethod
-    def blank(cls, positions: int) -> Rows:
+    def blank(cls, positions: int) -> SoftTargetRows:
         """Tokens without a soft target."""
         none = np.zeros(0)
         return cls(np.zeros(positions, np.int64), none.astype(np.int64), none, np.full(positions, NOTHING))
@@ -98,21 +98,21 @@ class Binding:
         return {name: np.dtype(kind) for name, kind in kinds.items()}
 
     @property
-    def least_bytes(self) -> int:
+    def min_bytes_per_position(self) -> int:
         """What a position takes that has no soft target."""
         return sum(dtype.itemsize for name, dtype in self.dtypes.items() if name not in NAMED)
 
     @property
-    def most_bytes(self) -> int:
+    def max_bytes_per_position(self) -> int:
         """The most that one position takes."""
         each = sum(dtype.itemsize for name, dtype in self.dtypes.items() if name in NAMED)
-        return self.least_bytes + each * (self.samples or self.most)
+        return self.min_bytes_per_position + each * (self.samples or self.most)
 
 
 # Writing ---------------------------------------------------------------------------------------------------
 
 
-class Writer:
+class SoftTargetWriter:
     """Fills a store. Whole shards of one that was cut off are kept: `done` says how many positions they hold."""
 
     def __init__(self, folder: Path, binding: Binding, limit: int = SHARD_POSITIONS) -> None:
@@ -120,28 +120,28 @@ class Writer:
         self.folder, self.binding, self.limit = folder, binding, limit
         self.shards = _whole_shards(folder, binding)
         self.done = sum(shard["positions"] for shard in self.shards)
-        self._waiting: list[Rows] = []
+        self._waiting: list[SoftTargetRows] = []
         self._weights: list[Floats] = []
 
-    def add(self, rows: Rows, weights: Floats) -> None:
+    def add(self, rows: SoftTargetRows, weights: Floats) -> None:
         """The soft targets of the next tokens, and whether each is learnt, for only such are counted."""
         self._waiting.append(rows)
         self._weights.append(weights)
         if sum(len(some.counts) for some in self._waiting) >= self.limit:
             self._flush()
 
-    def close(self) -> Store:
+    def close(self) -> SoftTargetStore:
         """Write what is left, and say that the store is whole."""
         self._flush()
         if self.done != self.binding.tokens:
             raise ValueError(f"a store of {self.binding.tokens} tokens was given {self.done}")
         self._write_manifest(complete=True)
-        return Store(self.folder, self.binding)
+        return SoftTargetStore(self.folder, self.binding)
 
     def _flush(self) -> None:
         if not self._waiting:
             return
-        rows, weights = Rows.joined(self._waiting), np.concatenate(self._weights)
+        rows, weights = SoftTargetRows.concatenate(self._waiting), np.concatenate(self._weights)
         name = f"soft-{len(self.shards):05d}.bin"
         with replacing(self.folder / name) as part:
             part.write_bytes(_body(rows, self.binding))
@@ -172,7 +172,7 @@ def _whole_shards(folder: Path, binding: Binding) -> list[dict[str, Any]]:
     return whole
 
 
-def _body(rows: Rows, binding: Binding) -> bytes:
+def _body(rows: SoftTargetRows, binding: Binding) -> bytes:
     """A shard as bytes: each column as its type has it, the next at a multiple of eight."""
     values = rows.values if binding.samples else np.clip(rows.values, LEAST, 0)
     columns = {"counts": rows.counts, "residuals": np.clip(rows.residuals, LEAST, 0), "ids": rows.ids, "values": values}
@@ -184,7 +184,7 @@ def _padded(size: int) -> int:
     return -(-size // 8) * 8
 
 
-def _counted(rows: Rows, weights: Floats) -> dict[str, Any]:
+def _counted(rows: SoftTargetRows, weights: Floats) -> dict[str, Any]:
     """Of the tokens that are learnt: how many there are, how many have a soft target, and the mass that those name."""
     soft = (weights > 0) & (rows.counts > 0)
     mass = float((1 - np.exp(rows.residuals[soft].astype(np.float64))).sum())
@@ -194,7 +194,7 @@ def _counted(rows: Rows, weights: Floats) -> dict[str, Any]:
 # Reading ---------------------------------------------------------------------------------------------------
 
 
-class Store:
+class SoftTargetStore:
     """A whole store, memory-mapped. It is refused when it belongs to something else."""
 
     def __init__(self, folder: Path, binding: Binding) -> None:
@@ -211,7 +211,7 @@ class Store:
         self._shards = [_Shard(folder / shard["name"], shard, binding) for shard in self.shards]
 
     def __repr__(self) -> str:
-        return f"Store({str(self.folder)!r}, {self.binding.tokens:,} tokens)"
+        return f"SoftTargetStore({str(self.folder)!r}, {self.binding.tokens:,} tokens)"
 
     def read(self, start: int, stop: int) -> tuple[Ints, Floats, Floats, Floats]:
         """Of a range of tokens: names and log-probabilities [N, width], residuals [N], and who has a soft target [N].
@@ -223,9 +223,9 @@ class Store:
             for first, shard in zip(self._firsts, self._shards, strict=False)
             if start < first + shard.positions and first < stop
         ]
-        return self._dense(Rows.joined(parts) if parts else Rows.blank(0))
+        return self._dense(SoftTargetRows.concatenate(parts) if parts else SoftTargetRows.blank(0))
 
-    def _dense(self, rows: Rows) -> tuple[Ints, Floats, Floats, Floats]:
+    def _dense(self, rows: SoftTargetRows) -> tuple[Ints, Floats, Floats, Floats]:
         ids, logs = rows.dense(self.width)
         used, has = logs > NOTHING, rows.counts > 0
         if self.binding.samples:
@@ -239,7 +239,7 @@ class Store:
         return ids, logs, residuals, has.astype(np.float32)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Of the tokens that are learnt: how many, how many with a soft target, the mass those name; and bytes."""
         learnt, soft = (sum(shard[key] for shard in self.shards) for key in ("learnt", "soft"))
         size = sum((self.folder / shard["name"]).stat().st_size for shard in self.shards)
@@ -260,12 +260,12 @@ class Store:
 class _Shard:
     """One file of a store."""
 
-    def __init__(self, file: Path, facts: Mapping[str, Any], binding: Binding) -> None:
-        self.positions: int = facts["positions"]
+    def __init__(self, file: Path, entry: Mapping[str, Any], binding: Binding) -> None:
+        self.positions: int = entry["positions"]
         self._columns: dict[str, Array] = {}
         offset = 0
         for name, dtype in binding.dtypes.items():
-            length = facts["entries" if name in NAMED else "positions"]
+            length = entry["entries" if name in NAMED else "positions"]
             if length:
                 self._columns[name] = np.memmap(file, dtype, "r", offset, (length,))
             else:
@@ -279,7 +279,7 @@ class _Shard:
         sums = np.add.reduceat(self._columns["counts"].astype(np.int64), starts)
         return np.cumsum(sums) - sums
 
-    def rows(self, start: int, stop: int) -> Rows:
+    def rows(self, start: int, stop: int) -> SoftTargetRows:
         """The records of a range of positions."""
         counts = self._columns["counts"]
         begun = start // BLOCK
@@ -289,7 +289,7 @@ class _Shard:
         values = self._columns["values"][named].astype(np.float32)
         residuals = self._columns.get("residuals")
         rest = np.zeros(len(some), np.float32) if residuals is None else residuals[start:stop].astype(np.float32)
-        return Rows(some, self._columns["ids"][named].astype(np.int32), values, rest)
+        return SoftTargetRows(some, self._columns["ids"][named].astype(np.int32), values, rest)
 
 
 _AGAIN = "Delete that folder; it is made again by: distillkit label"

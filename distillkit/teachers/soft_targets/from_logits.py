@@ -16,7 +16,7 @@ from ...core.console import Console
 from ...core.errors import Interrupted, UsageError
 from ...core.records import NOTHING
 from ...plugins.interfaces import Teacher
-from .store import Binding, Rows, Store, Writer
+from .store import Binding, SoftTargetRows, SoftTargetStore, SoftTargetWriter
 
 TOKENS_AT_ONCE = 4096
 LOGITS_AT_ONCE = 1 << 22  # numbers
@@ -36,7 +36,9 @@ class Windows(Protocol):
         """The `context + 1` tokens of one, and the weights of the last `context` as targets."""
 
 
-def read(teacher: Teacher, stream: Windows, writer: Writer, console: Console | None = None) -> Store:
+def write_soft_targets(
+    teacher: Teacher, stream: Windows, writer: SoftTargetWriter, console: Console | None = None
+) -> SoftTargetStore:
     """What a teacher thinks at every position of a stream, from where an earlier sitting was cut off."""
     binding, console = writer.binding, console or Console()
     context = binding.context or 0
@@ -44,7 +46,7 @@ def read(teacher: Teacher, stream: Windows, writer: Writer, console: Console | N
     begun = max(0, writer.done - 1) // context
     try:
         if not writer.done:
-            writer.add(Rows.blank(1), np.zeros(1, np.float32))  # nothing stands before the first token
+            writer.add(SoftTargetRows.blank(1), np.zeros(1, np.float32))  # nothing stands before the first token
         for first in range(begun, windows, at_once):
             some = range(first, min(first + at_once, windows))
             _read(teacher, stream, some, writer)
@@ -60,7 +62,7 @@ def _at_once(context: int, vocab_size: int) -> int:
     return max(1, min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocab_size) // context)
 
 
-def _read(teacher: Teacher, stream: Windows, some: range, writer: Writer) -> None:
+def _read(teacher: Teacher, stream: Windows, some: range, writer: SoftTargetWriter) -> None:
     """The soft targets of a few windows."""
     import mlx.core as mx
 
@@ -77,18 +79,20 @@ def _read(teacher: Teacher, stream: Windows, some: range, writer: Writer) -> Non
     sizes = [min(context, stream.tokens - 1 - index * context) for index in some]
     found = [_named(rows[:size], binding, index) for index, rows, size in zip(some, logits, sizes, strict=True)]
     counted = [weight[:size] for weight, size in zip(weights, sizes, strict=True)]
-    writer.add(Rows.joined(found), np.concatenate(counted))  # at once, so that a shard ends where this does
+    writer.add(
+        SoftTargetRows.concatenate(found), np.concatenate(counted)
+    )  # at once, so that a shard ends where this does
 
 
-def _named(logits: Floats, binding: Binding, window: int) -> Rows:
+def _named(logits: Floats, binding: Binding, window: int) -> SoftTargetRows:
     """The tokens that a store keeps of each row of a window."""
     if not binding.samples:
-        return likeliest(logits, binding.most)
+        return top_k(logits, binding.most)
     random = np.random.Generator(np.random.PCG64([binding.seed or 0, window]))
-    return drawn(logits, binding.samples, random.random((binding.context or 0, binding.samples))[: len(logits)])
+    return sample_counts(logits, binding.samples, random.random((binding.context or 0, binding.samples))[: len(logits)])
 
 
-def likeliest(logits: Floats, most: int) -> Rows:
+def top_k(logits: Floats, most: int) -> SoftTargetRows:
     """The likeliest tokens of each row, the first first, and the mass of all others."""
     size, vocab_size = logits.shape
     most = min(most, vocab_size)
@@ -102,10 +106,10 @@ def likeliest(logits: Floats, most: int) -> Rows:
     rest = mass.sum(axis=1, dtype=np.float64) / total
     logs = chosen - chosen[:, :1] - np.log(total)[:, None]
     residuals = np.where(rest > 0, np.log(np.maximum(rest, 1e-300)), NOTHING)
-    return Rows(np.full(size, most), named.reshape(-1), logs.reshape(-1), residuals)
+    return SoftTargetRows(np.full(size, most), named.reshape(-1), logs.reshape(-1), residuals)
 
 
-def drawn(logits: Floats, samples: int, chances: NDArray[np.float64]) -> Rows:
+def sample_counts(logits: Floats, samples: int, chances: NDArray[np.float64]) -> SoftTargetRows:
     """How often each token was drawn from each row, by so many chances [N, samples] between 0 and 1."""
     size, vocab_size = logits.shape
     mass = np.cumsum(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1, dtype=np.float64)
@@ -114,4 +118,4 @@ def drawn(logits: Floats, samples: int, chances: NDArray[np.float64]) -> Rows:
     found = np.searchsorted(ladder.reshape(-1), (chances + above).reshape(-1), side="right").reshape(size, samples)
     keys, counts = np.unique(np.minimum(found, (above + 1) * vocab_size - 1), return_counts=True)
     rows, ids = np.divmod(keys, vocab_size)
-    return Rows(np.bincount(rows, minlength=size), ids, counts, np.full(size, NOTHING))
+    return SoftTargetRows(np.bincount(rows, minlength=size), ids, counts, np.full(size, NOTHING))
