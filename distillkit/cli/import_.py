@@ -37,12 +37,16 @@ def bring(
     transformers.
     """
     plugins_of(ctx)
-    from ..pipeline import pipeline
+    from ..pipeline import new_run
     from ..student.interchange import importing
 
     base = recipe_of(recipe, ()).values() if recipe else {}
     found = importing.read(path, tokenizer, ranks, heads)
-    made = {"started": pipeline.now(), "versions": pipeline.versions(), "device": pipeline.device()}
+    made = {
+        "started": new_run.timestamp(),
+        "versions": new_run.package_versions(),
+        "device": new_run.describe_device(),
+    }
     run = importing.run_of(found, name or importing.name_of(path), base, made)
     told = [
         f"{run.name} in {run.path}: {found.facts['parameters']['unique']:,} parameters, {found.kind}",

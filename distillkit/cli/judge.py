@@ -135,17 +135,18 @@ def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json
     from ..core.run_folder import find
     from ..judging import anchors
     from ..pipeline import plan as planning
-    from ..pipeline.judge import Jury, NoStudentError, Subjects
+    from ..pipeline.judge import JudgeRunner
+    from ..pipeline.judge_subject import NoStudentError, SubjectBuilder
 
     run = find(where) if is_run(where) else None
     context = load_context(ctx, recipe_of(_recipe_file(where), overrides))
     stories = [anchor.sample for anchor in anchors.anchors()]
-    subject = Subjects(context, run).without_student(stories, "anchors are graded")
+    subject = SubjectBuilder(context, run).without_student(stories, "anchors are graded")
     agreed(context, None, planning.asked_by_judges(context, subject, subject), yes)
-    jury, orders, silent, protocols = Jury(context, {}, lambda spent: None), list["Order"](), [], {}
+    runner, orders, silent, protocols = JudgeRunner(context, {}, lambda spent: None), list["Order"](), [], {}
     for table, one in context.judges():
         try:
-            verdict = jury.hear(table, one, subject)
+            verdict = runner.run(table, one, subject)
         except NoStudentError:
             silent.append(one.name)
             continue

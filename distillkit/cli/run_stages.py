@@ -115,15 +115,15 @@ def _first_run(wanted_by: str, begun: str | None, context: Context, yes: bool) -
 
 def _new_run(context: Context, stages: tuple[str, ...], yes: bool) -> Run:
     """The folder of a new run, once it is sure that it can be run."""
-    from ..pipeline import pipeline
     from ..pipeline import plan as planning
+    from ..pipeline.new_run import create_run
 
     context.console.print(f"distillkit {__version__}: {context.recipe.name}")
     _must_be_possible(context, stages)
     foreseen = planning.foresee(context)
     context.console.print(planning.brief(foreseen))
     _settle(context, stages, yes)
-    return pipeline.begin(context, foreseen)
+    return create_run(context, foreseen)
 
 
 def _must_be_possible(context: Context, stages: tuple[str, ...]) -> None:
@@ -220,7 +220,7 @@ def _finish(
 
     run = Run(Path(folder))
     context.console.print(f"Run {run.name} in {run.path}")
-    Pipeline(context, run, group, others).go(stages)
+    Pipeline(context, run, group, others).execute(stages)
     if not group.is_main:
         return
     if stages[-1] == "report":

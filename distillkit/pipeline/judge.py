@@ -1,196 +1,78 @@
-"""What judges see of a run: its samples, written once and kept, its texts, and a teacher to ask.
-
-The pipeline writes what is missing; the plan counts the same requests over samples that are not written yet. Decides
-nothing about what judges make of it, and nothing about the order of a run.
-"""
+"""The judge stage: the student writes samples, the judges grade them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import cycle, islice
-from math import ceil
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ..core.errors import UsageError
-from ..core.files import digest, file_digest, read_lines, write_lines
-from ..core.records import Answer, Document, Request, Sample
-from ..core.run_folder import Run
-from ..judging import protocol, sampling
-from ..plugins.interfaces import Judge, Scorer, Subject, Teacher
+from ..core.files import write_lines
+from ..core.records import Answer, Request
+from ..judging import protocol
+from ..plugins.interfaces import Judge, Teacher
 from ..recipe.schema import JudgeTable
-from ..reporting.run import tables
 from ..teachers.asking.label import LabelResult
 from .context import Context
+from .judge_subject import SubjectBuilder
+from .session import RunSession
 
-UNWRITTEN = "the samples of {name} were not written yet"
+
+def judge(session: RunSession) -> None:
+    """Generate the samples that are missing, run every judge on them, and record grades and metrics."""
+    from ..student import Trained
+
+    context, run = session.context, session.run
+    student = Trained.load(run.path)
+    subject = SubjectBuilder(context, run).subject(student, session.compared_runs)
+    spent = dict(run.info.get("spent_on_judges") or {})
+    runner = JudgeRunner(context, spent, lambda spent: run.record(spent_on_judges=spent))
+    verdicts, judges = [], []
+    for table, one in context.judges():
+        session.console.print(f"Judging: {one.name}.")
+        _warn_of_same_family(session, table, one)
+        verdicts.append(runner.run(table, one, subject))
+        judges.append(one)
+        if verdicts[-1].reach:
+            session.console.print(f"  {verdicts[-1].reach}")
+    write_lines(run.grades, [row for verdict in verdicts for row in verdict.rows()])
+    _record_held_out(session)
+    run.record(
+        judges={v.judge: {name: metric.to_json() for name, metric in v.metrics.items()} for v in verdicts},
+        judges_protocol={v.judge: v.protocol.to_json() for v in verdicts},
+        judges_design={v.judge: v.design for v in verdicts if v.design},
+        lower_is_better={one.name: sorted(one.lower_is_better) for one in judges},
+        neither_is_better={one.name: sorted(one.neither_is_better) for one in judges},
+        together=[one.name for one in judges if one.together],
+        judged_weights=student.weights_sha256,
+    )
 
 
-class Subjects:
-    """The subject of a run's judges, part by part. Without a run nothing is written yet."""
+def _record_held_out(session: RunSession) -> None:
+    """Record the held-out text of a run that was imported: without it, `compare` cannot match its metrics."""
+    if not session.run.info.get("data") and session.context.at_hand:
+        session.run.record(data={"held_out": session.context.corpus.counts["held_out"]})
 
-    def __init__(self, context: Context, run: Run | None = None) -> None:
-        self.context, self.run, self.table = context, run, context.recipe.sampling
 
-    # ------------------------------------------------------------------------------------------ samples
-
-    @cached_property
-    def rows(self) -> list[sampling.Row]:
-        """What is to be written."""
-        table = self.table
-        return sampling.rows(self._prompts(), table.count, self.context.recipe.seed, table.repeats, table.temperatures)
-
-    def _prompts(self) -> list[tuple[str, str]]:
-        table, count = self.table, ceil(self.table.count / self.table.repeats)
-        if table.prompts == sampling.STORIES:
-            return sampling.story_prompts(count)
-        if table.prompts != "held_out":
-            return sampling.file_prompts(Path(table.prompts), count)
-        if not self.context.at_hand:  # it is only being planned: stand-ins of the same length fetch nothing
-            return [(str(i), "word " * table.prompt_tokens) for i in range(count)]
-        return sampling.held_out_prompts(self._held_out, count, self._beginning)
-
-    def _beginning(self, text: str) -> str:
-        return self.context.beginning(text, self.table.prompt_tokens)
-
-    @cached_property
-    def _held_out(self) -> Sequence[Document]:
-        return self.context.corpus.held_out_documents if self.context.at_hand else ()
-
-    @cached_property
-    def made_of(self) -> str | None:
-        """What decides the samples beside their rows: weights, and how tokens are drawn. None of an untrained run."""
-        from ..student import fingerprint
-
-        if self.run is None:
-            return None
-        try:
-            return self._made_of(fingerprint(self.run.path))
-        except UsageError:
-            return None
-
-    def _made_of(self, weights: str) -> str:
-        # Of no temperature: each sample says its own.
-        drawn = {**self.table.how, "temperature": None, "max_tokens": self.table.max_tokens}
-        return digest({"weights": weights, **drawn})
-
-    def kept(self) -> dict[Any, str]:
-        """The samples that this very student wrote before, by what decides them. What was altered since is not kept."""
-        noted = dict(self.run.info.get("sampling") or {}) if self.run else {}
-        if self.run is None or self.made_of is None or noted.get("made_of") != self.made_of:
-            return {}
-        if not self.run.samples.is_file() or noted.get("sha256") not in (None, file_digest(self.run.samples)):
-            self.context.console.warn(
-                f"{self.run.samples} is not what was written there; the student writes them again"
-            )
-            return {}
-        samples = [Sample.from_json(row) for row in read_lines(self.run.samples)]
-        return {(sample.prompt, sample.seed, sample.temperature): sample.completion for sample in samples}
-
-    def written(self, student: Any) -> list[Sample]:
-        """All samples; those that are missing are written now, and kept."""
-        from ..student import Sampling
-
-        assert self.run is not None
-        self.made_of = self._made_of(student.fingerprint)  # of these weights, though training may go on meanwhile
-
-        def write(prompts: Sequence[str], seeds: Sequence[int], temperature: float) -> Iterator[str]:
-            how = Sampling(temperature, **self.table.how)
-            return (one.text for one in student.write(prompts, seeds, how, self.table.max_tokens))
-
-        samples = sampling.samples(self.rows, write, self.kept())
-        write_lines(self.run.samples, [sample.to_json() for sample in samples])
-        prompts = {"prompts": self.table.prompts, "digest": digest(sorted({row.prompt for row in self.rows}))}
-        made = {"made_of": self.made_of, "sha256": file_digest(self.run.samples), "weights": student.weights_sha256}
-        self.run.record(sampling={**made, **prompts, "samples": len(samples)})
-        return samples
-
-    def foreseen(self, wordy: bool = True) -> list[Sample]:
-        """The samples as far as they are written; others of held-out text as long as they may be, or without a word."""
-        kept, lines = self.kept(), cycle(self._lengthy() if wordy else [""])
-        return [row.sample(kept[row.key] if row.key in kept else next(lines)) for row in self.rows]
-
-    @property
-    def missing(self) -> int:
-        """How many samples are still to be written."""
-        kept = self.kept()
-        return sum(row.key not in kept for row in self.rows)
-
-    def _lengthy(self) -> list[str]:
-        """Continuations of a student that had learnt everything: held-out text, no longer than allowed."""
-        most, texts = self.table.max_tokens, [document.text for document in islice(self._held_out, 200)]
-        begun = self.table.prompt_tokens if self.table.prompts == "held_out" else 0
-        encoded = [self.context.tokenizer.encode(text)[begun : begun + most] for text in texts]
-        cut = [self.context.tokenizer.decode(tokens) for tokens in encoded]
-        return [text for text in cut if text] or ["and they all went home. " * (most // 6)]
-
-    # ------------------------------------------------------------------------------------------ subjects
-
-    def subject(self, student: Any, others: Sequence[Run] = ()) -> protocol.Judged:
-        """What judges see; samples that are missing are written."""
-        return protocol.Judged(
-            samples=self.written(student),
-            held_out=self.context.corpus.held_out_documents,
-            student=student,
-            read_train=self.context.corpus.train_text,
-            others=[other(run) for run in others],
-            name=self.run.name if self.run else self.context.recipe.name,
+def _warn_of_same_family(session: RunSession, table: JudgeTable, judge: Judge) -> None:
+    """Warn if the judge's model is of the teacher's family: it may prefer the style that the student learnt."""
+    found, teacher = session.context.teacher_of(table, judge), session.context.teacher
+    if found is None or teacher is None:
+        return
+    of_teacher, of_judge = (protocol.family(getattr(one.options, "model", None)) for one in (teacher, found[0]))
+    if of_teacher is not None and of_teacher == of_judge:
+        session.warn(
+            f"the judge {judge.name!r} asks a model of the teacher's own family, {of_teacher}: models grade their kin "
+            "too well. Let another family judge: judge.teacher.model"
         )
 
-    def imagined(self, others: Sequence[Run] = (), wordy: bool = True) -> protocol.Judged:
-        """The same before anything is written, for a judge to say what it would ask."""
-        return self.without_student(self.foreseen(wordy), "it is only being planned", others)
 
-    def without_student(self, samples: Sequence[Sample], why: str, others: Sequence[Run] = ()) -> protocol.Judged:
-        """Samples that no student is at hand for: foreseen ones, or anchors."""
-        name = self.run.name if self.run else self.context.recipe.name
-        around = [other(run) for run in others]
-
-        def train_text() -> Iterator[str]:
-            return self.context.corpus.train_text()
-
-        return protocol.Judged(samples, self._held_out, Nobody(why), train_text, around, None, name)
-
-
-def other(run: Run) -> Subject:
-    """A further run, as far as its folder shows it."""
-    if not (samples := tables.samples_of(run)):
-        raise UsageError(UNWRITTEN.format(name=run.name), f"Write them: distillkit judge {run.name} --samples 50")
-    return protocol.Judged(samples, (), Nobody(f"{run.name} is only compared with"), lambda: (), name=run.name)
-
-
-class NoStudentError(UsageError):
-    """A judge wanted a student where there is none: it grades students, not samples."""
-
-
-@dataclass(frozen=True)
-class Nobody(Scorer):
-    """Stands where there is no student, and says so to whoever wants one."""
-
-    why: str
-
-    def generate(self, prompts: Sequence[str], *, max_tokens: int, seed: int = 0) -> Sequence[Sample]:
-        """Nothing can be written."""
-        raise NoStudentError(f"there is no student here: {self.why}")
-
-    def score(self, texts: Sequence[str]) -> Any:
-        """Nothing can be scored."""
-        raise NoStudentError(f"there is no student here: {self.why}")
-
-    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> Any:
-        """Nothing can be scored."""
-        raise NoStudentError(f"there is no student here: {self.why}")
-
-
-class Jury:
+class JudgeRunner:
     """Judges with their teachers. What they spent, in earlier sittings too, is told whatever becomes of it."""
 
     def __init__(self, context: Context, spent: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
         self.context, self.spent, self.tell = context, spent, tell
 
-    def hear(self, table: JudgeTable, judge: Judge, subject: protocol.Judged) -> protocol.Verdict:
+    def run(self, table: JudgeTable, judge: Judge, subject: protocol.Judged) -> protocol.Verdict:
         """What one judge says of a subject."""
         found = self.context.teacher_of(table, judge)
         if found is None:
@@ -207,10 +89,10 @@ class Jury:
                     self.spent[judge.name] = done.spent
                     self.tell(self.spent)
 
-        return protocol.judge(judge, replace(subject, asker=protocol.Asker(ask, who(teacher))))
+        return protocol.judge(judge, replace(subject, asker=protocol.Asker(ask, teacher_identity(teacher))))
 
 
-def who(teacher: Teacher) -> dict[str, Any]:
+def teacher_identity(teacher: Teacher) -> dict[str, Any]:
     """Who answers, as a protocol names it. Where it was reached says nothing of what it said."""
     identity = teacher.identity()
     if isinstance(identity, dict):

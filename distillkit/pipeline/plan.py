@@ -23,7 +23,7 @@ from ..teachers.asking.counting import CHAT_TEMPLATE_TOKENS, max_usage, tokens_o
 from ..teachers.asking.label import count_known, keyed_requests
 from ..teachers.asking.scheduler import probe_key_fields
 from .context import Context
-from .judge import Subjects
+from .judge_subject import SubjectBuilder
 from .soft_targets import STORE
 
 FLOAT = 4
@@ -133,7 +133,7 @@ def asked_of(context: Context) -> list[Request]:
 
 def judging(context: Context, run: Run | None = None, others: Sequence[Run] = ()) -> dict[str, Any]:
     """What the judges of a run would ask: exactly of samples that are written, else as if they were long."""
-    subjects = Subjects(context, run)
+    subjects = SubjectBuilder(context, run)
     wordy, bare = (subjects.imagined(others, wordy) for wordy in (True, False))
     return {"samples": len(wordy.samples), "missing": subjects.missing, "judges": asked_by_judges(context, wordy, bare)}
 

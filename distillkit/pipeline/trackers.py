@@ -13,7 +13,7 @@ from ..plugins.discovery import reason
 from ..plugins.interfaces import Tracker
 
 
-class Guarded(Tracker):
+class GuardedTracker(Tracker):
     """A tracker whose failures are warnings."""
 
     def __init__(self, tracker: Tracker, warn: Callable[[str], None]) -> None:

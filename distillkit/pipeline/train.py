@@ -13,53 +13,72 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from ..core.errors import UsageError
 from ..core.files import read_lines, sweep
-from ..core.run_folder import Run
 from ..data.batches import Ahead, Batch, Batches, sequential
 from ..plugins.interfaces import Tracker
 from ..student import blas
 from ..student import checkpoint as checkpoints
 from ..student.model.gpt import GPT, initialise
 from ..student.trained import Trained, locate
-from ..student.training.distributed import SINGLE_PROCESS, BatchShard, ProcessGroup
-from ..student.training.loop import Job, State, asked, evaluate, fresh, restored, train
+from ..student.training import loop
+from ..student.training.distributed import BatchShard
+from ..student.training.loop import Job, State, asked, evaluate, fresh, restored
 from ..student.training.on_policy import judged_in_all
 from ..student.training.optimizers import flatten, unflatten
 from ..student.training.parallel import StreamPool, enable_checkpointing, keep_freed_memory
-from .context import Context
 from .continuity import Continuity
 from .on_policy import Reader, must_be_counted
+from .plan import MANY_EPOCHS, better, slow_start
+from .session import RunSession
 from .step_config import on_policy, settings, streams_of
+from .trackers import GuardedTracker
 
 
-class Training:
-    """One sitting of a run's train stage."""
+class TrainStage:
+    """The train stage of a run, in one process of its group."""
 
-    def __init__(self, context: Context, run: Run, answers: Path, group: ProcessGroup = SINGLE_PROCESS) -> None:
-        self.context, self.run, self.answers, self.group = context, run, answers, group
-        self.recipe, self.console = context.recipe, context.console
-        self.continuity = Continuity(context, run, group)
+    def __init__(self, session: RunSession) -> None:
+        self.session, self.context, self.run, self.group = session, session.context, session.run, session.group
+        self.recipe, self.console, self.answers = session.recipe, session.console, session.run.answers
+        self.continuity = Continuity(self.context, self.run, self.group)
 
     @cached_property
     def batches(self) -> Batches:
         """What the student reads."""
         return self.context.batches(self.answers)
 
-    def go(self, trackers: Sequence[Tracker] = ()) -> dict[str, Any]:
-        """Train, and say what it came to; only the process that writes knows that."""
+    def execute(self) -> None:
+        """Run the stage in the main process: warn, start the trackers, train, and record the result."""
+        with self.group.barrier():
+            self._warn_of_epochs(self.batches.epochs(self.recipe.train.steps))
+            if warning := slow_start(self.context):
+                self.session.warn(warning)
+            self.session.trackers = [GuardedTracker(one, self.session.warn) for one in self.context.trackers()]
+            for tracker in self.session.trackers:
+                tracker.start(self.run)
+        self.run.record(training=self.train(self.session.trackers))
+
+    def _warn_of_epochs(self, epochs: float) -> None:
+        if epochs > MANY_EPOCHS:
+            self.session.warn(
+                f"each token is seen {epochs:.1f} times, and from about {MANY_EPOCHS} on a student learns by heart: "
+                f"{better(self.context, epochs)}"
+            )
+
+    def train(self, trackers: Sequence[Tracker] = ()) -> dict[str, Any]:
+        """Train to the last step. Returns the metadata of the training in the main process, nothing in the others."""
         with ExitStack() as held:
             with self.group.barrier():
                 if self.group.is_main:
                     held.enter_context(self._alone())
-            return self._go(trackers)
+            return self._train(trackers)
 
-    def _go(self, trackers: Sequence[Tracker]) -> dict[str, Any]:
+    def _train(self, trackers: Sequence[Tracker]) -> dict[str, Any]:
         keep_freed_memory()
         self._all_must_read_the_same()
         job, state = self._ready(trackers)
@@ -88,7 +107,7 @@ class Training:
             if self.group.is_main:
                 self.run.trains_on()
         try:
-            return train(job, state)
+            return loop.train(job, state)
         except BaseException:
             if self.group.is_main:
                 with suppress(OSError):  # a full disk must not hide what ended the training

@@ -35,7 +35,7 @@ from distillkit.core.records import REFUSED, Answer, Document, Grade, Request, S
 from distillkit.data.overlap import matches
 from distillkit.judging import anchors, calibration, protocol
 from distillkit.judging.fence import json_object, mark_of, occurs
-from distillkit.pipeline.judge import Nobody
+from distillkit.pipeline.judge_subject import MissingStudent
 from support.chat_provider import Act, Provider, serving
 from support.judge_provider import RANKS, Judge, gpt2
 
@@ -368,7 +368,7 @@ def test_a_refusal_is_an_abstention() -> None:
 
 
 def test_a_judge_without_a_teacher_says_what_to_do() -> None:
-    subject = protocol.Judged([story("s#0", PLAIN)], (), Nobody("a test"), lambda: ())
+    subject = protocol.Judged([story("s#0", PLAIN)], (), MissingStudent("a test"), lambda: ())
     with pytest.raises(UsageError, match="the judge 'rubric' asks a teacher, and has none"):
         protocol.judge(Rubric(), subject)
 

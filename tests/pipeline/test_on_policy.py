@@ -23,8 +23,9 @@ from distillkit.core.run_folder import newest
 from distillkit.data.batches import Batches
 from distillkit.data.corpus import pack_texts
 from distillkit.pipeline import plan
+from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.on_policy import Reader, must_be_counted, readable
-from distillkit.pipeline.pipeline import Pipeline, begin
+from distillkit.pipeline.pipeline import Pipeline
 from distillkit.student.model.gpt import Shape
 from distillkit.student.trained import Trained
 from distillkit.student.training.distributed import SINGLE_PROCESS, BatchShard
@@ -442,7 +443,7 @@ def test_limits_that_each_process_would_count_for_itself_are_refused(
     parts = assemble(*wired(provider.url, f"teacher.{limit}"))
     told = f"teacher.{limit.partition('=')[0]} cannot be kept by 2 processes"
     with pytest.raises(UsageError, match=told):
-        Pipeline(parts, begin(parts, {}), Fake(0, [0, 0])).go(("label", "train"))
+        Pipeline(parts, create_run(parts, {}), Fake(0, [0, 0])).execute(("label", "train"))
     assert not provider.calls
 
 

@@ -56,7 +56,7 @@ def test_a_store_is_filled_once_and_read_in_every_step(home: Path, asked: Asked)
     assert len(streams) == 2
     windows = [stream.windows(16) for stream in streams]
     assert asked.calls == sum(-(-some // (4096 // 16)) for some in windows)
-    Pipeline(parts, run).go(("train", "report"))
+    Pipeline(parts, run).execute(("train", "report"))
     assert run.info["training"]["steps"] == 4
     sit("teacher.store=true")  # another run of the same
     assert asked.calls == sum(-(-some // (4096 // 16)) for some in windows)
@@ -136,7 +136,7 @@ def test_soft_targets_that_are_gone_are_asked_for_by_name(home: Path) -> None:
     run = sit("teacher.store=true")
     shutil.rmtree(home / "cache" / "soft")
     with pytest.raises(UsageError, match="there are no soft targets") as caught:
-        Pipeline(assemble("teacher.store=true", "train.steps=6"), run).go(("train",))
+        Pipeline(assemble("teacher.store=true", "train.steps=6"), run).execute(("train",))
     assert "distillkit label" in caught.value.hint
 
 
@@ -194,7 +194,7 @@ def test_answers_can_be_kept_from_training(home: Path) -> None:
     tables.write(apart)
     assert "on the teacher's text" in tables.text(tables.build(apart))
     # A later look at the label stage without a held-out share leaves none behind.
-    Pipeline(assemble(*FOREIGN), apart).go(("label",))
+    Pipeline(assemble(*FOREIGN), apart).execute(("label",))
     assert parts.held_out_stream(apart.answers) is None
 
 
@@ -203,7 +203,7 @@ def test_answers_of_one_token_are_too_little_to_look_at_and_do_not_end_a_run(hom
     run = sit(*FOREIGN, "teacher.held_out=0.5", stages=("label",))
     parts = assemble(*FOREIGN, "teacher.held_out=0.5")
     pack_texts([("", "Y", finished)] * (1 if finished else 2), parts.tokenizer, run.answers / HELD_OUT)
-    Pipeline(parts, run).go(("train",))
+    Pipeline(parts, run).execute(("train",))
     assert run.info["training"]["steps"] == 4
     assert "teacher_text" not in run.info["training"]
 

@@ -14,7 +14,7 @@ from distillkit.core.errors import DistillkitError, UsageError
 from distillkit.core.files import read_json, write_lines
 from distillkit.core.records import Sample
 from distillkit.core.run_folder import Run
-from distillkit.pipeline.judge import other
+from distillkit.pipeline.judge_subject import compared_subject
 from distillkit.reporting import plots, terminal, words
 from distillkit.reporting.compare import compared_run
 from distillkit.reporting.run import provenance, tables
@@ -108,7 +108,7 @@ def test_what_was_written_and_graded_in_the_middle_of_a_training_is_not_shown_at
     assert " a time." not in shown(run)
     assert (compared_run.read(run, "one").samples, compared_run.read(run, "one").grades) == ([], {})
     with pytest.raises(UsageError, match="the samples of quickstart/1 were not written yet"):
-        other(run)
+        compared_subject(run)
     run.record(sampling={"weights": "ab" * 32})  # they were written again, and the judge did not come to its end
     assert " a time." in shown(run)
     assert tables.grades_of(run) == []

@@ -26,7 +26,8 @@ from distillkit.core.errors import DistillkitError, Interrupted, LimitReached, T
 from distillkit.core.files import read_lines
 from distillkit.core.run_folder import STAGES, Run, find, newest
 from distillkit.data.batches import sequential
-from distillkit.pipeline.pipeline import Pipeline, begin
+from distillkit.pipeline.new_run import create_run
+from distillkit.pipeline.pipeline import Pipeline
 from distillkit.reporting.run import tables
 from distillkit.student import Sampling, Trained, blas
 from distillkit.student import checkpoint as checkpoints
@@ -214,7 +215,7 @@ def test_a_disk_that_is_full_by_then_does_not_hide_what_ended_a_run(
         fill_the_disk(monkeypatch)
         raise ended_by
 
-    monkeypatch.setattr("distillkit.pipeline.train.train", end)
+    monkeypatch.setattr("distillkit.student.training.loop.train", end)
     with pytest.raises(told):
         sit()
 
@@ -612,7 +613,7 @@ def test_the_student_of_a_run_is_its_last_not_its_best(by_heart: tuple[Run, Told
 
 
 def test_a_run_that_was_never_trained_says_so(home: Path) -> None:
-    begin(assemble(), {})
+    create_run(assemble(), {})
     with pytest.raises(UsageError, match="the run tiny/1 has no usable checkpoint"):
         Trained.load("tiny")
 
@@ -622,8 +623,8 @@ def test_a_run_that_was_never_trained_says_so(home: Path) -> None:
 
 def test_the_validation_loss_is_the_mean_surprise_of_the_held_out_tokens(home: Path) -> None:
     parts = assemble("train.evaluate_batches=10000")
-    run = begin(parts, {})
-    Pipeline(parts, run).go(("train",))
+    run = create_run(parts, {})
+    Pipeline(parts, run).execute(("train",))
     student, total, count = Trained.load(run.path), 0.0, 0.0
     for batch in sequential(parts.corpus.held_out, 16, 2):
         logits = np.array(student.logits(mx.array(batch.inputs))).astype(np.float64)
@@ -736,8 +737,8 @@ def test_the_teacher_is_asked_in_every_step_and_learns_nothing(home: Path) -> No
     parts = assemble(recipe="pupil", console=Told())
     teacher: Any = parts.teacher
     before = checkpoints.weights_digest(flatten(teacher.trained.model.parameters()))
-    run = begin(parts, {})
-    Pipeline(parts, run).go(("label", "train"))
+    run = create_run(parts, {})
+    Pipeline(parts, run).execute(("label", "train"))
     assert before == weights(origin)
     assert checkpoints.weights_digest(flatten(teacher.trained.model.parameters())) == before
     rows = [row for row in read_lines(run.metrics) if row["kind"] == "train"]
@@ -750,8 +751,8 @@ def test_the_teacher_is_asked_in_every_step_and_learns_nothing(home: Path) -> No
 def test_the_soft_loss_is_the_distance_from_the_teachers_opinion(home: Path) -> None:
     trained("train.steps=30")
     parts = assemble("student.dropout=0.0", "train.keep=100", "mixer.temperature=3.0", recipe="pupil")
-    run = begin(parts, {})
-    Pipeline(parts, run).go(("label", "train"))
+    run = create_run(parts, {})
+    Pipeline(parts, run).execute(("label", "train"))
     batch = parts.batches(Path("nowhere")).batch(0)
 
     def logp(where: Path) -> Any:

@@ -9,7 +9,8 @@ import pytest
 
 from distillkit.core.run_folder import Run, newest
 from distillkit.pipeline.context import Context
-from distillkit.pipeline.pipeline import Pipeline, begin
+from distillkit.pipeline.new_run import create_run
+from distillkit.pipeline.pipeline import Pipeline
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import load
 from support.small_recipe import small
@@ -91,6 +92,6 @@ def sit(
 ) -> Run:
     parts = assemble(*overrides, recipe=recipe)
     parts.check()
-    run = newest(recipe) if resume else begin(parts, {})
-    Pipeline(parts, run).go(stages)
+    run = newest(recipe) if resume else create_run(parts, {})
+    Pipeline(parts, run).execute(stages)
     return run

@@ -19,7 +19,8 @@ from distillkit.core.files import read_lines
 from distillkit.core.run_folder import Run, newest
 from distillkit.core.run_folder import home as home_folder
 from distillkit.pipeline.context import Context
-from distillkit.pipeline.pipeline import Pipeline, begin
+from distillkit.pipeline.new_run import create_run
+from distillkit.pipeline.pipeline import Pipeline
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import load
 from distillkit.student import checkpoint as checkpoints
@@ -163,8 +164,8 @@ def sit(
 ) -> Run:
     """One sitting of a run, in this process."""
     parts = assemble(*overrides, recipe=recipe, console=console)
-    run = newest(recipe) if resume else begin(parts, {})
-    Pipeline(parts, run).go(stages)
+    run = newest(recipe) if resume else create_run(parts, {})
+    Pipeline(parts, run).execute(stages)
     return run
 
 

@@ -28,7 +28,8 @@ from distillkit.core.errors import Interrupted, LimitReached, RecipeError, Teach
 from distillkit.core.records import DAY, MINUTE, REFUSED, Allowance, Answer, Price, Request, Usage
 from distillkit.core.run_folder import Run, find
 from distillkit.pipeline.context import Context
-from distillkit.pipeline.pipeline import Pipeline, begin
+from distillkit.pipeline.new_run import create_run
+from distillkit.pipeline.pipeline import Pipeline
 from distillkit.plugins.interfaces import Teacher
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import load
@@ -894,8 +895,8 @@ def sitting(run: Run | None, prompts: int, *overrides: str, **manner: Any) -> Ru
     """The label stage of a run, in this process."""
     priced = ("teacher.price={input=1.0, output=1000.0}", f"teacher.prompts={prompts}", "teacher.concurrency=1")
     parts = Context(Plugins.load(()).check(load("wired.toml", (*priced, *overrides))), current(), None, manner)
-    run = run or begin(parts, {})
-    Pipeline(parts, run).go(("label",))
+    run = run or create_run(parts, {})
+    Pipeline(parts, run).execute(("label",))
     return run
 
 
