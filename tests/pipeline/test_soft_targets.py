@@ -20,7 +20,7 @@ from distillkit.pipeline import plan
 from distillkit.pipeline.context import HELD_OUT
 from distillkit.pipeline.pipeline import Pipeline
 from distillkit.reporting.run import page, tables
-from distillkit.teachers.soft_targets import reading
+from distillkit.teachers.soft_targets import from_logits
 from support.soft_targets import FOREIGN, assemble, home, sit, trained
 
 __all__ = ["home", "trained"]  # fixtures
@@ -117,7 +117,7 @@ def test_draws_are_refused_whenever_they_would_be_softened(home: Path, heat: str
 
 
 def test_interrupted_the_teacher_goes_on_reading_where_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "TOKENS_AT_ONCE", 256)
+    monkeypatch.setattr(from_logits, "TOKENS_AT_ONCE", 256)
     monkeypatch.setattr("distillkit.teachers.soft_targets.store.SoftTargetWriter.__init__.__defaults__", (512,))
     store = "teacher.store=true"
     with monkeypatch.context() as patch:

@@ -1,8 +1,7 @@
-"""Every fault that a provider may show, tried on the real SDK over a real socket, and what became of it.
+"""Faults of a provider, each tested with the real SDK over a real socket, and the table of the results.
 
-`python tests/support/provider_faults.py` writes the table of the README; with `--check` it writes nothing and fails
-when that is out of date.
-Time runs fifty times as fast here as elsewhere, for the host and for nobody else.
+`python tests/support/provider_faults.py` writes the table in docs/trust.md; with `--check` it writes nothing and fails
+if the table is out of date. The scheduler's clock runs fifty times as fast as real time here; the server's does not.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from support.chat_provider import Act, Provider, error, serving
 from support.paths import ROOT
 
 FAST = 50.0
-PAGE = ROOT / "README.md"
-BEGIN = "<!-- faults: made by tests/support/provider_faults.py from what really happened -->\n"
+PAGE = ROOT / "docs" / "trust.md"
+BEGIN = "<!-- faults: written by tests/support/provider_faults.py -->\n"
 END = "<!-- end of faults -->"
 PROMPTS = 6
 FAULTY = "prompt 3"
@@ -43,7 +42,7 @@ KEY = "a-fake-key-that-no-provider-gave-0123456789"
 
 
 def fast_clock(wall: Callable[[], float] = time.time) -> Clock:
-    """Time in which a minute takes a second."""
+    """A clock that runs fifty times as fast as real time."""
 
     async def sleep(seconds: float) -> None:
         await asyncio.sleep(seconds / FAST)
@@ -61,19 +60,19 @@ def teacher(url: str, **options: Any) -> Compatible:
 
 @dataclass
 class Fault:
-    """What the provider does to one prompt of six, and what is to become of it."""
+    """What the provider does to one prompt of six, and the expected outcome."""
 
     name: str
     acts: list[Act]
-    becomes: str = "answered"  # or "refused", "cut", or how the stage stops: "exit 1", "exit 3"
-    calls: int | None = None  # how often the prompt is asked in all; once more than it failed, if not said
+    becomes: str = "answered"  # or "refused", "cut", or the exit code with which the stage stops: "exit 1", "exit 3"
+    calls: int | None = None  # of the faulty prompt in all; None for one more than `acts`
     asked: dict[str, Any] = field(default_factory=dict)
-    says: str = ""  # what the message has in it, if it stops
+    says: str = ""  # part of the error message, if the stage stops
     clock: Callable[[], Clock] = fast_clock
 
 
 def changed(**keys: Any) -> Callable[[dict[str, Any]], None]:
-    """A change of the only choice; `content` is that of its message."""
+    """A change of the response's only choice; `content` is the content of its message."""
 
     def change(body: dict[str, Any]) -> None:
         if "content" in keys:
@@ -84,7 +83,7 @@ def changed(**keys: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def bad(change: Callable[[dict[str, Any]], Any]) -> Act:
-    """An answer that is none."""
+    """A response that is not a valid answer."""
     return Act(change=change, good=False)
 
 
@@ -101,7 +100,7 @@ def _misshapen(body: dict[str, Any]) -> None:
 
 
 def _mixed_up(body: dict[str, Any]) -> None:
-    """As mlx_lm.server gives them: no bytes, the byte-level alphabet, unsorted, the sampled token first and twice."""
+    """As mlx_lm.server sends them: no bytes, byte-level alphabet, unsorted, the sampled token first and repeated."""
     for row in body["choices"][0]["logprobs"]["content"]:
         for one in (row, *row["top_logprobs"]):
             one |= {"token": one["token"].replace(" ", "Ġ"), "bytes": None, "id": 7}
@@ -118,7 +117,7 @@ def _date(seconds: float) -> str:
 
 
 def _backwards() -> Clock:
-    """The wall clock goes an hour back at every look."""
+    """A wall clock that goes back by an hour each time it is read."""
     times = iter(range(10**6))
     return fast_clock(lambda: time.time() - 3600.0 * next(times))
 
@@ -129,28 +128,28 @@ FAULTS = [
     *(
         Fault(f"HTTP {status}{about}", [error(status, "oops")])
         for status, about in (
-            *((500, ""), (502, ", bad gateway"), (503, ", overloaded"), (504, ""), (529, "")),
-            *((498, ", Groq has no room"), (408, ""), (409, ""), (425, "")),
+            *((500, ""), (502, " (bad gateway)"), (503, " (overloaded)"), (504, ""), (529, "")),
+            *((498, " (Groq: out of capacity)"), (408, ""), (409, ""), (425, "")),
         )
     ),
     Fault("HTTP 503 with Retry-After", [error(503, "oops", retry_after="5")]),
-    Fault("HTTP 502 with a page of HTML", [Act(502, {"Content-Type": "text/html"}, b"<html>Bad gateway</html>")]),
-    Fault("four failures one after another", [error(500, "oops")] * 4),
-    Fault("five failures, which is the end", [error(500, "oops")] * 5, "exit 1", says="in 5 attempts"),
-    Fault("HTTP 429 without a word of when", [error(429, SLOW)]),
+    Fault("HTTP 502 with an HTML page", [Act(502, {"Content-Type": "text/html"}, b"<html>Bad gateway</html>")]),
+    Fault("four failures in a row", [error(500, "oops")] * 4),
+    Fault("five failures in a row (the last attempt)", [error(500, "oops")] * 5, "exit 1", says="in 5 attempts"),
+    Fault("HTTP 429 without Retry-After", [error(429, SLOW)]),
     Fault("HTTP 429, Retry-After: 2", [error(429, SLOW, retry_after="2")]),
     Fault("HTTP 429, Retry-After: 0.5", [error(429, SLOW, retry_after="0.5")]),
     Fault("HTTP 429, Retry-After: 12.56s", [error(429, SLOW, retry_after="12.56s")]),
     Fault("HTTP 429, Retry-After: 1m2.5s", [error(429, SLOW, retry_after="1m2.5s")]),
     Fault("HTTP 429, Retry-After: an HTTP date", [error(429, SLOW, retry_after=_date(20))]),
     Fault(
-        "the same, and the wall clock is wrong by a day",
+        "HTTP 429, Retry-After: an HTTP date, local clock wrong by a day",
         [error(429, SLOW, retry_after=_date(86400 + 20), date=_date(86400))],
     ),
-    Fault("HTTP 429, Retry-After: nonsense", [error(429, SLOW, retry_after="soon")]),
+    Fault("HTTP 429, Retry-After: not a time", [error(429, SLOW, retry_after="soon")]),
     Fault("HTTP 429, retry-after-ms: 1500", [error(429, SLOW, retry_after_ms="1500")]),
-    Fault("HTTP 429, when stands in its words", [error(429, f"{SLOW} Please try again in 1.5s.")]),
-    Fault("HTTP 429 eight times, which costs no attempt", [error(429, SLOW, retry_after="1")] * 8),
+    Fault("HTTP 429, the wait is given in the error message", [error(429, f"{SLOW} Please try again in 1.5s.")]),
+    Fault("HTTP 429 eight times (they use no attempts)", [error(429, SLOW, retry_after="1")] * 8),
     Fault("HTTP 429, Retry-After: 2h59m", [error(429, SLOW, retry_after="2h59m")], "exit 3", says="--wait"),
     Fault(
         "HTTP 429, requests per day (RPD)",
@@ -169,44 +168,49 @@ FAULTS = [
         for status in (400, 401, 402, 403, 404, 413, 422)
     ),
     Fault(
-        "HTTP 401 that quotes the key",
+        "HTTP 401, the error message contains the API key",
         [error(401, f"Incorrect API key provided: {KEY}")],
         "exit 1",
         says="Incorrect API key provided: [key]",
     ),
-    Fault("reset before the response", [Act(reset=0)]),
-    Fault("reset in the middle of the body", [Act(reset=40)]),
-    Fault("a body shorter than its length", [Act(length=10**5)]),
-    Fault("a body that drips", [Act(drip=0.04)]),
-    Fault("no response in time", [Act(delay=4.0, good=False)]),
+    Fault("connection reset before the response", [Act(reset=0)]),
+    Fault("connection reset within the body", [Act(reset=40)]),
+    Fault("body shorter than Content-Length", [Act(length=10**5)]),
+    Fault("body sent slowly in small pieces", [Act(drip=0.04)]),
+    Fault("no response before the time-out", [Act(delay=4.0, good=False)]),
     Fault("truncated JSON", [Act(body=b'{"choices": [{"message": {"conte')]),
-    Fault("an empty body", [Act(body=b"")]),
-    Fault("a page of HTML as an answer", [Act(200, {"Content-Type": "text/html"}, b"<html>Log in</html>")]),
-    Fault("JSON that is no object", [Act(body=b"[1, 2]")]),
-    Fault("a body that is not UTF-8", [Act(body=b'{"choices": "\xff\xfe"}')]),
-    Fault("a body that claims to be gzip", [Act(200, {"Content-Encoding": "gzip"}, b'{"choices": []}')]),
+    Fault("empty body", [Act(body=b"")]),
+    Fault("HTTP 200 with an HTML page", [Act(200, {"Content-Type": "text/html"}, b"<html>Log in</html>")]),
+    Fault("JSON that is not an object", [Act(body=b"[1, 2]")]),
+    Fault("body that is not UTF-8", [Act(body=b'{"choices": "\xff\xfe"}')]),
+    Fault("Content-Encoding: gzip, body not compressed", [Act(200, {"Content-Encoding": "gzip"}, b'{"choices": []}')]),
     Fault("empty choices", [bad(_without_choices)]),
-    Fault("content that is a list", [bad(changed(content=["a"]))]),
+    Fault("content is a list", [bad(changed(content=["a"]))]),
     Fault("finish_reason null", [bad(changed(finish_reason=None))]),
     Fault("finish_reason abort", [bad(changed(finish_reason="abort"))]),
     Fault("null content", [bad(changed(content=None))]),
-    Fault("content of spaces", [bad(changed(content=" \n"))]),
-    Fault("null content to the end", [bad(changed(content=None))] * 9, "refused", calls=5),
+    Fault("content is only white space", [bad(changed(content=" \n"))]),
+    Fault("null content in every attempt", [bad(changed(content=None))] * 9, "refused", calls=5),
     Fault("finish_reason content_filter", [bad(changed(finish_reason="content_filter"))]),
-    Fault("content_filter to the end", [bad(changed(finish_reason="content_filter"))] * 9, "refused", calls=5),
+    Fault(
+        "finish_reason content_filter in every attempt",
+        [bad(changed(finish_reason="content_filter"))] * 9,
+        "refused",
+        calls=5,
+    ),
     Fault("finish_reason length", [Act(change=changed(finish_reason="length"))], "cut", calls=1),
     Fault("usage missing", [Act(change=_without_usage)], calls=1),
     Fault("log-probabilities missing", [bad(changed(logprobs=None))], asked=TOP),
-    Fault("log-probabilities misshapen", [bad(_misshapen)], asked=TOP),
-    Fault("log-probabilities unsorted, twice, without bytes", [Act(change=_mixed_up)], calls=1, asked=TOP),
-    Fault("a token that is half a character", [Act(change=_half_a_character)], calls=1, asked=TOP),
-    Fault("the clock goes backwards", [error(429, SLOW, retry_after=_date(20))], clock=_backwards),
+    Fault("log-probabilities malformed", [bad(_misshapen)], asked=TOP),
+    Fault("log-probabilities unsorted, repeated, without bytes", [Act(change=_mixed_up)], calls=1, asked=TOP),
+    Fault("token that is part of a UTF-8 character", [Act(change=_half_a_character)], calls=1, asked=TOP),
+    Fault("local clock goes backwards", [error(429, SLOW, retry_after=_date(20))], clock=_backwards),
 ]
 
 
 @dataclass
 class Row:
-    """What became of a fault."""
+    """The outcome of a fault."""
 
     fault: Fault
     calls: int
@@ -220,7 +224,7 @@ class Row:
 
 
 def tried(fault: Fault) -> Row:
-    """Label six prompts while one of them meets the fault; if that stops the stage, label again without it."""
+    """Label six prompts, one of which meets the fault. If that stops the stage, label again without the fault."""
     with tempfile.TemporaryDirectory() as folder, serving() as provider, DiskAnswerStore(Path(folder)) as cache:
         provider.on(FAULTY, *fault.acts)
         asked = requests(**fault.asked)
@@ -261,55 +265,45 @@ def _row(
     )
 
 
-WORDS = {
-    "answered": "asked again, answered",
-    "refused": "recorded as a refusal, left out of the training data",
-    "cut": "kept, and marked as cut",
-    "exit 1": "stops with the provider's words",
-    "exit 3": "stops, to go on later",
+OUTCOMES = {
+    "answered": "retried, answered",
+    "refused": "recorded as refused, left out of the training data",
+    "cut": "kept, marked as truncated",
+    "exit 1": "stops with the provider's error message",
+    "exit 3": "stops, can be resumed later",
 }
 
 
 def page(rows: list[Row]) -> str:
-    """The README with the table in it."""
+    """docs/trust.md with the table in it."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return before + BEGIN + table(rows) + END + rest.partition(END)[2]
 
 
 def table(rows: list[Row]) -> str:
-    """The table, for people."""
-    told = [_told(row) for row in rows]
+    """The table and its introduction, in Markdown."""
     lost, twice, wrong = (sum(getattr(row, name) for row in rows) for name in ("lost", "twice", "wrong"))
-    head = [
-        f"<details>\n<summary>{len(rows)} faults of teachers, tried on real sockets: "
-        f"answers lost {lost}, asked twice {twice}, wrong answers stored {wrong}.</summary>\n",
-        "Six prompts are asked of a server on the loopback interface, over the real SDK; one of them meets the fault.",
-        "Where that stops the stage, the same command is run again without it. An answer is lost when the server sent",
-        "it whole and the cache does not have it, and asked twice when the server had to send it whole again.\n",
-        "| fault | calls | what became of it | lost | twice | wrong |",
-        "| --- | --- | --- | --- | --- | --- |",
+    lines = [
+        f"{len(rows)} faults: answers lost {lost}, asked twice {twice}, wrong answers stored {wrong}.\n",
+        "| Fault | Calls | Outcome | Lost | Twice | Wrong |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
+        *map(_table_row, rows),
     ]
-    return "\n".join([*head, *told, "", *ELSEWHERE, "\n</details>"]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-ELSEWHERE = [
-    "What takes more than one prompt is tried by tests of its own in `tests/teachers/test_chat.py`, to the same end: a",
-    "server that stops and starts again, SIGKILL of the labeller at a random moment, two processes with a share each.",
-]
-
-
-def _told(row: Row) -> str:
-    words = "answered" if row.became == "answered" and row.calls == 1 else WORDS[row.became]
-    return f"| {row.fault.name} | {row.calls} | {words} | {row.lost} | {row.twice} | {row.wrong} |"
+def _table_row(row: Row) -> str:
+    outcome = "answered" if row.became == "answered" and row.calls == 1 else OUTCOMES[row.became]
+    return f"| {row.fault.name} | {row.calls} | {outcome} | {row.lost} | {row.twice} | {row.wrong} |"
 
 
 def main() -> None:
-    """Write the page, or check it."""
+    """Write the page, or with --check compare it."""
     os.environ["DISTILLKIT_API_KEY"] = KEY
     text = page([tried(fault) for fault in FAULTS])
     stale = PAGE.read_text(encoding="utf-8") != text
     if "--check" in sys.argv:
-        sys.exit("out of date: README.md. Run `python tests/support/provider_faults.py`." if stale else 0)
+        sys.exit("out of date: docs/trust.md. Run `python tests/support/provider_faults.py`." if stale else 0)
     PAGE.write_text(text, encoding="utf-8")
 
 
