@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.console import clear_live_line
-from ..core.text import clean, in_json
+from ..core.text import escape_json, printable
 
 if TYPE_CHECKING:
     from ..core.errors import UsageError
@@ -88,7 +88,7 @@ def warn_of_slow_blas() -> None:
     from ..student import blas
 
     if warning := blas.load().warning:
-        click.echo(clean(f"warning: {warning}"), err=True)
+        click.echo(printable(f"warning: {warning}"), err=True)
 
 
 def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **manner: Any) -> Context:
@@ -107,6 +107,6 @@ def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **
 
 def show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
     """Print a value for machines, or as the text that is made of it; either moves no cursor."""
-    told = in_json(json.dumps(value, indent=2, ensure_ascii=False)) if as_json else clean(text(value))
+    told = escape_json(json.dumps(value, indent=2, ensure_ascii=False)) if as_json else printable(text(value))
     clear_live_line()
     click.echo(told, file=click.get_current_context().meta.get("out"))

@@ -61,14 +61,14 @@ def export(
 
 def _exported(ctx: click.Context, run: Run, folder: Path, kind: str, options: dict[str, Any]) -> list[str]:
     """A folder that is there when all went well, and not at all otherwise."""
-    from ..core.files import replacing_folder
+    from ..core.files import atomic_folder
     from ..plugins.interfaces import Exporter
 
     if folder.exists():
         raise UsageError(f"{folder} is there already", "Choose another folder, or move it away.")
     exporter = plugins_of(ctx).build("exporters", kind, options, file="--quantize" if options else "--format")
     assert isinstance(exporter, Exporter)
-    with replacing_folder(folder.absolute()) as part:
+    with atomic_folder(folder.absolute()) as part:
         return exporter.export(run, part)
 
 

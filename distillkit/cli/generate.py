@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..core.errors import UsageError
-from ..core.text import clean
+from ..core.text import printable
 from .common import device_option, plugins_of, warn_of_slow_blas
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _write_lines(student: Trained, rows: list[Row], sampling: Sampling, max_toke
 def _stream(student: Trained, text: str, seed: int, sampling: Sampling, max_tokens: int) -> Iterator[str]:
     """Show what the student goes on with, as it comes."""
     for piece in student.stream(text, seed, sampling, max_tokens):
-        click.echo(clean(piece) if sys.stdout.isatty() else piece, nl=False)  # a file gets what was written
+        click.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)  # a file gets what was written
         sys.stdout.flush()
         yield piece
 

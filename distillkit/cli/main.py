@@ -14,8 +14,8 @@ import click
 from .. import __version__
 from ..core import cpu
 from ..core.console import clear_live_line
-from ..core.errors import DistillkitError, Elsewhere, UsageError
-from ..core.text import clean
+from ..core.errors import DistillkitError, PeerProcessError, UsageError
+from ..core.text import printable
 from . import (
     bench,
     cache,
@@ -100,7 +100,7 @@ def main() -> None:
     broken = _add_plugin_commands()
     try:
         code = cli.main(standalone_mode=False)  # of `ctx.exit`; a closed pipe is click's, and ends the program
-    except Elsewhere as error:
+    except PeerProcessError as error:
         _fail(f"error: {error.message}", error.exit_code, debug) if error.message else sys.exit(error.exit_code)
     except DistillkitError as error:
         _fail(f"error: {error}", error.exit_code, debug)
@@ -121,7 +121,7 @@ def main() -> None:
         ours = f"{type(error).__name__}: {error}\n  This is a fault in distillkit or a plugin; --debug shows where."
         _fail(f"error: {_blamed(error) or ours}", 1, debug)
     for fault in broken:
-        click.echo(clean(f"warning: the plugin {fault}"), err=True)
+        click.echo(printable(f"warning: the plugin {fault}"), err=True)
     sys.exit(code)
 
 
@@ -141,7 +141,7 @@ def _add_plugin_commands() -> list[Any]:
     """
     from importlib.metadata import entry_points
 
-    if not entry_points(group="distillkit.commands") or cpu.missing():
+    if not entry_points(group="distillkit.commands") or cpu.missing_features():
         return []
     from ..plugins.manager import load_commands
 
@@ -154,5 +154,5 @@ def _fail(message: str, code: int, debug: bool) -> None:
 
         traceback.print_exc()
     clear_live_line()
-    click.echo(clean(message), err=True)
+    click.echo(printable(message), err=True)
     sys.exit(code)

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from ..core.text import clean
+from ..core.text import printable
 from .common import load_context, plugins_of, recipe_of, recipe_option
 
 
@@ -33,7 +33,7 @@ def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
 @recipe_option
 def shown(name: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with everything that it inherits and every default."""
-    click.echo(clean(recipe_of(name, overrides).to_toml()), nl=False)  # as TOML spells it, too
+    click.echo(printable(recipe_of(name, overrides).to_toml()), nl=False)  # as TOML spells it, too
 
 
 @recipe.command()

@@ -15,7 +15,7 @@ import click
 from .. import __version__
 from ..core.errors import UsageError
 from ..core.run_folder import STAGES, Run
-from ..core.text import clean
+from ..core.text import printable
 from .common import agree, load_context, recipe_of, show
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _finish(
 
         show(tables.build(run), as_json, tables.text)
         if not as_json:
-            click.echo(clean(f"The whole report: {run.path / 'report.html'}"))
+            click.echo(printable(f"The whole report: {run.path / 'report.html'}"))
     elif shard := context.manner.get("shard"):
         bring = "distillkit cache export FILE here, distillkit cache import FILE there"
         context.console.print(f"Done with share {shard[0]}/{shard[1]}. Bring the shares together: {bring}.")

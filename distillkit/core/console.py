@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TextIO
 
-from .text import clean
+from .text import printable
 
 PLAIN_SECONDS = 5.0  # minimum time between two progress lines in a log
 LIVE_SECONDS = 0.1  # minimum time between two updates of a live line
@@ -38,7 +38,7 @@ class PlainConsole(Console):
 
     def print(self, text: str) -> None:
         """Print a line immediately."""
-        print(clean(text), file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
         """Print a line that begins with "warning"."""
@@ -73,7 +73,7 @@ class LiveConsole(PlainConsole):
         elif now - self.last_progress >= LIVE_SECONDS:
             self.last_progress = now
             width = _terminal_width() - 1
-            self.stream.write(f"\r\x1b[K{clean(text)[:width]}")
+            self.stream.write(f"\r\x1b[K{printable(text)[:width]}")
             self.stream.flush()
             self.has_live_line = True
 

@@ -86,7 +86,7 @@ def identity() -> str:
     return "; ".join([platform.machine(), model(), _signature(), " ".join(sorted(features()))])
 
 
-def missing() -> frozenset[str]:
+def missing_features() -> frozenset[str]:
     """The instruction sets that the installed NumPy needs and this CPU lacks; empty where that is not known."""
     lacking = X86_64_V2 - features()
     if platform.machine() not in ("x86_64", "AMD64") or not features() or not lacking or not _numpy_needs_v2():
@@ -96,7 +96,7 @@ def missing() -> frozenset[str]:
 
 def require_supported() -> None:
     """Raise a UsageError where importing NumPy would end the process with an illegal instruction."""
-    if lacking := missing():
+    if lacking := missing_features():
         raise UsageError(
             f"this CPU ({model()}) cannot run the installed NumPy: it lacks {', '.join(sorted(lacking))}",
             "NumPy's wheels need an x86-64-v2 CPU (2009 or later). In a virtual machine, choose a newer CPU model; "

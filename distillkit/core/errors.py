@@ -10,7 +10,7 @@ DistillkitError            exit 1
 │   └── SlowDown           it asks for patience: the host waits and asks again, and no attempt is lost
 ├── TrainingError          training cannot go on
 ├── CorruptError           a file is not what its checksum says
-├── Elsewhere           another process of the same run failed; exits as that one does
+├── PeerProcessError       another process of the same run failed; exits as that one does
 ├── LimitReached           exit 3: stopped at a budget or quota, resumable
 └── Interrupted            exit 130: stopped by the user, resumable
 """
@@ -85,7 +85,7 @@ class CorruptError(DistillkitError):
     """A file on disk is not what was written there."""
 
 
-class Elsewhere(DistillkitError):
+class PeerProcessError(DistillkitError):
     """Another process of the same run failed, and says why. Without a message there is nothing left to say."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:

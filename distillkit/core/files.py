@@ -22,14 +22,14 @@ from typing import Any
 from uuid import uuid4
 
 from .errors import CorruptError
-from .processes import alive, place
+from .processes import host_id, is_alive
 
-PART = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part$")
-LONG_AGO = 7 * 86_400.0  # seconds after which nobody, on whatever machine, is still writing
-_swept: set[Path] = set()
+PART_NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part$")
+STALE_SECONDS = 7 * 86_400.0  # seconds after which nobody, on whatever machine, is still writing
+_cleaned: set[Path] = set()
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Ask the operating system to put a file or a folder on the disk now."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -39,15 +39,15 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a path to write to; when the block ends well, it becomes `path` in one step."""
-    part = _beside(path)
+    part = _part_path(path)
     try:
         part.touch(exist_ok=False)
         yield part
-        sync(part)
+        fsync(part)
         part.replace(path)
-        sync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         if error.filename in (part, str(part)):
             error.filename = str(path)  # the name that means something to whoever reads it
@@ -57,18 +57,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill; when the block ends well, it becomes `path`, and is whole.
 
     No system swaps folders in one step: a folder that stood there is moved aside first, and then dropped.
     """
-    part = _beside(path)
+    part = _part_path(path)
     try:
         part.mkdir()
         yield part
         for file in sorted(part.rglob("*")):
-            sync(file)
-        sync(part)
+            fsync(file)
+        fsync(part)
         while True:
             try:
                 part.rename(path)
@@ -76,13 +76,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                drop_folder(path)
-        sync(path.parent)
+                remove_folder(path)
+        fsync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def ends(path: Path) -> bool:
+def is_readable_file(path: Path) -> bool:
     """Whether a path is a file, or a pipe, that can be read to its end: a device may have none."""
     try:
         mode = path.stat().st_mode
@@ -91,56 +91,56 @@ def ends(path: Path) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
 
 
-def private(folder: Path) -> Path:
+def make_private_folder(folder: Path) -> Path:
     """A folder that only its owner may look into, made if need be: what teachers answer may be private."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     return folder
 
 
-def _beside(path: Path) -> Path:
+def _part_path(path: Path) -> Path:
     """A new name in the same folder, which says who writes and has the rights that the user's umask gives."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    return path.with_name(f".{path.name}.{_here()}-{os.getpid()}-{uuid4().hex[:8]}.part")
+    remove_stale_parts(path.parent)
+    return path.with_name(f".{path.name}.{_host_tag()}-{os.getpid()}-{uuid4().hex[:8]}.part")
 
 
-def _here() -> str:
-    return hashlib.sha256(place().encode()).hexdigest()[:8]
+def _host_tag() -> str:
+    return hashlib.sha256(host_id().encode()).hexdigest()[:8]
 
 
-def sweep(folder: Path) -> None:
+def remove_stale_parts(folder: Path) -> None:
     """Drop what processes that were killed left half-written in a folder; each process looks once."""
-    if folder.absolute() in _swept:
+    if folder.absolute() in _cleaned:
         return
-    _swept.add(folder.absolute())
+    _cleaned.add(folder.absolute())
     for part in folder.glob(".*.part"):
-        if (owner := PART.search(part.name)) and _abandoned(part, *owner.groups()):
+        if (owner := PART_NAME.search(part.name)) and _is_stale(part, *owner.groups()):
             shutil.rmtree(part, ignore_errors=True)  # it may be another user's: then it stays
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 
 
-def _abandoned(part: Path, where: str, pid: str) -> bool:
+def _is_stale(part: Path, where: str, pid: str) -> bool:
     """Whether nobody writes it any more: its process has ended, or is elsewhere and was last here long ago."""
-    if where == _here():
-        return not alive(int(pid))
+    if where == _host_tag():
+        return not is_alive(int(pid))
     try:
-        return time.time() - part.lstat().st_mtime > LONG_AGO
+        return time.time() - part.lstat().st_mtime > STALE_SECONDS
     except OSError:  # another process was first
         return False
 
 
-def drop_folder(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a folder so that it is never seen with half of its files; another process may be first."""
-    aside = _beside(folder)
+    aside = _part_path(folder)
     with suppress(FileNotFoundError):
         folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
-def alone(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+def file_lock(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold a place against other processes, and say so before waiting for one.
 
     The lock goes with the process, so a crash leaves none behind.
@@ -157,7 +157,7 @@ def alone(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
@@ -168,10 +168,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
-    return _loads(path.read_text(encoding="utf-8"))
+    return _parse_json(path.read_text(encoding="utf-8"))
 
 
-def _loads(text: str | bytes) -> Any:
+def _parse_json(text: str | bytes) -> Any:
     """The value of a JSON text, or a ValueError, also of one that is nested deeper than anything of ours."""
     try:
         return json.loads(text)
@@ -179,12 +179,12 @@ def _loads(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a file of JSON lines, whole or not at all."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines, none where there is none; a last line cut short by a crash is left out."""
     try:
         *lines, _ = path.read_bytes().split(b"\n")  # bytes: the cut may go through a character
@@ -194,13 +194,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                rows.append(_loads(line))
+                rows.append(_parse_json(line))
         except ValueError as error:
             raise CorruptError(f"{path} cannot be read: line {number} is not JSON: {error}") from error
     return rows
 
 
-def plain(value: Any) -> Any:
+def json_roundtrip(value: Any) -> Any:
     """A value as it will be when it has been written as JSON and read again."""
     return json.loads(json.dumps(value))
 

@@ -20,10 +20,10 @@ REMOTE = re.compile(
 )
 
 
-def kind(path: Path) -> str:
+def filesystem_type(path: Path) -> str:
     """The type of the file system that holds a path ("ext4", "nfs4"), or "" where it is not known."""
     where = os.path.realpath(path)
-    inside = [(point, kind) for point, kind in _mounts() if _holds(point, where)]
+    inside = [(point, kind) for point, kind in _mounts() if _contains(point, where)]
     return max(inside, key=lambda mount: len(mount[0]), default=("", ""))[1]
 
 
@@ -32,7 +32,7 @@ def is_remote(kind: str) -> bool:
     return REMOTE.fullmatch(kind) is not None and kind != "fuseblk"  # NTFS and exFAT disks of this machine
 
 
-def _holds(point: str, path: str) -> bool:
+def _contains(point: str, path: str) -> bool:
     return path == point or path.startswith(point.rstrip("/") + "/")
 
 
@@ -49,7 +49,7 @@ def _mounts() -> Iterator[tuple[str, str]]:
         return
     for line in reversed(lines):
         fields, _, rest = line.partition(" - ")
-        yield _unescaped(fields.split()[4]), rest.split()[0]
+        yield _unescape(fields.split()[4]), rest.split()[0]
 
 
 def _mount_command() -> str:
@@ -59,6 +59,6 @@ def _mount_command() -> str:
         return ""
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     """Spaces and some other characters are written as three octal digits."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

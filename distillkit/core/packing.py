@@ -31,16 +31,16 @@ def pack(rows: Iterable[Row]) -> dict[str, str]:
     order = [ids.setdefault(piece, len(ids)) for piece, _ in flat]
     return {
         "pieces": _base64(b"".join(ids)),
-        "lengths": _whole([len(piece) for piece in ids]),
-        "ids": _whole(order),
-        "alternatives": _whole(alternatives),
-        "logprobs": _real([float(logprob) for _, logprob in flat]),
+        "lengths": _encode_ints([len(piece) for piece in ids]),
+        "ids": _encode_ints(order),
+        "alternatives": _encode_ints(alternatives),
+        "logprobs": _encode_floats([float(logprob) for _, logprob in flat]),
     }
 
 
 def unpack(packed: dict[str, str]) -> Iterator[Row]:
     """The inverse of `pack`; a ValueError says what does not fit together."""
-    table, ids, alternatives, logprobs = checked(packed)
+    table, ids, alternatives, logprobs = unpack_columns(packed)
     pieces, numbers = [table[i] for i in ids], logprobs.tolist()
     at = 0
     for count in alternatives:
@@ -49,12 +49,12 @@ def unpack(packed: dict[str, str]) -> Iterator[Row]:
         at = end
 
 
-def checked(packed: dict[str, str]) -> Columns:
+def unpack_columns(packed: dict[str, str]) -> Columns:
     """The pieces, which of them stand where, how many alternatives each token has, and the log-probabilities."""
     whole = a2b_base64(packed["pieces"], strict_mode=True)
-    ends = [0, *accumulate(_numbers(packed["lengths"], "BHI"))]
-    ids, logprobs = _numbers(packed["ids"], "BHI"), _numbers(packed["logprobs"], "fd")
-    alternatives = _numbers(packed["alternatives"], "BHI")
+    ends = [0, *accumulate(_decode_array(packed["lengths"], "BHI"))]
+    ids, logprobs = _decode_array(packed["ids"], "BHI"), _decode_array(packed["logprobs"], "fd")
+    alternatives = _decode_array(packed["alternatives"], "BHI")
     if not len(ids) == len(logprobs) == sum(alternatives) + len(alternatives) or ends[-1] != len(whole):
         raise ValueError("packed tokens are of different lengths")
     if ids and max(ids) >= len(ends) - 1:
@@ -67,33 +67,33 @@ def is_packed(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == FIELDS and all(isinstance(v, str) for v in value.values())
 
 
-def _whole(numbers: list[int]) -> str:
+def _encode_ints(numbers: list[int]) -> str:
     """Whole numbers in as few bytes each as they all fit in."""
     most = max(numbers, default=0)
-    return _text(array(next(letter for letter, over in WHOLE if most < over), numbers))
+    return _encode_array(array(next(letter for letter, over in WHOLE if most < over), numbers))
 
 
-def _real(numbers: list[float]) -> str:
+def _encode_floats(numbers: list[float]) -> str:
     """Floats, as singles where that loses nothing: what a model computed in singles comes so."""
     doubles, singles = array("d", numbers), array("f", numbers)
-    return _text(singles if array("d", singles) == doubles else doubles)
+    return _encode_array(singles if array("d", singles) == doubles else doubles)
 
 
-def _text(numbers: array[Any]) -> str:
-    return numbers.typecode + _base64(_little(numbers).tobytes())
+def _encode_array(numbers: array[Any]) -> str:
+    return numbers.typecode + _base64(_little_endian(numbers).tobytes())
 
 
-def _numbers(text: str, kinds: str) -> array[Any]:
+def _decode_array(text: str, kinds: str) -> array[Any]:
     """An array of its letter and base64."""
     letter = text[:1]
     if not letter or letter not in kinds:
         raise ValueError(f"packed numbers of an unknown kind, {letter!r}")
     numbers = array(letter)
     numbers.frombytes(a2b_base64(text[1:], strict_mode=True))
-    return _little(numbers)
+    return _little_endian(numbers)
 
 
-def _little(numbers: array[Any]) -> array[Any]:
+def _little_endian(numbers: array[Any]) -> array[Any]:
     """To or from the byte order of the stored form."""
     if sys.byteorder == "big":
         numbers.byteswap()

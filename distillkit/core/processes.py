@@ -14,7 +14,7 @@ STAT = "/proc/{}/stat"  # on Linux
 
 
 @cache
-def place() -> str:
+def host_id() -> str:
     """Where process numbers mean the same: this machine since it started, and this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -23,15 +23,15 @@ def place() -> str:
         return platform.node()
 
 
-def born(pid: int) -> str:
+def start_time(pid: int) -> str:
     """When a process began, in the system's own count, or nothing where it does not say: numbers are used again."""
     try:
         return Path(STAT.format(pid)).read_text().rpartition(")")[2].split()[19]
     except OSError:
-        return _born_by_ps(pid)
+        return _start_time_from_ps(pid)
 
 
-def _born_by_ps(pid: int) -> str:
+def _start_time_from_ps(pid: int) -> str:
     """The same where there is no /proc, as on a Mac: to the second."""
     import subprocess
 
@@ -42,7 +42,7 @@ def _born_by_ps(pid: int) -> str:
         return ""
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process of this place has that number now."""
     try:
         os.kill(pid, 0)
@@ -53,16 +53,16 @@ def alive(pid: int) -> bool:
     return True
 
 
-def this() -> tuple[str, int, str]:
+def current_process() -> tuple[str, int, str]:
     """What names this process."""
-    return place(), os.getpid(), born(os.getpid())
+    return host_id(), os.getpid(), start_time(os.getpid())
 
 
-def gone(where: str, pid: int, since: str) -> bool:
+def has_ended(where: str, pid: int, since: str) -> bool:
     """Whether a process has surely ended; one of another place may live."""
-    if where != place():
+    if where != host_id():
         return False
-    if not alive(pid):
+    if not is_alive(pid):
         return True
-    now = born(pid)
+    now = start_time(pid)
     return bool(now and since) and now != since  # else nobody knows whether the number was used again

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from .errors import CorruptError
-from .packing import Columns, checked, is_packed, pack, unpack
+from .packing import Columns, is_packed, pack, unpack, unpack_columns
 
-Bytes = bytes  # a token has a field of that name
-NOTHING = -1e4  # the log-probability of what has none; stores of soft targets hold it in their files
+_Bytes = bytes  # a token has a field of that name
+LOG_ZERO = -1e4  # the log-probability of what has none; stores of soft targets hold it in their files
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Token:
 
     bytes: bytes
     logprob: float
-    top: tuple[tuple[Bytes, float], ...] = ()
+    top: tuple[tuple[_Bytes, float], ...] = ()
 
     @classmethod
     def from_json(cls, row: list[Any]) -> Token:
@@ -173,7 +173,7 @@ class Answer:
     def columns(self) -> Columns:
         """The tokens as arrays, for those who count millions of them: no object is made for any."""
         try:
-            return checked(self._packed_tokens() or pack(()))
+            return unpack_columns(self._packed_tokens() or pack(()))
         except ValueError as error:
             raise CorruptError(f"the tokens of an answer are damaged: {error}") from error
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CorruptError, UsageError, did_you_mean
-from .files import alone, digest, plain, read_json, replacing_folder, write_json
-from .processes import gone, this
+from .files import atomic_folder, digest, file_lock, json_roundtrip, read_json, write_json
+from .processes import current_process, has_ended
 
 SCHEMA = 1
 STAGES = ("label", "train", "judge", "report")
@@ -113,7 +113,7 @@ class Run:
         checksum = values.pop(CHECKSUM, None)  # runs from before there was one have none
         if checksum not in (None, digest(values)):
             raise CorruptError(f"{file} is damaged: its checksum is not the one that was written", self._instead)
-        if values.get("status") == RUNNING and "process" in values and gone(*values["process"]):
+        if values.get("status") == RUNNING and "process" in values and has_ended(*values["process"]):
             values["status"] = CUT_OFF
         return values
 
@@ -126,7 +126,7 @@ class Run:
 
     def begins(self) -> None:
         """Record that this process is at work on it."""
-        self.record(status=RUNNING, process=this())
+        self.record(status=RUNNING, process=current_process())
 
     def ends(self, status: str, **more: Any) -> None:
         """Record how it ended, and nothing of how it once failed."""
@@ -160,8 +160,8 @@ class Run:
     def revise(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Change what `run.json` says. Of two processes that do so at once, the second sees what the first has said."""
         file = self.path / "run.json"
-        with alone(file):
-            values = plain(change(self.info))
+        with file_lock(file):
+            values = json_roundtrip(change(self.info))
             write_json(file, {**values, CHECKSUM: digest(values)})
 
     @contextmanager
@@ -196,7 +196,7 @@ def creating(recipe: str, info: Mapping[str, Any]) -> Iterator[tuple[Run, Run]]:
     """
     run = Run(_next_number(reports_folder() / recipe))
     try:
-        with replacing_folder(run.path) as part:
+        with atomic_folder(run.path) as part:
             begun = Run(part)
             begun.record(schema=SCHEMA, run=run.name, **info)
             begun.begins()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-HIDDEN = "[key]"
+REDACTED = "[key]"
 ADVICE = (
     "A recipe is kept with every run, so a key in it is no secret any more: make a new one. Keys are read from the "
     "environment or from .env (see .env.example)."
@@ -35,17 +35,17 @@ _NAMES = re.compile(
 )
 
 
-def found(text: str) -> str | None:
+def find_secret(text: str) -> str | None:
     """What kind of key a text seems to hold, or None."""
     match = _ANY.search(text)
     return list(_KINDS)[int(str(match.lastgroup)[1:])] if match else None
 
 
-def hidden(text: str) -> str:
+def redact(text: str) -> str:
     """A text without anything in it that looks like a key."""
-    return _ANY.sub(HIDDEN, text)
+    return _ANY.sub(REDACTED, text)
 
 
-def names_one(word: str) -> bool:
+def is_secret_name(word: str) -> bool:
     """Whether what stands under such a name is a key, whatever it looks like."""
     return _NAMES.fullmatch(word) is not None

@@ -14,17 +14,17 @@ HARMLESS = "\n\t\u200c\u200d"
 ODD = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def clean(value: Any) -> str:
+def printable(value: Any) -> str:
     """Text in which every odd character is spelt out."""
     return "\n".join(row if row.isprintable() else "".join(map(_visible, row)) for row in str(value).split("\n"))
 
 
-def line(value: Any) -> str:
+def one_line(value: Any) -> str:
     """Clean text on one line."""
-    return clean(" ".join(str(value).split()))
+    return printable(" ".join(str(value).split()))
 
 
-def in_json(text: str) -> str:
+def escape_json(text: str) -> str:
     """The same JSON, its odd characters written as JSON escapes them."""
     if text.replace("\n", "").isprintable():
         return text

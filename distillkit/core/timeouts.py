@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-GRACE = 60.0  # seconds that compiled code gets beside
+GRACE_SECONDS = 60.0  # seconds that compiled code gets beside
 
 
 @contextmanager
-def within(seconds: float | None, what: str = "no answer", grace: float = GRACE) -> Iterator[None]:
+def time_limit(seconds: float | None, what: str = "no answer", grace: float = GRACE_SECONDS) -> Iterator[None]:
     """Break off what takes longer. Only the main thread can; within another nothing is done."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import DataError
 from ..core.files import digest
-from ..core.records import NOTHING
+from ..core.records import LOG_ZERO
 from .shards import Floats, Ints, Stream, files_of
 
 ORDERS_KEPT = 2
@@ -215,8 +215,8 @@ def _stack(rows: Sequence[Row], context: int, width: int = 0) -> Batch:
 def _soft(rows: Sequence[Row], context: int, width: int) -> SoftRows:
     """The soft targets of rows, each filled up to the width and the length of all."""
     size = (len(rows), context)
-    ids, logs = np.zeros((*size, width), np.int32), np.full((*size, width), NOTHING, np.float32)
-    residuals, has = np.full(size, NOTHING, np.float32), np.zeros(size, np.float32)
+    ids, logs = np.zeros((*size, width), np.int32), np.full((*size, width), LOG_ZERO, np.float32)
+    residuals, has = np.full(size, LOG_ZERO, np.float32), np.zeros(size, np.float32)
     for i, row in enumerate(rows):
         if row.soft:
             names, values, rest, there = row.soft

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..core.console import Console
 from ..core.errors import CorruptError, DataError
-from ..core.files import alone, digest, file_digest, read_json, read_lines, replacing_folder, write_json
+from ..core.files import atomic_folder, digest, file_digest, file_lock, read_json, read_jsonl, write_json
 from ..core.records import Document
 from ..core.run_folder import cache_folder
 from ..plugins.interfaces import Source
@@ -80,7 +80,7 @@ class Corpus:
     @cached_property
     def held_out_documents(self) -> list[Document]:
         """The documents that were kept from training, as they were written."""
-        return [Document(**row) for row in read_lines(self.folder / "held_out.jsonl")]
+        return [Document(**row) for row in read_jsonl(self.folder / "held_out.jsonl")]
 
     def train_text(self) -> Iterator[str]:
         """The documents that are trained on, read back from their tokens."""
@@ -131,10 +131,10 @@ def prepare(
     fixed = None if is_trained(tokenizer) else build(**_spec(tokenizer))
     key = _key(source, chosen, tokenizer, fixed)
     place = _place(key, folder)
-    with alone(place, lambda: console.print("Waiting for another process that prepares the same corpus.")):
+    with file_lock(place, lambda: console.print("Waiting for another process that prepares the same corpus.")):
         if corpus := _kept(place, console):
             return corpus
-        with replacing_folder(place) as part:
+        with atomic_folder(place) as part:
             _Preparation(source, chosen, part, console).run(fixed, tokenizer, key)
         return Corpus(place)
 
@@ -389,7 +389,7 @@ def pack_texts(
     the prompt in it is not learnt, unless prompts are. Only a finished answer is followed by the end of text;
     what comes after one that was cut is not its continuation, so the first token there is not learnt either.
     """
-    with replacing_folder(folder) as part:
+    with atomic_folder(folder) as part:
         packer = Packer(part, tokenizer, weighted=True)
         after_a_cut = False
         for pair, tokens in _encoded(pairs, tokenizer):

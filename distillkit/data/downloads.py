@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from ..core.errors import CorruptError, DataError
-from ..core.files import digest, file_digest, read_json, replacing, write_json
+from ..core.files import atomic_write, digest, file_digest, read_json, write_json
 from ..core.run_folder import cache_folder
 
 SCHEMA = 1
@@ -112,7 +112,7 @@ class Download:
     def _keep(self, kept: Kept, texts: list[str]) -> None:
         """One shard more; the index does not know it yet."""
         path = self.folder / f"texts-{len(kept.shards):05d}.jsonl.gz"
-        with replacing(path) as part, part.open("wb") as raw, gzip.GzipFile("", "wb", 4, raw, mtime=0) as file:
+        with atomic_write(path) as part, part.open("wb") as raw, gzip.GzipFile("", "wb", 4, raw, mtime=0) as file:
             for text in texts:
                 file.write(json.dumps(text).encode() + b"\n")
         kept.shards.append({"name": path.name, "documents": len(texts), "sha256": file_digest(path)})

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..core import cpu
 from ..core.errors import CorruptError, DataError, UsageError, did_you_mean
-from ..core.files import read_json, replacing, write_json
+from ..core.files import atomic_write, read_json, write_json
 from ..core.run_folder import bundled_checkpoint, find
 from .tokenizers import sentencepiece as pieces
 from .tokenizers import tiktoken_encodings
@@ -191,7 +191,7 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the files that `load` reads: the ranks in tiktoken's own format, and the rest as JSON."""
-        with replacing(folder / "ranks.tiktoken") as part:
+        with atomic_write(folder / "ranks.tiktoken") as part:
             part.write_bytes(self._rank_lines)
         write_json(folder / "spec.json", self._spec | {"pattern": self.pattern, "special_tokens": self.special})
 
@@ -275,7 +275,7 @@ class SentencePiece(Tokenizer):
 
     def save(self, folder: Path) -> None:
         """Write the files that `load` reads: the model as SentencePiece writes it, and the rest as JSON."""
-        with replacing(folder / MODEL) as part:
+        with atomic_write(folder / MODEL) as part:
             part.write_bytes(self.coder.model)
         write_json(folder / "spec.json", self._spec)
 

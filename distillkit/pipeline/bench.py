@@ -299,7 +299,7 @@ def text(report: Mapping[str, Any]) -> str:
 
     from ..reporting import terminal, words
 
-    title = Text.assemble((words.line(report["run"]), "bold"), f"  step {report['step']:,}")
+    title = Text.assemble((words.one_line(report["run"]), "bold"), f"  step {report['step']:,}")
     size = f"{report['batch']} x {report['context']} random tokens"
     if report["accumulate"] > 1:
         size += f", {report['accumulate']} of them a training step"

@@ -85,7 +85,7 @@ def examine(load_plugins: Callable[[], Plugins], *, online: bool = False, base_u
         "plugins": None,
         "providers": None,
     }
-    if cpu.missing():  # what follows imports NumPy, which would end this process
+    if cpu.missing_features():  # what follows imports NumPy, which would end this process
         return _closed(report, problems)
     if _backend(problems):
         report["blas"] = _blas(problems)
@@ -150,7 +150,7 @@ def _container_limit() -> int | None:
 def _disk(problems: Problems) -> Report:
     folder = home().absolute()
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
-    kind, free = filesystems.kind(there), shutil.disk_usage(there).free
+    kind, free = filesystems.filesystem_type(there), shutil.disk_usage(there).free
     remote, writable = filesystems.is_remote(kind), os.access(there, os.W_OK | os.X_OK)
     if remote:
         problems.add(

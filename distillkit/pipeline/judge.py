@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..core.files import write_lines
+from ..core.files import write_jsonl
 from ..core.records import Answer, Request
 from ..judging import protocol
 from ..plugins.interfaces import Judge, Teacher
@@ -34,7 +34,7 @@ def judge(session: RunSession) -> None:
         judges.append(one)
         if verdicts[-1].reach:
             session.console.print(f"  {verdicts[-1].reach}")
-    write_lines(run.grades, [row for verdict in verdicts for row in verdict.rows()])
+    write_jsonl(run.grades, [row for verdict in verdicts for row in verdict.rows()])
     _record_held_out(session)
     run.record(
         judges={v.judge: {name: metric.to_json() for name, metric in v.metrics.items()} for v in verdicts},

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UsageError
-from ..core.files import digest, file_digest, read_lines, write_lines
+from ..core.files import digest, file_digest, read_jsonl, write_jsonl
 from ..core.records import Document, Sample
 from ..core.run_folder import Run
 from ..judging import protocol, sampling
@@ -84,7 +84,7 @@ class SubjectBuilder:
                 f"{self.run.samples} is not what was written there; the student writes them again"
             )
             return {}
-        samples = [Sample.from_json(row) for row in read_lines(self.run.samples)]
+        samples = [Sample.from_json(row) for row in read_jsonl(self.run.samples)]
         return {(sample.prompt, sample.seed, sample.temperature): sample.completion for sample in samples}
 
     def written(self, student: Any) -> list[Sample]:
@@ -99,7 +99,7 @@ class SubjectBuilder:
             return (one.text for one in student.write(prompts, seeds, how, self.table.max_tokens))
 
         samples = sampling.samples(self.rows, write, self.kept())
-        write_lines(self.run.samples, [sample.to_json() for sample in samples])
+        write_jsonl(self.run.samples, [sample.to_json() for sample in samples])
         prompts = {"prompts": self.table.prompts, "digest": digest(sorted({row.prompt for row in self.rows}))}
         made = {"made_of": self.made_of, "sha256": file_digest(self.run.samples), "weights": student.weights_sha256}
         self.run.record(sampling={**made, **prompts, "samples": len(samples)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..core.files import private, write_lines
+from ..core.files import make_private_folder, write_jsonl
 from ..core.records import Request
 from ..plugins.interfaces import Teacher
 from ..recipe.schema import TeacherTable
@@ -38,8 +38,8 @@ def _label(session: RunSession) -> None:
         if context.manner.get("shard"):  # this process requested one share of several: nothing can be packed yet
             return
         rows = labelled.answered
-        private(run.answers)
-        write_lines(run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
+        make_private_folder(run.answers)
+        write_jsonl(run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
         counts = labelled.counts
         asked = min(run.info["asked"], counts["prompts"])  # in all sittings
         counts |= {"asked": asked, "cached": counts["prompts"] - asked}

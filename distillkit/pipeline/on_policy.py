@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..core.console import Console
 from ..core.errors import UsageError
-from ..core.records import NOTHING, Answer, Request
+from ..core.records import LOG_ZERO, Answer, Request
 from ..recipe.schema import TeacherTable
 from ..teachers.asking.label import LabelResult
 from ..teachers.asking.rate_limits import RateState
@@ -61,8 +61,8 @@ class Reader:
     def __call__(self, rows: Ints) -> tuple[Ints, Floats, Floats, Floats]:
         """Of rows of tokens [B, T + 1] the soft targets of all but the first [B, T], as a batch has them."""
         size = rows.shape
-        ids, logs = np.zeros((*size, self.width), np.int32), np.full((*size, self.width), NOTHING, np.float32)
-        residuals, has = np.full(size, NOTHING, np.float32), np.zeros(size, np.float32)
+        ids, logs = np.zeros((*size, self.width), np.int32), np.full((*size, self.width), LOG_ZERO, np.float32)
+        residuals, has = np.full(size, LOG_ZERO, np.float32), np.zeros(size, np.float32)
         pieces = [piece for row, tokens in enumerate(rows) for piece in self._pieces(row, tokens)]
         for piece, answer in zip(pieces, self._read(pieces), strict=True):
             if answer.text == piece.text:  # else it was refused

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..core.errors import DistillkitError, Elsewhere, Interrupted, LimitReached, UsageError
+from ..core.errors import DistillkitError, Interrupted, LimitReached, PeerProcessError, UsageError
 from ..core.files import write_text
 from ..core.run_folder import STAGES, Run
 from ..student.training.distributed import SINGLE_PROCESS, ProcessGroup
@@ -159,5 +159,5 @@ def _delayed_errors() -> Iterator[None]:
     except BaseException as error:
         time.sleep(EXIT_DELAY)
         if isinstance(error, (Interrupted, KeyboardInterrupt)):
-            raise Elsewhere("", Interrupted.exit_code) from error
+            raise PeerProcessError("", Interrupted.exit_code) from error
         raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import UsageError
-from ..core.files import alone, private, replacing_folder
+from ..core.files import atomic_folder, file_lock, make_private_folder
 from ..core.records import Answer
 from ..core.run_folder import cache_folder
 from ..data.shards import Stream
@@ -136,7 +136,7 @@ class Softness:
         """The soft targets of the teacher's packed text, from the log-probabilities of its answers, in their order."""
         aligner = Aligner(self.context.tokenizer)
         place, binding = self.place(stream), self.binding(stream)
-        with replacing_folder(place) as part:
+        with atomic_folder(place) as part:
             writer = SoftTargetWriter(part, binding)
             for (start, stop), answer in zip(_documents(stream), answers, strict=True):
                 rows = aligner.align(stream.read(start, stop).astype(np.int64), answer)
@@ -152,8 +152,10 @@ class Softness:
 
     def _kept(self, stream: Stream) -> SoftTargetStore:
         place, binding, console = self.place(stream), self.binding(stream), self.context.console
-        private(place.parent)
-        with alone(place, lambda: console.print("Waiting for another process that asks for the same soft targets.")):
+        make_private_folder(place.parent)
+        with file_lock(
+            place, lambda: console.print("Waiting for another process that asks for the same soft targets.")
+        ):
             writer = SoftTargetWriter(place, binding)
             if writer.done == stream.tokens:
                 return writer.close()

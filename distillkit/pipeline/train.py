@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..core.errors import UsageError
-from ..core.files import read_lines, sweep
+from ..core.files import read_jsonl, remove_stale_parts
 from ..data.batches import Ahead, Batch, Batches, sequential
 from ..plugins.interfaces import Tracker
 from ..student import blas
@@ -179,7 +179,7 @@ class TrainStage:
     # ---------------------------------------------------------------------------------------- the job
 
     def _newest(self) -> checkpoints.Checkpoint | None:
-        sweep(self.run.checkpoints)
+        remove_stale_parts(self.run.checkpoints)
         saved, faults = checkpoints.newest_good(self.run.checkpoints)
         for fault in faults:
             self.console.warn(f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again"))
@@ -295,7 +295,7 @@ class TrainStage:
 
     def _came_to(self, state: State) -> dict[str, Any]:
         table, context_length = self.recipe.train, self.context.student.context
-        rows = [row for row in read_lines(self.run.metrics) if row["step"] <= state.step]
+        rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= state.step]
         losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
         looks = [row for row in rows if row["kind"] == "validation"]
         return {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core.errors import PluginError
-from ..core.timeouts import within
+from ..core.timeouts import time_limit
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -119,7 +119,7 @@ def imported(origin: Origin, entry: metadata.EntryPoint) -> Any:
     """The plugin that an entry point means."""
     if not origin.built_in:
         _check_host(entry)
-    with blamed("it cannot be imported"), within(IMPORT_SECONDS, "not loaded"):
+    with blamed("it cannot be imported"), time_limit(IMPORT_SECONDS, "not loaded"):
         try:
             return entry.load()
         except ModuleNotFoundError as error:
@@ -147,7 +147,7 @@ def _check_host(entry: metadata.EntryPoint) -> None:
 
 def named(spec: str) -> tuple[Origin, Any]:
     """The plugin that `-p` names: a file, or a module."""
-    with blamed("it cannot be imported"), within(IMPORT_SECONDS, "not loaded"):
+    with blamed("it cannot be imported"), time_limit(IMPORT_SECONDS, "not loaded"):
         if spec.endswith(".py") or "/" in spec:
             path = Path(spec)
             return Origin(spec, version=_version_of(path)), _import_file(path)

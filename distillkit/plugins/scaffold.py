@@ -15,7 +15,7 @@ from string import Template
 from .. import __all__ as door
 from .. import __version__
 from ..core.errors import UsageError
-from ..core.files import replacing_folder
+from ..core.files import atomic_folder
 from ..recipe.schema import NO_TEACHER
 from .hookspecs import API_VERSION
 
@@ -82,7 +82,7 @@ def write(name: str, kind: str, to: Path) -> Path:
     files = {place: text_of(template, gaps) for template, place in FILES.items()}
     files[f"{gaps['module']}.py"] = text_of(f"{kind}.py", gaps)
     files[f"tests/test_{gaps['module']}.py"] = text_of("test.py", gaps)
-    with replacing_folder(folder) as part:
+    with atomic_folder(folder) as part:
         for place, text in files.items():
             (part / place).parent.mkdir(parents=True, exist_ok=True)
             (part / place).write_text(text.rstrip("\n") + "\n", encoding="utf-8")

@@ -249,7 +249,7 @@ def _bad_toml(file: str, text: str, error: ValueError) -> RecipeError:
     lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
     line = int(at[1] or len(lines))
     column = int(at[2] or len(lines[-1]) + 1)
-    quoted = secrets.hidden(lines[line - 1].strip())[:100] if line <= len(lines) else ""
+    quoted = secrets.redact(lines[line - 1].strip())[:100] if line <= len(lines) else ""
     return RecipeError(f"{file}: line {line}, column {column}: {what[: at.start()]}\n    {quoted}".rstrip())
 
 
@@ -275,9 +275,9 @@ def check_shape(tree: Tree, file: str) -> None:
 
 def _hold_no_key(loc: Loc, value: str, file: str) -> None:
     """Refuse what looks like a key, or stands under the name of one; a template's words may have any name."""
-    kind = secrets.found(value)
+    kind = secrets.find_secret(value)
     name = next((key for key in reversed(loc) if isinstance(key, str)), "")
-    if kind is None and value and "template" not in loc and secrets.names_one(name):
+    if kind is None and value and "template" not in loc and secrets.is_secret_name(name):
         kind = "a key"
     if kind is not None:
         raise RecipeError(f"{file}: {dotted(loc)}: holds what looks like {kind}", secrets.ADVICE)

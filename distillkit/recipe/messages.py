@@ -67,7 +67,7 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         text = f"[{', '.join(shown(item) for item in value[:4])}{', ...' if value[4:] else ''}]"
     else:
-        text = f'"{secrets.hidden(value)[:80]}"' if isinstance(value, str) else str(value)
+        text = f'"{secrets.redact(value)[:80]}"' if isinstance(value, str) else str(value)
     return ascii(text)[1:-1].replace("\\'", "'") if not text.isprintable() else text
 
 
@@ -78,7 +78,7 @@ def quoted(text: str) -> str:
 
 def dotted(loc: Loc) -> str:
     """A place in one word, as `--set` has it."""
-    words = (secrets.hidden(str(key)) for key in loc)
+    words = (secrets.redact(str(key)) for key in loc)
     return ".".join(word if word.isprintable() else ascii(word) for word in words)
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
 from ..core.errors import RecipeError
-from ..core.files import digest, ends
+from ..core.files import digest, is_readable_file
 from .loading import Layer, Origin, bundled, chain, check_shape, dig, locate, merged, names_recipe
 from .messages import Loc, Tree, dotted, explain, quoted
 from .overrides import apply
@@ -137,7 +137,7 @@ class Recipe(Table):
             words = teacher.template.words if teacher.template else {}
             files |= {(*at, "template", "words", slot): one for slot, one in words.items() if isinstance(one, str)}
         for loc, file in files.items():
-            if file is not None and not ends(Path(file)):
+            if file is not None and not is_readable_file(Path(file)):
                 wrong = f"{dotted(loc)}: found {quoted(file)}, expected a file that exists"
                 yield RecipeError(f"{self.said_by(loc).file}: {wrong}")
 

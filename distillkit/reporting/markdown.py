@@ -12,7 +12,7 @@ from . import words
 
 def line(text: Any) -> str:
     """One line in which nothing is markup."""
-    escaped = re.sub(r"([\\`*_\[\]|~$#!])", r"\\\1", words.line(text))
+    escaped = re.sub(r"([\\`*_\[\]|~$#!])", r"\\\1", words.one_line(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

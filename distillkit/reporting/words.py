@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.text import clean, line
+from ..core.text import one_line, printable
 
-__all__ = ["Fact", "clean", "count", "figure", "interval", "label", "line", "short", "size", "title", "when"]
+__all__ = ["Fact", "printable", "count", "figure", "interval", "label", "one_line", "short", "size", "title", "when"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _decimals(value: float, width: float) -> int | None:
 
 def count(value: Any, unit: str = "") -> str:
     """A whole number with its unit: `1 document`, `3,000 documents`."""
-    number = f"{value:,}" if isinstance(value, int) else line(value)
+    number = f"{value:,}" if isinstance(value, int) else one_line(value)
     return f"{number} {unit if value == 1 else unit + 's'}" if unit else number
 
 
@@ -80,15 +80,15 @@ def short(value: int) -> str:
 
 def label(name: str) -> str:
     """The name of a metric or key, for reading."""
-    return line(name).replace("_", " ")
+    return one_line(name).replace("_", " ")
 
 
 def title(judge: str, metric: str) -> str:
     """A metric under the name of its judge, unless that would say the same twice."""
-    return label(metric) if judge == metric else f"{line(judge)}: {label(metric)}"
+    return label(metric) if judge == metric else f"{one_line(judge)}: {label(metric)}"
 
 
 def when(stamp: Any) -> str:
     """A time as people read it, from the one that was recorded."""
-    text = line(stamp)
+    text = one_line(stamp)
     return f"{text[:10]} {text[11:16]} UTC" if len(text) == 20 and text.endswith("Z") else text

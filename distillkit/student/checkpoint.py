@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..core.errors import CorruptError, DistillkitError
-from ..core.files import drop_folder, file_digest, read_json, replacing_folder, write_json
+from ..core.files import atomic_folder, file_digest, read_json, remove_folder, write_json
 from .interchange import safetensors
 
 Arrays = Mapping[str, mx.array]
@@ -85,7 +85,7 @@ class Checkpoint:
 
 def save(folder: Path, weights: Arrays, moments: Arrays | None, student: Any, state: Any) -> Checkpoint:
     """Write a checkpoint as `folder`."""
-    with replacing_folder(folder) as part:
+    with atomic_folder(folder) as part:
         _write(part / "model.safetensors", weights)
         if moments is not None:
             _write(part / "optimizer.safetensors", moments)
@@ -148,7 +148,7 @@ def prune(checkpoints: Path, keep: int, best_step: int | None) -> None:
     steps = every(checkpoints)
     for checkpoint in steps[: max(0, len(steps) - keep)]:
         if checkpoint.step != best_step:
-            drop_folder(checkpoint.path)
+            remove_folder(checkpoint.path)
 
 
 def weights_digest(weights: Arrays) -> str:

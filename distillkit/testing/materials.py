@@ -84,7 +84,7 @@ def finished_run(folder: Path) -> Run:
     """A run as it lies there when it is done: a small GPT with random weights, its tokenizer, and the records."""
     import mlx.core as mx
 
-    from ..core.files import write_json, write_lines, write_text
+    from ..core.files import write_json, write_jsonl, write_text
     from ..core.run_folder import Run
     from ..plugins.manager import current
     from ..reporting.run import tables
@@ -104,7 +104,7 @@ def finished_run(folder: Path) -> Run:
     words.save(run.tokenizer)
     checkpoint.save(checkpoint.step_folder(run.checkpoints, 6), weights, None, student, {"step": 6})
     write_text(run.recipe, 'name = "testing"\n[train]\nsteps = 6\n')
-    write_lines(run.metrics, [{"kind": "train", "step": step, "loss": 5.0 - step / 10} for step in range(1, 7)])
+    write_jsonl(run.metrics, [{"kind": "train", "step": step, "loss": 5.0 - step / 10} for step in range(1, 7)])
     run.record(recipe="testing", started="2026-01-01T00:00:00Z", seed=42, status="done")
     write_json(run.report, tables.build(run))
     return run

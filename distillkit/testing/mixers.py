@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.records import NOTHING
+from ..core.records import LOG_ZERO
 from ..plugins.interfaces import Mixer, gives
 from ..student.training.loss import counted, mixed_loss
 from ..student.training.targets import TRACE, Targets, TopK
@@ -77,9 +77,9 @@ def _likeliest(logits: mx.array) -> TopK:
     ids = mx.argsort(-log_probs, axis=-1)[:, :TOP]
     chosen = mx.take_along_axis(log_probs, ids, axis=-1)
     unused = (mx.arange(ROWS)[:, None] % 3 == 1) & (mx.arange(TOP) == TOP - 1)
-    chosen = mx.where(unused, NOTHING, chosen)
+    chosen = mx.where(unused, LOG_ZERO, chosen)
     left = 1 - mx.exp(chosen).sum(axis=-1)
-    return TopK(ids, chosen, mx.where(left > TRACE, mx.log(mx.maximum(left, TRACE)), NOTHING))
+    return TopK(ids, chosen, mx.where(left > TRACE, mx.log(mx.maximum(left, TRACE)), LOG_ZERO))
 
 
 def f64(value: mx.array) -> Rows:

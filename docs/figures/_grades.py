@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from _runs import run
 
-from distillkit.core.files import read_lines
+from distillkit.core.files import read_jsonl
 
 
 def bits(name: str) -> dict[str, tuple[float, float]]:
     """Of each tale the bits a byte, and how many bytes."""
-    rows = [row for row in read_lines(run(name).grades) if row["criterion"] == "bits_per_byte" and "document" in row]
+    rows = [row for row in read_jsonl(run(name).grades) if row["criterion"] == "bits_per_byte" and "document" in row]
     return {row["document"]: (row["score"], row["weight"]) for row in rows}

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from distillkit.core.files import read_lines
+from distillkit.core.files import read_jsonl
 from distillkit.core.run_folder import Run
 
 HERE = Path(__file__).parent
@@ -46,4 +46,4 @@ def written(chapter: str, name: str, folder: Path) -> Path:
 
 def steps(of: Run, kind: str = "train") -> list[dict[str, Any]]:
     """What a run noted of each step, or of each look at held-out text."""
-    return [row for row in read_lines(of.metrics) if row["kind"] == kind]
+    return [row for row in read_jsonl(of.metrics) if row["kind"] == kind]

@@ -71,7 +71,7 @@ def test_an_arm_cpu_is_named_by_its_numbers_and_features(fresh: pytest.MonkeyPat
     fresh.setattr(platform, "machine", lambda: "aarch64")
     assert cpu.model() == "aarch64 implementer 0x41 part 0xd0c"
     assert cpu.features() == {"fp", "asimd", "sve"}
-    assert cpu.missing() == frozenset()
+    assert cpu.missing_features() == frozenset()
     name = "aarch64; aarch64 implementer 0x41 part 0xd0c"
     assert re.fullmatch(f"{name}; [0-9a-f ]*; asimd fp sve", cpu.identity())
 

@@ -24,19 +24,19 @@ from distillkit.core import run_folder
 from distillkit.core.console import Console, LiveConsole, PlainConsole, format_duration
 from distillkit.core.errors import CorruptError, DistillkitError, UsageError
 from distillkit.core.files import (
+    atomic_folder,
+    atomic_write,
     digest,
     file_digest,
     read_json,
-    read_lines,
-    replacing,
-    replacing_folder,
-    sweep,
+    read_jsonl,
+    remove_stale_parts,
     write_json,
-    write_lines,
+    write_jsonl,
     write_text,
 )
 from distillkit.core.run_folder import Run
-from distillkit.core.timeouts import within
+from distillkit.core.timeouts import time_limit
 
 # ---------------------------------------------------------------------------------------- whole or not there
 
@@ -74,7 +74,7 @@ def test_a_failure_inside_leaves_the_old_file_and_no_part(tmp_path: Path) -> Non
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with pytest.raises(RuntimeError, match="broken off"):
-        break_off(replacing(path))
+        break_off(atomic_write(path))
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -82,7 +82,7 @@ def test_a_failure_inside_leaves_the_old_file_and_no_part(tmp_path: Path) -> Non
 def test_until_the_end_of_the_block_readers_see_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -91,8 +91,8 @@ def test_until_the_end_of_the_block_readers_see_the_old_file(tmp_path: Path) -> 
 def test_a_process_killed_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
     killed_while(
-        "import time; from pathlib import Path; from distillkit.core.files import replacing\n"
-        "with replacing(Path('a.txt')) as part:\n"
+        "import time; from pathlib import Path; from distillkit.core.files import atomic_write\n"
+        "with atomic_write(Path('a.txt')) as part:\n"
         "    part.write_text('half'); print('middle', flush=True); time.sleep(60)",
         tmp_path,
     )
@@ -100,11 +100,11 @@ def test_a_process_killed_in_the_middle_leaves_the_old_file(tmp_path: Path) -> N
 
 
 def test_a_process_killed_in_the_middle_leaves_the_old_folder(tmp_path: Path) -> None:
-    with replacing_folder(tmp_path / "f") as part:
+    with atomic_folder(tmp_path / "f") as part:
         (part / "a").write_text("old")
     killed_while(
-        "import time; from pathlib import Path; from distillkit.core.files import replacing_folder\n"
-        "with replacing_folder(Path('f')) as part:\n"
+        "import time; from pathlib import Path; from distillkit.core.files import atomic_folder\n"
+        "with atomic_folder(Path('f')) as part:\n"
         "    (part / 'b').write_text('half'); print('middle', flush=True); time.sleep(60)",
         tmp_path,
     )
@@ -113,7 +113,7 @@ def test_a_process_killed_in_the_middle_leaves_the_old_folder(tmp_path: Path) ->
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        with replacing_folder(tmp_path / "f") as part:
+        with atomic_folder(tmp_path / "f") as part:
             (part / "deep").mkdir()
             (part / "deep" / name).write_text(name)
     assert names(tmp_path / "f" / "deep") == ["b"]
@@ -121,18 +121,18 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_failure_inside_leaves_the_old_folder_and_no_part(tmp_path: Path) -> None:
-    with replacing_folder(tmp_path / "f") as part:
+    with atomic_folder(tmp_path / "f") as part:
         (part / "a").write_text("old")
     with pytest.raises(RuntimeError, match="broken off"):
-        break_off(replacing_folder(tmp_path / "f"))
+        break_off(atomic_folder(tmp_path / "f"))
     assert names(tmp_path / "f") == ["a"]
     assert names(tmp_path) == ["f"]
 
 
 def test_of_two_that_write_one_folder_at_once_both_succeed_and_the_last_stays(tmp_path: Path) -> None:
-    with replacing_folder(tmp_path / "f") as slow:
+    with atomic_folder(tmp_path / "f") as slow:
         (slow / "slow").write_text("")
-        with replacing_folder(tmp_path / "f") as quick:
+        with atomic_folder(tmp_path / "f") as quick:
             (quick / "quick").write_text("")
         assert names(tmp_path / "f") == ["quick"]
     assert names(tmp_path / "f") == ["slow"]
@@ -141,8 +141,8 @@ def test_of_two_that_write_one_folder_at_once_both_succeed_and_the_last_stays(tm
 
 def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
     code = (
-        "import time; from pathlib import Path; from distillkit.core.files import replacing, replacing_folder\n"
-        "with replacing(Path('a.txt')), replacing_folder(Path('f')):\n"
+        "import time; from pathlib import Path; from distillkit.core.files import atomic_folder, atomic_write\n"
+        "with atomic_write(Path('a.txt')), atomic_folder(Path('f')):\n"
         "    print('middle', flush=True); time.sleep(60)"
     )
     killed_while(code, tmp_path)
@@ -155,21 +155,21 @@ def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Pat
     for name in (*others, long_ago):
         (tmp_path / name).write_text("")
     os.utime(tmp_path / long_ago, (1, 1))
-    sweep(tmp_path)
+    remove_stale_parts(tmp_path)
     assert set(names(tmp_path)) == others
 
 
 def test_a_folder_that_its_writer_lost_does_not_cost_the_old_one(tmp_path: Path) -> None:
-    with replacing_folder(tmp_path / "f") as part:
+    with atomic_folder(tmp_path / "f") as part:
         (part / "a").write_text("old")
-    with pytest.raises(FileNotFoundError), replacing_folder(tmp_path / "f") as part:
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "f") as part:
         part.rmdir()
     assert names(tmp_path / "f") == ["a"]
 
 
 def test_a_file_in_the_place_of_a_folder_is_not_dropped(tmp_path: Path) -> None:
     write_text(tmp_path / "f", "precious")
-    with pytest.raises(OSError), replacing_folder(tmp_path / "f") as part:
+    with pytest.raises(OSError), atomic_folder(tmp_path / "f") as part:
         (part / "a").write_text("")
     assert (tmp_path / "f").read_text() == "precious"
     assert names(tmp_path) == ["f"]
@@ -180,7 +180,7 @@ def test_who_may_read_is_for_the_umask_to_say(tmp_path: Path, umask: int, file: 
     before = os.umask(umask)
     try:
         write_text(tmp_path / "a.txt", "")
-        with replacing_folder(tmp_path / "f"):
+        with atomic_folder(tmp_path / "f"):
             pass
     finally:
         os.umask(before)
@@ -194,18 +194,18 @@ ROWS = [{"text": "漢字 \U0001f98a", "n": 1}, {"text": "line\nbreak\r\u2028", "
 
 
 def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", ROWS)
-    assert read_lines(tmp_path / "a.jsonl") == ROWS
-    assert read_lines(tmp_path / "none.jsonl") == []
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    assert read_jsonl(tmp_path / "a.jsonl") == ROWS
+    assert read_jsonl(tmp_path / "none.jsonl") == []
 
 
 def test_wherever_a_crash_cuts_the_last_line_the_others_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    write_lines(path, ROWS)
+    write_jsonl(path, ROWS)
     whole = path.read_bytes()
     for end in range(len(whole)):  # also through the middle of a character
         path.write_bytes(whole[:end])
-        assert read_lines(path) == ROWS[: whole[:end].count(b"\n")]
+        assert read_jsonl(path) == ROWS[: whole[:end].count(b"\n")]
 
 
 @pytest.mark.parametrize("line", [b"{", b"\xff\xfe", b"{'a': 1}"])
@@ -213,7 +213,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> N
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     with pytest.raises(CorruptError, match=r"a\.jsonl cannot be read: line 2 "):
-        read_lines(path)
+        read_jsonl(path)
 
 
 def test_what_is_not_json_never_replaces_what_is(tmp_path: Path) -> None:
@@ -555,11 +555,11 @@ def test_a_duration_is_said_as_people_say_it(seconds: float, said: str) -> None:
 @pytest.mark.parametrize("busy", ["while True: pass", "time.sleep(30)", "os.read(os.pipe()[0], 1)"])
 def test_what_python_does_for_too_long_is_broken_off(busy: str) -> None:
     former = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"), within(0.05):
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"), time_limit(0.05):
         exec(busy, {"time": time, "os": os})
     assert signal.getsignal(signal.SIGALRM) is former
     time.sleep(0.06)  # nothing rings any more
-    with within(0.05):
+    with time_limit(0.05):
         pass
     time.sleep(0.06)
 
@@ -568,23 +568,23 @@ def test_another_thread_and_no_limit_go_on_undisturbed() -> None:
     done = []
 
     def work() -> None:
-        with within(0.01):
+        with time_limit(0.01):
             time.sleep(0.03)
             done.append("there")
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    with within(None):
+    with time_limit(None):
         assert done == ["there"]
 
 
 def test_code_that_never_comes_back_to_python_ends_with_its_process() -> None:
     code = """
         import itertools
-        from distillkit.core.timeouts import within
+        from distillkit.core.timeouts import time_limit
 
-        with within(0.1, grace=0.2):
+        with time_limit(0.1, grace=0.2):
             sum(itertools.repeat(0))  # in C, without end
     """
     ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)

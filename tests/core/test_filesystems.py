@@ -37,15 +37,15 @@ def test_the_innermost_and_latest_mount_counts(
 ) -> None:
     monkeypatch.setattr(filesystems, "MOUNTS", tmp_path / "mountinfo")
     (tmp_path / "mountinfo").write_text(MOUNTS)
-    assert filesystems.kind(Path(path)) == kind
+    assert filesystems.filesystem_type(Path(path)) == kind
 
 
 def test_a_mac_lists_its_mounts_by_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = "/dev/disk3s1s1 on / (apfs, sealed, local)\nserver:/data on /System/Volumes/Data/home (nfs, nodev)\n"
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(filesystems, "_mount_command", lambda: listed)
-    assert filesystems.kind(Path("/System/Volumes/Data/home/me")) == "nfs"
-    assert filesystems.kind(Path("/tmp")) == "apfs"
+    assert filesystems.filesystem_type(Path("/System/Volumes/Data/home/me")) == "nfs"
+    assert filesystems.filesystem_type(Path("/tmp")) == "apfs"
 
 
 def test_network_and_fuse_file_systems_are_told_from_disks() -> None:
@@ -69,4 +69,4 @@ def test_network_and_fuse_file_systems_are_told_from_disks() -> None:
 
 
 def test_the_file_system_of_this_machine_is_known(tmp_path: Path) -> None:
-    assert filesystems.kind(tmp_path / "not" / "there")
+    assert filesystems.filesystem_type(tmp_path / "not" / "there")

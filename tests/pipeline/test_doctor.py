@@ -115,7 +115,7 @@ def test_a_slow_core_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_that_cannot_run_numpy_is_an_error_and_nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "missing", lambda: frozenset({"popcnt"}))
+    monkeypatch.setattr(cpu, "missing_features", lambda: frozenset({"popcnt"}))
     report, code = examined()
     assert code == 1
     assert "cannot run the installed NumPy: it lacks popcnt" in problems(report, "error")
@@ -132,7 +132,7 @@ def test_a_missing_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_home_on_a_network_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filesystems, "kind", lambda path: "nfs4")
+    monkeypatch.setattr(filesystems, "filesystem_type", lambda path: "nfs4")
     report, _ = examined()
     assert report["disk"]["remote"]
     assert "lies on a network or FUSE file system (nfs4)" in problems(report, "warning")

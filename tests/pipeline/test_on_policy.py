@@ -17,8 +17,8 @@ from distillkit_plugins.compatible import Compatible
 
 from distillkit.cli.main import cli
 from distillkit.core.errors import DistillkitError, TeacherError, UsageError
-from distillkit.core.files import read_lines
-from distillkit.core.records import NOTHING, Answer, Request
+from distillkit.core.files import read_jsonl
+from distillkit.core.records import LOG_ZERO, Answer, Request
 from distillkit.core.run_folder import newest
 from distillkit.data.batches import Batches
 from distillkit.data.corpus import pack_texts
@@ -79,7 +79,7 @@ def test_a_reader_with_the_students_tokens_thinks_what_its_logits_say(home: Path
         for start, stop in ((0, at), (at + 1, len(tokens))):
             opinion = log_softmax(f64(teacher.logits(mx.array([[end, *tokens[start : stop - 1].tolist()]])))[0])
             for place in range(max(start, 1), stop):
-                found = np.full(opinion.shape[1], NOTHING)
+                found = np.full(opinion.shape[1], LOG_ZERO)
                 found[ids[row, place - 1]] = logs[row, place - 1]
                 np.testing.assert_allclose(found, opinion[place - start], atol=2e-3)
                 assert residuals[row, place - 1] < np.log(1e-3)
@@ -95,7 +95,7 @@ def test_with_other_tokens_it_thinks_something_at_some_places(home: Path) -> Non
     assert has.mean() > 0.3
     mass = np.exp(logs).sum(axis=-1) + np.exp(residuals)
     np.testing.assert_allclose(mass[has > 0], 1, atol=1e-5)
-    assert (logs[has == 0] == NOTHING).all()
+    assert (logs[has == 0] == LOG_ZERO).all()
 
 
 def test_a_text_that_is_refused_has_no_soft_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_what_is_thought_stands_in_the_batch_beside_what_was_there(width: int) -
     others = [row for row in range(6) if row not in own]
     assert written["soft_ids"].shape == (*size, max(width, 2))
     assert (written["soft_ids"][own, :, :2] == [3, 4]).all()
-    assert (written["soft_log_probs"][own, :, 2:] == NOTHING).all()
+    assert (written["soft_log_probs"][own, :, 2:] == LOG_ZERO).all()
     np.testing.assert_allclose(np.exp(written["soft_residual"][own]), 0.1)
     assert (written["has_soft"][others] == float(width > 0)).all()
     if width:
@@ -188,7 +188,7 @@ def test_a_run_asks_for_what_it_wrote_once_and_comes_to_the_same_again(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = sit(*FOREIGN, *READS[1:], "teacher.prompt_tokens=4")
-    rows = [row for row in read_lines(first.metrics) if row["kind"] == "train"]
+    rows = [row for row in read_jsonl(first.metrics) if row["kind"] == "train"]
     assert all(row["terms"]["soft"] > 0 and row["terms"]["hard"] > 0 for row in rows)
     mean = sum(row["judged"]["share"] for row in rows) / len(rows)
     assert first.info["training"]["judged"]["share"] == pytest.approx(mean)

@@ -13,7 +13,7 @@ import pytest
 from distillkit_plugins.checkpoint import Checkpoint
 
 from distillkit.core.errors import DistillkitError, Interrupted, UsageError
-from distillkit.core.files import read_lines
+from distillkit.core.files import read_jsonl
 from distillkit.core.run_folder import newest
 from distillkit.data.corpus import pack_texts
 from distillkit.pipeline import plan
@@ -175,8 +175,8 @@ def test_the_same_tokens_are_aligned_everywhere(home: Path) -> None:
 
 def test_answers_can_be_kept_from_training(home: Path) -> None:
     plain, apart = (sit(*FOREIGN, f"teacher.held_out={share}") for share in (0.0, 0.5))
-    index = read_lines(apart.answers / "index.jsonl")
-    assert index == read_lines(plain.answers / "index.jsonl")
+    index = read_jsonl(apart.answers / "index.jsonl")
+    assert index == read_jsonl(plain.answers / "index.jsonl")
     held_out = apart.info["teacher"]["held_out"]
     assert 0 < held_out < len(index)
     assert "teacher_text" not in plain.info["training"]

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from distillkit import Schedule, Within
 from distillkit.core.errors import UsageError
-from distillkit.core.files import read_lines
-from distillkit.core.records import NOTHING
+from distillkit.core.files import read_jsonl
+from distillkit.core.records import LOG_ZERO
 from distillkit.data.batches import Batch
 from distillkit.plugins.interfaces import Mixer
 from distillkit.plugins.manager import Plugins
@@ -142,7 +142,7 @@ class Rows:
         size = self.logits.shape[1]
         if self.ids is None or self.named is None:
             return np.broadcast_to(np.eye(size), (len(self.logits), size, size))
-        used = self.named > NOTHING / 2
+        used = self.named > LOG_ZERO / 2
         member = np.eye(size)[self.ids] * used[..., None]
         return member if self.all_named else np.concatenate([member, 1 - member.sum(axis=1, keepdims=True)], axis=1)
 
@@ -177,9 +177,9 @@ def cut(rows: Rows, k: int, spare: int, random: np.random.Generator) -> Rows:
     opinion = log_softmax(rows.teacher)
     best = np.argsort(-opinion, axis=1)[:, :k]
     left = np.exp(np.sort(opinion, axis=1)[:, : opinion.shape[1] - k]).sum(axis=1)
-    residual = np.where(left > 0, np.log(np.maximum(left, 1e-30)), NOTHING)
+    residual = np.where(left > 0, np.log(np.maximum(left, 1e-30)), LOG_ZERO)
     ids = np.zeros((len(best), k + spare), int)
-    named = np.full((len(best), k + spare), NOTHING)
+    named = np.full((len(best), k + spare), LOG_ZERO)
     for i, row in enumerate(best):
         places = random.permutation(k + spare)[:k]
         ids[i, places], named[i, places] = row, opinion[i, row]
@@ -333,7 +333,7 @@ def test_rows_without_a_soft_target_do_not_count_whatever_stands_in_them(name: s
     if rows.named is not None and rows.residual is not None:
         blank = rows.has_soft == 0
         other.ids, other.named, other.residual = rows.ids.copy(), rows.named.copy(), rows.residual.copy()
-        other.ids[blank], other.named[blank], other.residual[blank] = 0, NOTHING, NOTHING
+        other.ids[blank], other.named[blank], other.residual[blank] = 0, LOG_ZERO, LOG_ZERO
     mixer = formulas(2.0)[name].mixer
     (one, _, slope), (two, _, same) = measured(mixer, rows), measured(mixer, other)
     assert two == pytest.approx(one, rel=1e-6)
@@ -367,7 +367,7 @@ def test_counts_without_a_residual_are_plain_cross_entropy_against_them() -> Non
     rows = some_rows(4, 6, 9, 3)
     assert rows.named is not None and rows.residual is not None  # noqa: PT018
     rows.named = np.log(np.broadcast_to([0.5, 0.3, 0.2], (6, 3)))
-    rows.residual = np.full(6, NOTHING)
+    rows.residual = np.full(6, LOG_ZERO)
     _, terms, _ = measured(mixing(TopKTail), rows)
     here = np.take_along_axis(log_softmax(rows.logits), rows.ids, axis=1)
     apart = (np.exp(rows.named) * (rows.named - here)).sum(axis=1)
@@ -1002,7 +1002,7 @@ def test_a_scheduled_on_policy_run_that_was_stopped_ends_like_an_undisturbed_one
 
 def test_the_weights_of_terms_follow_their_schedule_and_their_gradients_are_reported(home: Path) -> None:
     run = sit(*SCHEDULED[:2], recipe="pupil")
-    rows = read_lines(run.metrics)
+    rows = read_jsonl(run.metrics)
     for row in rows:
         if row["kind"] == "train":
             alpha = 0.9 - 0.8 * (row["step"] - 1) / 11
@@ -1016,6 +1016,6 @@ def test_the_weights_of_terms_follow_their_schedule_and_their_gradients_are_repo
 
 def test_a_hard_run_has_one_gradient_norm(home: Path) -> None:
     run = sit(console=(told := Told()))
-    assert all(row["gradient_norms"].keys() == {"hard"} for row in read_lines(run.metrics) if row["kind"] != "train")
+    assert all(row["gradient_norms"].keys() == {"hard"} for row in read_jsonl(run.metrics) if row["kind"] != "train")
     assert not told.warnings("gradient")
     assert Hard.signal == "none"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distillkit.core.files import write_lines
+from distillkit.core.files import write_jsonl
 from distillkit.core.records import Grade, Sample
 from distillkit.core.run_folder import Run
 from distillkit.reporting import template
@@ -245,7 +245,7 @@ def evil(folder: Path, number: int) -> Run:
         warnings=[text],
     )
     run.recipe.write_text(f"name = 'x'\n[{json.dumps(text)}]\n{json.dumps(text)} = {json.dumps(text + str(number))}\n")
-    write_lines(run.metrics, [{**row, "terms": {text: 1.0, "hard": 2.0}} for row in history()])
+    write_jsonl(run.metrics, [{**row, "terms": {text: 1.0, "hard": 2.0}} for row in history()])
     return run
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from distillkit.core.errors import UsageError
-from distillkit.core.files import write_lines
+from distillkit.core.files import write_jsonl
 from distillkit.core.records import Grade, Sample
 from distillkit.reporting import curves, markdown, terminal
 from distillkit.reporting.compare import comparison as compare
@@ -283,7 +283,7 @@ def test_grades_at_one_temperature_are_paired_too(tmp_path):
         rows = [
             {"id": f"p{i}#{k}", "prompt": f"P{i}", "completion": "x", "seed": 0} for i in range(12) for k in range(2)
         ]
-        write_lines(run.samples, [{**r, "temperature": 0.5 if r["id"].endswith("#0") else 1.0} for r in rows])
+        write_jsonl(run.samples, [{**r, "temperature": 0.5 if r["id"].endswith("#0") else 1.0} for r in rows])
         return run
 
     comparison = compare.compare([at("a/1", 0), at("b/1", 1)])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distillkit.core.errors import DistillkitError, UsageError
-from distillkit.core.files import read_json, write_lines
+from distillkit.core.files import read_json, write_jsonl
 from distillkit.core.records import Sample
 from distillkit.core.run_folder import Run
 from distillkit.pipeline.judge_subject import compared_subject
@@ -167,7 +167,7 @@ def test_not_a_number_never_reaches_json(tmp_path):
         "terms": {"hard": math.inf},
         "tokens_per_second": 1,
     }
-    write_lines(run.metrics, [*history(), nan])
+    write_jsonl(run.metrics, [*history(), nan])
     run.metrics.write_text(run.metrics.read_text() + '{"kind": "train", "st')  # and a torn last line
     (run.path / "run.json").write_text(json.dumps({**run.info, "training": {"loss": math.nan, "steps": 3}}))
     report = tables.write(run)
@@ -185,7 +185,7 @@ def test_a_broken_file_is_named(tmp_path):
 def test_a_resumed_run_shows_each_step_once(tmp_path):
     run = make(tmp_path)
     again = {"kind": "train", "step": 10, "loss": 9.0}
-    write_lines(run.metrics, [*history(), again])
+    write_jsonl(run.metrics, [*history(), again])
     (found,) = [r for r in tables.history(run) if r["step"] == 10 and r["kind"] == "train"]
     assert found["loss"] == 9.0
 
@@ -209,7 +209,7 @@ def test_tables_for_spreadsheets(tmp_path):
 def test_how_long_the_gradients_of_terms_are_is_shown_and_tabled(tmp_path):
     run, norms = make(tmp_path), {"hard": 0.04, "soft": 0.0005}
     look = {"kind": "validation", "step": 400, "loss": 2.0, "gradient_norms": norms}
-    write_lines(run.metrics, [*history(), look])
+    write_jsonl(run.metrics, [*history(), look])
     run.record(training={**(run.info.get("training") or {}), "gradient_norms": norms})
     report = tables.write(run)
     assert report["training"]["gradient_norms"] == norms
@@ -336,8 +336,8 @@ def test_half_a_character_is_written_all_the_same(tmp_path):
 
 
 def test_letters_of_every_script_stay():
-    assert words.clean("שלום 👩\u200d🚀 नमस्\u200dते\nnext") == "שלום 👩\u200d🚀 नमस्\u200dते\nnext"
-    assert words.line("a\n b\x9b") == "a b\\u009b"
+    assert words.printable("שלום 👩\u200d🚀 नमस्\u200dते\nnext") == "שלום 👩\u200d🚀 नमस्\u200dते\nnext"
+    assert words.one_line("a\n b\x9b") == "a b\\u009b"
 
 
 # Pictures

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillkit.core.errors import Elsewhere, UsageError
-from distillkit.core.files import read_lines
+from distillkit.core.errors import PeerProcessError, UsageError
+from distillkit.core.files import read_jsonl
 from distillkit.core.run_folder import Run, find
 from distillkit.student import checkpoint as checkpoints
 from distillkit.student.training.distributed import (
@@ -108,12 +108,12 @@ def test_anybodys_wish_to_stop_is_everybodys() -> None:
 
 
 def test_the_failure_of_another_is_told_once() -> None:
-    with pytest.raises(Elsewhere, match="process 1 of 2 failed") as caught, Fake(0, [3, 0]).barrier():
+    with pytest.raises(PeerProcessError, match="process 1 of 2 failed") as caught, Fake(0, [3, 0]).barrier():
         pass
     assert caught.value.exit_code == 3
-    with pytest.raises(Elsewhere, match=r"^$"), Fake(1, [3, 0]).barrier():
+    with pytest.raises(PeerProcessError, match=r"^$"), Fake(1, [3, 0]).barrier():
         pass
-    with pytest.raises(Elsewhere, match=r"^$"), Fake(1, [2, 0]).barrier():  # the first one speaks for both
+    with pytest.raises(PeerProcessError, match=r"^$"), Fake(1, [2, 0]).barrier():  # the first one speaks for both
         raise UsageError("the same here")
     with pytest.raises(UsageError), Fake(1, [0, 0]).barrier():
         raise UsageError("only here")
@@ -149,7 +149,7 @@ def two(home: Path, *overrides: str, resume: bool = False) -> str:
 
 
 def losses(run: Run) -> list[float]:
-    return [row["loss"] for row in read_lines(run.metrics)]
+    return [row["loss"] for row in read_jsonl(run.metrics)]
 
 
 def assert_close(one: Run, other: Run) -> None:
@@ -192,7 +192,7 @@ def test_a_run_goes_on_with_another_number_of_processes(home: Path) -> None:
     assert told.warnings("not bit for bit: processes was 2 and is 1")
     assert "processes was 1 and is 2" in two(home, *constant, "student.dropout=0.0", resume=True)
     assert train_steps(run) == list(range(1, 51))
-    steps = [[row["loss"] for row in read_lines(one.metrics) if row["kind"] == "train"] for one in (alone, run)]
+    steps = [[row["loss"] for row in read_jsonl(one.metrics) if row["kind"] == "train"] for one in (alone, run)]
     assert steps[0] == pytest.approx(steps[1], rel=1e-4)
 
 

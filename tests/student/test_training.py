@@ -23,7 +23,7 @@ import pytest
 
 from distillkit.core import cpu
 from distillkit.core.errors import DistillkitError, Interrupted, LimitReached, TrainingError, UsageError
-from distillkit.core.files import read_lines
+from distillkit.core.files import read_jsonl
 from distillkit.core.run_folder import STAGES, Run, find, newest
 from distillkit.data.batches import sequential
 from distillkit.pipeline.new_run import create_run
@@ -160,8 +160,8 @@ def test_a_run_that_was_stopped_anywhere_ends_like_an_undisturbed_one(home: Path
     assert max(steps_of(run)) == step
     sit("train.streams=2", resume=True)
     assert weights(run) == weights(other)
-    assert [drop_speed(row) for row in read_lines(run.metrics)] == [
-        drop_speed(row) for row in read_lines(other.metrics)
+    assert [drop_speed(row) for row in read_jsonl(run.metrics)] == [
+        drop_speed(row) for row in read_jsonl(other.metrics)
     ]
 
 
@@ -356,7 +356,7 @@ def test_a_changed_learning_rate_is_told(home: Path) -> None:
     run, told = stopped_at(5), Told()
     sit("train.learning_rate=0.02", resume=True, console=told)
     assert "Changed since the last sitting: train.learning_rate was 0.01 and is 0.02." in told.lines
-    rates = [row["learning_rate"] for row in read_lines(run.metrics) if row["kind"] == "train"]
+    rates = [row["learning_rate"] for row in read_jsonl(run.metrics) if row["kind"] == "train"]
     assert max(rates[:5]) == pytest.approx(0.01)
     assert 0.01 < rates[5] < 0.02
 
@@ -509,7 +509,7 @@ def test_rows_after_the_checkpoint_are_written_anew(home: Path) -> None:
     assert max(steps_of(run)) == 6
     sit(resume=True)
     assert train_steps(run) == list(range(1, 13))
-    assert [row["step"] for row in read_lines(run.metrics) if row["kind"] == "validation"] == [4, 8, 12]
+    assert [row["step"] for row in read_jsonl(run.metrics) if row["kind"] == "validation"] == [4, 8, 12]
 
 
 def test_a_lost_log_does_not_stop_a_run(home: Path) -> None:
@@ -522,11 +522,11 @@ def test_a_lost_log_does_not_stop_a_run(home: Path) -> None:
 
 def test_leftovers_of_a_crash_are_swept_away(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_at(7)
-    code = "import sys; from distillkit.core.files import _beside, Path\n"
-    code += "for name in sys.argv[1:]: _beside(Path(name)).mkdir()"
+    code = "import sys; from distillkit.core.files import _part_path, Path\n"
+    code += "for name in sys.argv[1:]: _part_path(Path(name)).mkdir()"
     subprocess.run([sys.executable, "-c", code, run.path / "x", run.checkpoints / "x"], check=True)
     assert len(list(run.path.rglob("*.part"))) == 2
-    monkeypatch.setattr("distillkit.core.files._swept", set())  # as in a process of its own
+    monkeypatch.setattr("distillkit.core.files._cleaned", set())  # as in a process of its own
     sit(resume=True)
     assert not list(run.path.rglob("*.part"))
 
@@ -576,7 +576,7 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(by_heart: tuple[Run, 
     best = run.info["training"]["best_step"]
     assert best < 140
     assert steps_of(run) == [best, 140, 150]
-    losses = {row["step"]: row["loss"] for row in read_lines(run.metrics) if row["kind"] == "validation"}
+    losses = {row["step"]: row["loss"] for row in read_jsonl(run.metrics) if row["kind"] == "validation"}
     assert best == min(losses, key=lambda step: losses[step])
     assert run.info["training"]["best_loss"] == losses[best]
 
@@ -589,7 +589,7 @@ def test_the_very_first_state_is_saved(home: Path) -> None:
 def test_the_seed_decides_the_first_weights_and_the_order_of_the_text(home: Path) -> None:
     runs = [sit("train.steps=1", "train.keep=9", "train.learning_rate=1e-30", f"seed={seed}") for seed in (1, 1, 2)]
     first = [checkpoints.weights_digest(checkpoints.every(run.checkpoints)[0].weights()) for run in runs]
-    losses = [read_lines(run.metrics)[0]["loss"] for run in runs]
+    losses = [read_jsonl(run.metrics)[0]["loss"] for run in runs]
     assert first[0] == first[1] != first[2]
     assert losses[0] == losses[1] != losses[2]
 
@@ -638,7 +638,7 @@ def test_the_validation_loss_is_the_mean_surprise_of_the_held_out_tokens(home: P
 
 
 def test_each_step_is_logged_with_its_terms_rate_norm_and_speed(home: Path) -> None:
-    rows = [row for row in read_lines(trained().metrics) if row["kind"] == "train"]
+    rows = [row for row in read_jsonl(trained().metrics) if row["kind"] == "train"]
     for row in rows:
         assert row["terms"] == {"hard": row["loss"]}
         assert row["gradient_norm"] > 0
@@ -670,7 +670,7 @@ def test_trackers_are_told_of_every_step_and_of_the_report(home: Path) -> None:
     logged = [(step, values) for kind, step, values in rows[1:-1] if kind == "log"]
     assert [step for step, values in logged if "loss" in values] == list(range(1, 13))
     assert [step for step, values in logged if "validation_loss" in values] == [4, 8, 12]
-    first = read_lines(run.metrics)[0]
+    first = read_jsonl(run.metrics)[0]
     assert logged[0][1]["loss"] == logged[0][1]["term/hard"] == first["loss"]
 
 
@@ -741,7 +741,7 @@ def test_the_teacher_is_asked_in_every_step_and_learns_nothing(home: Path) -> No
     Pipeline(parts, run).execute(("label", "train"))
     assert before == weights(origin)
     assert checkpoints.weights_digest(flatten(teacher.trained.model.parameters())) == before
-    rows = [row for row in read_lines(run.metrics) if row["kind"] == "train"]
+    rows = [row for row in read_jsonl(run.metrics) if row["kind"] == "train"]
     assert all(row["terms"]["soft"] > 0 for row in rows)
     assert all(
         row["loss"] == pytest.approx((row["terms"]["hard"] + row["terms"]["soft"]) / 2, rel=1e-5) for row in rows
@@ -762,7 +762,7 @@ def test_the_soft_loss_is_the_distance_from_the_teachers_opinion(home: Path) -> 
 
     theirs, ours = logp(find("tiny").path), logp(run.checkpoints / "step-00000000")
     expected = 9 * ((np.exp(theirs) * (theirs - ours)).sum(axis=-1) * batch.weight).sum() / batch.weight.sum()
-    assert read_lines(run.metrics)[0]["terms"]["soft"] == pytest.approx(expected, rel=1e-4)
+    assert read_jsonl(run.metrics)[0]["terms"]["soft"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_taught_run_that_was_stopped_ends_like_an_undisturbed_one(home: Path) -> None:
@@ -784,7 +784,7 @@ def test_a_teacher_that_reads_other_tokens_is_refused(home: Path) -> None:
 def test_a_plugins_mixer_trains(home: Path) -> None:
     told = Told()
     run = sit("mixer.name=focal", console=told)
-    rows = [row for row in read_lines(run.metrics) if row["kind"] == "train"]
+    rows = [row for row in read_jsonl(run.metrics) if row["kind"] == "train"]
     assert all(row["terms"] == {"focal": row["loss"]} for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert weights(run) == weights(sit("mixer.name=focal"))
@@ -843,7 +843,7 @@ def test_a_gradient_that_float16_cannot_hold_is_left_out(home: Path, monkeypatch
     with pytest.raises(TrainingError, match="gradient norm"):
         sit("train.steps=40", "train.precision=float16")
     run = newest("tiny")
-    norms = [row["gradient_norm"] for row in read_lines(run.metrics) if row["kind"] == "train"]
+    norms = [row["gradient_norm"] for row in read_jsonl(run.metrics) if row["kind"] == "train"]
     assert norms == [None] * (MAX_OVERFLOWS - 1)
     first, *_, last = checkpoints.every(run.checkpoints)
     assert checkpoints.weights_digest(first.weights()) == checkpoints.weights_digest(last.weights())

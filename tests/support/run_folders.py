@@ -8,7 +8,7 @@ import random
 from html.parser import HTMLParser
 from pathlib import Path
 
-from distillkit.core.files import digest, write_lines
+from distillkit.core.files import digest, write_jsonl
 from distillkit.core.records import Grade, Sample
 from distillkit.core.run_folder import Run
 from distillkit.stats import mean_interval
@@ -92,9 +92,9 @@ def make(
     run.path.mkdir(parents=True)
     grades = graded() if grades is None else grades
     run.recipe.write_text(RECIPE)
-    write_lines(run.metrics, history())
-    write_lines(run.samples, [s.to_json() for s in samples or [Sample("p#0", "Once upon", " a time.", 7)]])
-    write_lines(run.grades, [{"judge": judge, **grade.to_json()} for grade in grades])
+    write_jsonl(run.metrics, history())
+    write_jsonl(run.samples, [s.to_json() for s in samples or [Sample("p#0", "Once upon", " a time.", 7)]])
+    write_jsonl(run.grades, [{"judge": judge, **grade.to_json()} for grade in grades])
     run.record(
         **{
             "schema": 1,
@@ -157,7 +157,7 @@ def hostile(folder: Path) -> Run:
         judges={HOSTILE: {HOSTILE: {"value": 1.0, "low": 0.9, "high": 1.1, "n": 3}}},
     )
     run.recipe.write_text(f'name = "x" # {HOSTILE} ````\n')
-    write_lines(run.metrics, [{**r, "terms": {HOSTILE: 1.0, "$x$": 2.0}} for r in history() if "terms" in r])
+    write_jsonl(run.metrics, [{**r, "terms": {HOSTILE: 1.0, "$x$": 2.0}} for r in history() if "terms" in r])
     return run
 
 
@@ -187,14 +187,14 @@ def studied(folder: Path, number: int, count: int, prompts: int) -> Run:
         seconds={"data": 1.0, "label": answers / 30, "train": 120 + 20 * rng.random(), "judge": 8.0},
     )
     run.recipe.write_text(recipe(number, steps, answers))
-    write_lines(run.metrics, history(steps // 5, -worth))
+    write_jsonl(run.metrics, history(steps // 5, -worth))
     judged = {
         "rubric": marks(run, worth, seed=number),
         "diversity": [Grade("distinct_2", 0.6 + worth + rng.gauss(0, 0.01))],
     }
     rows = [{"judge": judge, **grade.to_json()} for judge, grades in judged.items() for grade in grades]
     old = [json.loads(line) for line in run.grades.read_text().splitlines()]
-    write_lines(run.grades, [*old, *rows])
+    write_jsonl(run.grades, [*old, *rows])
     metrics = {judge: summary(grades) for judge, grades in judged.items()}
     run.record(judges={**run.info["judges"], **metrics}, judges_protocol=protocols())
     return run

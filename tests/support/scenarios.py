@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distillkit.core.files import file_digest, read_json, read_lines
+from distillkit.core.files import file_digest, read_json, read_jsonl
 from distillkit.core.run_folder import Run
 from distillkit.data.corpus import Corpus
 from distillkit.student import checkpoint as checkpoints
@@ -234,7 +234,7 @@ def whole(home: Path, swept: bool = True) -> bool:
         elif path.suffix == ".json":
             read_json(path)
         elif path.suffix == ".jsonl":
-            read_lines(path)
+            read_jsonl(path)
     for path in home.glob("reports/*/[0-9]*/run.json"):
         run = Run(path.parent)
         assert run.info["run"] == run.name

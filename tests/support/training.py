@@ -15,7 +15,7 @@ import pytest
 from distillkit.core import cpu
 from distillkit.core.console import Console
 from distillkit.core.errors import Interrupted
-from distillkit.core.files import read_lines
+from distillkit.core.files import read_jsonl
 from distillkit.core.run_folder import Run, newest
 from distillkit.core.run_folder import home as home_folder
 from distillkit.pipeline.context import Context
@@ -216,7 +216,7 @@ def steps_of(run: Run) -> list[int]:
 
 
 def train_steps(run: Run) -> list[int]:
-    return [row["step"] for row in read_lines(run.metrics) if row["kind"] == "train"]
+    return [row["step"] for row in read_jsonl(run.metrics) if row["kind"] == "train"]
 
 
 def fill_the_disk(patch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def fill_the_disk(patch: pytest.MonkeyPatch) -> None:
 
 
 def train_losses(run: Run) -> list[float]:
-    return [row["loss"] for row in read_lines(run.metrics) if row["kind"] == "train"]
+    return [row["loss"] for row in read_jsonl(run.metrics) if row["kind"] == "train"]
 
 
 class Fake(ProcessGroup):

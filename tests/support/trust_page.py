@@ -19,7 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from distillkit import __version__
-from distillkit.core.files import read_lines, write_text
+from distillkit.core.files import read_jsonl, write_text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where `support` lies, when this runs as a script
 
@@ -33,7 +33,7 @@ HEAD = ("| Promise | Tried | Held | Figure | Test |", "| --- | ---: | ---: | ---
 def rows(folder: Path) -> list[dict[str, Any]]:
     """One row a promise, in the order of sections, then of the ledger; what was tried of it is added up."""
     found: dict[str, dict] = {}
-    for row in read_lines(folder / FILE):
+    for row in read_jsonl(folder / FILE):
         whole = found.setdefault(row["promise"], {"tried": 0, "held": 0, "least": 0, "figures": {}, "tests": {}})
         whole["least"] = max(whole["least"], row.get("least", 0))
         whole["tried"] += row["tried"]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit.core.records import NOTHING, Answer, Token
+from distillkit.core.records import LOG_ZERO, Answer, Token
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, O200K_PATTERN, Tokenizer, build, train_bpe
 from distillkit.teachers.soft_targets.align import CONTROL, ENDS, Aligner
@@ -115,7 +115,7 @@ def agree(tokens: list[int], prompt: str, answer: Answer, tokenizer: Tokenizer) 
         if one:
             assert math.exp(rest) == pytest.approx(left, abs=2e-9)
         else:
-            assert rest == NOTHING
+            assert rest == LOG_ZERO
     return rows
 
 
@@ -331,7 +331,7 @@ def test_a_list_that_sums_to_more_than_one_is_scaled_down() -> None:
     said = (Token(b"a", -0.1, ((b"a", 0.0), (b"b", 0.0), (b"b", -3.0))),)
     rows = Aligner(student).align(np.array([*b"a"]), Answer("a", said, "length"))
     assert masses(rows) == [pytest.approx({97: 0.5, 98: 0.5})]
-    assert rows.residuals.tolist() == [NOTHING]
+    assert rows.residuals.tolist() == [LOG_ZERO]
 
 
 def test_many_answers_are_aligned_quickly() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from distillkit.core.errors import CorruptError, DataError, Interrupted, UsageError
-from distillkit.core.records import NOTHING, Answer, Request
+from distillkit.core.records import LOG_ZERO, Answer, Request
 from distillkit.data.batches import Batches
 from distillkit.data.corpus import pack_texts
 from distillkit.data.shards import Packer, Stream
@@ -97,7 +97,7 @@ def test_the_likeliest_are_kept_with_the_mass_of_all_others(
     ids, logs, rest, has = store.read(0, stream.tokens)
     expected = truth(teacher, stream)
     assert has.tolist() == [0.0, *[1.0] * (stream.tokens - 1)]
-    assert (ids[0].any(), logs[0].max(), rest[0]) == (False, NOTHING, NOTHING)
+    assert (ids[0].any(), logs[0].max(), rest[0]) == (False, LOG_ZERO, LOG_ZERO)
     best = np.argsort(-expected[1:], axis=1)[:, :5]
     np.testing.assert_array_equal(ids[1:], best)
     np.testing.assert_allclose(logs[1:], np.take_along_axis(expected[1:], best, axis=1), rtol=2e-3, atol=2e-3)
@@ -119,7 +119,7 @@ def test_all_tokens_are_the_whole_distribution(tmp_path: Path, stream: Stream, t
     dense = np.zeros_like(logs)
     np.put_along_axis(dense, ids, logs, axis=1)
     np.testing.assert_allclose(np.exp(dense), np.exp(truth(teacher, stream)[1:]), rtol=0.02, atol=1e-6)
-    assert (rest == NOTHING).all()
+    assert (rest == LOG_ZERO).all()
 
 
 def test_twenty_tokens_take_at_most_84_bytes(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) -> None:
@@ -147,9 +147,9 @@ def test_draws_are_an_unbiased_picture_of_the_teacher(tmp_path: Path, stream: St
     binding = bound(stream, tokenizer, samples=50, seed=7, most=50)
     store = from_logits.write_soft_targets(teacher, stream, SoftTargetWriter(tmp_path / "a", binding))
     ids, logs, rest, _ = store.read(1, stream.tokens)
-    assert (rest == NOTHING).all()
+    assert (rest == LOG_ZERO).all()
     np.testing.assert_allclose(np.exp(logs).sum(axis=1), 1, atol=1e-5)
-    mean = (np.exp(np.take_along_axis(truth(teacher, stream)[1:], ids, axis=1)) * (logs > NOTHING)).sum(axis=1)
+    mean = (np.exp(np.take_along_axis(truth(teacher, stream)[1:], ids, axis=1)) * (logs > LOG_ZERO)).sum(axis=1)
     assert mean.min() > 0.5  # what was drawn is what is likely
     again = from_logits.write_soft_targets(
         Fixed(tokenizer.vocab_size), stream, SoftTargetWriter(tmp_path / "b", binding)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from distillkit.core.errors import CorruptError
-from distillkit.core.files import file_digest, private, write_json
+from distillkit.core.files import file_digest, make_private_folder, write_json
 from distillkit.core.records import Answer, Request
 from distillkit.student.interchange import safetensors
 from distillkit.teachers.answers import archive, maintenance
@@ -279,7 +279,7 @@ def test_a_private_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         for name in ("there", "new", "new/inner"):
-            assert stat.S_IMODE(private(tmp_path / name).stat().st_mode) == 0o700
+            assert stat.S_IMODE(make_private_folder(tmp_path / name).stat().st_mode) == 0o700
     finally:
         os.umask(before)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from distillkit.core import text as visible
 from distillkit.core.errors import DistillkitError, UsageError
-from distillkit.core.files import read_lines, write_lines
+from distillkit.core.files import read_jsonl, write_jsonl
 from distillkit.core.records import Grade, Sample
 from distillkit.core.run_folder import Run
 from distillkit.data.corpus import prepare
@@ -196,7 +196,7 @@ def test_nasty_texts_are_read_or_refused_in_words(home: Path, tmp_path: Path) ->
         assert time.process_time() - before < 5, name
         for text in (whole, cut):
             assert len(text) < 1000, name
-            assert all(map(shown, visible.clean(text)))
+            assert all(map(shown, visible.printable(text)))
         assert "held out" in whole or whole, name  # one document cannot be split
     held("Bad input: a nasty text is read, or refused with its place", 2 * len(files), 2 * len(files))
 
@@ -288,7 +288,7 @@ def kept(home: Path) -> None:
     """Every answer is in the cache, letter by letter; half an emoji is none."""
     with DiskAnswerStore(home / "cache" / "teachers") as cache:
         rows = [
-            cache.row(row["key"]) for row in read_lines(home / "reports" / "wired" / "1" / "answers" / "index.jsonl")
+            cache.row(row["key"]) for row in read_jsonl(home / "reports" / "wired" / "1" / "answers" / "index.jsonl")
         ]
     texts = {row["answer"]["text"] for row in rows}
     assert len(rows) == len([text for text in ANSWERS.values() if text.strip()])
@@ -364,7 +364,7 @@ def hostile(folder: Path, number: int) -> tuple[Run, int]:
     name = "<img src=x onerror=document.title='owned'>"
     run = make(folder, f"{name}/{number}", samples=samples, judge=text, grades=[*grades, *graded()], **said)
     run.recipe.write_bytes(f"name = {json.dumps(text)}\n# {text} ```` \n".encode())
-    write_lines(run.metrics, [{**row, "terms": {ALL: 1.0, "$x$": 2.0}} for row in history() if "terms" in row])
+    write_jsonl(run.metrics, [{**row, "terms": {ALL: 1.0, "$x$": 2.0}} for row in history() if "terms" in row])
     return run, len(said) + 5
 
 

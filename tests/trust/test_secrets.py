@@ -111,8 +111,8 @@ def test_what_stands_under_the_name_of_a_key_is_one(name: str, tmp_path: Path) -
     ],
 )
 def test_what_is_none_is_let_through(text: str, tmp_path: Path) -> None:
-    assert secrets.found(text) is None
-    assert secrets.hidden(text) == text
+    assert secrets.find_secret(text) is None
+    assert secrets.redact(text) == text
     words = 'words = {password = ["open", "sesame"]}\ntext = "Say {password}."'
     teacher = f'[teacher]\nprovider = "groq"\nmodel = {json.dumps(text)}\nprompts = 2\n[teacher.template]\n{words}'
     (tmp_path / "mine.toml").write_text(f'name = "x"\n{teacher}')

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ...core.errors import DataError
-from ...core.files import replacing
+from ...core.files import atomic_write
 from ...core.run_folder import cache_folder
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ def _download(kind: str, known: Published) -> dict[bytes, int]:
     ranks = _within(kind, lambda: load_tiktoken_bpe(url, expected_hash=known.sha256))
     content = rank_lines(ranks)
     if hashlib.sha256(content).hexdigest() == known.sha256:  # tiktoken's own copy lies where a reboot clears it
-        with replacing(place_of(kind)) as part:
+        with atomic_write(place_of(kind)) as part:
             part.write_bytes(content)
     return ranks
 

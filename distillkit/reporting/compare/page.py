@@ -56,7 +56,7 @@ def html(comparison: Comparison, found: Sequence[Side]) -> str:
         data=template.data(_cleaned(_data(comparison, found))),
         title=_title(comparison),
         lede=_lede(comparison),
-        notes=[words.clean(note) for note in comparison["notes"]],
+        notes=[words.printable(note) for note in comparison["notes"]],
         runs=_overview(comparison),
         differences=_differences(comparison),
         recipes=_by_run(comparison, "recipes"),
@@ -69,14 +69,14 @@ def html(comparison: Comparison, found: Sequence[Side]) -> str:
 
 
 def _title(comparison: Comparison) -> str:
-    names = [words.line(name) for name in comparison["runs"]]
+    names = [words.one_line(name) for name in comparison["runs"]]
     if len(names) > 3:
         return f"{len(names) - 1} runs beside {names[0]}"
     return " and ".join([", ".join(names[:-1]), names[-1]])
 
 
 def _lede(comparison: Comparison) -> str:
-    baseline, metric = words.line(comparison["baseline"]), compare_text.ranked_by(comparison)
+    baseline, metric = words.one_line(comparison["baseline"]), compare_text.ranked_by(comparison)
     order = f" Ranked by {metric}, {_direction(comparison)}." if metric else ""
     return f"Each run against {baseline}, pair by pair on what both were judged on.{order}"
 
@@ -102,7 +102,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Cell]], numbers: int = 
 
 def _name(comparison: Comparison, run: str) -> Cell:
     """The cell of a run's name, in its colour."""
-    name = words.line(run)
+    name = words.one_line(run)
     return _cell(name, name, run=comparison["runs"].index(run), style=_style(_turns(comparison)[run]))
 
 
@@ -128,7 +128,7 @@ def _measured(comparison: Comparison, row: Mapping[str, Any]) -> Iterator[Cell]:
 def _took(row: Mapping[str, Any], costs: Sequence[str]) -> Iterator[Cell]:
     for key in costs:
         yield _cell("–" if row[key] is None else COSTS[key][1](row[key]), row[key])
-    yield _cell(words.line(row["status"]), words.line(row["status"]))
+    yield _cell(words.one_line(row["status"]), words.one_line(row["status"]))
 
 
 def _differences(comparison: Comparison) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _difference(comparison: Comparison, row: Mapping[str, Any]) -> list[Cell]:
     return [
         _name(comparison, row["versus"]),
         _cell(compare_text.title_of(comparison, row)),
-        _cell(row["verdict"], verdict=row["verdict"], note=words.clean(row["note"]), said=True),
+        _cell(row["verdict"], verdict=row["verdict"], note=words.printable(row["note"]), said=True),
         *(_cell(compare_text.value_of(values), values and values["value"]) for values in (ours, theirs)),
         _cell(compare_text.difference_of(row), row["difference"]),
         _cell(compare_text.chance(row["p_adjusted"]), row["p_adjusted"]),
@@ -160,7 +160,7 @@ def _by_run(comparison: Comparison, name: str) -> dict[str, Any]:
     if len(comparison["runs"]) > MANY and len(table):
         table = frames.wide(table)
     rows = [[_cell(_brief(value)) for value in row.values()] for row in frames.records(table)]
-    return _table([words.line(head) for head in table.columns], rows, numbers=len(table.columns))
+    return _table([words.one_line(head) for head in table.columns], rows, numbers=len(table.columns))
 
 
 def _shared(comparison: Comparison) -> list[words.Fact]:
@@ -168,7 +168,7 @@ def _shared(comparison: Comparison) -> list[words.Fact]:
     facts = [(row["fact"], row["values"]) for row in comparison["provenance"]]
     sizes = [(COSTS[key][0], {run: own[key] for run, own in comparison["about"].items()}) for key in SIZES]
     same = [(name, next(iter(values.values()))) for name, values in [*sizes, *facts] if provenance.same(values)]
-    return [words.Fact(words.line(name), _brief(value)) for name, value in same if value is not None]
+    return [words.Fact(words.one_line(name), _brief(value)) for name, value in same if value is not None]
 
 
 def _brief(value: Any) -> str:
@@ -203,7 +203,7 @@ def _prompts(comparison: Comparison, found: Sequence[Side]) -> list[dict[str, An
             if left < 0:
                 break
             shown[prompt] += cards
-    return [{"prompt": words.clean(p), "cards": sorted(c, key=itemgetter("turn"))} for p, c in shown.items() if c]
+    return [{"prompt": words.printable(p), "cards": sorted(c, key=itemgetter("turn"))} for p, c in shown.items() if c]
 
 
 def _turn(
@@ -218,8 +218,8 @@ def _card(index: int, side: Side, sample: Sample, scores: Mapping[str, str], tur
         "run": index,
         "turn": turn,
         "style": _style(turn),
-        "name": words.line(side.name),
-        "text": words.clean(sample.completion).lstrip(" "),
+        "name": words.one_line(side.name),
+        "text": words.printable(sample.completion).lstrip(" "),
         "grades": scores[sample.id],
     }
 
@@ -287,7 +287,7 @@ def _data(comparison: Comparison, found: Sequence[Side]) -> dict[str, Any]:
 def _run(about: Mapping[str, Any], turn: int, side: Side) -> dict[str, Any]:
     known = about["training_tokens"] and about["steps"]
     return {
-        "name": words.line(side.name),
+        "name": words.one_line(side.name),
         "style": _style(turn),
         "shape": _shape(turn),
         "tokens_a_step": about["training_tokens"] / about["steps"] if known else None,
@@ -336,4 +336,4 @@ def _cleaned(value: Any) -> Any:
         return {key: _cleaned(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_cleaned(item) for item in value]
-    return words.line(value) if isinstance(value, str) else value
+    return words.one_line(value) if isinstance(value, str) else value

@@ -44,9 +44,9 @@ def _about(name: str, run: Mapping[str, Any], baseline: bool) -> words.Fact:
     known = [
         f"{words.count(run['parameters'])} parameters" if run["parameters"] is not None else "",
         f"{words.count(run['training_tokens'])} training tokens" if run["training_tokens"] is not None else "",
-        "" if run["status"] == "done" else words.line(run["status"]),
+        "" if run["status"] == "done" else words.one_line(run["status"]),
     ]
-    return words.Fact(words.line(name), ", ".join(filter(None, known)), "the baseline" if baseline else "")
+    return words.Fact(words.one_line(name), ", ".join(filter(None, known)), "the baseline" if baseline else "")
 
 
 def titles(comparison: Comparison) -> dict[tuple[str, str], str]:
@@ -96,7 +96,7 @@ def text(comparison: Comparison, colour: bool = False) -> str:
     parts = list(_pairs(comparison) if few else _many(comparison))
     parts += _recipes(comparison, few)
     parts.append(Text(f"\n{READS}", style="dim"))
-    parts += [Text(f"! {words.clean(note)}", style="yellow") for note in comparison["notes"]]
+    parts += [Text(f"! {words.printable(note)}", style="yellow") for note in comparison["notes"]]
     return terminal.printed(Group(*parts), colour)
 
 
@@ -120,8 +120,8 @@ def _pair(comparison: Comparison, name: str) -> RenderableType:
         ours, theirs = (value_of(row["values"][row[side]]).partition(" [")[0] for side in ("baseline", "versus"))
         cells = (f"{title_of(comparison, row)}{mark}", ours, theirs, difference_of(row), _sees(row))
         table.add_row(*map(Text, cells), Text(row["verdict"], STYLES.get(row["verdict"], "")))
-    title = Text(f"{words.line(name)} against {words.line(comparison['baseline'])}", "bold")
-    lines = [Text(f"[{number}] {words.clean(note)}", "dim") for note, number in notes.items()]
+    title = Text(f"{words.one_line(name)} against {words.one_line(comparison['baseline'])}", "bold")
+    lines = [Text(f"[{number}] {words.printable(note)}", "dim") for note, number in notes.items()]
     return Group(terminal.ruled(title), table, *lines) if table.rows else Group(terminal.ruled(title), Text(UNJUDGED))
 
 
@@ -158,7 +158,7 @@ def _ranking(comparison: Comparison) -> RenderableType:
     table = _table({"": 3, "run": 30, "value": 22, "difference": 10, "verdict": 19})
     for row in comparison["ranking"]["rows"]:
         difference = difference_of({**row, "low": row["difference_low"], "high": row["difference_high"]})
-        cells = ("" if row["rank"] is None else str(row["rank"]), words.line(row["run"]), value_of(row))
+        cells = ("" if row["rank"] is None else str(row["rank"]), words.one_line(row["run"]), value_of(row))
         moved = "" if row["verdict"] == compare.BASELINE else difference.partition(" [")[0]
         table.add_row(*map(Text, (*cells, moved)), Text(row["verdict"], STYLES.get(row["verdict"], "dim")))
     return table
@@ -172,7 +172,7 @@ def _block(comparison: Comparison, rows: Sequence[Any], metrics: Sequence[Mappin
     table = _table({"run": 30, **dict.fromkeys(heads, 13)})
     for row in rows:
         cells = [_marked(row, f"{metric['judge']}.{metric['metric']}") for metric in metrics]
-        table.add_row(Text(words.line(row["run"])), *cells)
+        table.add_row(Text(words.one_line(row["run"])), *cells)
     return table
 
 
@@ -193,12 +193,12 @@ def _recipes(comparison: Comparison, few: bool) -> Iterator[RenderableType]:
     if not rows:
         return
     if not few:
-        keys = ", ".join(words.line(row["key"]) for row in rows[:KEYS])
+        keys = ", ".join(words.one_line(row["key"]) for row in rows[:KEYS])
         more = "" if len(rows) <= KEYS else f" and {len(rows) - KEYS} more"
         yield Text(f"\nThe recipes differ in {keys}{more}.")
         return
     facts = [
-        words.Fact(words.line(row["key"]), " → ".join(map(setting, row["values"].values()))) for row in rows[:KEYS]
+        words.Fact(words.one_line(row["key"]), " → ".join(map(setting, row["values"].values()))) for row in rows[:KEYS]
     ]
     if len(rows) > KEYS:
         facts.append(words.Fact("...", f"{len(rows) - KEYS} more keys", "see --json or --html"))
@@ -212,8 +212,8 @@ def setting(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return words.line(", ".join(map(str, value))) or "none"
-    return words.line(value)
+        return words.one_line(", ".join(map(str, value))) or "none"
+    return words.one_line(value)
 
 
 def _table(widths: Mapping[str, int]) -> Table:
@@ -221,7 +221,7 @@ def _table(widths: Mapping[str, int]) -> Table:
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for head, width in widths.items():
-        table.add_column(words.line(head), width=width)
+        table.add_column(words.one_line(head), width=width)
     return table
 
 
@@ -230,8 +230,8 @@ def _table(widths: Mapping[str, int]) -> Table:
 
 def marked(comparison: Comparison) -> str:
     """The comparison for a README or a pull request."""
-    names = ", ".join(words.line(name) for name in comparison["runs"][1:])
-    parts = [f"# {markdown.line(f'{names} against ' + words.line(comparison['baseline']))}"]
+    names = ", ".join(words.one_line(name) for name in comparison["runs"][1:])
+    parts = [f"# {markdown.line(f'{names} against ' + words.one_line(comparison['baseline']))}"]
     parts += [f"> **Note.** {markdown.line(note)}" for note in comparison["notes"]]
     parts += _marked_ranking(comparison)
     parts += ["## Differences", _marked_differences(comparison), markdown.line(READS)]

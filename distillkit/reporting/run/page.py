@@ -14,7 +14,7 @@ from ...core.console import format_duration
 from ...core.records import Sample
 from .. import template
 from ..plots import losses
-from ..words import Fact, clean, count, figure, interval, label, line, short, size, title, when
+from ..words import Fact, count, figure, interval, label, one_line, printable, short, size, title, when
 
 Report = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -85,12 +85,12 @@ def _unknown(table: Mapping[str, Any], *known: str) -> list[Fact]:
 def _brought_in(origin: Mapping[str, Any] | None) -> Iterator[Fact]:
     """From where; whether it had a teacher there nobody knows."""
     if origin:
-        yield Fact("brought in from", line(origin["from"]), line(origin["kind"]))
+        yield Fact("brought in from", one_line(origin["from"]), one_line(origin["kind"]))
 
 
 def _student(student: Mapping[str, Any]) -> Iterator[Fact]:
     if "arch" in student:
-        yield Fact("architecture", line(student["arch"]))
+        yield Fact("architecture", one_line(student["arch"]))
     parameters = student.get("parameters") or {}
     if "total" in parameters:
         total = parameters["total"]
@@ -102,7 +102,7 @@ def _student(student: Mapping[str, Any]) -> Iterator[Fact]:
 
 def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Iterator[Fact]:
     if "source" in data:
-        yield Fact("source", line(data["source"]))
+        yield Fact("source", one_line(data["source"]))
     for key in ("train", "held_out"):
         if isinstance(data.get(key), Mapping):
             yield Fact({"train": "trained on"}.get(key, "held out"), _amount(data[key]))
@@ -111,7 +111,7 @@ def _data(data: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> Iterator[Fac
     if data.get("empty"):
         yield Fact("empty", count(data["empty"], "document"), "left out")
     if tokenizer:
-        kind, words = line(tokenizer.get("kind", "")), tokenizer.get("vocab_size")
+        kind, words = one_line(tokenizer.get("kind", "")), tokenizer.get("vocab_size")
         yield Fact("tokenizer", f"{kind}, {count(words, 'token')}" if words else kind)
     yield from _unknown(data, "source", "train", "held_out", "duplicates", "empty", "fingerprint")
 
@@ -126,7 +126,7 @@ def _teacher(teacher: Mapping[str, Any] | None, known: bool) -> Iterator[Fact]:
         if known:
             yield Fact("teacher", "none", "the student learned from the documents alone")
         return
-    yield Fact("teacher", line(teacher.get("model") or teacher.get("provider", "")), _through(teacher))
+    yield Fact("teacher", one_line(teacher.get("model") or teacher.get("provider", "")), _through(teacher))
     if "signal" in teacher:
         yield Fact("signal", label(teacher["signal"]), "what was used of what it gives")
     if "asked" in teacher or "cached" in teacher:
@@ -160,7 +160,7 @@ def _soft(soft: Mapping[str, Any]) -> Iterator[Fact]:
 
 def _through(teacher: Mapping[str, Any]) -> str:
     provider = teacher.get("provider")
-    return f"through {line(provider)}" if provider and provider != teacher.get("model") else ""
+    return f"through {one_line(provider)}" if provider and provider != teacher.get("model") else ""
 
 
 def _flaws(teacher: Mapping[str, Any]) -> str:
@@ -181,7 +181,7 @@ def _training(training: Mapping[str, Any]) -> Iterator[Fact]:
         note = f"; best {figure(best)} at step {count(step)}" if best is not None else ""
         yield Fact("last validation loss", figure(training["validation_loss"]), f"nats a token{note}")
     if norms := training.get("gradient_norms"):
-        told = ", ".join(f"{line(name)} {figure(norm)}" for name, norm in norms.items())
+        told = ", ".join(f"{one_line(name)} {figure(norm)}" for name, norm in norms.items())
         yield Fact("gradients of the terms", told, "weighted, at the logits of the last evaluation")
     if spoken := training.get("teacher_text"):
         note = f"nats a token; {figure(spoken['bits_per_byte'])} bits per byte of the answers that were held out"
@@ -203,7 +203,7 @@ def _speed(speed: Mapping[str, Any]) -> Iterator[Fact]:
     seconds = speed.get("seconds") or {}
     if seconds:
         known = {stage: value for stage, value in seconds.items() if value is not None}
-        stages = ", ".join(f"{line(stage)} {format_duration(value)}" for stage, value in known.items())
+        stages = ", ".join(f"{one_line(stage)} {format_duration(value)}" for stage, value in known.items())
         yield Fact("time", format_duration(sum(known.values())), stages)
 
 
@@ -214,7 +214,7 @@ def _judging(designs: Mapping[str, Any], protocols: Mapping[str, Any]) -> Iterat
             sizes = (count(design[key], key.removesuffix("s")) for key in ("prompts", "samples", "grades"))
             yield Fact(title(judge, criterion), ", ".join(sizes), _spread(design))
     for judge, protocol in protocols.items():
-        yield Fact(line(judge), line(protocol.get("hash", "")), "its protocol: grades of equal ones compare")
+        yield Fact(one_line(judge), one_line(protocol.get("hash", "")), "its protocol: grades of equal ones compare")
 
 
 def _spread(design: Mapping[str, Any]) -> str:
@@ -233,22 +233,22 @@ def _made_with(report: Report) -> Iterator[Fact]:
     if report["started"]:
         yield Fact("started", when(report["started"]))
     if report["seed"] is not None:
-        yield Fact("seed", line(report["seed"]))
+        yield Fact("seed", one_line(report["seed"]))
     if report["device"]:
-        yield Fact("device", line(report["device"]))
+        yield Fact("device", one_line(report["device"]))
     if report["versions"]:
         pairs = report["versions"].items()
-        yield Fact("versions", ", ".join(f"{line(name)} {line(version)}" for name, version in pairs))
+        yield Fact("versions", ", ".join(f"{one_line(name)} {one_line(version)}" for name, version in pairs))
     if report["plugins"]:
         yield Fact("plugins", ", ".join(_plugin(plugin) for plugin in report["plugins"]))
     if weights := report["training"].get("weights_sha256"):
-        yield Fact("weights", line(weights)[:16], "the beginning of their SHA-256")
+        yield Fact("weights", one_line(weights)[:16], "the beginning of their SHA-256")
 
 
 def _plugin(plugin: Any) -> str:
     if not isinstance(plugin, Mapping):
-        return line(plugin)
-    return f"{line(plugin.get('name', ''))} {line(plugin.get('version') or '')}".strip()
+        return one_line(plugin)
+    return f"{one_line(plugin.get('name', ''))} {one_line(plugin.get('version') or '')}".strip()
 
 
 LACKING = {
@@ -272,10 +272,10 @@ def lede(report: Report) -> str:
     sizes = student.get("parameters") or {}
     own = sizes.get("unique", sizes.get("total"))
     who = f"A {short(own)}-parameter student" if isinstance(own, int) else "A student"
-    arch = f" ({line(student['arch'])})" if "arch" in student else ""
-    taught = f", taught by {line(teacher.get('model') or teacher.get('provider'))}" if teacher else ""
+    arch = f" ({one_line(student['arch'])})" if "arch" in student else ""
+    taught = f", taught by {one_line(teacher.get('model') or teacher.get('provider'))}" if teacher else ""
     source = report["data"].get("source")
-    return f"{who}{arch}{taught}{f', on {line(source)}' if source else ''}."
+    return f"{who}{arch}{taught}{f', on {one_line(source)}' if source else ''}."
 
 
 # Pages -----------------------------------------------------------------------------------------------------
@@ -285,18 +285,18 @@ def html(report: Report, metrics: Rows, samples: Sequence[Sample]) -> str:
     """The report as one page that needs nothing else: no script, no font, no picture from elsewhere."""
     return template.render(
         "report.html",
-        title=line(report["run"]),
+        title=one_line(report["run"]),
         kind="Run report",
         lede=lede(report),
-        status=line(report["status"]),
+        status=one_line(report["status"]),
         alerts=lacks(report),
-        warnings=[clean(warning) for warning in report["warnings"]],
+        warnings=[printable(warning) for warning in report["warnings"]],
         headlines=headlines(report),
         chart=template.markup(losses(metrics)),  # matplotlib has escaped what stands in it
         sections=facts(report),
         samples=[_shown(sample) for sample in one_a_prompt(samples)[:SAMPLES_SHOWN]],
         samples_note=_of_how_many(samples),
-        recipe=clean(report["recipe_text"]),
+        recipe=printable(report["recipe_text"]),
     )
 
 
@@ -306,7 +306,7 @@ def one_a_prompt(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _shown(sample: Sample) -> dict[str, str]:
-    return {"id": line(sample.id), "prompt": clean(sample.prompt), "completion": clean(sample.completion)}
+    return {"id": one_line(sample.id), "prompt": printable(sample.prompt), "completion": printable(sample.completion)}
 
 
 def _of_how_many(samples: Sequence[Sample]) -> str:

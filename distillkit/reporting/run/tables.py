@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import DistillkitError
-from ...core.files import read_lines, write_json, write_text
+from ...core.files import read_jsonl, write_json, write_text
 from ...core.records import Grade, Sample
 from ...core.run_folder import SCHEMA, VERDICTS, Run
 from .. import markdown, terminal, words
@@ -54,7 +54,7 @@ def grades_of(run: Run) -> Rows:
 def lines(path: Path) -> Rows:
     """JSON lines as plain values; a file that is not that is named."""
     try:
-        rows = read_lines(path)
+        rows = read_jsonl(path)
     except (ValueError, OSError) as error:
         raise DistillkitError(f"{path} cannot be read: {error}", "Run that stage again.") from error
     return [plain(row) for row in rows]
@@ -230,10 +230,10 @@ def text(report: Report, colour: bool = False) -> str:
     from rich.console import Group
     from rich.text import Text
 
-    title = Text.assemble((words.line(report["run"]), "bold"), f"  {words.line(report['status'])}")
+    title = Text.assemble((words.one_line(report["run"]), "bold"), f"  {words.one_line(report['status'])}")
     parts: list[RenderableType] = [terminal.ruled(title), Text(page.lede(report), style="dim")]
     parts += [Text(f"! {alert}", style="yellow") for alert in page.lacks(report)]
-    parts += [Text(f"! {words.clean(warning)}", style="yellow") for warning in report["warnings"]]
+    parts += [Text(f"! {words.printable(warning)}", style="yellow") for warning in report["warnings"]]
     judged = page.headlines(report)
     sections = {**({"judged": judged} if judged else {}), **page.facts(report)}
     # The page keeps what it was made with; here it would push the figures off the screen.
@@ -247,8 +247,8 @@ PAGE_HINT = "\nBrackets are 95% intervals. report.html beside it shows curves, s
 def marked(report: Report, samples: Sequence[Sample]) -> str:
     """The report for a README or a pull request."""
     parts = [f"# {markdown.line(report['run'])}", markdown.line(page.lede(report))]
-    parts += [f"> **Note.** {markdown.line(words.line(alert))}" for alert in page.lacks(report)]
-    parts += [f"> **Warning.** {markdown.line(words.line(warning))}" for warning in report["warnings"]]
+    parts += [f"> **Note.** {markdown.line(words.one_line(alert))}" for alert in page.lacks(report)]
+    parts += [f"> **Warning.** {markdown.line(words.one_line(warning))}" for warning in report["warnings"]]
     if figures := page.headlines(report):
         parts += ["## Judged", _marked_facts(("metric", "value [95% interval]", "reads"), figures)]
     for title, rows in page.facts(report).items():
@@ -256,7 +256,7 @@ def marked(report: Report, samples: Sequence[Sample]) -> str:
     if shown := page.one_a_prompt(samples)[:SAMPLES_IN_MARKDOWN]:
         parts += ["## What the student writes", "Bold is the prompt.", *(markdown.quotation(s) for s in shown)]
     if report["recipe_text"]:
-        parts += ["## The recipe", markdown.code(words.clean(report["recipe_text"]), "toml")]
+        parts += ["## The recipe", markdown.code(words.printable(report["recipe_text"]), "toml")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -317,4 +317,4 @@ def _listed_words(row: Mapping[str, Any]) -> list[str]:
     counts = ["" if row[key] is None else words.count(row[key]) for key in ("parameters", "steps")]
     judged = f"{words.label(row['metric'])} {words.interval(row).partition(' [')[0]}" if row["metric"] else ""
     started = words.when(row["started"]).removesuffix(" UTC") if row["started"] else ""
-    return [words.line(row["run"]), words.line(row["status"]), counts[0], judged, counts[1], started]
+    return [words.one_line(row["run"]), words.one_line(row["status"]), counts[0], judged, counts[1], started]

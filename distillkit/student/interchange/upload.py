@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ...core.errors import DistillkitError, UsageError
-from ...core.secrets import HIDDEN
+from ...core.secrets import REDACTED
 
 
 def endpoint() -> str:
@@ -45,7 +45,7 @@ def push(folder: Path, name: str, private: bool) -> str:
     except (HfHubHTTPError, OSError, ValueError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise DistillkitError(  # without what led to it: the hub may quote the token
-            f"{endpoint()} did not take it: {first.replace(key, HIDDEN)}",
+            f"{endpoint()} did not take it: {first.replace(key, REDACTED)}",
             later(folder, name, private),
         ) from None
     return f"{endpoint()}/{known.repo_id}"

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...core.errors import DistillkitError
-from ...core.files import read_lines
+from ...core.files import read_jsonl
 from ...core.run_folder import Run
 from ..generation.generate import logits_of, write
 from ..generation.sampling import Sampling
@@ -98,7 +98,7 @@ def prove(run: Run, student: Trained, reader: Reader, bounds: Bounds) -> dict[st
 
 def texts_of(run: Run, student: Trained) -> list[list[int]]:
     """What is read by both: samples of the run, or else what the student writes now, each from its beginning."""
-    samples = [f"{row['prompt']}{row['completion']}" for row in read_lines(run.samples)[:TEXTS]]
+    samples = [f"{row['prompt']}{row['completion']}" for row in read_jsonl(run.samples)[:TEXTS]]
     longest = min(TEXT_TOKENS, student.context)
     if not any(samples):
         seeds = list(range(TEXTS))

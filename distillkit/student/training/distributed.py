@@ -19,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ...core.errors import DistillkitError, Elsewhere
+from ...core.errors import DistillkitError, PeerProcessError
 from ...core.files import digest
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class ProcessGroup:
     def barrier(self) -> Iterator[StopVote]:
         """A block that succeeds in all processes or in none. It must not contain a collective.
 
-        The processes wait for each other at the end of the block. If one failed, the others raise `Elsewhere`.
+        The processes wait for each other at the end of the block. If one failed, the others raise `PeerProcessError`.
         """
         vote = StopVote()
         try:
@@ -137,7 +137,7 @@ class ProcessGroup:
         interrupted = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
         codes = [code for code, _ in self.gather([getattr(error, "exit_code", interrupted), 0])]
         if not self.is_main and codes[0]:
-            raise Elsewhere("", exit_code=codes[0]) from error
+            raise PeerProcessError("", exit_code=codes[0]) from error
 
     def _all_sum(self, message: mx.array) -> mx.array:
         import mlx.core as mx
@@ -149,11 +149,11 @@ class ProcessGroup:
 
 
 def _raise_remote_failure(codes: Sequence[int], rank: int) -> None:
-    """Raise `Elsewhere` if any process ended a block with a non-zero exit code."""
+    """Raise `PeerProcessError` if any process ended a block with a non-zero exit code."""
     for other, code in enumerate(codes):
         if code:
             message = f"process {other} of {len(codes)} failed; see its error message" if rank == 0 else ""
-            raise Elsewhere(message, exit_code=code)
+            raise PeerProcessError(message, exit_code=code)
 
 
 @contextmanager

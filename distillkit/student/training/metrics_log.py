@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.console import Console, format_duration
-from ...core.files import read_lines, write_lines
+from ...core.files import read_jsonl, write_jsonl
 from ...plugins.interfaces import Tracker
 
 
@@ -30,7 +30,7 @@ class Journal:
         self.clock = time.perf_counter()
         self.validation: float | None = None
         if log is not None:
-            write_lines(log, [row for row in read_lines(log) if row["step"] <= step])
+            write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= step])
 
     def __enter__(self) -> Journal:
         self.file = self.log.open("a", encoding="utf-8") if self.log else None

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import mlx.nn as nn
 import numpy as np
 
-from ...core.records import NOTHING
+from ...core.records import LOG_ZERO
 from ..generation.generate import write
 from ..generation.sampling import Sampling
 from .distributed import BatchShard
@@ -70,7 +70,7 @@ class OnPolicy:
         """What is thought of the rows, in their places; nothing of what stood there before."""
         assert self.judge is not None
         ids, logs, residuals, has = self.judge(tokens)
-        arrays["soft_log_probs"][own] = NOTHING
+        arrays["soft_log_probs"][own] = LOG_ZERO
         arrays["soft_ids"][own, :, : self.judge.width] = ids
         arrays["soft_log_probs"][own, :, : self.judge.width] = logs
         arrays["soft_residual"][own], arrays["has_soft"][own] = residuals, has
@@ -116,9 +116,9 @@ def _with_soft(arrays: Mapping[str, Array], width: int) -> dict[str, Array]:
     size = arrays["weight"].shape
     had = arrays["soft_ids"].shape[2] if "soft_ids" in arrays else 0
     room = (*size, max(0, width - had))
-    ids, logs = np.zeros(room, np.int32), np.full(room, NOTHING, np.float32)
+    ids, logs = np.zeros(room, np.int32), np.full(room, LOG_ZERO, np.float32)
     if not had:
-        nothing = np.full(size, NOTHING, np.float32), np.zeros(size, np.float32)
+        nothing = np.full(size, LOG_ZERO, np.float32), np.zeros(size, np.float32)
         return dict(zip(SOFT, (ids, logs, *nothing), strict=True))
     wider = (np.concatenate([arrays[name], more], axis=2) for name, more in zip(SOFT, (ids, logs), strict=False))
     return dict(zip(SOFT, wider, strict=False))

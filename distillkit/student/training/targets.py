@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ...core.errors import UsageError
-from ...core.records import NOTHING
+from ...core.records import LOG_ZERO
 from ..model.cpu.math import normalised, row_sum
 
 Head = tuple[mx.array, mx.array | None]
@@ -159,10 +159,10 @@ class Targets:
         return self._both_sparse(self.sparse, logits, heat)
 
     def _both_sparse(self, sparse: TopK, logits: mx.array, heat: Heat) -> tuple[Chances, Chances]:
-        used = sparse.log_probs > NOTHING / 2
+        used = sparse.log_probs > LOG_ZERO / 2
         best = sparse.log_probs.argmax(axis=-1, keepdims=True)
         ids = mx.where(used, sparse.ids, mx.take_along_axis(sparse.ids, best, axis=-1))
-        named = mx.maximum(sparse.log_probs, NOTHING)
+        named = mx.maximum(sparse.log_probs, LOG_ZERO)
         total, powers, scale = self._normalised(logits)
         outputs: Any = _coarse(logits, mx.stop_gradient(total), powers, scale, ids, used, best)
         theirs, ours = mx.concatenate([named, sparse.residual[:, None]], axis=-1), Chances(*outputs)
@@ -236,7 +236,7 @@ def _coarse(
     """
     plain = mx.take_along_axis(powers, ids, axis=-1) * scale * used
     rest = mx.maximum(1 - plain.sum(axis=-1, keepdims=True), TRACE)
-    log = mx.where(used, mx.take_along_axis(x, ids, axis=-1) - total[:, None], NOTHING)
+    log = mx.where(used, mx.take_along_axis(x, ids, axis=-1) - total[:, None], LOG_ZERO)
     return mx.concatenate([log, mx.log(rest)], axis=-1), mx.concatenate([plain, rest], axis=-1)
 
 

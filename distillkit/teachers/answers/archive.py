@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from ... import __version__
 from ...core.errors import CorruptError, UsageError
-from ...core.files import replacing
+from ...core.files import atomic_write
 from .disk import DAMAGE, DiskAnswerStore
 from .maintenance import summarise_row, validate_row
 
@@ -41,7 +41,7 @@ def export_answers(cache: DiskAnswerStore, file: Path, licence: str | None = Non
     _zstandard(file.suffix == ".zst")
     with cache.snapshot():  # the header counts what the lines then are
         header, left_out = _header(cache, licence)
-        with replacing(file) as part, _writing(part, file.suffix) as stream:
+        with atomic_write(file) as part, _writing(part, file.suffix) as stream:
             stream.write(json.dumps(header) + "\n")
             for row in cache.rows():
                 with suppress(CorruptError):  # counted in the header; `verify` names them

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import CorruptError, DistillkitError
-from ...core.files import digest, private
+from ...core.files import digest, make_private_folder
 from ...core.records import Answer, Request
 from .leases import LEASE_SECONDS, Leases
 
@@ -65,7 +65,7 @@ class DiskAnswerStore:
     def _opened(self) -> Any:
         """The database, which is told all of its settings: of those that lie in it none is believed."""
         try:
-            return _text_cache()(str(private(self.folder)), disk=_text_disk(), **_settings())
+            return _text_cache()(str(make_private_folder(self.folder)), disk=_text_disk(), **_settings())
         except (*DAMAGE, CorruptError) as error:
             raise CorruptError(
                 f"the cache {self.folder} is damaged in its settings: {error}",

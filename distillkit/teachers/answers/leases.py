@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from ...core.processes import gone, this
+from ...core.processes import current_process, has_ended
 
 LEASE_SECONDS = 30.0  # seconds without a beat after which an owner counts as dead
 BEATS = 6  # of one lease
@@ -68,7 +68,7 @@ class Leases:
         with self.rows.transact():
             for table in TABLES:
                 self.rows._sql(table)
-            mine = (self.owner, *this())
+            mine = (self.owner, *current_process())
             self.rows._sql("INSERT INTO Owners VALUES (?, ?, ?, ?, 0)", mine)
         self.heart = threading.Thread(target=self._beat, name="claims", daemon=True)
         self.heart.start()
@@ -97,7 +97,7 @@ class Leases:
         """Free what the dead had claimed."""
         query = "SELECT owner, place, pid, born, beat FROM Owners WHERE owner != ?"
         others = self.rows._sql(query, (self.owner,)).fetchall()
-        dead = [owner for owner, *process, beat in others if gone(*process) or self._silent(owner, beat)]
+        dead = [owner for owner, *process, beat in others if has_ended(*process) or self._silent(owner, beat)]
         if dead:
             self._remove(dead)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...core.errors import CorruptError, UsageError
-from ...core.packing import checked, is_packed
+from ...core.packing import is_packed, unpack_columns
 from ...core.records import REFUSED, Answer, Usage
 from .disk import DAMAGE, DiskAnswerStore, Row, answer_key, opened
 
@@ -44,7 +44,7 @@ def _held(key: str, values: dict[str, Any]) -> None:
             raise TypeError("its text is none")
         _bill(values["answer"])
         if is_packed(tokens := values["answer"]["tokens"]):
-            checked(tokens)
+            unpack_columns(tokens)
     if (belongs := answer_key(values["asked"])) != key:
         raise ValueError(f"what was asked belongs to another key, {belongs[:12]}")
 

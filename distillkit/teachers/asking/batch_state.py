@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from ...core.errors import CorruptError, UsageError
-from ...core.files import private, read_json, read_lines, replacing, write_json
+from ...core.files import atomic_write, make_private_folder, read_json, read_jsonl, write_json
 from ...core.records import REFUSED
 from ..answers.disk import DiskAnswerStore
 
@@ -102,9 +102,9 @@ def new_id() -> str:
 
 def create(folder: Path, asked: Mapping[str, dict[str, Any]], **facts: Any) -> BatchRecord:
     """A new part on disk; its state is written last."""
-    private(folder)
+    make_private_folder(folder)
     part = BatchRecord(folder=folder, count=len(asked), **facts)
-    with replacing(part._asked_file) as file:
+    with atomic_write(part._asked_file) as file:
         file.write_bytes(to_json_lines({"key": key, "asked": what} for key, what in asked.items()))
     return part.save()
 
@@ -131,7 +131,7 @@ def _age(path: Path) -> tuple[int, str]:
 @lru_cache(maxsize=64)
 def _asked(file: Path) -> dict[str, dict[str, Any]]:
     """What was asked in a part; the file of a part never changes."""
-    return {row["key"]: row["asked"] for row in read_lines(file)}
+    return {row["key"]: row["asked"] for row in read_jsonl(file)}
 
 
 def _read(path: Path) -> BatchRecord | None:

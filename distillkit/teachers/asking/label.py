@@ -19,7 +19,7 @@ from ...core.console import Console
 from ...core.errors import DistillkitError, Interrupted, TeacherError
 from ...core.files import digest
 from ...core.records import REFUSED, Answer, Request
-from ...core.timeouts import within
+from ...core.timeouts import time_limit
 from ...plugins.interfaces import Teacher
 from ..answers.disk import DiskAnswerStore, answer_key, key_fields
 from .policy import RequestPolicy
@@ -300,7 +300,7 @@ class _TeacherCalls:
         pairs = ((request, self.teacher.answer(request)) for request in requests)
         coming = pairs if alone else iter(self.teacher.answers(requests))
         while True:
-            with within(self.seconds):
+            with time_limit(self.seconds):
                 pair = next(coming, None)
             if pair is None:
                 return

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UsageError
-from ...core.secrets import HIDDEN
+from ...core.secrets import REDACTED
 
 PLACEHOLDER_KEY = "none"  # what an SDK is given that insists on a key, where there is none
 SHORTEST = 8  # letters of a key; what is shorter ("EMPTY", "ollama") is a word, and stays in what a teacher says
@@ -41,7 +41,7 @@ def read_dotenv(path: Path) -> dict[str, str]:
 
 def redact(text: str, secret: str | None) -> str:
     """A text in which a key does not appear, whoever put it there."""
-    return text.replace(secret, HIDDEN) if secret and len(secret) >= SHORTEST and secret in text else text
+    return text.replace(secret, REDACTED) if secret and len(secret) >= SHORTEST and secret in text else text
 
 
 def parse_json(text: str, secret: str | None) -> Any:

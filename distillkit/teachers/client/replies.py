@@ -80,7 +80,7 @@ def error_message(body: Any, text: str, hide: Callable[[str], str] = str) -> str
     error = body.get("error", body) if isinstance(body, Mapping) else body
     said = error.get("message") if isinstance(error, Mapping) else error
     plain = said if isinstance(said, str) and said.strip() else re.sub(r"<[^>]*>", " ", text)
-    return secrets.hidden(hide(" ".join(plain.split())))[:400] or "no words"
+    return secrets.redact(hide(" ".join(plain.split())))[:400] or "no words"
 
 
 def error_of_response(

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.records import NOTHING, Answer
+from ...core.records import LOG_ZERO, Answer
 from ...data.tokenizer import Tokenizer
 from .store import SoftTargetRows
 
@@ -130,11 +130,11 @@ def _placed(size: int, ours: Array, at: Array, ids: Array, sums: NDArray[Any]) -
     """Rows for every token of a text, from what was found for some; the likeliest token first."""
     order = np.lexsort((ids, -sums, at))
     at, ids, sums = at[order], ids[order], sums[order]
-    counts, residuals = np.zeros(size, np.int64), np.full(size, NOTHING)
+    counts, residuals = np.zeros(size, np.int64), np.full(size, LOG_ZERO)
     counts[ours] = np.bincount(at, minlength=len(ours))
     rest = 1 - np.bincount(at, sums, len(ours))
     some = (counts[ours] > 0) & (rest > LEAST)
-    residuals[ours] = np.where(some, np.log(np.maximum(rest, LEAST)), NOTHING)
+    residuals[ours] = np.where(some, np.log(np.maximum(rest, LEAST)), LOG_ZERO)
     return SoftTargetRows(counts, ids, np.log(np.maximum(sums, 1e-300)), residuals)
 
 

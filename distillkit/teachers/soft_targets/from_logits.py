@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...core.console import Console
 from ...core.errors import Interrupted, UsageError
-from ...core.records import NOTHING
+from ...core.records import LOG_ZERO
 from ...plugins.interfaces import Teacher
 from .store import Binding, SoftTargetRows, SoftTargetStore, SoftTargetWriter
 
@@ -105,7 +105,7 @@ def top_k(logits: Floats, most: int) -> SoftTargetRows:
     np.put_along_axis(mass, named, 0, axis=1)
     rest = mass.sum(axis=1, dtype=np.float64) / total
     logs = chosen - chosen[:, :1] - np.log(total)[:, None]
-    residuals = np.where(rest > 0, np.log(np.maximum(rest, 1e-300)), NOTHING)
+    residuals = np.where(rest > 0, np.log(np.maximum(rest, 1e-300)), LOG_ZERO)
     return SoftTargetRows(np.full(size, most), named.reshape(-1), logs.reshape(-1), residuals)
 
 
@@ -118,4 +118,4 @@ def sample_counts(logits: Floats, samples: int, chances: NDArray[np.float64]) ->
     found = np.searchsorted(ladder.reshape(-1), (chances + above).reshape(-1), side="right").reshape(size, samples)
     keys, counts = np.unique(np.minimum(found, (above + 1) * vocab_size - 1), return_counts=True)
     rows, ids = np.divmod(keys, vocab_size)
-    return SoftTargetRows(np.bincount(rows, minlength=size), ids, counts, np.full(size, NOTHING))
+    return SoftTargetRows(np.bincount(rows, minlength=size), ids, counts, np.full(size, LOG_ZERO))

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import CorruptError, UsageError
-from ...core.files import digest, file_digest, read_json, replacing, write_json
-from ...core.records import NOTHING
+from ...core.files import atomic_write, digest, file_digest, read_json, write_json
+from ...core.records import LOG_ZERO
 
 SCHEMA = 1
 SHARD_POSITIONS = 1 << 16
@@ -55,12 +55,12 @@ class SoftTargetRows(NamedTuple):
     def blank(cls, positions: int) -> SoftTargetRows:
         """Tokens without a soft target."""
         none = np.zeros(0)
-        return cls(np.zeros(positions, np.int64), none.astype(np.int64), none, np.full(positions, NOTHING))
+        return cls(np.zeros(positions, np.int64), none.astype(np.int64), none, np.full(positions, LOG_ZERO))
 
     def dense(self, width: int) -> tuple[Ints, Floats]:
         """Names and values side by side [N, width]; NOTHING is the value of a place that is not used."""
         size = len(self.counts)
-        ids, values = np.zeros((size, width), np.int32), np.full((size, width), NOTHING, np.float32)
+        ids, values = np.zeros((size, width), np.int32), np.full((size, width), LOG_ZERO, np.float32)
         at = np.repeat(np.arange(size), self.counts)
         column = np.arange(len(self.ids)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
         ids[at, column], values[at, column] = self.ids, self.values
@@ -143,7 +143,7 @@ class SoftTargetWriter:
             return
         rows, weights = SoftTargetRows.concatenate(self._waiting), np.concatenate(self._weights)
         name = f"soft-{len(self.shards):05d}.bin"
-        with replacing(self.folder / name) as part:
+        with atomic_write(self.folder / name) as part:
             part.write_bytes(_body(rows, self.binding))
             checksum = file_digest(part)
         sizes = {"positions": len(rows.counts), "entries": int(rows.counts.sum()), "most": int(rows.counts.max())}
@@ -227,15 +227,15 @@ class SoftTargetStore:
 
     def _dense(self, rows: SoftTargetRows) -> tuple[Ints, Floats, Floats, Floats]:
         ids, logs = rows.dense(self.width)
-        used, has = logs > NOTHING, rows.counts > 0
+        used, has = logs > LOG_ZERO, rows.counts > 0
         if self.binding.samples:
             logs[used] = np.log(logs[used] / np.float32(self.binding.samples))
-            residuals = np.full(len(has), NOTHING, np.float32)
+            residuals = np.full(len(has), LOG_ZERO, np.float32)
         else:
-            residuals = np.where(has, rows.residuals, NOTHING).astype(np.float32)
+            residuals = np.where(has, rows.residuals, LOG_ZERO).astype(np.float32)
             total = np.where(has, np.log(np.exp(logs).sum(axis=1) + np.exp(residuals) + ~has), 0)
-            logs = np.where(used, logs - total[:, None], NOTHING).astype(np.float32)
-            residuals = np.where(residuals > NOTHING, residuals - total, NOTHING).astype(np.float32)
+            logs = np.where(used, logs - total[:, None], LOG_ZERO).astype(np.float32)
+            residuals = np.where(residuals > LOG_ZERO, residuals - total, LOG_ZERO).astype(np.float32)
         return ids, logs, residuals, has.astype(np.float32)
 
     @property
