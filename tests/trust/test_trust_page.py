@@ -98,7 +98,7 @@ def test_what_failed_before_it_wrote_anything_down_stands_below_the_table(tmp_pa
         (tmp_path / f"test_{name}.py").write_text(test.format(name=name, what=what))
     run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={tmp_path / 'ledger' / 'tests.xml'}"]
     assert subprocess.run([*run, str(tmp_path)], cwd=tmp_path, capture_output=True, check=False).returncode == 1
-    text = made(tmp_path / "ledger", page)
+    text = table_of(made(tmp_path / "ledger", page))
     assert "\nFailed: `test_a.py::test_a`.\n" in text
     assert "\nDid not run: `test_b.py::test_b`.\n" in text
     assert "test_c" not in text
