@@ -27,7 +27,7 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 
 from distillkit.pipeline.bench import machine  # noqa: E402
-from distillkit.student.generation.generate import write  # noqa: E402
+from distillkit.student.generation.generate import generate_tokens  # noqa: E402
 from distillkit.student.generation.sampling import Sampling  # noqa: E402
 from distillkit.student.model.gpt import GPT, Shape  # noqa: E402
 from distillkit.student.training.optimizers import flatten  # noqa: E402
@@ -66,7 +66,7 @@ def prompts(rows: int) -> Rows:
 
 
 def ours(model: GPT, given: Rows, tokens: int) -> Rows:
-    steps = write(model, SHAPE.context, given, [0] * len(given), Sampling(0.0), 0, max_tokens=tokens)
+    steps = generate_tokens(model, SHAPE.context, given, [0] * len(given), Sampling(0.0), 0, max_tokens=tokens)
     return [[token for token in row if token is not None] for row in zip(*steps, strict=True)]
 
 

@@ -42,7 +42,7 @@ def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | N
         click.echo(f"{names[0]} at {url}")
         sys.stdout.flush()
 
-    if serving.serve(serving.Service(student, names, api_key), host, port, ready) == signal.SIGINT:
+    if serving.serve(serving.StudentServer(student, names, api_key), host, port, ready) == signal.SIGINT:
         raise KeyboardInterrupt
 
 

@@ -26,7 +26,7 @@ from ..core import cpu
 from ..core.run_folder import Run
 from ..data.batches import Batch
 from ..student import blas
-from ..student.generation.generate import write
+from ..student.generation.generate import generate_tokens
 from ..student.generation.sampling import Sampling
 from ..student.model.gpt import Shape, count
 from ..student.trained import Trained, locate, parameters
@@ -209,7 +209,9 @@ def _writing(subject: Subject, rows: int) -> Report:
     prompts = np.random.default_rng(rows).integers(0, subject.vocab_size, (rows, length)).tolist()
 
     def written() -> None:
-        for _ in write(student.model, subject.context_length, prompts, range(rows), how, 0, max_tokens=WRITTEN):
+        for _ in generate_tokens(
+            student.model, subject.context_length, prompts, range(rows), how, 0, max_tokens=WRITTEN
+        ):
             pass
 
     written()

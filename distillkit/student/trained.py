@@ -22,9 +22,9 @@ from ..data.tokenizer import Tokenizer
 from ..plugins.interfaces import Student
 from ..plugins.manager import current
 from .checkpoint import Checkpoint, newest_good, weights_digest
-from .generation.generate import logits_of, write
+from .generation.generate import compute_logits, generate_tokens
 from .generation.sampling import Sampling
-from .generation.score import Scored, score_tokens
+from .generation.score import TextScore, document_nlls
 from .training.optimizers import flatten
 
 BATCH = 32
@@ -79,7 +79,7 @@ class Trained:
 
     def logits(self, tokens: mx.array) -> mx.array:
         """Logits [B, T, V] of tokens [B, T]."""
-        return logits_of(self.model, self.hidden(tokens))
+        return compute_logits(self.model, self.hidden(tokens))
 
     def hidden(self, tokens: mx.array) -> mx.array:
         """Hidden states [B, T, D] of tokens [B, T], which the head makes logits of."""
@@ -123,7 +123,7 @@ class Trained:
         """The next token of every row, until all have ended."""
         self.model.eval()
         end, read = self.tokenizer.end_of_text, self._read(prompts)
-        return write(self.model, self.context, read, seeds, sampling, end, end=end, max_tokens=max_tokens)
+        return generate_tokens(self.model, self.context, read, seeds, sampling, end, end=end, max_tokens=max_tokens)
 
     def stream(self, prompt: str, seed: int, sampling: Sampling, max_tokens: int) -> Iterator[str]:
         """Continue one prompt, piece by piece, never cutting a character in two."""
@@ -149,23 +149,23 @@ class Trained:
         rows = zip(prompts, seeds, texts, strict=True)
         return [Sample(f"{i}#0", prompt, text.text, own) for i, (prompt, own, text) in enumerate(rows)]
 
-    def score(self, texts: Sequence[str]) -> list[Scored]:
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
         """How likely each text is as a whole document, its end included."""
         self.model.eval()
         end = self.tokenizer.end_of_text
         documents = [[end, *tokens, end] for tokens in self.tokenizer.encode_batch(list(texts))]
-        nats = score_tokens(self.model, self.context, documents)
+        nats = document_nlls(self.model, self.context, documents)
         sizes = zip(nats, documents, texts, strict=True)
-        return [Scored(n, len(tokens) - 1, len(text.encode())) for n, tokens, text in sizes]
+        return [TextScore(n, len(tokens) - 1, len(text.encode())) for n, tokens, text in sizes]
 
-    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Scored]:
+    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> list[TextScore]:
         """How likely each text is after its prompt. The end of the text is not counted: it may have been cut."""
         self.model.eval()
         begun = self._read(prompts)
         whole = [[*b, *tokens] for b, tokens in zip(begun, self.tokenizer.encode_batch(list(texts)), strict=True)]
-        nats = score_tokens(self.model, self.context, [*whole, *begun])
+        nats = document_nlls(self.model, self.context, [*whole, *begun])
         rows = zip(nats[: len(whole)], nats[len(whole) :], whole, begun, texts, strict=True)
-        return [Scored(all_ - first, len(w) - len(b), len(text.encode())) for all_, first, w, b, text in rows]
+        return [TextScore(all_ - first, len(w) - len(b), len(text.encode())) for all_, first, w, b, text in rows]
 
 
 def locate(where: str | Path) -> tuple[Checkpoint, Path]:

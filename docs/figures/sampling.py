@@ -10,7 +10,7 @@ from _runs import run
 from _word import opinion
 
 from distillkit.student import Sampling
-from distillkit.student.generation.sampling import cut
+from distillkit.student.generation.sampling import filter_logits
 
 PROMPT = "One day, a little fox"
 MOST = 14
@@ -50,7 +50,7 @@ def drawn(logits: Any, how: Sampling) -> Any:
     """The chances that a draw is made from, by the code that draws."""
     import mlx.core as mx
 
-    return np.array(mx.softmax(cut(mx.array(logits)[None] / how.temperature, how), axis=-1))[0]
+    return np.array(mx.softmax(filter_logits(mx.array(logits)[None] / how.temperature, how), axis=-1))[0]
 
 
 if __name__ == "__main__":

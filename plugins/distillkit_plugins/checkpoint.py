@@ -125,12 +125,12 @@ class Checkpoint(Teacher):
         import mlx.core as mx
         import numpy as np
 
-        from distillkit.student.generation.score import windows
+        from distillkit.student.generation.score import scoring_windows
 
         end = self.tokenizer.end_of_text
         read, said = [end, *self.tokenizer.encode(prompt)], [*self.tokenizer.encode(text), *([end] if ended else [])]
         found = []
-        for window in windows(0, [*read, *said], self.trained.context):
+        for window in scoring_windows(0, [*read, *said], self.trained.context):
             logits = np.array(self.trained.logits(mx.array([window.inputs])))[0, -window.count :].astype(np.float64)
             logits -= logits.max(axis=1, keepdims=True)
             found.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))

@@ -21,7 +21,7 @@ from distillkit.pipeline.bench import Subject, measure, text
 from distillkit.pipeline.context import Context
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import load
-from distillkit.student.generation.generate import write
+from distillkit.student.generation.generate import generate_tokens
 from distillkit.student.training.loop import advance, fresh
 from support.cli_process import TINY, distillkit
 from support.paths import ROOT
@@ -144,9 +144,9 @@ def test_what_the_student_writes_in_a_step_is_measured_with_it(home: Path, monke
 
     def counted(model: Any, context: int, prompts: list[list[int]], *more: Any, **how: Any) -> Any:
         written.extend(prompts)
-        return write(model, context, prompts, *more, **how)
+        return generate_tokens(model, context, prompts, *more, **how)
 
-    monkeypatch.setattr("distillkit.student.training.on_policy.write", counted)
+    monkeypatch.setattr("distillkit.student.training.on_policy.generate_tokens", counted)
     for subject in (plain, writing):
         job = subject.job()
         advance(job, fresh(job.model, job.settings.optimizer))

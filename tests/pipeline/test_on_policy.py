@@ -472,12 +472,12 @@ def test_without_such_limits_several_processes_may_read(home: Path, provider: Pr
 
 
 def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -> None:
-    from distillkit.student.serving.server import Service
+    from distillkit.student.serving.server import StudentServer
     from support.serving import serving as served
 
     student = Trained.load("tiny")
     texts = ["One day, a fox", "The hen 🦊 and the moon"]
-    with served(Service(student, ["m"])) as url:
+    with served(StudentServer(student, ["m"])) as url:
         found = read(url, texts, tmp_path / "wire")
     teacher = Checkpoint(Checkpoint.Options(model="tiny"))
     for text, answer in zip(texts, found, strict=True):

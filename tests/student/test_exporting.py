@@ -27,7 +27,7 @@ from distillkit.core.errors import DistillkitError, UsageError
 from distillkit.core.run_folder import Run, find
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, letters
-from distillkit.student.generation.generate import logits_of
+from distillkit.student.generation.generate import compute_logits
 from distillkit.student.interchange import exporting, hf_tokenizer, hf_weights, verify
 from distillkit.student.interchange.verify import Bounds, Own, prove
 from distillkit.student.model.gpt import Shape
@@ -80,7 +80,7 @@ def refused(*arguments: str) -> str:
 @given(shapes(), st.integers(0, 99))
 def test_a_student_is_the_same_in_every_family_that_takes_it(shape: Shape, seed: int) -> None:
     model, tokens = lively(shape, seed), mx.array(np.random.default_rng(seed).integers(0, 23, (1, 10)))
-    expected = f64(logits_of(model, model(tokens)))
+    expected = f64(compute_logits(model, model(tokens)))
     for faults, family, back in (
         (hf_weights.not_gpt2(shape), hf_weights.as_gpt2, hf_weights.from_gpt2),
         (hf_weights.not_llama(shape), hf_weights.as_llama, hf_weights.from_llama),
@@ -93,7 +93,7 @@ def test_a_student_is_the_same_in_every_family_that_takes_it(shape: Shape, seed:
         other = lively(member.written_out)
         other.load_weights(list(back(other.shape, member.weights).items()))
         scale = max(1.0, np.abs(expected).max())
-        np.testing.assert_allclose(f64(logits_of(other, other(tokens))), expected, rtol=1e-4, atol=1e-4 * scale)
+        np.testing.assert_allclose(f64(compute_logits(other, other(tokens))), expected, rtol=1e-4, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("name", [*IN_GPT2, *IN_LLAMA])

@@ -17,8 +17,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distillkit.recipe.schema import SamplingTable
-from distillkit.student.generation.generate import write
-from distillkit.student.generation.sampling import Said, Sampling, cut, draw, noise_of
+from distillkit.student.generation.generate import generate_tokens
+from distillkit.student.generation.sampling import (
+    RepetitionPenalty,
+    Sampling,
+    filter_logits,
+    gumbel_noise,
+    sample_tokens,
+)
 from distillkit.student.model.cpu.matmul import few_rows
 from distillkit.student.model.gpt import GPT, Shape
 from distillkit.student.trained import Trained
@@ -151,24 +157,24 @@ def test_no_work_is_done_for_rows_that_have_ended_nor_past_the_end() -> None:
     end = next(token for token in first if [token in row[:50] for row in rows].count(True) == 3)
     lengths = sorted(row.index(end) + 1 for row in rows)
     model.given.clear()
-    drawn = list(write(model, 200, prompts, seeds, Sampling(1.0), 0, end=end, max_tokens=60))
+    drawn = list(generate_tokens(model, 200, prompts, seeds, Sampling(1.0), 0, end=end, max_tokens=60))
     assert len(drawn) == lengths[-1]
     assert {token for token in drawn[-1] if token is not None} == {end}
     # The token after an end is on its way before the end is known, so each row is computed once more.
     steps = [sum(step <= length for length in lengths) for step in range(lengths[-1] + 1)]
     assert [rows for rows, _ in model.given] == steps
     model.given.clear()
-    assert len(list(write(model, 200, prompts, seeds, Sampling(1.0), 0, max_tokens=7))) == 7
+    assert len(list(generate_tokens(model, 200, prompts, seeds, Sampling(1.0), 0, max_tokens=7))) == 7
     assert [rows for rows, _ in model.given] == [3] * 7
 
 
 def test_writing_to_nobody_ends_at_once() -> None:
-    assert list(write(small_model(), 8, [], [], Sampling(1.0), 0)) == []
+    assert list(generate_tokens(small_model(), 8, [], [], Sampling(1.0), 0)) == []
 
 
 def test_writing_nothing_ends_at_once() -> None:
     model = counting(8)
-    assert list(write(model, 8, [[1], [2]], [3, 4], Sampling(1.0), 0, max_tokens=0)) == []
+    assert list(generate_tokens(model, 8, [[1], [2]], [3, 4], Sampling(1.0), 0, max_tokens=0)) == []
     assert model.given == []
 
 
@@ -214,8 +220,8 @@ KNOWN = np.array([3.0, 2.0, 1.0, 0.5, -1.0, -2.0])
 
 def drawn_tokens(logits: Array, sampling: Sampling, times: int, first_seed: int = 0) -> Counter[int]:
     keys = mx.stack([mx.random.key(first_seed + i) for i in range(times)])
-    noise = noise_of(keys, logits.size)
-    tokens = draw(mx.array(np.tile(logits.astype(np.float32), (times, 1))), noise, sampling)
+    noise = gumbel_noise(keys, logits.size)
+    tokens = sample_tokens(mx.array(np.tile(logits.astype(np.float32), (times, 1))), noise, sampling)
     return Counter(np.array(tokens).tolist())
 
 
@@ -243,7 +249,7 @@ def left_in(logits: Array, sampling: Sampling) -> Array:
 def test_what_is_left_in_is_what_float64_leaves_in(seed: int, heat: float, k: int, p: float, least: float) -> None:
     sampling = Sampling(heat, top_k=k, top_p=p, min_p=least)
     logits = random_array(seed, 3, 40, scale=2.0)
-    found = f64(cut(mx.array(logits) / heat, sampling))
+    found = f64(filter_logits(mx.array(logits) / heat, sampling))
     for row, kept in zip(logits, found, strict=True):
         assert np.flatnonzero(np.isfinite(kept)).tolist() == left_in(row, sampling).tolist()
         np.testing.assert_allclose(kept[np.isfinite(kept)], (row / heat)[np.isfinite(kept)], rtol=1e-5)
@@ -258,11 +264,11 @@ def test_what_is_left_in_is_what_float64_leaves_in(seed: int, heat: float, k: in
 def test_what_was_said_is_punished_but_not_what_stands_between_texts(
     rows: list[list[int]], more: list[int], penalty: float
 ) -> None:
-    said, between = Said([list(row) for row in rows], 4, penalty), 4
+    penalized, between = RepetitionPenalty([list(row) for row in rows], 4, penalty), 4
     logits = random_array(len(more), len(rows), 10, scale=2.0)
-    found = said.punish(mx.array(logits), None)
+    found = penalized.apply(mx.array(logits), None)
     for token in more:
-        found = said.punish(mx.array(logits), mx.array([token] * len(rows)))
+        found = penalized.apply(mx.array(logits), mx.array([token] * len(rows)))
     expected = logits.astype(np.float64)
     for i, row in enumerate(rows):
         for token in {*row, *more} - {between}:

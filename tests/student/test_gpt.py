@@ -14,7 +14,7 @@ from distillkit_plugins.gpt import Gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit.student.generation.generate import logits_of
+from distillkit.student.generation.generate import compute_logits
 from distillkit.student.model import gpt as room
 from distillkit.student.model.attention import causal_attention
 from distillkit.student.model.cpu.math import silu
@@ -120,7 +120,7 @@ class Plain:
 def test_every_combination_is_plain_arithmetic(shape: Shape, seed: int) -> None:
     model = lively(shape, seed)
     tokens = np.random.default_rng(seed).integers(0, 23, 10).tolist()
-    found = f64(logits_of(model, model(mx.array([tokens])))[0])
+    found = f64(compute_logits(model, model(mx.array([tokens])))[0])
     expected = Plain(model).logits(tokens)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(expected).max()))
 
@@ -174,7 +174,7 @@ def test_blocks_computed_again_have_the_same_gradients(shape: Shape, seed: int) 
     tokens = mx.array(np.random.default_rng(seed).integers(0, 23, (2, 10)))
 
     def loss(model: GPT) -> mx.array:
-        return (logits_of(model, model(tokens)) ** 2).mean()
+        return (compute_logits(model, model(tokens)) ** 2).mean()
 
     slopes = []
     for model.recompute in (False, True):

@@ -102,10 +102,10 @@ def assert_same(model: GPT, run: str) -> None:
     student = Trained.load(run_folder.find(run).path)
     assert student.tokenizer.fingerprint == tokenizer().fingerprint
     tokens = mx.array(np.random.default_rng(0).integers(0, model.shape.vocab_size, (2, model.shape.context)))
-    from distillkit.student.generation.generate import logits_of
+    from distillkit.student.generation.generate import compute_logits
 
     model.eval()
-    np.testing.assert_allclose(f64(student.logits(tokens)), f64(logits_of(model, model(tokens))), atol=1e-5)
+    np.testing.assert_allclose(f64(student.logits(tokens)), f64(compute_logits(model, model(tokens))), atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- nanoGPT-on-MLX

@@ -26,14 +26,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillkit.student.generation.batching import Ended, Running, Writing
-from distillkit.student.generation.detokenizer import Wording
+from distillkit.student.generation.batching import Finished, GenerationTask, RunningBatch
+from distillkit.student.generation.detokenizer import Detokenizer
+from distillkit.student.generation.logprobs import ScoringQueue, ScoringTask, TokenLogprob, token_logprobs
 from distillkit.student.generation.sampling import Sampling
 from distillkit.student.model.gpt import GPT
-from distillkit.student.serving.http import LARGEST
-from distillkit.student.serving.server import Service
+from distillkit.student.serving.http import MAX_BODY_BYTES
+from distillkit.student.serving.server import StudentServer
 from distillkit.student.trained import Trained
-from distillkit.student.training.logprobs import Desk, Pick, Reading, picks
 from support.cli_process import TINY, distillkit
 from support.serving import serving
 from support.students import f64, log_softmax, random_array, small_model, tokenizer, with_cache, writer
@@ -44,14 +44,14 @@ BEGINNINGS = ["One day", "The hen", "They all", "a fox met", "Ünï", "", "kind,
 
 
 def written(work: list[Any]) -> list[int]:
-    return [event.token for event in work if isinstance(event, Pick)]
+    return [event.token for event in work if isinstance(event, TokenLogprob)]
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_rows_that_join_and_leave_write_what_they_write_alone(data: st.DataObject) -> None:
     model, context, end = small_model(), 8, 22
-    running, told, works = Running(model, context, end), [], []
+    running, told, works = RunningBatch(model, context, end), [], []
     heats = [Sampling(0.0), Sampling(1.0), Sampling(1.3, top_k=5), Sampling(0.8, top_p=0.9, min_p=0.01)]
     for _ in range(data.draw(st.integers(1, 6))):
         new = []
@@ -59,7 +59,9 @@ def test_rows_that_join_and_leave_write_what_they_write_alone(data: st.DataObjec
             prompt = data.draw(st.lists(st.integers(0, 21), min_size=1, max_size=12))
             heat, most = data.draw(st.sampled_from(heats)), data.draw(st.integers(1, 16))
             told.append([])
-            new.append(Writing(prompt, len(told), heat, most, told[-1].append, data.draw(st.sampled_from([None, 3]))))
+            new.append(
+                GenerationTask(prompt, len(told), heat, most, told[-1].append, data.draw(st.sampled_from([None, 3])))
+            )
         works += new
         if new:
             running.admit(new)
@@ -67,17 +69,17 @@ def test_rows_that_join_and_leave_write_what_they_write_alone(data: st.DataObjec
             running.step()
     dropped = data.draw(st.lists(st.sampled_from(works), max_size=2)) if works else []
     for work in dropped:
-        work.dropped = True
+        work.cancelled = True
     while running.rows:
         running.step()
     for work, heard in zip(works, told, strict=True):
         alone = with_cache(model, context, [work.prompt], [work.seed], work.sampling, work.max_tokens, end=end)[0]
         alone, ended = (alone[:-1], True) if end in alone else (alone, False)
-        if work in dropped and not isinstance(heard[-1], Ended):
+        if work in dropped and not isinstance(heard[-1], Finished):
             assert written(heard) == alone[: len(heard)]
         else:
             assert written(heard) == alone
-            assert heard[-1] == Ended("stop" if ended else "length")
+            assert heard[-1] == Finished("stop" if ended else "length")
 
 
 def test_a_network_without_a_cache_is_served_too() -> None:
@@ -90,9 +92,9 @@ def test_a_network_without_a_cache_is_served_too() -> None:
 
     said: list[list[list[int]]] = []
     for model in (small_model(), Plain(small_model())):
-        running, told = Running(model, 8, 22), [[] for _ in range(3)]  # type: ignore[arg-type, var-annotated]
+        running, told = RunningBatch(model, 8, 22), [[] for _ in range(3)]  # type: ignore[arg-type, var-annotated]
         for row in range(3):
-            running.admit([Writing([row, 5], row, Sampling(0.7), 6, told[row].append)])
+            running.admit([GenerationTask([row, 5], row, Sampling(0.7), 6, told[row].append)])
             running.step()
         while running.rows:
             running.step()
@@ -103,7 +105,7 @@ def test_a_network_without_a_cache_is_served_too() -> None:
 @pytest.mark.parametrize("most", [0, 1, 4, 50])
 def test_alternatives_are_the_likeliest_by_float64(most: int) -> None:
     logits, tokens = random_array(1, 7, 40, scale=3.0), [3, 0, 39, 5, 5, 17, 2]
-    for row, token, pick in zip(logits, tokens, picks(mx.array(logits), mx.array(tokens), most), strict=True):
+    for row, token, pick in zip(logits, tokens, token_logprobs(mx.array(logits), mx.array(tokens), most), strict=True):
         chances = log_softmax(row.astype(np.float64))
         best = np.argsort(-chances)[: min(most, 40)]
         assert pick.token == token
@@ -114,10 +116,10 @@ def test_alternatives_are_the_likeliest_by_float64(most: int) -> None:
 
 def test_texts_that_are_read_together_are_judged_as_alone() -> None:
     student, told = writer(), []
-    desk, rows = Desk(student.model, student.context), [[1], [5, 9], list(range(40)), [7] * 13]
+    desk, rows = ScoringQueue(student.model, student.context), [[1], [5, 9], list(range(40)), [7] * 13]
     for row in rows:
         told.append([])
-        desk.add(Reading(row, 2, told[-1].extend))
+        desk.add(ScoringTask(row, 2, told[-1].extend))
     while desk.waiting:
         desk.step()
     for row, found in zip(rows, told, strict=True):
@@ -134,22 +136,22 @@ LETTERS = st.text(st.sampled_from("ab Ü漢"), max_size=30)
 @settings(max_examples=200, deadline=None)
 @given(LETTERS, st.lists(st.text(st.sampled_from("ab Ü漢"), min_size=1, max_size=4), max_size=3), LETTERS)
 def test_pieces_are_the_text_up_to_its_first_stop_word(text: str, stops: list[str], prompt: str) -> None:
-    wording, pieces, shown = Wording(tokenizer(), stops), [], []
-    wording.echo([Pick(token) for token in prompt.encode()])  # the first 256 tokens are the bytes
+    detokenizer, pieces, shown = Detokenizer(tokenizer(), stops), [], []
+    detokenizer.echo([TokenLogprob(token) for token in prompt.encode()])  # the first 256 tokens are the bytes
     for byte in text.encode():
-        wording.add(Pick(byte))
-        piece, placed = wording.piece()
+        detokenizer.add(TokenLogprob(byte))
+        piece, placed = detokenizer.take()
         pieces.append(piece)
         shown += placed
-    wording.end()
-    piece, placed = wording.piece()
+    detokenizer.finish()
+    piece, placed = detokenizer.take()
     begun = [text[:size] for size in range(len(text) + 1) if any(stop in text[:size] for stop in stops)]
     ends = [begun[0].find(stop) for stop in stops if stop in begun[0]] if begun else []  # the first that is complete
-    assert "".join([*pieces, piece]) == wording.text == prompt + text[: min(ends, default=len(text))]
-    assert [*shown, *placed] == wording.picks
-    told = b"".join(tokenizer().bytes_of(pick.token) for pick, _ in wording.picks)
-    assert told.decode() == wording.text
-    assert wording.stopped == bool(ends)
+    assert "".join([*pieces, piece]) == detokenizer.text == prompt + text[: min(ends, default=len(text))]
+    assert [*shown, *placed] == detokenizer.tokens
+    told = b"".join(tokenizer().bytes_of(pick.token) for pick, _ in detokenizer.tokens)
+    assert told.decode() == detokenizer.text
+    assert detokenizer.stopped == bool(ends)
 
 
 # ---------------------------------------------------------------------------------------------- the server
@@ -160,12 +162,12 @@ def client(url: str, key: str = "none") -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def service() -> Service:
-    return Service(writer(), ["writer/1", "writer"])
+def service() -> StudentServer:
+    return StudentServer(writer(), ["writer/1", "writer"])
 
 
 @pytest.fixture(scope="module")
-def url(service: Service) -> Iterator[str]:
+def url(service: StudentServer) -> Iterator[str]:
     with serving(service) as found:
         yield found
 
@@ -277,18 +279,18 @@ def test_sixteen_clients_at_once_get_what_one_gets(ask: Any, monkeypatch: pytest
     ]
     alone = [ask(**body).choices[0] for body in bodies]
     steps: list[int] = []
-    step = Running.step
-    monkeypatch.setattr(Running, "step", lambda self: (steps.append(len(self.rows)), step(self))[1])
+    step = RunningBatch.step
+    monkeypatch.setattr(RunningBatch, "step", lambda self: (steps.append(len(self.rows)), step(self))[1])
     with ThreadPoolExecutor(16) as pool:
         together = [answer.choices[0] for answer in pool.map(lambda body: ask(**body), bodies)]
     assert [one.text for one in together] == [one.text for one in alone]
-    assert [one.logprobs.parse_tokens for one in together] == [one.logprobs.parse_tokens for one in alone]
+    assert [one.logprobs.tokens for one in together] == [one.logprobs.tokens for one in alone]
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one.logprobs.token_logprobs, other.logprobs.token_logprobs, atol=1e-4)
     assert max(steps) > 4  # they were written together
 
 
-def test_a_client_that_leaves_frees_its_rows(service: Service, ask: Any) -> None:
+def test_a_client_that_leaves_frees_its_rows(service: StudentServer, ask: Any) -> None:
     stream = ask(prompt="One", n=3, max_tokens=1_000_000, stream=True, extra_body={"min_p": 0.5})
     next(iter(stream))
     stream.close()
@@ -304,7 +306,7 @@ def test_a_fault_is_told_and_the_next_one_is_served(ask: Any, monkeypatch: pytes
         raise MemoryError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Running, "step", broken)
+        patched.setattr(RunningBatch, "step", broken)
         with pytest.raises(openai.InternalServerError, match="no room"):
             ask(prompt="One", max_tokens=3)
         with pytest.raises(openai.APIError, match="no room"):
@@ -313,9 +315,9 @@ def test_a_fault_is_told_and_the_next_one_is_served(ask: Any, monkeypatch: pytes
 
 
 def test_a_key_is_asked_for_where_there_is_one() -> None:
-    with serving(Service(writer(), ["writer"], "sésame")) as url:
+    with serving(StudentServer(writer(), ["writer"], "sésame")) as url:
         for key in ("wrong", "none"):
-            with client(url, key) as found, pytest.raises(openai.AuthenticationError, match="wants a key"):
+            with client(url, key) as found, pytest.raises(openai.AuthenticationError, match="requires an API key"):
                 found.models.list()
         line = HTTPConnection("127.0.0.1", int(url.split(":")[2].split("/")[0]))
         line.request("GET", "/v1/models", headers={"Authorization": "Bearer sésame".encode()})
@@ -392,7 +394,7 @@ def test_paths_methods_and_models_that_are_not_there(url: str) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused_however_it_comes(url: str) -> None:
-    assert post(url, b'"' + b"a" * LARGEST + b'"')[0] == 413
+    assert post(url, b'"' + b"a" * MAX_BODY_BYTES + b'"')[0] == 413
     line = HTTPConnection("127.0.0.1", port_of(url), timeout=20)
     line.request("POST", "/v1/completions", iter([b"a" * (1 << 20)] * 9), encode_chunked=True)
     assert line.getresponse().status == 413
@@ -418,7 +420,7 @@ HALF = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 50\r\nexpec
 PATIENT = """
 from distillkit.cli.main import main
 from distillkit.student.serving import server as serve
-serve.GRACE = 86400
+serve.SHUTDOWN_TIMEOUT = 86400
 main()
 """
 

@@ -22,7 +22,7 @@ from distillkit.core.errors import UsageError
 from distillkit.data.batches import Batch
 from distillkit.plugins.interfaces import Mixer, gives
 from distillkit.recipe.schedules import SHAPES
-from distillkit.student.generation.score import score_tokens, windows
+from distillkit.student.generation.score import document_nlls, scoring_windows
 from distillkit.student.model.gpt import GPT, Shape, count, initialise
 from distillkit.student.trained import Trained, parameters
 from distillkit.student.training.loop import Job, Settings, advance, fresh
@@ -711,7 +711,7 @@ def test_the_learning_rate_never_leaves_its_bounds(
 @given(st.integers(0, 300), st.integers(1, 70))
 def test_every_token_is_counted_exactly_once(length: int, context: int) -> None:
     tokens, counts = list(range(1000, 1000 + length + 1)), Counter[int]()
-    for window in windows(3, tokens, context):
+    for window in scoring_windows(3, tokens, context):
         assert window.document == 3
         assert 0 < len(window.inputs) == len(window.targets) <= context
         assert [token + 1 for token in window.inputs] == list(window.targets)
@@ -729,7 +729,7 @@ def full_nats(model: GPT, tokens: Sequence[int]) -> float:
 def test_a_document_that_fits_is_scored_as_a_whole() -> None:
     model, random = small_model(), np.random.default_rng(3)
     documents = [random.integers(0, 23, n).tolist() for n in (2, 5, 9, 3, 9, 4)]
-    assert score_tokens(model, 8, documents) == pytest.approx([full_nats(model, d) for d in documents], rel=1e-4)
+    assert document_nlls(model, 8, documents) == pytest.approx([full_nats(model, d) for d in documents], rel=1e-4)
 
 
 def test_a_document_that_does_not_fit_is_scored_window_by_window() -> None:
@@ -742,16 +742,16 @@ def test_a_document_that_does_not_fit_is_scored_window_by_window() -> None:
         surprise = -log_softmax(logits)[np.arange(end - begin), tokens[begin + 1 : end + 1]]
         expected += surprise[done - begin :].sum()
         done, begin = end, begin + context // 2
-    assert score_tokens(model, context, [tokens]) == pytest.approx([expected], rel=1e-4)
+    assert document_nlls(model, context, [tokens]) == pytest.approx([expected], rel=1e-4)
 
 
 def test_the_sum_of_nats_does_not_depend_on_batching(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(4)
     documents = [random.integers(0, 23, n).tolist() for n in random.integers(1, 60, 25)]
-    one_by_one = [score_tokens(small_model(), 8, [document])[0] for document in documents]
+    one_by_one = [document_nlls(small_model(), 8, [document])[0] for document in documents]
     for room in (1, 20, 100, 8192):
         monkeypatch.setattr("distillkit.student.generation.score.BATCH_TOKENS", room)
-        assert score_tokens(small_model(), 8, documents) == pytest.approx(one_by_one, rel=1e-5, abs=1e-5)
+        assert document_nlls(small_model(), 8, documents) == pytest.approx(one_by_one, rel=1e-5, abs=1e-5)
 
 
 def test_a_text_is_scored_with_its_end() -> None:

@@ -7,11 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distillkit.student.serving.server import Service, run
+from distillkit.student.serving.server import StudentServer, serve_until
 
 
 @contextmanager
-def serving(service: Service) -> Iterator[str]:
+def serving(service: StudentServer) -> Iterator[str]:
     """The address of a service that runs on a thread."""
     there, urls, handles = threading.Event(), [], []
 
@@ -22,7 +22,7 @@ def serving(service: Service) -> Iterator[str]:
     async def work() -> None:
         leave = asyncio.Event()
         handles.extend([asyncio.get_running_loop(), leave])
-        await run(service, "127.0.0.1", 0, ready, leave)
+        await serve_until(service, "127.0.0.1", 0, ready, leave)
 
     thread = threading.Thread(target=lambda: asyncio.run(work()))
     thread.start()

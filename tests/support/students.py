@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from distillkit.data.tokenizer import Tokenizer, train_bpe
-from distillkit.student.generation.generate import write
+from distillkit.student.generation.generate import generate_tokens
 from distillkit.student.generation.sampling import Sampling
 from distillkit.student.model.gpt import GPT, Shape, initialise
 from distillkit.student.trained import Trained
@@ -102,7 +102,7 @@ def with_cache(
     length: int,
     **ends: Any,
 ) -> list[list[int]]:
-    drawn = islice(write(model, context, prompts, seeds, sampling, 0, **ends), length)
+    drawn = islice(generate_tokens(model, context, prompts, seeds, sampling, 0, **ends), length)
     return [[token for token in row if token is not None] for row in zip(*drawn, strict=True)]
 
 

@@ -1,8 +1,8 @@
-"""Many who ask, one network: rows join a running batch and leave it between two tokens.
+"""Continuous batching: rows of many clients join the running batch and leave it between two tokens.
 
-One thread, the engine's, makes every array and evaluates it, for MLX's streams serve only the thread that made them.
-Others hand in work and are told what comes of it. What a row is told does not depend on its neighbours. Knows tokens
-only; text, stop words and connections are somebody else's.
+One thread, the engine's, builds and evaluates all arrays, because MLX streams can only be used by the thread that made
+them. Other threads submit tasks and receive events. The output of a row does not depend on the other rows. Works on
+token ids only: text, stop strings and connections are handled by `student.serving`.
 """
 
 from __future__ import annotations
@@ -17,219 +17,224 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..training.logprobs import Desk, Pick, Reading, picks
 from ..training.parallel import thread_stream_pool
-from .generate import ROWS, Feed, Reread, logits_of, next_hidden
-from .sampling import Sampling, draw, keys_of, noise_of, turn
+from .generate import MIN_ROWS_PER_STREAM, CachedDecoder, UncachedDecoder, compute_logits, next_hidden
+from .logprobs import ScoringQueue, ScoringTask, TokenLogprob, token_logprobs
+from .sampling import Sampling, gumbel_noise, random_keys, sample_tokens, split_keys
 
-MOST = 32  # rows that are written on at once; others wait for their turn
+MAX_ROWS = 32  # rows that are decoded at once; others wait
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A row is over: "stop" at the end of text, "length" when it had all its tokens."""
+class Finished:
+    """The event that ends a row: "stop" at the end of text, "length" after `max_tokens`."""
 
-    finish: str
+    reason: str
 
 
 @dataclass(eq=False)
-class Writing:
-    """A row to be written; `tell` gets its tokens one by one, and how it ended. Whoever loses interest drops it."""
+class GenerationTask:
+    """One row to generate. `on_event` receives its tokens one by one, then `Finished`, or an exception.
+
+    Setting `cancelled` removes the row from the batch.
+    """
 
     prompt: Sequence[int]
     seed: int
     sampling: Sampling
     max_tokens: int
-    tell: Callable[[Pick | Ended | Exception], None]
-    top: int | None = None  # alternatives to each token; None asks for no log-probabilities at all
-    dropped: bool = False
+    on_event: Callable[[TokenLogprob | Finished | Exception], None]
+    top: int | None = None  # alternatives per token; None requests no log-probabilities
+    cancelled: bool = False
 
 
 @dataclass(eq=False)
-class Row:
-    """A row that is being written: all its tokens but the last, the last, and its generator."""
+class ActiveRow:
+    """A row of the running batch: all its tokens but the last, the last one, and its random key."""
 
-    work: Writing
+    task: GenerationTask
     tokens: list[int]
     key: mx.array
     last: int = -1
     count: int = 0
     ended: bool = False
 
-    def told(self, pick: Pick, end: int) -> None:
-        """Note the next token, and tell who asked."""
+    def append(self, token: TokenLogprob, end: int) -> None:
+        """Append the next token, and send the events."""
         if self.count:
             self.tokens.append(self.last)
-        self.last, self.count = pick.token, self.count + 1
-        self.ended = pick.token == end or self.count == self.work.max_tokens
-        if pick.token != end:
-            self.work.tell(pick)
+        self.last, self.count = token.token, self.count + 1
+        self.ended = token.token == end or self.count == self.task.max_tokens
+        if token.token != end:
+            self.task.on_event(token)
         if self.ended:
-            self.work.tell(Ended("stop" if pick.token == end else "length"))
+            self.task.on_event(Finished("stop" if token.token == end else "length"))
 
 
-class Running:
-    """The rows that are being written, shared out over the streams."""
+class RunningBatch:
+    """The rows that are being generated, distributed over the CPU streams."""
 
     def __init__(self, model: nn.Module, context: int, end: int) -> None:
         self.model, self.context, self.end = model, context, end
-        self.stream_pool = thread_stream_pool()
-        self.feed = Feed if hasattr(model, "extend") else Reread
-        self.feeds: list[Any] = [self.feed(model, context, end, []) for _ in self.stream_pool.streams]
-        self.rows: dict[int, Row] = {}
-        self.born = 0
+        self.pool = thread_stream_pool()
+        self.decoder_class = CachedDecoder if hasattr(model, "extend") else UncachedDecoder
+        self.decoders: list[Any] = [self.decoder_class(model, context, end, []) for _ in self.pool.streams]
+        self.rows: dict[int, ActiveRow] = {}
+        self.next_number = 0
 
-    def admit(self, works: Sequence[Writing]) -> None:
-        """Read the prompts of new rows, give each its first token, and let them join those that are running."""
-        new = {self.born + i: self._row(work) for i, work in enumerate(works)}
-        self.born += len(new)
-        feed: Any = self.feed(self.model, self.context, self.end, list(new))
+    def admit(self, tasks: Sequence[GenerationTask]) -> None:
+        """Prefill the prompts of new rows, generate their first tokens, and add them to the batch."""
+        new = {self.next_number + i: self._new_row(task) for i, task in enumerate(tasks)}
+        self.next_number += len(new)
+        decoder: Any = self.decoder_class(self.model, self.context, self.end, list(new))
         self.rows |= new
-        hidden = feed.next_hidden({number: row.tokens for number, row in new.items()}, None)
-        self._onward(list(new.values()), hidden)
-        feed.keep([number for number, row in new.items() if not row.ended])
-        if feed.rows:
-            self._roomiest().join(feed)
-        self._part()
+        hidden = decoder.next_hidden({number: row.tokens for number, row in new.items()}, None)
+        self._append_next(list(new.values()), hidden)
+        decoder.keep([number for number, row in new.items() if not row.ended])
+        if decoder.rows:
+            self._decoder_for_new_rows().join(decoder)
+        self._remove_ended()
 
     def step(self) -> None:
-        """Give every row its next token."""
+        """Generate the next token of every row."""
         for row in self.rows.values():
-            row.ended |= row.work.dropped
-        self._part()
-        order = [self.rows[number] for feed in self.feeds for number in feed.rows]
+            row.ended |= row.task.cancelled
+        self._remove_ended()
+        order = [self.rows[number] for decoder in self.decoders for number in decoder.rows]
         if order:
-            texts = {number: row.tokens for number, row in self.rows.items()}
+            rows = {number: row.tokens for number, row in self.rows.items()}
             last = mx.array([row.last for row in order])
-            self._onward(order, next_hidden(self.feeds, self.stream_pool, texts, last))
-            self._part()
+            self._append_next(order, next_hidden(self.decoders, self.pool, rows, last))
+            self._remove_ended()
 
-    def _row(self, work: Writing) -> Row:
-        tokens = list(work.prompt)[-(self.context - 1) :] or [self.end]
-        return Row(work, tokens, keys_of([work.seed]))
+    def _new_row(self, task: GenerationTask) -> ActiveRow:
+        tokens = list(task.prompt)[-(self.context - 1) :] or [self.end]
+        return ActiveRow(task, tokens, random_keys([task.seed]))
 
-    def _roomiest(self) -> Any:
-        """The feed that new rows join: a stream of its own is worth it only when another has its hands full."""
-        first = self.feeds[0]
-        return first if len(first.rows) < ROWS else min(self.feeds, key=lambda feed: len(feed.rows))
+    def _decoder_for_new_rows(self) -> Any:
+        """The decoder that new rows join: another stream pays off only when the first has enough rows."""
+        first = self.decoders[0]
+        if len(first.rows) < MIN_ROWS_PER_STREAM:
+            return first
+        return min(self.decoders, key=lambda decoder: len(decoder.rows))
 
-    def _part(self) -> None:
-        """Let rows that have ended leave."""
+    def _remove_ended(self) -> None:
         if any(row.ended for row in self.rows.values()):
             self.rows = {number: row for number, row in self.rows.items() if not row.ended}
-            for feed in self.feeds:
-                feed.keep(list(self.rows))
+            for decoder in self.decoders:
+                decoder.keep(list(self.rows))
 
-    def _onward(self, rows: list[Row], hidden: mx.array) -> None:
-        logits = logits_of(self.model, hidden, self.stream_pool)
-        chosen = self._chosen(rows, logits)
+    def _append_next(self, rows: list[ActiveRow], hidden: mx.array) -> None:
+        """Append a token to each row, given the hidden states [B, D] of their last tokens."""
+        logits = compute_logits(self.model, hidden, self.pool)
+        chosen = self._choose(rows, logits)
         mx.eval(chosen, [row.key for row in rows])
-        for row, pick in zip(rows, _told(rows, logits, chosen), strict=True):
-            row.told(pick, self.end)
+        for row, token in zip(rows, _with_logprobs(rows, logits, chosen), strict=True):
+            row.append(token, self.end)
 
-    def _chosen(self, rows: list[Row], logits: mx.array) -> mx.array:
-        """The next token of each row; rows that draw alike draw together."""
-        alike: dict[Sampling, list[int]] = defaultdict(list)
+    def _choose(self, rows: list[ActiveRow], logits: mx.array) -> mx.array:
+        """The next token [B] of each row. Rows with equal sampling settings are sampled together."""
+        groups: dict[Sampling, list[int]] = defaultdict(list)
         for place, row in enumerate(rows):
-            alike[row.work.sampling].append(place)
-        if len(alike) == 1:
-            return self._drawn(rows, logits)
-        drawn = [self._drawn([rows[i] for i in places], logits[mx.array(places)]) for places in alike.values()]
-        order = mx.array([place for places in alike.values() for place in places])
-        return mx.concatenate(drawn)[mx.argsort(order)]
+            groups[row.task.sampling].append(place)
+        if len(groups) == 1:
+            return self._sample(rows, logits)
+        chosen = [self._sample([rows[i] for i in places], logits[mx.array(places)]) for places in groups.values()]
+        order = mx.array([place for places in groups.values() for place in places])
+        return mx.concatenate(chosen)[mx.argsort(order)]
 
-    def _drawn(self, rows: list[Row], logits: mx.array) -> mx.array:
-        sampling = rows[0].work.sampling
+    def _sample(self, rows: list[ActiveRow], logits: mx.array) -> mx.array:
+        sampling = rows[0].task.sampling
         if sampling.greedy:
-            return draw(logits, None, sampling)
-        later, now = turn(mx.concatenate([row.key for row in rows]))
+            return sample_tokens(logits, None, sampling)
+        later, now = split_keys(mx.concatenate([row.key for row in rows]))
         for row, key in zip(rows, mx.split(later, len(rows)), strict=True):
             row.key = key
-        return draw(logits, noise_of(now, logits.shape[-1]), sampling)
+        return sample_tokens(logits, gumbel_noise(now, logits.shape[-1]), sampling)
 
 
-def _told(rows: Sequence[Row], logits: mx.array, chosen: mx.array) -> list[Pick]:
-    """What the rows are told, with log-probabilities for those that asked."""
-    found = [Pick(token) for token in chosen.tolist()]  # type: ignore[arg-type, union-attr]
-    places = [place for place, row in enumerate(rows) if row.work.top is not None]
+def _with_logprobs(rows: Sequence[ActiveRow], logits: mx.array, chosen: mx.array) -> list[TokenLogprob]:
+    """The chosen tokens, with log-probabilities for the rows that request them."""
+    tokens = [TokenLogprob(token) for token in chosen.tolist()]  # type: ignore[arg-type, union-attr]
+    places = [place for place, row in enumerate(rows) if row.task.top is not None]
     if places:
-        at, most = mx.array(places), max(rows[place].work.top or 0 for place in places)
-        for place, pick in zip(places, picks(logits[at], chosen[at], most), strict=True):
-            found[place] = Pick(pick.token, pick.logprob, pick.top[: rows[place].work.top])
-    return found
+        at, most = mx.array(places), max(rows[place].task.top or 0 for place in places)
+        for place, token in zip(places, token_logprobs(logits[at], chosen[at], most), strict=True):
+            tokens[place] = TokenLogprob(token.token, token.logprob, token.top[: rows[place].task.top])
+    return tokens
 
 
 class Engine:
-    """The thread that owns the network. Work is handed in from anywhere; `tell` is called on this thread."""
+    """The thread that owns the network. Any thread may submit tasks; callbacks run on the engine's thread."""
 
-    def __init__(self, model: nn.Module, context: int, end: int, most: int = MOST) -> None:
-        self.model, self.context, self.end, self.most = model, context, end, most
-        self.inbox: queue.SimpleQueue[Writing | Reading | None] = queue.SimpleQueue()
-        self.waiting: deque[Writing] = deque()
+    def __init__(self, model: nn.Module, context: int, end: int, max_rows: int = MAX_ROWS) -> None:
+        self.model, self.context, self.end, self.max_rows = model, context, end, max_rows
+        self.inbox: queue.SimpleQueue[GenerationTask | ScoringTask | None] = queue.SimpleQueue()
+        self.waiting: deque[GenerationTask] = deque()
         self.device = mx.default_device()
-        self.busy = 0  # rows that are being written, for whoever wants to look
+        self.busy = 0  # rows that are being generated, for monitoring
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> Engine:
-        """Begin to work."""
+        """Start the thread."""
         self.model.eval()
         self.thread.start()
         return self
 
-    def submit(self, work: Writing | Reading) -> None:
-        """Hand in work."""
-        self.inbox.put(work)
+    def submit(self, task: GenerationTask | ScoringTask) -> None:
+        """Queue a task."""
+        self.inbox.put(task)
 
     def close(self) -> None:
-        """Stop after the token that is being made. Nobody is told of what is left."""
+        """Stop after the current step. Tasks that are not done receive no event."""
         self.inbox.put(None)
         self.thread.join()
 
     def _run(self) -> None:
         mx.set_default_device(self.device)
-        self._begin()
+        self._reset()
         while self._receive():
             try:
-                self._work()
-            except Exception as error:  # noqa: BLE001 - those who asked are told, and the next ones are served
+                self._step()
+            except Exception as error:  # noqa: BLE001 - reported to the tasks; the engine keeps serving
                 self._fail(error)
             self.busy = len(self.running.rows)
 
-    def _begin(self) -> None:
-        self.running = Running(self.model, self.context, self.end)
-        self.desk = Desk(self.model, self.context)
+    def _reset(self) -> None:
+        self.running = RunningBatch(self.model, self.context, self.end)
+        self.scoring = ScoringQueue(self.model, self.context)
 
     def _receive(self) -> bool:
-        """Take in what has come, and wait for it where there is nothing else to do; False at the end."""
-        idle = not (self.running.rows or self.waiting or self.desk.waiting)
+        """Take tasks from the inbox, waiting for one if there is nothing else to do. False when closed."""
+        idle = not (self.running.rows or self.waiting or self.scoring.waiting)
         while idle or not self.inbox.empty():
-            work = self.inbox.get()
-            if work is None:
+            task = self.inbox.get()
+            if task is None:
                 return False
-            if isinstance(work, Reading):
-                self.desk.add(work)
+            if isinstance(task, ScoringTask):
+                self.scoring.add(task)
             else:
-                self.waiting.append(work)
+                self.waiting.append(task)
             idle = False
         return True
 
-    def _work(self) -> None:
-        """One token for every row, the first one for new rows, and some reading."""
+    def _step(self) -> None:
+        """Generate one token per row, admit new rows, and score one batch of windows."""
         self.running.step()
-        room = self.most - len(self.running.rows)
-        new: list[Writing] = []
-        while self.waiting and len(new) < room:
-            work = self.waiting.popleft()
-            if not work.dropped:
-                new.append(work)
+        free = self.max_rows - len(self.running.rows)
+        new: list[GenerationTask] = []
+        while self.waiting and len(new) < free:
+            task = self.waiting.popleft()
+            if not task.cancelled:
+                new.append(task)
         if new:
             self.running.admit(new)
-        self.desk.step()
+        self.scoring.step()
 
     def _fail(self, error: Exception) -> None:
-        """Tell everybody, and begin again with nobody."""
-        for work in [*(row.work for row in self.running.rows.values()), *self.waiting]:
-            work.tell(error)
+        """Report an exception to all tasks, and start over with an empty batch."""
+        for task in [*(row.task for row in self.running.rows.values()), *self.waiting]:
+            task.on_event(error)
         self.waiting.clear()
-        self.desk.fail(error)
-        self._begin()
+        self.scoring.fail(error)
+        self._reset()

@@ -1,6 +1,6 @@
-"""The text of tokens while they come: whole characters only, and nothing that may yet turn out to be a stop word.
+"""Incremental detokenization with stop strings: complete characters only, and no text that may begin a stop string.
 
-Knows how tokens are spelled, not why they came.
+Works on tokens and text only.
 """
 
 from __future__ import annotations
@@ -9,64 +9,64 @@ import codecs
 from collections.abc import Sequence
 
 from ...data.tokenizer import Tokenizer
-from ..training.logprobs import Pick
+from .logprobs import TokenLogprob
 
 
-class Wording:
-    """What a row has said so far: its text, and its tokens with their places in the text."""
+class Detokenizer:
+    """The text of one row so far, and its tokens with their offsets in the text."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.text = ""
-        self.stopped = self.ended = False
-        self.picks: list[tuple[Pick, int]] = []
-        self._given = self._shown = self._floor = 0
+        self.stopped = self.finished = False
+        self.tokens: list[tuple[TokenLogprob, int]] = []  # with the offset of each in the text
+        self._text_taken = self._tokens_taken = self._prompt_length = 0
 
-    def echo(self, picks: Sequence[Pick]) -> None:
-        """Begin with tokens that are shown whatever they say."""
-        for pick in picks:
-            self.picks.append((pick, len(self.text)))
-            self.text += self.decoder.decode(self.tokenizer.bytes_of(pick.token))
-        self._floor = len(self.text)
+    def echo(self, tokens: Sequence[TokenLogprob]) -> None:
+        """Start with the tokens of a prompt, in which stop strings are ignored."""
+        for token in tokens:
+            self.tokens.append((token, len(self.text)))
+            self.text += self.decoder.decode(self.tokenizer.bytes_of(token.token))
+        self._prompt_length = len(self.text)
 
-    def add(self, pick: Pick) -> None:
-        """Note a token. After a stop word nothing is noted any more."""
+    def add(self, token: TokenLogprob) -> None:
+        """Append a token. Tokens after a stop string are ignored."""
         if self.stopped:
             return
         before = len(self.text)
-        self.picks.append((pick, before))
-        self.text += self.decoder.decode(self.tokenizer.bytes_of(pick.token))
-        self._look(before)
+        self.tokens.append((token, before))
+        self.text += self.decoder.decode(self.tokenizer.bytes_of(token.token))
+        self._cut_at_stop(before)
 
-    def end(self) -> None:
-        """No token follows."""
+    def finish(self) -> None:
+        """Mark the end of the tokens."""
         if not self.stopped:
             before = len(self.text)
             self.text += self.decoder.decode(b"", final=True)
-            self._look(before)
-        self.ended = True
+            self._cut_at_stop(before)
+        self.finished = True
 
-    def _look(self, before: int) -> None:
-        """Cut the text at the first stop word, which may have begun in what stood there before."""
-        begin = max(self._floor, before - max(map(len, self.stops), default=0))
-        places = [place for stop in self.stops if (place := self.text.find(stop, begin)) >= 0]
-        if places:
-            self.text, self.stopped = self.text[: min(places)], True
-            self.picks = [(pick, place) for pick, place in self.picks if place < len(self.text)]
+    def _cut_at_stop(self, before: int) -> None:
+        """Cut the text at the first stop string, which may begin before the text that was added at `before`."""
+        begin = max(self._prompt_length, before - max(map(len, self.stops), default=0))
+        found = [at for stop in self.stops if (at := self.text.find(stop, begin)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+            self.tokens = [(token, at) for token, at in self.tokens if at < len(self.text)]
 
-    def piece(self) -> tuple[str, list[tuple[Pick, int]]]:
-        """What can be handed out and was not yet: text, and tokens with their places in it."""
-        over = self.stopped or self.ended
-        safe = len(self.text) - (0 if over else self._doubtful())
-        given, self._given = self._given, max(self._given, safe)
-        shown = self._shown
-        while self._shown < len(self.picks) and (self.picks[self._shown][1] < safe or over):
-            self._shown += 1
-        return self.text[given : self._given], self.picks[shown : self._shown]
+    def take(self) -> tuple[str, list[tuple[TokenLogprob, int]]]:
+        """The text, and the tokens with their offsets, that are final and were not taken before."""
+        over = self.stopped or self.finished
+        safe = len(self.text) - (0 if over else self._held_back())
+        text_taken, self._text_taken = self._text_taken, max(self._text_taken, safe)
+        tokens_taken = self._tokens_taken
+        while self._tokens_taken < len(self.tokens) and (self.tokens[self._tokens_taken][1] < safe or over):
+            self._tokens_taken += 1
+        return self.text[text_taken : self._text_taken], self.tokens[tokens_taken : self._tokens_taken]
 
-    def _doubtful(self) -> int:
-        """How many characters at the end may be the beginning of a stop word."""
-        longest = min(len(self.text) - self._floor, max(map(len, self.stops), default=1) - 1)
+    def _held_back(self) -> int:
+        """The number of characters at the end that may be the beginning of a stop string."""
+        longest = min(len(self.text) - self._prompt_length, max(map(len, self.stops), default=1) - 1)
         ends = (size for size in range(longest, 0, -1) if any(s.startswith(self.text[-size:]) for s in self.stops))
         return next(ends, 0)

@@ -1,8 +1,7 @@
-"""Writing: tokens after tokens, for many prompts at once, over a cache of keys and values.
+"""Generating tokens for many prompts at once, with a KV cache.
 
-Each row has a seed of its own, so what is written to a prompt does not depend on its neighbours; a row that has ended
-leaves the batch. The next token is computed while the one before is handed out. Knows tokens only; text is somebody
-else's.
+Each row has its own seed, so its output does not depend on the other rows of the batch; a row that has ended leaves
+the batch. The next token is computed while the caller handles the previous one. Works on token ids only.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import mlx.nn as nn
 from ..model.cpu.matmul import few_rows
 from ..model.kv_cache import Cache
 from ..training.parallel import StreamPool, thread_stream_pool
-from .sampling import Said, Sampling, draw, keys_of, noise_of, turn
+from .sampling import RepetitionPenalty, Sampling, gumbel_noise, random_keys, sample_tokens, split_keys
 
-Texts = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]  # by the number of a row
+TokenRows = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]  # the tokens of each row, by its number
 
-ROWS = 4  # fewer rows than that are not worth a stream of their own
+MIN_ROWS_PER_STREAM = 4  # fewer rows are not worth a separate stream
 
 
-def write(
+def generate_tokens(
     model: nn.Module,
     context: int,
     prompts: Sequence[Sequence[int]],
@@ -34,20 +33,20 @@ def write(
     end: int | None = None,
     max_tokens: int | None = None,
 ) -> Iterator[list[int | None]]:
-    """The next token of every row, again and again: None for a row that has ended.
+    """Yield the next token of every row at each step; None for a row that has ended.
 
-    A row ends with the token `end`, and all rows after `max_tokens`. Without either, whoever asks decides when to stop.
+    A row ends with the token `end`, and all rows after `max_tokens`. Without either, the caller decides when to stop.
     """
     if max_tokens == 0:
         return
-    batch = Batch(model, context, prompts, seeds, sampling, padding)
+    batch = DecodingBatch(model, context, prompts, seeds, sampling, padding)
     pending = batch.next_tokens(None) if prompts else mx.array([])
     count = 0
-    while batch.alive:
+    while batch.active:
         count += 1
         following = batch.next_tokens(pending) if count != max_tokens else None
         tokens: list[int] = pending.tolist()  # type: ignore[assignment]
-        yield batch.told(tokens)
+        yield batch.append(tokens)
         if following is None:
             return
         going = [place for place, token in enumerate(tokens) if token != end]
@@ -57,8 +56,8 @@ def write(
         pending = following
 
 
-class Batch:
-    """Rows that are written on together, shared out over the streams."""
+class DecodingBatch:
+    """Rows that are decoded together, distributed over the CPU streams."""
 
     def __init__(
         self,
@@ -71,153 +70,158 @@ class Batch:
     ) -> None:
         self.model, self.sampling = model, sampling
         self.rows = [list(prompt)[-(context - 1) :] or [padding] for prompt in prompts]
-        self.alive = list(range(len(self.rows)))
-        self.stream_pool = thread_stream_pool()
-        self.said = Said(self.rows, padding, sampling.repetition_penalty)
-        self.keys = None if sampling.greedy or not seeds else keys_of(seeds)
-        feed = Feed if hasattr(model, "extend") else Reread
-        self.feeds = [feed(model, context, padding, share) for share in _shares(self.alive, self.stream_pool)]
+        self.active = list(range(len(self.rows)))
+        self.pool = thread_stream_pool()
+        self.penalty = RepetitionPenalty(self.rows, padding, sampling.repetition_penalty)
+        self.keys = None if sampling.greedy or not seeds else random_keys(seeds)
+        decoder = CachedDecoder if hasattr(model, "extend") else UncachedDecoder
+        self.decoders = [decoder(model, context, padding, part) for part in _split_rows(self.active, self.pool)]
 
     def next_tokens(self, last: mx.array | None) -> mx.array:
-        """The token after the last of each living row, on its way. Those before the last must have been told."""
+        """The token after the last one of each active row, evaluated asynchronously.
+
+        Tokens before `last` must have been passed to `append`.
+        """
         noise = self._noise()
-        hidden = next_hidden(self.feeds, self.stream_pool, self.rows, last)
-        logits = self.said.punish(logits_of(self.model, hidden, self.stream_pool), last)
-        chosen = draw(logits, noise, self.sampling)
+        hidden = next_hidden(self.decoders, self.pool, self.rows, last)
+        logits = self.penalty.apply(compute_logits(self.model, hidden, self.pool), last)
+        chosen = sample_tokens(logits, noise, self.sampling)
         mx.async_eval(chosen)
         return chosen
 
     def _noise(self) -> mx.array | None:
-        """What chance adds to the logits. It needs none of them, so the last stream makes it meanwhile."""
+        """Gumbel noise for this step. It does not depend on the logits, so the last stream computes it meanwhile."""
         if self.keys is None:
             return None
-        with mx.stream(self.stream_pool.streams[-1]):
-            self.keys, now = turn(self.keys)
-            return noise_of(now, self.model.head[0].shape[0])
+        with mx.stream(self.pool.streams[-1]):
+            self.keys, now = split_keys(self.keys)
+            return gumbel_noise(now, self.model.head[0].shape[0])
 
-    def told(self, tokens: Sequence[int]) -> list[int | None]:
-        """Note the tokens of the living rows, and say what each row was given."""
-        given: list[int | None] = [None] * len(self.rows)
-        for row, token in zip(self.alive, tokens, strict=True):
+    def append(self, tokens: Sequence[int]) -> list[int | None]:
+        """Append the tokens of the active rows, and return the token of every row: None for an inactive one."""
+        appended: list[int | None] = [None] * len(self.rows)
+        for row, token in zip(self.active, tokens, strict=True):
             self.rows[row].append(token)
-            given[row] = token
-        return given
+            appended[row] = token
+        return appended
 
     def keep(self, places: list[int]) -> None:
-        """Go on with the living rows at these places only."""
-        if len(places) == len(self.alive):
+        """Keep only the active rows at these places."""
+        if len(places) == len(self.active):
             return
-        self.alive = [self.alive[place] for place in places]
+        self.active = [self.active[place] for place in places]
         if not places:
             return
-        for feed in self.feeds:
-            feed.keep(self.alive)
-        self.said.keep(places)
+        for decoder in self.decoders:
+            decoder.keep(self.active)
+        self.penalty.keep(places)
         if self.keys is not None:
             self.keys = self.keys[mx.array(places)]
 
 
-def next_hidden(feeds: Sequence[Feed | Reread], pool: StreamPool, texts: Texts, last: mx.array | None) -> mx.array:
-    """What the network makes of the last token of each row [B, D], each feed's on a stream of its own."""
-    found, first = [], 0
-    for feed, stream in zip(feeds, pool.streams, strict=False):
-        count = len(feed.rows)
+def next_hidden(
+    decoders: Sequence[CachedDecoder | UncachedDecoder], pool: StreamPool, rows: TokenRows, last: mx.array | None
+) -> mx.array:
+    """Hidden states [B, D] of the last token of each row, each decoder computing on a separate stream."""
+    hidden, first = [], 0
+    for decoder, stream in zip(decoders, pool.streams, strict=False):
+        count = len(decoder.rows)
         if count:
             with mx.stream(stream):
-                found.append(feed.next_hidden(texts, None if last is None else last[first : first + count]))
+                hidden.append(decoder.next_hidden(rows, None if last is None else last[first : first + count]))
         first += count
-    return mx.concatenate(found, axis=0) if len(found) > 1 else found[0]
+    return mx.concatenate(hidden, axis=0) if len(hidden) > 1 else hidden[0]
 
 
-def _shares(rows: Sequence[int], pool: StreamPool) -> list[list[int]]:
-    """Rows for each stream, about as many each, and no stream for a handful."""
-    count = max(1, min(pool.count, len(rows) // ROWS))
-    cuts = [len(rows) * i // count for i in range(count + 1)]
-    return [list(rows[a:b]) for a, b in pairwise(cuts)]
+def _split_rows(rows: Sequence[int], pool: StreamPool) -> list[list[int]]:
+    """Rows divided evenly among the streams, with at least MIN_ROWS_PER_STREAM rows each."""
+    count = max(1, min(pool.count, len(rows) // MIN_ROWS_PER_STREAM))
+    bounds = [len(rows) * i // count for i in range(count + 1)]
+    return [list(rows[a:b]) for a, b in pairwise(bounds)]
 
 
-class Feed:
-    """Feeds rows of tokens to a network over a cache, each token once as long as its row has room.
+class CachedDecoder:
+    """Decodes rows with a KV cache: each token is computed once while its row fits into the context.
 
-    A row that fills the context reads its later half again and goes on from there; its neighbours do not.
+    A row that fills the context recomputes its later half and continues from there; the other rows do not.
     """
 
     def __init__(self, model: nn.Module, context: int, padding: int, rows: Sequence[int]) -> None:
         self.model, self.context, self.padding = model, context, padding
         self.rows = list(rows)
-        self.past: Cache | None = None
+        self.cache: Cache | None = None
 
-    def next_hidden(self, texts: Texts, last: mx.array | None) -> mx.array:
-        """Hidden states [B, D] of the last token of each row, which its text need not hold yet."""
-        if self.past is None or last is None:
-            return self._begin([list(texts[row]) for row in self.rows])
-        self._make_room(self.past, texts)
-        hidden: mx.array = self.model.extend(last[:, None], self.past)
+    def next_hidden(self, rows: TokenRows, last: mx.array | None) -> mx.array:
+        """Hidden states [B, D] of the last token of each row; `rows` need not contain the last tokens yet."""
+        if self.cache is None or last is None:
+            return self._prefill([list(rows[row]) for row in self.rows])
+        self._restart_full_rows(self.cache, rows)
+        hidden: mx.array = self.model.extend(last[:, None], self.cache)
         return hidden[:, -1]
 
-    def _begin(self, texts: list[list[int]]) -> mx.array:
+    def _prefill(self, texts: list[list[int]]) -> mx.array:
         longest = max(len(text) for text in texts)
-        self.past = self.model.cache([longest - len(text) for text in texts])
+        self.cache = self.model.cache([longest - len(text) for text in texts])
         padded = [[self.padding] * (longest - len(text)) + text for text in texts]
-        hidden: mx.array = self.model.extend(mx.array(padded), self.past)
+        hidden: mx.array = self.model.extend(mx.array(padded), self.cache)
         return hidden[:, -1]
 
-    def _make_room(self, past: Cache, texts: Texts) -> None:
-        """Let full rows read half a context again, less the new token."""
-        full = [place for place, start in enumerate(past.starts) if past.held - start == self.context]
+    def _restart_full_rows(self, cache: Cache, rows: TokenRows) -> None:
+        """Recompute the last half context, less the new token, of rows that fill the context."""
+        full = [place for place, start in enumerate(cache.starts) if cache.held - start == self.context]
         keep = self.context // 2 - 1
         if not full:
             return
-        again = self.model.cache([0] * len(full))
+        recomputed = self.model.cache([0] * len(full))
         if keep:
-            self.model.extend(mx.array([texts[self.rows[place]][-keep:] for place in full]), again)
-        past.restart(full, again)
+            self.model.extend(mx.array([rows[self.rows[place]][-keep:] for place in full]), recomputed)
+        cache.restart(full, recomputed)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these."""
+        """Keep only these rows."""
         places = [place for place, row in enumerate(self.rows) if row in rows]
         if len(places) == len(self.rows):
             return
         self.rows = [self.rows[place] for place in places]
-        if self.past is not None and places:
-            self.past.keep(places)
+        if self.cache is not None and places:
+            self.cache.keep(places)
 
-    def join(self, other: Feed) -> None:
-        """Go on with the rows of another feed as well."""
-        if self.past is None or other.past is None or not self.rows:
-            self.past = other.past
+    def join(self, other: CachedDecoder) -> None:
+        """Take over the rows of another decoder."""
+        if self.cache is None or other.cache is None or not self.rows:
+            self.cache = other.cache
         else:
-            self.past.join(other.past)
+            self.cache.join(other.cache)
         self.rows += other.rows
 
 
-class Reread:
-    """Feeds a network that keeps no cache, as a plugin's may: every token again for each new one."""
+class UncachedDecoder:
+    """Decodes with a network that offers no KV cache, as a plugin's may: recomputes all tokens for each new one."""
 
     def __init__(self, model: nn.Module, context: int, padding: int, rows: Sequence[int]) -> None:
         self.model, self.context, self.padding = model, context, padding
         self.rows = list(rows)
 
-    def next_hidden(self, texts: Texts, last: mx.array | None) -> mx.array:
-        """Hidden states [B, D] of the last token of each row. Padding stands at the right, where nobody sees it."""
+    def next_hidden(self, rows: TokenRows, last: mx.array | None) -> mx.array:
+        """Hidden states [B, D] of the last token of each row. Padding is on the right, so attention ignores it."""
         new: list[list[int]] = [[] for _ in self.rows] if last is None else last[:, None].tolist()  # type: ignore[assignment]
-        seen = [[*texts[row], *more][-self.context :] for row, more in zip(self.rows, new, strict=True)]
-        longest = max(len(text) for text in seen)
-        hidden = self.model(mx.array([text + [self.padding] * (longest - len(text)) for text in seen]))
-        ends = mx.array([len(text) - 1 for text in seen])
+        texts = [[*rows[row], *more][-self.context :] for row, more in zip(self.rows, new, strict=True)]
+        longest = max(len(text) for text in texts)
+        hidden = self.model(mx.array([text + [self.padding] * (longest - len(text)) for text in texts]))
+        ends = mx.array([len(text) - 1 for text in texts])
         return mx.take_along_axis(hidden, ends[:, None, None], axis=1)[:, 0]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these."""
+        """Keep only these rows."""
         self.rows = [row for row in self.rows if row in rows]
 
-    def join(self, other: Reread) -> None:
-        """Go on with the rows of another feed as well."""
+    def join(self, other: UncachedDecoder) -> None:
+        """Take over the rows of another decoder."""
         self.rows += other.rows
 
 
-def logits_of(model: nn.Module, hidden: mx.array, pool: StreamPool | None = None) -> mx.array:
-    """The logits of hidden states, by the network's own head."""
+def compute_logits(model: nn.Module, hidden: mx.array, pool: StreamPool | None = None) -> mx.array:
+    """Logits [..., V] of hidden states [..., D], by the head of the network."""
     weight, bias = model.head
     logits: mx.array = hidden @ weight.T if pool is None else few_rows(hidden, weight, pool)
     return logits if bias is None else logits + bias

@@ -16,7 +16,7 @@ import numpy as np
 from ...core.errors import DistillkitError
 from ...core.files import read_jsonl
 from ...core.run_folder import Run
-from ..generation.generate import logits_of, write
+from ..generation.generate import compute_logits, generate_tokens
 from ..generation.sampling import Sampling
 from ..model.gpt import GPT
 from ..trained import Trained
@@ -60,12 +60,12 @@ class Own:
 
     def logits(self, tokens: Sequence[int]) -> Array:
         """Logits [T, V] of tokens."""
-        return np.array(logits_of(self.model, self.model(mx.array([list(tokens)])))[0])
+        return np.array(compute_logits(self.model, self.model(mx.array([list(tokens)])))[0])
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
         """The likeliest tokens after tokens."""
         context, coldest = self.model.shape.context, Sampling(0.0)
-        steps = write(self.model, context, [tokens], [0], coldest, 0, max_tokens=count)
+        steps = generate_tokens(self.model, context, [tokens], [0], coldest, 0, max_tokens=count)
         return [token for (token,) in steps if token is not None]
 
 

@@ -1,7 +1,7 @@
-"""One request from its words to its answer: texts to tokens, tokens to the engine, and what comes back into words.
+"""Handling of one request: prompts to tokens, tokens to the engine, and the engine's events to a response.
 
-A text is read as the beginning of a document, and messages as one text; tokens are taken as they are. Knows nothing
-of connections.
+A text prompt is encoded after the end-of-text token, as the beginning of a document; the messages of a chat are one
+text; token prompts are used as they are. Independent of HTTP.
 """
 
 from __future__ import annotations
@@ -13,190 +13,210 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..generation.batching import Ended, Engine, Writing
-from ..generation.detokenizer import Wording
+from ..generation.batching import Engine, Finished, GenerationTask
+from ..generation.detokenizer import Detokenizer
+from ..generation.logprobs import ScoringTask, TokenLogprob
 from ..trained import Trained
-from ..training.logprobs import Pick, Reading
-from .requests import Asked, Refusal, fault
-from .responses import Shape
+from .requests import ApiError, GenerationRequest, server_error
+from .responses import ResponseFormat
+
+Event = TokenLogprob | Finished | Exception
 
 
 @dataclass
-class Prompt:
-    """What is gone on from: its tokens, those that the student reads, and what it thought of them if that was asked."""
+class EncodedPrompt:
+    """A prompt's tokens, the tokens that the network reads (with end-of-text), and the echoed tokens."""
 
     tokens: list[int]
-    read: list[int]
-    picks: list[Pick] = field(default_factory=list)
+    inputs: list[int]
+    echoed: list[TokenLogprob] = field(default_factory=list)
 
 
 @dataclass
-class Choice:
-    """One of the texts that a request is answered with."""
+class GeneratedChoice:
+    """One choice of the response, while it is generated."""
 
     index: int
-    prompt: Prompt
-    wording: Wording
-    work: Writing | None = None
-    finish: str | None = None
-    count: int = 0  # tokens before anything was written
+    prompt: EncodedPrompt
+    output: Detokenizer
+    task: GenerationTask | None = None
+    finish_reason: str | None = None
+    num_echoed: int = 0  # tokens of the output that belong to the prompt
 
-    def heard(self, event: Pick | Ended | Exception) -> None:
-        """Take in what the engine tells, and let go of the row when enough was said."""
+    def handle(self, event: Event) -> None:
+        """Apply an event of the engine, and cancel the task when a stop string was generated."""
         if isinstance(event, Exception):
             raise event
-        if isinstance(event, Ended):
-            self.wording.end()
+        if isinstance(event, Finished):
+            self.output.finish()
         else:
-            self.wording.add(event)
-        if self.wording.stopped:
-            self.finish = "stop"
-        elif isinstance(event, Ended):
-            self.finish = event.finish
-        if self.finish and self.work:
-            self.work.dropped = True
+            self.output.add(event)
+        if self.output.stopped:
+            self.finish_reason = "stop"
+        elif isinstance(event, Finished):
+            self.finish_reason = event.reason
+        if self.finish_reason and self.task:
+            self.task.cancelled = True
 
 
-class Job:
-    """One request on its way: its prompts, its choices, and the way to the engine and back."""
+class GenerationHandler:
+    """Handles one request of either endpoint: `respond` returns the response, `stream` yields it in chunks."""
 
-    def __init__(self, asked: Asked, shape: Shape, student: Trained, engine: Engine, head: dict[str, Any]) -> None:
-        self.asked, self.shape, self.student, self.engine, self.head = asked, shape, student, engine, head
-        self.prompts = [self._prompt(prompt) for prompt in asked.prompts]
-        each = [prompt for prompt in self.prompts for _ in range(asked.n or 1)]
-        self.choices = [Choice(i, prompt, Wording(student.tokenizer, asked.stops)) for i, prompt in enumerate(each)]
-        self.works: list[Writing | Reading] = []
-        self.greeted: set[int] = set()
+    def __init__(
+        self,
+        request: GenerationRequest,
+        response_format: ResponseFormat,
+        student: Trained,
+        engine: Engine,
+        head: dict[str, Any],
+    ) -> None:
+        self.request, self.format, self.head = request, response_format, head
+        self.student, self.engine = student, engine
+        self.prompts = [self._encode(prompt) for prompt in request.prompts]
+        repeated = [prompt for prompt in self.prompts for _ in range(request.n or 1)]
+        self.choices = [
+            GeneratedChoice(i, prompt, Detokenizer(student.tokenizer, request.stops))
+            for i, prompt in enumerate(repeated)
+        ]
+        self.tasks: list[GenerationTask | ScoringTask] = []
+        self.started: set[int] = set()  # indices of choices whose first chunk was sent
 
-    def _prompt(self, prompt: str | list[int]) -> Prompt:
-        """A text begins a document; tokens are taken as they are."""
+    def _encode(self, prompt: str | list[int]) -> EncodedPrompt:
         tokenizer = self.student.tokenizer
         if isinstance(prompt, str):
             tokens = tokenizer.encode(prompt)
-            return Prompt(tokens, [tokenizer.end_of_text, *tokens])
-        wrong = [token for token in prompt if not 0 <= token < tokenizer.vocab_size]
-        if wrong:
-            raise Refusal(400, f"there is no token {wrong[0]}: the student has {tokenizer.vocab_size:,}", "prompt")
-        return Prompt(prompt, prompt)
+            return EncodedPrompt(tokens, [tokenizer.end_of_text, *tokens])
+        invalid = [token for token in prompt if not 0 <= token < tokenizer.vocab_size]
+        if invalid:
+            size = f"the vocabulary has {tokenizer.vocab_size:,} tokens"
+            raise ApiError(400, f"there is no token {invalid[0]}: {size}", "prompt")
+        return EncodedPrompt(prompt, prompt)
 
-    # --------------------------------------------------------------------------------- to the engine and back
+    # ------------------------------------------------------------------------------------------- generation
 
-    async def news(self) -> AsyncGenerator[Choice, None]:
-        """Choices, each whenever there is something new of it, until all have ended."""
+    async def updates(self) -> AsyncGenerator[GeneratedChoice, None]:
+        """Yield a choice whenever it has changed, until all have finished."""
         try:
-            if self.asked.echoes:
-                await self._echo()
+            if self.request.echo_prompt:
+                await self._echo_prompts()
             for choice in self.choices:
                 yield choice
-            async for choice in self._written():
+            async for choice in self._generate():
                 yield choice
         finally:
-            for work in self.works:
-                work.dropped = True
+            for task in self.tasks:
+                task.cancelled = True
 
-    async def _echo(self) -> None:
-        """Begin each choice with its prompt, judged where log-probabilities are asked for."""
+    async def _echo_prompts(self) -> None:
+        """Start each choice with its prompt, scored if log-probabilities are requested."""
         for prompt in self.prompts:
-            prompt.picks = [Pick(token) for token in prompt.tokens]
-        if self.asked.top is not None:
-            judged = await asyncio.gather(*map(self._judged, self.prompts))
-            for prompt, found in zip(self.prompts, judged, strict=True):
-                prompt.picks[len(prompt.tokens) - len(found) :] = found
+            prompt.echoed = [TokenLogprob(token) for token in prompt.tokens]
+        if self.request.num_logprobs is not None:
+            scores = await asyncio.gather(*map(self._score, self.prompts))
+            for prompt, scored in zip(self.prompts, scores, strict=True):
+                prompt.echoed[len(prompt.tokens) - len(scored) :] = scored
         for choice in self.choices:
-            choice.wording.echo(choice.prompt.picks)
-            choice.count = len(choice.prompt.picks)
+            choice.output.echo(choice.prompt.echoed)
+            choice.num_echoed = len(choice.prompt.echoed)
 
-    def _judged(self, prompt: Prompt) -> asyncio.Future[list[Pick]]:
-        """What the student thinks of a prompt's tokens; of the first one only if it read something before it."""
+    def _score(self, prompt: EncodedPrompt) -> asyncio.Future[list[TokenLogprob]]:
+        """The scored tokens of a prompt: all inputs but the first, which has no preceding context."""
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[list[Pick]] = loop.create_future()
+        future: asyncio.Future[list[TokenLogprob]] = loop.create_future()
 
-        def settle(told: list[Pick] | Exception) -> None:
-            if found.done():
+        def set_result(result: list[TokenLogprob] | Exception) -> None:
+            if future.done():
                 return
-            found.set_exception(told) if isinstance(told, Exception) else found.set_result(told)
+            future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
 
-        def tell(told: list[Pick] | Exception) -> None:
-            loop.call_soon_threadsafe(settle, told)
+        def on_result(result: list[TokenLogprob] | Exception) -> None:
+            loop.call_soon_threadsafe(set_result, result)
 
-        self._submit(Reading(prompt.read, self.asked.top or 0, tell))
-        return found
+        self._submit(ScoringTask(prompt.inputs, self.request.num_logprobs or 0, on_result))
+        return future
 
-    async def _written(self) -> AsyncIterator[Choice]:
-        events: asyncio.Queue[tuple[Choice, Pick | Ended | Exception]] = asyncio.Queue()
-        most = self.student.context if self.asked.most is None else self.asked.most
-        seed = random.getrandbits(32) if self.asked.seed is None else self.asked.seed
+    async def _generate(self) -> AsyncIterator[GeneratedChoice]:
+        """Submit a task for each choice, and yield a choice after each of its events."""
+        events: asyncio.Queue[tuple[GeneratedChoice, Event]] = asyncio.Queue()
+        limit = self.student.context if self.request.token_limit is None else self.request.token_limit
+        seed = random.getrandbits(32) if self.request.seed is None else self.request.seed
         for choice in self.choices:
-            tell = _teller(events, choice)
-            read, own = choice.prompt.read, (seed + choice.index) % 2**32
-            choice.work = Writing(read, own, self.asked.sampling, most, tell, self.asked.top)
-            self._submit(choice.work) if most else tell(Ended("length"))
-        left = len(self.choices)
-        while left:
+            on_event = _event_callback(events, choice)
+            choice.task = GenerationTask(
+                choice.prompt.inputs,
+                (seed + choice.index) % 2**32,
+                self.request.sampling,
+                limit,
+                on_event,
+                self.request.num_logprobs,
+            )
+            self._submit(choice.task) if limit else on_event(Finished("length"))
+        unfinished = len(self.choices)
+        while unfinished:
             choice, event = await events.get()
-            if choice.finish is None:
-                choice.heard(event)
-                left -= choice.finish is not None
+            if choice.finish_reason is None:
+                choice.handle(event)
+                unfinished -= choice.finish_reason is not None
                 yield choice
 
-    def _submit(self, work: Writing | Reading) -> None:
-        self.works.append(work)
-        self.engine.submit(work)
+    def _submit(self, task: GenerationTask | ScoringTask) -> None:
+        self.tasks.append(task)
+        self.engine.submit(task)
 
-    # ------------------------------------------------------------------------------------------ the answer
+    # ------------------------------------------------------------------------------------------- the response
 
-    async def whole(self) -> dict[str, Any]:
-        """The answer in one piece."""
-        async for _ in self.news():
+    async def respond(self) -> dict[str, Any]:
+        """The complete response."""
+        async for _ in self.updates():
             pass
         choices = [
-            {**self._choice(choice), **self.shape.whole(choice.wording.text, self._logprobs(choice.wording.picks))}
+            self._choice_head(choice) | self.format.choice(choice.output.text, self._logprobs(choice.output.tokens))
             for choice in self.choices
         ]
-        return {**self.head, "object": self.shape.kind, "choices": choices, "usage": self._usage()}
+        return {**self.head, "object": self.format.object_name, "choices": choices, "usage": self._usage()}
 
-    async def pieces(self) -> AsyncGenerator[dict[str, Any] | str, None]:
-        """The answer in pieces, as they come. What goes wrong on the way is the last one."""
-        head = {**self.head, "object": self.shape.piece_kind}
+    async def stream(self) -> AsyncGenerator[dict[str, Any] | str, None]:
+        """Yield the response in chunks. An error ends the stream as its last chunk."""
+        head = {**self.head, "object": self.format.chunk_object_name}
         try:
-            async with aclosing(self.news()) as news:
-                async for choice in news:
-                    for piece in self._said(choice):
-                        yield {**head, "choices": [piece]}
-        except Exception as error:  # noqa: BLE001 - the client is told in the stream, which has begun
-            yield fault(error).body
+            async with aclosing(self.updates()) as updates:
+                async for choice in updates:
+                    for chunk in self._new_chunks(choice):
+                        yield {**head, "choices": [chunk]}
+        except Exception as error:  # noqa: BLE001 - sent in the stream, whose status 200 was sent already
+            yield server_error(error).body
             return
-        if self.asked.with_usage:
+        if self.request.include_usage:
             yield {**head, "choices": [], "usage": self._usage()}
         yield "[DONE]"
 
-    def _said(self, choice: Choice) -> Iterator[dict[str, Any]]:
-        """What is new of a choice."""
-        if choice.index not in self.greeted:
-            self.greeted.add(choice.index)
-            if (first := self.shape.first()) is not None:
-                yield {**self._choice(choice), **first}
-        text, placed = choice.wording.piece()
-        if text or placed or choice.finish:
-            yield {**self._choice(choice), **self.shape.piece(text, self._logprobs(placed))}
+    def _new_chunks(self, choice: GeneratedChoice) -> Iterator[dict[str, Any]]:
+        """The chunks of a choice that were not sent yet."""
+        if choice.index not in self.started:
+            self.started.add(choice.index)
+            if (first := self.format.first_chunk()) is not None:
+                yield {**self._choice_head(choice), **first}
+        text, tokens = choice.output.take()
+        if text or tokens or choice.finish_reason:
+            yield {**self._choice_head(choice), **self.format.chunk(text, self._logprobs(tokens))}
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
-        return {"index": choice.index, "finish_reason": choice.finish}
+    def _choice_head(self, choice: GeneratedChoice) -> dict[str, Any]:
+        return {"index": choice.index, "finish_reason": choice.finish_reason}
 
-    def _logprobs(self, placed: Sequence[tuple[Pick, int]]) -> Any:
-        return None if self.asked.top is None else self.shape.logprobs(placed)
+    def _logprobs(self, tokens: Sequence[tuple[TokenLogprob, int]]) -> Any:
+        return None if self.request.num_logprobs is None else self.format.logprobs(tokens)
 
     def _usage(self) -> dict[str, int]:
-        read = sum(len(prompt.tokens) for prompt in self.prompts)
-        written = sum(len(choice.wording.picks) - choice.count for choice in self.choices)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        prompt = sum(len(prompt.tokens) for prompt in self.prompts)
+        completion = sum(len(choice.output.tokens) - choice.num_echoed for choice in self.choices)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _teller(events: asyncio.Queue[Any], choice: Choice) -> Callable[[Pick | Ended | Exception], None]:
-    """How the engine's thread tells this one."""
+def _event_callback(events: asyncio.Queue[Any], choice: GeneratedChoice) -> Callable[[Event], None]:
+    """A callback for the engine's thread that puts events into this event loop's queue."""
     loop = asyncio.get_running_loop()
 
-    def tell(event: Pick | Ended | Exception) -> None:
+    def on_event(event: Event) -> None:
         loop.call_soon_threadsafe(events.put_nowait, (choice, event))
 
-    return tell
+    return on_event

@@ -1,6 +1,6 @@
-"""HTTP/1.1 over asyncio, spelled by h11: one request after another on a line, and the news when a client has left.
+"""HTTP/1.1 over asyncio streams, parsed by h11: requests, JSON responses, server-sent events and disconnects.
 
-Knows nothing of what is asked or answered.
+Independent of what is requested.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any, TypeVar
 import h11
 
 T = TypeVar("T")
-PIECE = 1 << 16
-LARGEST = 8 << 20  # bytes of a request's body
-LINGER = 1.0  # seconds for a client that is refused to hear of it
-PATIENCE = 300.0  # seconds for a request to come
+READ_SIZE = 1 << 16
+MAX_BODY_BYTES = 8 << 20
+DRAIN_TIMEOUT = 1.0  # seconds for a refused client to read the response
+REQUEST_TIMEOUT = 300.0  # seconds for a request to arrive
 
 
-class Gone(Exception):
-    """The client has left."""
+class ClientDisconnected(Exception):
+    """The client has closed the connection."""
 
 
-class TooLarge(Exception):
-    """A request's body is larger than anybody needs."""
+class BodyTooLarge(Exception):
+    """The body of a request exceeds MAX_BODY_BYTES."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """One request."""
+class HttpRequest:
+    """One HTTP request. Header names are in lower case; the path is without a query string."""
 
     method: str
     path: str
@@ -39,118 +39,119 @@ class Request:
     body: bytes
 
 
-class Line:
-    """A connection to one client."""
+class HttpConnection:
+    """The connection to one client."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
-        self.state = h11.Connection(h11.SERVER)
-        self.idle = True  # nobody waits for an answer here
+        self.h11 = h11.Connection(h11.SERVER)
+        self.idle = True  # no request is being received or answered
 
-    async def request(self) -> Request | None:
-        """The next request; None when the client has no more."""
-        async with asyncio.timeout(PATIENCE):
-            head = await self._event()
+    async def receive(self) -> HttpRequest | None:
+        """The next request; None when the client sends no more."""
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            head = await self._next_event()
             if not isinstance(head, h11.Request):
                 return None
             self.idle = False
             headers = {name.decode().lower(): value.decode("latin-1") for name, value in head.headers}
-            if self.state.they_are_waiting_for_100_continue:
+            if self.h11.they_are_waiting_for_100_continue:
                 await self._send(h11.InformationalResponse(status_code=100, headers=[]))
-            body = await self._body(int(headers.get("content-length", 0)))
-        return Request(head.method.decode(), head.target.decode("latin-1").partition("?")[0], headers, body)
+            body = await self._receive_body(int(headers.get("content-length", 0)))
+        path = head.target.decode("latin-1").partition("?")[0]
+        return HttpRequest(head.method.decode(), path, headers, body)
 
-    async def _body(self, foretold: int) -> bytes:
-        if foretold > LARGEST:
-            raise TooLarge
+    async def _receive_body(self, content_length: int) -> bytes:
+        if content_length > MAX_BODY_BYTES:
+            raise BodyTooLarge
         parts, size = [], 0
-        while not isinstance(event := await self._event(), h11.EndOfMessage):
+        while not isinstance(event := await self._next_event(), h11.EndOfMessage):
             if not isinstance(event, h11.Data):
-                raise Gone
+                raise ClientDisconnected
             parts.append(bytes(event.data))
             size += len(event.data)
-            if size > LARGEST:
-                raise TooLarge
+            if size > MAX_BODY_BYTES:
+                raise BodyTooLarge
         return b"".join(parts)
 
-    async def _event(self) -> Any:
-        while (event := self.state.next_event()) is h11.NEED_DATA:
-            self.state.receive_data(await self.reader.read(PIECE))
+    async def _next_event(self) -> Any:
+        while (event := self.h11.next_event()) is h11.NEED_DATA:
+            self.h11.receive_data(await self.reader.read(READ_SIZE))
         return event
 
-    async def unless_gone(self, work: Awaitable[T]) -> T:
-        """What comes of some work; it is given up when the client leaves first."""
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
+    async def cancel_on_disconnect(self, work: Awaitable[T]) -> T:
+        """Await some work, and cancel it with `ClientDisconnected` when the client disconnects first."""
+        task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(self._wait_for_disconnect())
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                raise Gone
+                raise ClientDisconnected
             return task.result()
         finally:
-            for each in (task, gone):
+            for each in (task, disconnect):
                 each.cancel()
-            await asyncio.gather(task, gone, return_exceptions=True)
+            await asyncio.gather(task, disconnect, return_exceptions=True)
 
-    async def _gone(self) -> None:
-        """Ends when the client closes its side; what else it sends is the beginning of its next request."""
+    async def _wait_for_disconnect(self) -> None:
+        """Return when the client closes its side. Other data that arrives belongs to its next request."""
         size = 0
-        while data := await self.reader.read(PIECE):
-            self.state.receive_data(data)
+        while data := await self.reader.read(READ_SIZE):
+            self.h11.receive_data(data)
             size += len(data)
-            if size > LARGEST:
+            if size > MAX_BODY_BYTES:
                 return
-        self.state.receive_data(b"")
+        self.h11.receive_data(b"")
 
-    async def answer(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
-        """Send a JSON object."""
+    async def send_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
+        """Send a JSON response."""
         body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        lines = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-        await self._send(h11.Response(status_code=status, headers=list(lines.items())))
+        fields = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
+        await self._send(h11.Response(status_code=status, headers=list(fields.items())))
         await self._send(h11.Data(data=body))
         await self._send(h11.EndOfMessage())
 
-    async def stream(self, values: AsyncGenerator[Any, None]) -> None:
-        """Send JSON objects as server-sent events while they come. Before the first one nothing is sent."""
-        lines = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+    async def send_events(self, values: AsyncGenerator[Any, None]) -> None:
+        """Send JSON values as server-sent events as they come. The response starts with the first value."""
+        fields = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         async with aclosing(values):
             async for value in values:
-                if not self.answering:
-                    await self._send(h11.Response(status_code=200, headers=list(lines.items())))
+                if not self.response_started:
+                    await self._send(h11.Response(status_code=200, headers=list(fields.items())))
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
                 await self._send(h11.Data(data=f"data: {text}\n\n".encode()))
         await self._send(h11.EndOfMessage())
 
     async def _send(self, event: Any) -> None:
-        data = self.state.send(event)
+        data = self.h11.send(event)
         if data:
             self.writer.write(data)
             await self.writer.drain()
 
     @property
-    def answering(self) -> bool:
-        """Whether an answer has been begun."""
-        return self.state.our_state is not h11.SEND_RESPONSE
+    def response_started(self) -> bool:
+        """Whether a response has been started."""
+        return self.h11.our_state is not h11.SEND_RESPONSE
 
-    def next(self) -> bool:
-        """Make ready for another request, if there can be one."""
-        if self.state.our_state is h11.DONE and self.state.their_state is h11.DONE:
-            self.state.start_next_cycle()
+    def prepare_next(self) -> bool:
+        """Prepare for another request. Returns whether there can be one."""
+        if self.h11.our_state is h11.DONE and self.h11.their_state is h11.DONE:
+            self.h11.start_next_cycle()
             self.idle = True
         return self.idle
 
     async def drain(self) -> None:
-        """Take what the other side still sends, for a while, or it would not read what it was told."""
+        """Read what the client still sends, for DRAIN_TIMEOUT seconds, or it may not read the response."""
         try:
-            async with asyncio.timeout(LINGER):
-                while await self.reader.read(PIECE):
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                while await self.reader.read(READ_SIZE):
                     pass
         except TimeoutError:
-            return  # it had its time
+            return
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.writer.close()
         try:
             await self.writer.wait_closed()
         except ConnectionError:
-            return  # the other side was first
+            return  # the client closed it first

@@ -1,6 +1,6 @@
-"""Answers in the shapes that OpenAI's clients read: whole and in pieces, of completions and of chats.
+"""OpenAI response bodies: complete responses and stream chunks of completions and chat completions.
 
-Knows words and numbers only; where they come from is somebody else's.
+Works on text, tokens and numbers only.
 """
 
 from __future__ import annotations
@@ -9,100 +9,99 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..training.logprobs import Pick
+from ..generation.logprobs import TokenLogprob
 
-Placed = Sequence[tuple[Pick, int]]  # tokens, and where in the text they begin
-Bytes = Callable[[int], bytes]
+TokensWithOffsets = Sequence[tuple[TokenLogprob, int]]  # each token, and its offset in the text
 
 
-def spelled(piece: bytes) -> str:
-    """A token as text; one that is no text by itself as OpenAI spells it."""
+def token_text(token: bytes) -> str:
+    """A token as text. OpenAI writes one that is not valid UTF-8 by itself as `bytes:\\xe6\\xbc`."""
     try:
-        return piece.decode("utf-8")
+        return token.decode("utf-8")
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
-class Shape(ABC):
-    """What the two endpoints have in common; they differ in one choice's shape."""
+class ResponseFormat(ABC):
+    """The format of one endpoint's choices."""
 
-    kind = piece_kind = ""
+    object_name = chunk_object_name = ""
 
-    def __init__(self, bytes_of: Bytes) -> None:
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
         self.bytes_of = bytes_of
 
     @abstractmethod
-    def whole(self, text: str, logprobs: Any) -> dict[str, Any]:
-        """A choice that is complete."""
+    def choice(self, text: str, logprobs: Any) -> dict[str, Any]:
+        """The content of a complete choice."""
 
     @abstractmethod
-    def piece(self, text: str, logprobs: Any) -> dict[str, Any]:
-        """A piece of a choice."""
+    def chunk(self, text: str, logprobs: Any) -> dict[str, Any]:
+        """The content of a choice in a stream chunk."""
 
-    def first(self) -> dict[str, Any] | None:
-        """What a choice begins with in a stream, if anything."""
+    def first_chunk(self) -> dict[str, Any] | None:
+        """The content of a choice's first stream chunk, if it has a special one."""
         return None
 
     @abstractmethod
-    def logprobs(self, placed: Placed) -> Any:
+    def logprobs(self, tokens: TokensWithOffsets) -> Any:
         """Tokens with their log-probabilities."""
 
 
-class CompletionShape(Shape):
+class CompletionFormat(ResponseFormat):
     """`/v1/completions`."""
 
-    kind = piece_kind = "text_completion"
+    object_name = chunk_object_name = "text_completion"
 
-    def whole(self, text: str, logprobs: Any) -> dict[str, Any]:
-        """A choice that is complete."""
+    def choice(self, text: str, logprobs: Any) -> dict[str, Any]:
+        """The content of a complete choice."""
         return {"text": text, "logprobs": logprobs}
 
-    piece = whole
+    chunk = choice
 
-    def logprobs(self, placed: Placed) -> Any:
-        """Four lists side by side. A token that nothing stands before has no log-probability."""
+    def logprobs(self, tokens: TokensWithOffsets) -> Any:
+        """Four parallel lists. The log-probability of a token without preceding context is None."""
         return {
-            "tokens": [spelled(self.bytes_of(pick.token)) for pick, _ in placed],
-            "token_logprobs": [pick.logprob for pick, _ in placed],
-            "top_logprobs": [self._top(pick) for pick, _ in placed],
-            "text_offset": [place for _, place in placed],
+            "tokens": [token_text(self.bytes_of(token.token)) for token, _ in tokens],
+            "token_logprobs": [token.logprob for token, _ in tokens],
+            "top_logprobs": [self._top(token) for token, _ in tokens],
+            "text_offset": [offset for _, offset in tokens],
         }
 
-    def _top(self, pick: Pick) -> dict[str, float] | None:
-        """The likeliest tokens, and the token itself; where two are spelled alike, the likelier one."""
-        if pick.logprob is None:
+    def _top(self, token: TokenLogprob) -> dict[str, float] | None:
+        """The most likely tokens and the token itself by text; of tokens with the same text, the most likely one."""
+        if token.logprob is None:
             return None
-        found: dict[str, float] = {}
-        for token, logprob in (*pick.top, (pick.token, pick.logprob)):
-            found.setdefault(spelled(self.bytes_of(token)), logprob)
-        return found
+        top: dict[str, float] = {}
+        for number, logprob in (*token.top, (token.token, token.logprob)):
+            top.setdefault(token_text(self.bytes_of(number)), logprob)
+        return top
 
 
-class ChatShape(Shape):
+class ChatCompletionFormat(ResponseFormat):
     """`/v1/chat/completions`."""
 
-    kind, piece_kind = "chat.completion", "chat.completion.chunk"
+    object_name, chunk_object_name = "chat.completion", "chat.completion.chunk"
 
-    def whole(self, text: str, logprobs: Any) -> dict[str, Any]:
-        """A choice that is complete."""
+    def choice(self, text: str, logprobs: Any) -> dict[str, Any]:
+        """The content of a complete choice."""
         return {"message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": logprobs}
 
-    def piece(self, text: str, logprobs: Any) -> dict[str, Any]:
-        """A piece of a choice."""
+    def chunk(self, text: str, logprobs: Any) -> dict[str, Any]:
+        """The content of a choice in a stream chunk."""
         return {"delta": {"content": text} if text else {}, "logprobs": logprobs}
 
-    def first(self) -> dict[str, Any] | None:
-        """Who speaks."""
+    def first_chunk(self) -> dict[str, Any] | None:
+        """The role of the message."""
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
-    def logprobs(self, placed: Placed) -> Any:
+    def logprobs(self, tokens: TokensWithOffsets) -> Any:
         """A list of tokens, each with its alternatives."""
         rows = [
-            {**self._one(pick.token, pick.logprob), "top_logprobs": [self._one(*other) for other in pick.top]}
-            for pick, _ in placed
+            {**self._entry(token.token, token.logprob), "top_logprobs": [self._entry(*other) for other in token.top]}
+            for token, _ in tokens
         ]
         return {"content": rows, "refusal": None}
 
-    def _one(self, token: int, logprob: float | None) -> dict[str, Any]:
-        piece = self.bytes_of(token)
-        return {"token": spelled(piece), "logprob": logprob, "bytes": list(piece)}
+    def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
+        content = self.bytes_of(token)
+        return {"token": token_text(content), "logprob": logprob, "bytes": list(content)}

@@ -1,7 +1,7 @@
-"""A student behind an address, speaking as OpenAI does: any tool that talks to a model can talk to this one.
+"""The HTTP server for one student, compatible with OpenAI's API: connections, endpoints, API key and shutdown.
 
-One thread owns the network (`batching`); this one reads requests and gives each to a `Job`. Knows neither recipes nor
-runs.
+The engine's thread owns the network (`generation.batching`); this thread receives requests and passes each to a
+`GenerationHandler`. To add an endpoint, add it to `ENDPOINTS`. Independent of recipes and runs.
 """
 
 from __future__ import annotations
@@ -21,160 +21,174 @@ import h11
 from ...core.errors import UsageError, did_you_mean
 from ..generation.batching import Engine
 from ..trained import Trained
-from .handlers import Job
-from .http import LARGEST, Gone, Line, Request, TooLarge
-from .requests import Asked, AskedChat, AskedCompletion, Refusal, fault, read
-from .responses import ChatShape, CompletionShape, Shape
+from .handlers import GenerationHandler
+from .http import MAX_BODY_BYTES, BodyTooLarge, ClientDisconnected, HttpConnection, HttpRequest
+from .requests import (
+    ApiError,
+    ChatCompletionRequest,
+    CompletionRequest,
+    GenerationRequest,
+    parse_request,
+    server_error,
+)
+from .responses import ChatCompletionFormat, CompletionFormat, ResponseFormat
 
-GRACE = 5.0  # seconds that answers have to end in when the server is asked to leave
-ENDPOINTS: dict[str, tuple[type[Asked], type[Shape], str]] = {
-    "/v1/completions": (AskedCompletion, CompletionShape, "cmpl"),
-    "/v1/chat/completions": (AskedChat, ChatShape, "chatcmpl"),
+SHUTDOWN_TIMEOUT = 5.0  # seconds for current responses to end after the server is told to stop
+# The request class, the response format and the prefix of response ids of each endpoint.
+ENDPOINTS: dict[str, tuple[type[GenerationRequest], type[ResponseFormat], str]] = {
+    "/v1/completions": (CompletionRequest, CompletionFormat, "cmpl"),
+    "/v1/chat/completions": (ChatCompletionRequest, ChatCompletionFormat, "chatcmpl"),
 }
 
 
-class Service:
-    """What is behind the address: who may ask, for what, and who answers."""
+class StudentServer:
+    """Serves one student under one or more model names, with an optional API key."""
 
     def __init__(self, student: Trained, names: Sequence[str], key: str | None = None) -> None:
         self.student, self.names, self.key = student, names, key
         self.engine = Engine(student.model, student.context, student.tokenizer.end_of_text)
-        self.born = int(time.time())
-        self.lines: dict[asyncio.Task[None], Line] = {}
-        self.leaving = False
+        self.created = int(time.time())
+        self.connections: dict[asyncio.Task[None], HttpConnection] = {}
+        self.stopping = False
 
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one client until it hangs up."""
-        line, task = Line(reader, writer), asyncio.current_task()
+    async def handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one client until it disconnects."""
+        connection, task = HttpConnection(reader, writer), asyncio.current_task()
         assert task is not None
-        self.lines[task] = line
+        self.connections[task] = connection
         try:
-            await self._talk(line)
-        except (Gone, ConnectionError, TimeoutError, asyncio.CancelledError):
-            return  # nobody is there to be told, or the server leaves
+            await self._handle_requests(connection)
+        except (ClientDisconnected, ConnectionError, TimeoutError, asyncio.CancelledError):
+            return  # the client has left, or the server is stopping
         finally:
-            del self.lines[task]
-            await line.close()
+            del self.connections[task]
+            await connection.close()
 
-    async def _talk(self, line: Line) -> None:
+    async def _handle_requests(self, connection: HttpConnection) -> None:
         try:
-            while (request := await line.request()) is not None:
-                await line.unless_gone(self._serve(request, line))
-                if self.leaving or not line.next():
+            while (request := await connection.receive()) is not None:
+                await connection.cancel_on_disconnect(self._handle_request(request, connection))
+                if self.stopping or not connection.prepare_next():
                     return
         except h11.RemoteProtocolError as error:
-            await self._hang_up(line, Refusal(error.error_status_hint, f"that is not HTTP: {error}"))
-        except TooLarge:
-            await self._hang_up(line, Refusal(413, f"the body is larger than {LARGEST >> 20} MiB: send less at once"))
+            await self._refuse_unread(
+                connection, ApiError(error.error_status_hint, f"not a valid HTTP request: {error}")
+            )
+        except BodyTooLarge:
+            limit = f"{MAX_BODY_BYTES >> 20} MiB"
+            await self._refuse_unread(connection, ApiError(413, f"the body is larger than {limit}: split the request"))
 
-    async def _hang_up(self, line: Line, refusal: Refusal) -> None:
-        """Refuse what has not been read to its end."""
-        await line.answer(refusal.status, refusal.body, {"connection": "close"})
-        await line.drain()
+    async def _refuse_unread(self, connection: HttpConnection, error: ApiError) -> None:
+        """Refuse a request that has not been read to its end, and close the connection."""
+        await connection.send_json(error.status, error.body, {"connection": "close"})
+        await connection.drain()
 
-    async def _serve(self, request: Request, line: Line) -> None:
-        """Answer one request."""
+    async def _handle_request(self, request: HttpRequest, connection: HttpConnection) -> None:
         try:
-            self._admit(request)
+            self._check(request)
             if request.path not in ENDPOINTS:
-                await line.answer(200, self._models(request))
+                await connection.send_json(200, self._models(request))
                 return
-            job = self._job(request)
-            if job.asked.stream:
-                await line.stream(job.pieces())
+            handler = self._handler(request)
+            if handler.request.stream:
+                await connection.send_events(handler.stream())
             else:
-                await line.answer(200, await job.whole())
-        except Refusal as refusal:
-            await line.answer(refusal.status, refusal.body)
-        except (Gone, ConnectionError):
+                await connection.send_json(200, await handler.respond())
+        except ApiError as error:
+            await connection.send_json(error.status, error.body)
+        except (ClientDisconnected, ConnectionError):
             raise
         except Exception as error:
-            if line.answering:
+            if connection.response_started:
                 raise
-            await line.answer(500, fault(error).body)
+            await connection.send_json(500, server_error(error).body)
 
-    def _admit(self, request: Request) -> None:
-        """Refuse strangers, unknown paths, and methods that a path does not have."""
-        told = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self.key and not hmac.compare_digest(told.encode("latin-1"), self.key.encode()):
-            raise Refusal(401, "this server wants a key: Authorization: Bearer KEY", code="invalid_api_key")
+    def _check(self, request: HttpRequest) -> None:
+        """Check the API key, the path and the method."""
+        key = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self.key and not hmac.compare_digest(key.encode("latin-1"), self.key.encode()):
+            raise ApiError(401, "this server requires an API key: Authorization: Bearer KEY", code="invalid_api_key")
         models = request.path == "/v1/models" or request.path.startswith("/v1/models/")
         if not models and request.path not in ENDPOINTS:
             paths = ["/v1/models", *ENDPOINTS]
-            raise Refusal(404, f"there is no {request.path}. {did_you_mean(request.path, paths)}")
+            raise ApiError(404, f"there is no {request.path}. {did_you_mean(request.path, paths)}")
         method = "GET" if models else "POST"
         if request.method != method:
-            raise Refusal(405, f"{request.path} takes {method}, not {request.method}")
+            raise ApiError(405, f"{request.path} takes {method}, not {request.method}")
 
-    def _job(self, request: Request) -> Job:
-        kind, shape, prefix = ENDPOINTS[request.path]
-        asked = read(kind, request.body)
-        model = self._named(asked.model or self.names[0])
+    def _handler(self, request: HttpRequest) -> GenerationHandler:
+        request_class, format_class, prefix = ENDPOINTS[request.path]
+        parsed = parse_request(request_class, request.body)
+        model = self._check_model(parsed.model or self.names[0])
         head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        return Job(asked, shape(self.student.tokenizer.bytes_of), self.student, self.engine, head)
+        response_format = format_class(self.student.tokenizer.bytes_of)
+        return GenerationHandler(parsed, response_format, self.student, self.engine, head)
 
-    def _named(self, name: str) -> str:
-        """A name of the student that is served."""
+    def _check_model(self, name: str) -> str:
+        """The name, if it is a name of the served student."""
         if name not in self.names:
-            raise Refusal(404, f"there is no model {name!r} here, only {self.names[0]!r}", "model", "model_not_found")
+            message = f"there is no model {name!r}: this server serves {self.names[0]!r}"
+            raise ApiError(404, message, "model", "model_not_found")
         return name
 
-    def _models(self, request: Request) -> dict[str, Any]:
-        """The list of models, or the one that was named."""
+    def _models(self, request: HttpRequest) -> dict[str, Any]:
+        """The list of models, or the model that the path names."""
         name = unquote(request.path.removeprefix("/v1/models").removeprefix("/"))
-        model = {"object": "model", "created": self.born, "owned_by": "distillkit"}
+        model = {"object": "model", "created": self.created, "owned_by": "distillkit"}
         if name:
-            return {"id": self._named(name), **model}
+            return {"id": self._check_model(name), **model}
         return {"object": "list", "data": [{"id": self.names[0], **model}]}
 
 
-async def run(service: Service, host: str, port: int, ready: Callable[[str], None], leave: asyncio.Event) -> None:
-    """Serve until somebody says leave; answers that have begun may end first, within reason."""
+async def serve_until(
+    server: StudentServer, host: str, port: int, on_ready: Callable[[str], None], stop: asyncio.Event
+) -> None:
+    """Serve until the event is set, then let current responses end. `on_ready` receives the base URL."""
     try:
-        server = await asyncio.start_server(service.connected, host, port)
+        listener = await asyncio.start_server(server.handle_connection, host, port)
     except OSError as error:
-        raise UsageError(f"cannot listen at {host}, port {port}: {error.strerror}", "Choose another --port.") from error
-    service.engine.start()
-    port = server.sockets[0].getsockname()[1]
-    ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+        raise UsageError(f"cannot listen on {host}, port {port}: {error.strerror}", "Choose another --port.") from error
+    server.engine.start()
+    port = listener.sockets[0].getsockname()[1]
+    on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1")
     try:
-        await leave.wait()
-        server.close()
-        await _leave(service)
+        await stop.wait()
+        listener.close()
+        await _close_connections(server)
     finally:
-        service.engine.close()
+        server.engine.close()
 
 
-async def _leave(service: Service) -> None:
-    """Hang up on those who wait for nothing, give the others some time, and then hang up on them, too."""
-    service.leaving = True
-    for task, line in service.lines.items():
-        if line.idle:
+async def _close_connections(server: StudentServer) -> None:
+    """Close idle connections at once, and the others when their responses have ended or time is up."""
+    server.stopping = True
+    for task, connection in server.connections.items():
+        if connection.idle:
             task.cancel()
-    if service.lines:
-        await asyncio.wait(service.lines, timeout=GRACE)
-    left = list(service.lines)
-    for task in left:
+    if server.connections:
+        await asyncio.wait(server.connections, timeout=SHUTDOWN_TIMEOUT)
+    remaining = list(server.connections)
+    for task in remaining:
         task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.gather(*remaining, return_exceptions=True)
 
 
-def serve(service: Service, host: str, port: int, ready: Callable[[str], None]) -> int:
-    """Serve until a signal comes, and say which one. A second one ends it at once."""
-    came: list[int] = []
+def serve(server: StudentServer, host: str, port: int, on_ready: Callable[[str], None]) -> int:
+    """Serve until SIGINT or SIGTERM, and return its number. A second signal stops the server at once."""
+    received: list[int] = []
 
-    async def until_told() -> None:
-        leave, loop, own = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
-        assert own is not None
+    async def until_signal() -> None:
+        stop, loop, main_task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+        assert main_task is not None
 
-        def told(number: int) -> None:
-            own.cancel() if came else leave.set()
-            came.append(number)
+        def on_signal(number: int) -> None:
+            main_task.cancel() if received else stop.set()
+            received.append(number)
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, told, number)
-        await run(service, host, port, ready, leave)
+            loop.add_signal_handler(number, on_signal, number)
+        await serve_until(server, host, port, on_ready, stop)
 
-    with contextlib.suppress(asyncio.CancelledError):  # asked twice
-        asyncio.run(until_told())
-    return came[0]
+    with contextlib.suppress(asyncio.CancelledError):  # by a second signal
+        asyncio.run(until_signal())
+    return received[0]

@@ -24,7 +24,7 @@ from ...core.console import Console
 from ...core.errors import Interrupted, TrainingError
 from ...plugins.interfaces import Mixer, Teacher, Tracker
 from .. import checkpoint as checkpoints
-from ..generation.score import token_surprises
+from ..generation.score import token_nlls
 from .distributed import SINGLE_PROCESS, BatchShard, ProcessGroup
 from .loss import Opinion, Targets, TopK, mixed_loss, slope_squares, term_names, totals
 from .metrics_log import Balance, Journal, Overfitting
@@ -392,9 +392,7 @@ def evaluate(job: Job) -> float:
         if i % job.group.world_size != job.group.rank:
             continue
         hidden = job.model(mx.array(batch.inputs))
-        surprise = token_surprises(
-            hidden.reshape(-1, hidden.shape[-1]), job.model.head, mx.array(batch.hard.reshape(-1))
-        )
+        surprise = token_nlls(hidden.reshape(-1, hidden.shape[-1]), job.model.head, mx.array(batch.hard.reshape(-1)))
         total += float(mx.sum(surprise * mx.array(batch.weight.reshape(-1))).item())  # type: ignore[arg-type]
         count += float(batch.weight.sum())
     if job.group.world_size > 1:

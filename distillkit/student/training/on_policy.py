@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ...core.records import LOG_ZERO
-from ..generation.generate import write
+from ..generation.generate import generate_tokens
 from ..generation.sampling import Sampling
 from .distributed import BatchShard
 
@@ -85,7 +85,7 @@ class OnPolicy:
         model.eval()
         begun, length = rows[:, :kept], rows.shape[1] + 1 - kept
         seeds = [int(self._chance(step, WORDS, place).integers(2**32)) for place in places]
-        drawn = write(model, self.context, begun.tolist(), seeds, Sampling(), self.padding, max_tokens=length)
+        drawn = generate_tokens(model, self.context, begun.tolist(), seeds, Sampling(), self.padding, max_tokens=length)
         return np.concatenate([begun, np.array(list(drawn), dtype=rows.dtype).T], axis=1)
 
     def _chance(self, *what: int) -> np.random.Generator:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distillkit.student.generation.sampling import Sampling, draw, keys_of, noise_of, turn
+from distillkit.student.generation.sampling import Sampling, gumbel_noise, random_keys, sample_tokens, split_keys
 
 from .model import After, Precisely
 
@@ -110,12 +110,12 @@ class Drawn:
     """Draws the tokens of one answer, from a generator that nobody else uses."""
 
     def __init__(self, asked: Asked) -> None:
-        self.sampling, self.keys = asked.sampling, keys_of([asked.seed])
+        self.sampling, self.keys = asked.sampling, random_keys([asked.seed])
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         """The next token."""
-        self.keys, now = turn(self.keys)
-        return draw(logprobs, noise_of(now, logprobs.shape[-1]), self.sampling)
+        self.keys, now = split_keys(self.keys)
+        return sample_tokens(logprobs, gumbel_noise(now, logprobs.shape[-1]), self.sampling)
 
 
 @dataclass
