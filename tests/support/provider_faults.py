@@ -1,14 +1,7 @@
-<<<<<<< HEAD
 """Faults of a provider, each tested with the real SDK over a real socket, and the table of the results.
 
 `python tests/support/provider_faults.py` writes the table in docs/trust.md; with `--check` it writes nothing and fails
 if the table is out of date. The scheduler's clock runs fifty times as fast as real time here; the server's does not.
-=======
-"""Provider faults, injected into real HTTP calls of the real SDK, and how the host handles each of them.
-
-`python tests/support/provider_faults.py` writes the table in docs/teachers.md; with `--check` it only reports whether
-the table is out of date. The host's clock runs fifty times faster than real time, so that waits are short.
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
 """
 
 from __future__ import annotations
@@ -40,13 +33,8 @@ from support.chat_provider import Act, Provider, error, serving
 from support.paths import ROOT
 
 FAST = 50.0
-<<<<<<< HEAD
 PAGE = ROOT / "docs" / "trust.md"
 BEGIN = "<!-- faults: written by tests/support/provider_faults.py -->\n"
-=======
-PAGE = ROOT / "docs" / "teachers.md"
-BEGIN = "<!-- faults: written by tests/support/provider_faults.py from test results -->\n"
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
 END = "<!-- end of faults -->"
 PROMPTS = 6
 FAULTY = "prompt 3"
@@ -140,7 +128,6 @@ FAULTS = [
     *(
         Fault(f"HTTP {status}{about}", [error(status, "oops")])
         for status, about in (
-<<<<<<< HEAD
             *((500, ""), (502, " (bad gateway)"), (503, " (overloaded)"), (504, ""), (529, "")),
             *((498, " (Groq: out of capacity)"), (408, ""), (409, ""), (425, "")),
         )
@@ -150,39 +137,19 @@ FAULTS = [
     Fault("four failures in a row", [error(500, "oops")] * 4),
     Fault("five failures in a row (the last attempt)", [error(500, "oops")] * 5, "exit 1", says="in 5 attempts"),
     Fault("HTTP 429 without Retry-After", [error(429, SLOW)]),
-=======
-            *((500, ""), (502, ", bad gateway"), (503, ", overloaded"), (504, ""), (529, "")),
-            *((498, ", Groq is at capacity"), (408, ""), (409, ""), (425, "")),
-        )
-    ),
-    Fault("HTTP 503 with Retry-After", [error(503, "oops", retry_after="5")]),
-    Fault("HTTP 502 with a page of HTML", [Act(502, {"Content-Type": "text/html"}, b"<html>Bad gateway</html>")]),
-    Fault("four failures one after another", [error(500, "oops")] * 4),
-    Fault("five failures, the last attempt", [error(500, "oops")] * 5, "exit 1", says="in 5 attempts"),
-    Fault("HTTP 429 without a time to retry", [error(429, SLOW)]),
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
     Fault("HTTP 429, Retry-After: 2", [error(429, SLOW, retry_after="2")]),
     Fault("HTTP 429, Retry-After: 0.5", [error(429, SLOW, retry_after="0.5")]),
     Fault("HTTP 429, Retry-After: 12.56s", [error(429, SLOW, retry_after="12.56s")]),
     Fault("HTTP 429, Retry-After: 1m2.5s", [error(429, SLOW, retry_after="1m2.5s")]),
     Fault("HTTP 429, Retry-After: an HTTP date", [error(429, SLOW, retry_after=_date(20))]),
     Fault(
-<<<<<<< HEAD
         "HTTP 429, Retry-After: an HTTP date, local clock wrong by a day",
-=======
-        "the same, with a wall clock that is a day off",
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
         [error(429, SLOW, retry_after=_date(86400 + 20), date=_date(86400))],
     ),
     Fault("HTTP 429, Retry-After: not a time", [error(429, SLOW, retry_after="soon")]),
     Fault("HTTP 429, retry-after-ms: 1500", [error(429, SLOW, retry_after_ms="1500")]),
-<<<<<<< HEAD
     Fault("HTTP 429, the wait is given in the error message", [error(429, f"{SLOW} Please try again in 1.5s.")]),
     Fault("HTTP 429 eight times (they use no attempts)", [error(429, SLOW, retry_after="1")] * 8),
-=======
-    Fault("HTTP 429, the time is in its message", [error(429, f"{SLOW} Please try again in 1.5s.")]),
-    Fault("HTTP 429 eight times (not counted as attempts)", [error(429, SLOW, retry_after="1")] * 8),
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
     Fault("HTTP 429, Retry-After: 2h59m", [error(429, SLOW, retry_after="2h59m")], "exit 3", says="--wait"),
     Fault(
         "HTTP 429, requests per day (RPD)",
@@ -206,7 +173,6 @@ FAULTS = [
         "exit 1",
         says="Incorrect API key provided: [key]",
     ),
-<<<<<<< HEAD
     Fault("connection reset before the response", [Act(reset=0)]),
     Fault("connection reset within the body", [Act(reset=40)]),
     Fault("body shorter than Content-Length", [Act(length=10**5)]),
@@ -218,25 +184,11 @@ FAULTS = [
     Fault("JSON that is not an object", [Act(body=b"[1, 2]")]),
     Fault("body that is not UTF-8", [Act(body=b'{"choices": "\xff\xfe"}')]),
     Fault("Content-Encoding: gzip, body not compressed", [Act(200, {"Content-Encoding": "gzip"}, b'{"choices": []}')]),
-=======
-    Fault("reset before the response", [Act(reset=0)]),
-    Fault("reset in the middle of the body", [Act(reset=40)]),
-    Fault("a body shorter than its length", [Act(length=10**5)]),
-    Fault("a body that arrives byte by byte", [Act(drip=0.04)]),
-    Fault("no response in time", [Act(delay=4.0, good=False)]),
-    Fault("truncated JSON", [Act(body=b'{"choices": [{"message": {"conte')]),
-    Fault("an empty body", [Act(body=b"")]),
-    Fault("a page of HTML as an answer", [Act(200, {"Content-Type": "text/html"}, b"<html>Log in</html>")]),
-    Fault("JSON that is not an object", [Act(body=b"[1, 2]")]),
-    Fault("a body that is not UTF-8", [Act(body=b'{"choices": "\xff\xfe"}')]),
-    Fault("a body wrongly declared as gzip", [Act(200, {"Content-Encoding": "gzip"}, b'{"choices": []}')]),
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
     Fault("empty choices", [bad(_without_choices)]),
     Fault("content is a list", [bad(changed(content=["a"]))]),
     Fault("finish_reason null", [bad(changed(finish_reason=None))]),
     Fault("finish_reason abort", [bad(changed(finish_reason="abort"))]),
     Fault("null content", [bad(changed(content=None))]),
-<<<<<<< HEAD
     Fault("content is only white space", [bad(changed(content=" \n"))]),
     Fault("null content in every attempt", [bad(changed(content=None))] * 9, "refused", calls=5),
     Fault("finish_reason content_filter", [bad(changed(finish_reason="content_filter"))]),
@@ -246,25 +198,13 @@ FAULTS = [
         "refused",
         calls=5,
     ),
-=======
-    Fault("blank content", [bad(changed(content=" \n"))]),
-    Fault("null content in every attempt", [bad(changed(content=None))] * 9, "refused", calls=5),
-    Fault("finish_reason content_filter", [bad(changed(finish_reason="content_filter"))]),
-    Fault("content_filter in every attempt", [bad(changed(finish_reason="content_filter"))] * 9, "refused", calls=5),
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
     Fault("finish_reason length", [Act(change=changed(finish_reason="length"))], "cut", calls=1),
     Fault("usage missing", [Act(change=_without_usage)], calls=1),
     Fault("log-probabilities missing", [bad(changed(logprobs=None))], asked=TOP),
     Fault("log-probabilities malformed", [bad(_misshapen)], asked=TOP),
-<<<<<<< HEAD
     Fault("log-probabilities unsorted, repeated, without bytes", [Act(change=_mixed_up)], calls=1, asked=TOP),
     Fault("token that is part of a UTF-8 character", [Act(change=_half_a_character)], calls=1, asked=TOP),
     Fault("local clock goes backwards", [error(429, SLOW, retry_after=_date(20))], clock=_backwards),
-=======
-    Fault("log-probabilities unsorted, twice, without bytes", [Act(change=_mixed_up)], calls=1, asked=TOP),
-    Fault("a token that is half a character", [Act(change=_half_a_character)], calls=1, asked=TOP),
-    Fault("the clock goes backwards", [error(429, SLOW, retry_after=_date(20))], clock=_backwards),
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
 ]
 
 
@@ -325,30 +265,17 @@ def _row(
     )
 
 
-<<<<<<< HEAD
 OUTCOMES = {
     "answered": "retried, answered",
     "refused": "recorded as refused, left out of the training data",
     "cut": "kept, marked as truncated",
     "exit 1": "stops with the provider's error message",
     "exit 3": "stops, can be resumed later",
-=======
-WORDS = {
-    "answered": "retried, answered",
-    "refused": "recorded as a refusal, excluded from training",
-    "cut": "kept, marked as truncated",
-    "exit 1": "stops with the provider's message",
-    "exit 3": "stops, resumable",
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
 }
 
 
 def page(rows: list[Row]) -> str:
-<<<<<<< HEAD
     """docs/trust.md with the table in it."""
-=======
-    """The documentation page with the table of these rows in it."""
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return before + BEGIN + table(rows) + END + rest.partition(END)[2]
 
@@ -356,41 +283,18 @@ def page(rows: list[Row]) -> str:
 def table(rows: list[Row]) -> str:
     """The table and its introduction, in Markdown."""
     lost, twice, wrong = (sum(getattr(row, name) for row in rows) for name in ("lost", "twice", "wrong"))
-<<<<<<< HEAD
     lines = [
         f"{len(rows)} faults: answers lost {lost}, asked twice {twice}, wrong answers stored {wrong}.\n",
         "| Fault | Calls | Outcome | Lost | Twice | Wrong |",
         "| --- | ---: | --- | ---: | ---: | ---: |",
         *map(_table_row, rows),
-=======
-    head = [
-        f"<details>\n<summary>{len(rows)} faults, tested over real sockets: "
-        f"{lost} answers lost, {twice} asked twice, {wrong} wrong answers stored.</summary>\n",
-        "Each test asks a local server for six answers through the provider's SDK; one of the six calls meets the fault.",
-        "If the stage stops, the same command is run again without the fault. An answer counts as lost if the server",
-        "sent it completely and the cache does not have it, and as asked twice if the server had to send it again.\n",
-        "| fault | calls | result | lost | asked twice | wrong |",
-        "| --- | --- | --- | --- | --- | --- |",
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
     ]
     return "\n".join(lines) + "\n"
 
 
-<<<<<<< HEAD
 def _table_row(row: Row) -> str:
     outcome = "answered" if row.became == "answered" and row.calls == 1 else OUTCOMES[row.became]
     return f"| {row.fault.name} | {row.calls} | {outcome} | {row.lost} | {row.twice} | {row.wrong} |"
-=======
-ELSEWHERE = [
-    "`tests/teachers/test_chat.py` also tests faults that concern several prompts: a server that stops and starts again,",
-    "SIGKILL of the labelling process at a random moment, and two processes that share the prompts.",
-]
-
-
-def _told(row: Row) -> str:
-    words = "answered" if row.became == "answered" and row.calls == 1 else WORDS[row.became]
-    return f"| {row.fault.name} | {row.calls} | {words} | {row.lost} | {row.twice} | {row.wrong} |"
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
 
 
 def main() -> None:
@@ -399,11 +303,7 @@ def main() -> None:
     text = page([tried(fault) for fault in FAULTS])
     stale = PAGE.read_text(encoding="utf-8") != text
     if "--check" in sys.argv:
-<<<<<<< HEAD
         sys.exit("out of date: docs/trust.md. Run `python tests/support/provider_faults.py`." if stale else 0)
-=======
-        sys.exit("out of date: docs/teachers.md. Run `python tests/support/provider_faults.py`." if stale else 0)
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
     PAGE.write_text(text, encoding="utf-8")
 
 

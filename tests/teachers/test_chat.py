@@ -89,13 +89,8 @@ def test_nothing_is_lost_asked_twice_or_wrong_whatever_the_provider_does(index: 
     assert not came.leaked
 
 
-<<<<<<< HEAD
 def test_the_table_of_faults_in_the_docs_is_what_happens() -> None:
     """If only this one fails, write the table: python tests/support/provider_faults.py"""
-=======
-def test_the_table_of_faults_is_what_happens() -> None:
-    """If this fails and the tests above pass, run `python tests/support/provider_faults.py`."""
->>>>>>> c875851 (Put the table of provider faults into docs/teachers.md)
     assert PAGE.read_text(encoding="utf-8") == page([row(index) for index in range(len(FAULTS))])
     assert f"{len(FAULTS)} teacher faults on real sockets" in (ROOT / "README.md").read_text(encoding="utf-8")
 
