@@ -21,11 +21,11 @@ def compare(
 ) -> None:
     """Compare runs with the first one: differences, their intervals, and what can be said. Takes 2 to 50."""
     from ..core import run_folder as runs
-    from ..reporting.compare import comparison as comparing
-    from ..reporting.compare import files
-    from ..reporting.compare import text as compare_text
+    from ..reporting.compare.comparison import build_comparison, read_runs
+    from ..reporting.compare.files import write_files
+    from ..reporting.compare.text import format_text
 
-    found = comparing.read([runs.find(spec) for spec in where])
-    comparison = comparing.contrast(found, anyway)
-    files.write(comparison, found, html=html, markdown=markdown, csv=csv)
-    show(comparison, as_json, compare_text.text)
+    found = read_runs([runs.find(spec) for spec in where])
+    comparison = build_comparison(found, anyway)
+    write_files(comparison, found, html=html, markdown=markdown, csv=csv)
+    show(comparison, as_json, format_text)

@@ -21,10 +21,10 @@ def doctor(ctx: click.Context, online: bool, base_url: str, as_json: bool) -> No
     Exits with 0 if a run would work, and with 1 if not; each problem is listed with its remedy.
     """
     from ..pipeline import doctor as examination
-    from ..reporting import machine
+    from ..reporting.doctor import format_report
 
     if base_url and not online:
         raise UsageError("--base-url is for --online", "Add --online.")
     report = examination.examine(lambda: plugins_of(ctx), online=online, base_url=base_url)
-    show(report, as_json, machine.text)
+    show(report, as_json, format_report)
     ctx.exit(0 if report["ok"] else 1)

@@ -75,11 +75,11 @@ def _exported(ctx: click.Context, run: Run, folder: Path, kind: str, options: di
 def _reported(run: Run) -> Run:
     """A run with a report of what it is now, for the card is made of it."""
     from ..core.files import read_json
-    from ..reporting.run import tables
+    from ..reporting.run.report import build_report, write_report
 
-    told, now = read_json(run.report) if run.report.is_file() else {}, tables.build(run)
+    told, now = read_json(run.report) if run.report.is_file() else {}, build_report(run)
     if any(told.get(key) != now[key] for key in ("training", "judges", "missing")):
-        tables.write(run)
+        write_report(run)
     return run
 
 

@@ -162,10 +162,10 @@ def _calibrate(where: str, file: Path, as_json: bool) -> None:
     """How well the judges of a run agree with people."""
     from ..core.run_folder import find
     from ..judging import calibration
-    from ..reporting.run import tables
+    from ..reporting.run.report import read_grades
 
     run = find(where)
-    if not (rows := tables.grades_of(run)):
+    if not (rows := read_grades(run)):
         raise UsageError(f"the run {run.name} has no grades", f"Judge it: distillkit judge {run.name} --judge rubric")
     found = calibration.agreements(calibration.by_people(file), calibration.by_judges(rows))
     show([one.to_json() for one in found] if as_json else found, as_json, calibration.text)

@@ -13,6 +13,7 @@ from .common import json_option, show
 def report(where: str, as_json: bool) -> None:
     """Write the report of a run again, from what its folder holds."""
     from ..core import run_folder
-    from ..reporting.run import tables
+    from ..reporting.run.report import write_report
+    from ..reporting.run.text import format_report
 
-    show(tables.write(run_folder.find(where)), as_json, tables.text)
+    show(write_report(run_folder.find(where)), as_json, format_report)

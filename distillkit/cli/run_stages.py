@@ -224,9 +224,10 @@ def _finish(
     if not group.is_main:
         return
     if stages[-1] == "report":
-        from ..reporting.run import tables
+        from ..reporting.run.report import build_report
+        from ..reporting.run.text import format_report
 
-        show(tables.build(run), as_json, tables.text)
+        show(build_report(run), as_json, format_report)
         if not as_json:
             click.echo(printable(f"The whole report: {run.path / 'report.html'}"))
     elif shard := context.manner.get("shard"):

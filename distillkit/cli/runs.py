@@ -12,6 +12,6 @@ from .common import json_option, show
 def runs(as_json: bool) -> None:
     """List the runs."""
     from ..core import run_folder as folders
-    from ..reporting.run import tables
+    from ..reporting.run.listing import format_listing, list_runs
 
-    show(tables.listing(folders.every_run()), as_json, tables.listing_text)
+    show(list_runs(folders.every_run()), as_json, format_listing)

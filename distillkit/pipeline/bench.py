@@ -38,7 +38,7 @@ from .soft_targets import ANSWERS, STORE
 from .step_config import chunk_of, on_policy, settings, streams_of
 
 if TYPE_CHECKING:
-    from ..reporting.words import Fact
+    from ..reporting.formatting import Entry
 
 SCHEMA = 1
 KEPT = (STORE, ANSWERS)
@@ -299,9 +299,9 @@ def text(report: Mapping[str, Any]) -> str:
     from rich.console import Group
     from rich.text import Text
 
-    from ..reporting import terminal, words
+    from ..reporting import formatting, terminal
 
-    title = Text.assemble((words.one_line(report["run"]), "bold"), f"  step {report['step']:,}")
+    title = Text.assemble((formatting.one_line(report["run"]), "bold"), f"  step {report['step']:,}")
     size = f"{report['batch']} x {report['context']} random tokens"
     if report["accumulate"] > 1:
         size += f", {report['accumulate']} of them a training step"
@@ -315,7 +315,7 @@ def text(report: Mapping[str, Any]) -> str:
         "memory": _memory_facts(report),
         "machine": _machine_facts(report),
     }
-    return terminal.printed(Group(terminal.ruled(title), about, terminal.sections(facts)), colour=False)
+    return terminal.render(Group(terminal.heading(title), about, terminal.sections_table(facts)), colour=False)
 
 
 def _step_made_of(training: Mapping[str, Any]) -> str:
@@ -326,47 +326,51 @@ def _step_made_of(training: Mapping[str, Any]) -> str:
     return f"forward, backward, optimizer{written}{taught}{lowered}{less}; on a copy"
 
 
-def _speed_facts(speeds: Mapping[str, Any], unit: str, about: str) -> list[Fact]:
-    from ..reporting.words import Fact, figure
+def _speed_facts(speeds: Mapping[str, Any], unit: str, about: str) -> list[Entry]:
+    from ..reporting.formatting import Entry, format_number
 
-    latency = ", ".join(f"{name} {figure(value)}" for name, value in speeds["latency_ms"].items())
+    latency = ", ".join(f"{name} {format_number(value)}" for name, value in speeds["latency_ms"].items())
     share = f"{speeds['of_matmul_rate']:.0%} of a large matrix product's"
     return [
-        Fact("tokens/s", figure(speeds["tokens_per_second"]), about),
-        Fact(f"{unit}{'es' if unit == 'batch' else 's'}/s", figure(speeds["batches_per_second"])),
-        Fact(f"ms a {unit}", latency),
-        Fact("arithmetic", share, f"{figure(speeds['flops'] / 1e9)} GFLOP a {unit}"),
+        Entry("tokens/s", format_number(speeds["tokens_per_second"]), about),
+        Entry(f"{unit}{'es' if unit == 'batch' else 's'}/s", format_number(speeds["batches_per_second"])),
+        Entry(f"ms a {unit}", latency),
+        Entry("arithmetic", share, f"{format_number(speeds['flops'] / 1e9)} GFLOP a {unit}"),
     ]
 
 
-def _writing_fact(row: Mapping[str, Any]) -> Fact:
-    from ..reporting.words import Fact, figure
+def _writing_fact(row: Mapping[str, Any]) -> Entry:
+    from ..reporting.formatting import Entry, format_number
 
-    speed = f"{figure(row['tokens_per_second'])} tokens/s"
-    return Fact(f"batch {row['batch']}", speed, f"{figure(row['ms_per_token'])} ms from one token to the next")
+    speed = f"{format_number(row['tokens_per_second'])} tokens/s"
+    return Entry(f"batch {row['batch']}", speed, f"{format_number(row['ms_per_token'])} ms from one token to the next")
 
 
-def _memory_facts(report: Mapping[str, Any]) -> list[Fact]:
-    from ..reporting.words import Fact, count, size
+def _memory_facts(report: Mapping[str, Any]) -> list[Entry]:
+    from ..reporting.formatting import Entry, format_bytes, format_count
 
     sizes, memory = report["parameters"], report["memory"]
-    shared = f"{count(sizes['total'])} where a shared one counts at each use"
+    shared = f"{format_count(sizes['total'])} where a shared one counts at each use"
     return [
-        Fact("parameters", count(sizes["unique"]), shared if sizes["total"] != sizes["unique"] else ""),
-        Fact("in fp32", size(memory["parameters_fp32_bytes"])),
-        Fact("in fp16", size(memory["parameters_fp16_bytes"])),
-        Fact("activations", size(memory["activation_bytes"]), "a training step's peak, less what was held before"),
+        Entry("parameters", format_count(sizes["unique"]), shared if sizes["total"] != sizes["unique"] else ""),
+        Entry("in fp32", format_bytes(memory["parameters_fp32_bytes"])),
+        Entry("in fp16", format_bytes(memory["parameters_fp16_bytes"])),
+        Entry(
+            "activations",
+            format_bytes(memory["activation_bytes"]),
+            "peak memory that a training step adds",
+        ),
     ]
 
 
-def _machine_facts(report: Mapping[str, Any]) -> list[Fact]:
-    from ..reporting.words import Fact, count, figure
+def _machine_facts(report: Mapping[str, Any]) -> list[Entry]:
+    from ..reporting.formatting import Entry, format_count, format_number
 
     where, rate = report["machine"], report["matmul_flops_per_second"]
     return [
-        Fact("processor", where["cpu"], count(where["cores"], "core")),
-        Fact("device", where["device"], where["device_name"] or ""),
-        Fact("BLAS", where["blas"]),
-        Fact("matrix product", f"{figure(rate / 1e9)} GFLOP/s", "a large one, measured in this run"),
-        Fact("versions", ", ".join(f"{name} {number}" for name, number in where["packages"].items())),
+        Entry("processor", where["cpu"], format_count(where["cores"], "core")),
+        Entry("device", where["device"], where["device_name"] or ""),
+        Entry("BLAS", where["blas"]),
+        Entry("matrix product", f"{format_number(rate / 1e9)} GFLOP/s", "a large one, measured in this run"),
+        Entry("versions", ", ".join(f"{name} {number}" for name, number in where["packages"].items())),
     ]

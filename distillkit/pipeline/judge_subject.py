@@ -20,7 +20,7 @@ from ..core.records import Document, Sample
 from ..core.run_folder import Run
 from ..judging import protocol, sampling
 from ..plugins.interfaces import Scorer, Subject
-from ..reporting.run import tables
+from ..reporting.run.report import read_samples
 from .context import Context
 
 UNWRITTEN = "the samples of {name} were not written yet"
@@ -154,7 +154,7 @@ class SubjectBuilder:
 
 def compared_subject(run: Run) -> Subject:
     """A further run, as far as its folder shows it."""
-    if not (samples := tables.samples_of(run)):
+    if not (samples := read_samples(run)):
         raise UsageError(UNWRITTEN.format(name=run.name), f"Write them: distillkit judge {run.name} --samples 50")
     return protocol.Judged(samples, (), MissingStudent(f"{run.name} is only compared with"), lambda: (), name=run.name)
 

@@ -1,7 +1,7 @@
 """Loss curves as SVG, from the rows of `metrics.jsonl`. Knows nothing of files, judges or pages.
 
-The pictures are the same byte for byte whenever they are drawn again, and take the colour of text from the
-page they stand in, so one drawing suits a light page and a dark one.
+The SVG is deterministic to the byte. Text and axes use the page's text colour (`currentColor`), so that one image
+suits a light and a dark page.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 Floats = NDArray[np.float64]
 
-# Colours of middling lightness: each reads on white and on near-black.
+# Colours of medium lightness, legible on white and on near-black.
 COLOURS = ("#2a7fa8", "#c4652f", "#8d6cc0", "#4f8f45", "#c14a7a", "#8c7a34")
 VALIDATION = "#d0383e"
-# Drawn in this colour, then renamed: SVG knows the page's own colour of text, matplotlib does not.
-INK = "#123457"
+# A placeholder that is replaced by `currentColor`, which matplotlib does not support.
+TEXT_COLOUR = "#123457"
 
 STYLE: Any = {
     "svg.hashsalt": "distillkit",
@@ -31,27 +31,27 @@ STYLE: Any = {
     "text.parse_math": False,  # a term called "$x$" is a name, not a formula
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "text.color": TEXT_COLOUR,
+    "axes.edgecolor": TEXT_COLOUR,
+    "axes.labelcolor": TEXT_COLOUR,
+    "xtick.color": TEXT_COLOUR,
+    "ytick.color": TEXT_COLOUR,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
 }
 
 
-def losses(metrics: Rows) -> str:
-    """Training loss (thin as measured, thick as smoothed), its terms, and validation. "" without any rows."""
-    train, validation = _of(metrics, "train"), _of(metrics, "validation")
+def plot_losses(metrics: Rows) -> str:
+    """The training loss (thin: raw, thick: smoothed), its terms and the validation loss. "" if there are no rows."""
+    train, validation = _rows_of(metrics, "train"), _rows_of(metrics, "validation")
 
     def draw(axes: Axes) -> None:
         steps, values = _series(train, "loss")
         axes.plot(steps, values, color=COLOURS[0], linewidth=0.6, alpha=0.4)
         axes.plot(steps, smooth(values), color=COLOURS[0], linewidth=2.0, label="training, smoothed")
-        for i, name in enumerate(_terms(train)):
-            steps, values = _series(train, name, of="terms")
+        for i, name in enumerate(_term_names(train)):
+            steps, values = _series(train, name, table="terms")
             colour = COLOURS[1 + i % (len(COLOURS) - 1)]
             axes.plot(
                 steps,
@@ -59,7 +59,7 @@ def losses(metrics: Rows) -> str:
                 color=colour,
                 linewidth=1.2,
                 linestyle="--",
-                label=_label(f"term: {name}"),
+                label=_legend_label(f"term: {name}"),
             )
         steps, values = _series(validation, "loss")
         if len(steps):
@@ -69,41 +69,41 @@ def losses(metrics: Rows) -> str:
 
 
 def smooth(values: Floats) -> Floats:
-    """A centred moving average over a twentieth of the curve; it does not lag behind what it averages."""
+    """A centred moving average over a twentieth of the curve."""
     count = len(values)
-    place = np.arange(count)
-    # Near an end the window shrinks on both sides, or a steep start would be averaged away.
-    half = np.minimum(np.minimum(place, count - 1 - place), max(1, count // 40))
+    index = np.arange(count)
+    # Near an end the window shrinks on both sides, so that a steep start is not averaged away.
+    half = np.minimum(np.minimum(index, count - 1 - index), max(1, count // 40))
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    return np.asarray((sums[place + half + 1] - sums[place - half]) / (2 * half + 1), np.float64)
+    return np.asarray((sums[index + half + 1] - sums[index - half]) / (2 * half + 1), np.float64)
 
 
-def _label(name: str) -> str:
-    """A name as the legend can show it: matplotlib hides those that begin with an underscore."""
+def _legend_label(name: str) -> str:
+    """A printable name for the legend. Gets a leading space before an underscore: matplotlib hides such labels."""
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)[:48]
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def _of(metrics: Rows, kind: str) -> list[Mapping[str, Any]]:
+def _rows_of(metrics: Rows, kind: str) -> list[Mapping[str, Any]]:
     return [row for row in metrics if row.get("kind") == kind and isinstance(row.get("step"), int)]
 
 
-def _terms(train: Rows) -> list[str]:
-    """The names of the terms; a single term is the loss itself, and is not drawn twice."""
+def _term_names(train: Rows) -> list[str]:
+    """The names of the loss terms; none if there is a single one, which equals the loss."""
     names = dict.fromkeys(str(name) for row in train for name in row.get("terms") or {})
     return list(names) if len(names) > 1 else []
 
 
-def _series(rows: Rows, key: str, of: str = "") -> tuple[Floats, Floats]:
-    """Steps and values, without those that are missing or not finite."""
-    pairs = [(row["step"], ((row.get(of) or {}) if of else row).get(key)) for row in rows]
+def _series(rows: Rows, key: str, table: str = "") -> tuple[Floats, Floats]:
+    """Steps and values of a key (of a nested table), without missing and non-finite values."""
+    pairs = [(row["step"], ((row.get(table) or {}) if table else row).get(key)) for row in rows]
     known = [(step, value) for step, value in pairs if isinstance(value, int | float) and np.isfinite(value)]
-    table = np.asarray(known, np.float64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
+    points = np.asarray(known, np.float64).reshape(-1, 2)
+    return points[:, 0], points[:, 1]
 
 
 def _svg(draw: Any) -> str:
-    """Draw on axes that all pictures share, and give the `<svg>` element alone."""
+    """Call `draw` with styled axes and return the `<svg>` element."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -114,14 +114,14 @@ def _svg(draw: Any) -> str:
         figure = Figure(figsize=(6.4, 3.5), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+        axes.grid(axis="y", color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         draw(axes)
         axes.set_xlabel("step")
-        axes.set_ylabel("nats a token")
+        axes.set_ylabel("nats per token")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8.5)
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    picture = stream.getvalue()
-    return picture[picture.index("<svg") :].replace(INK, "currentColor").strip()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
+    image = stream.getvalue()
+    return image[image.index("<svg") :].replace(TEXT_COLOUR, "currentColor").strip()

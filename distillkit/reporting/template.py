@@ -1,7 +1,7 @@
-"""Pages from the templates of this folder, each one file that needs no other. Knows jinja2, and nothing of runs.
+"""Renders HTML pages from the templates of this folder; each page is one self-contained file.
 
-Whatever is filled in is escaped. What may run or style a page is named by its hash in the page's own policy, so that
-nothing else does, wherever it may come from.
+Knows jinja2, and nothing of runs. All values are escaped. A page's content-security policy lists the hashes of its own
+script and style sheet, so that no other script or style can apply.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from markupsafe import Markup
 
 
 def render(name: str, **values: Any) -> str:
-    """Fill a template; it may extend others of this folder, and take in its style and script as they are."""
+    """Fill a template. Templates may extend and include others of this folder."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    loader = FunctionLoader(source)
+    loader = FunctionLoader(read_asset)
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader, undefined=StrictUndefined)
-    return page.get_template(name).render(style=Markup(source("style.css")), **values)
+    return page.get_template(name).render(style=Markup(read_asset("style.css")), **values)
 
 
-def source(name: str) -> str:
-    """A file of this folder as it is written."""
+def read_asset(name: str) -> str:
+    """The text of a file of this folder: a template, style sheet or script."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def markup(text: str) -> Markup:
-    """Text that is markup already and has been escaped by whoever made it."""
+def trusted_markup(text: str) -> Markup:
+    """Marks text as HTML that is already escaped."""
     return Markup(text)
 
 
-def fingerprint(script: str) -> str:
-    """What a content-security policy calls a script that may run."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+def csp_hash(source: str) -> str:
+    """The hash that a content-security policy lists to allow an inline script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-def data(value: Any) -> Markup:
-    """A value as JSON that can stand in a page: nothing in it ends the element it stands in, or opens another."""
+def embed_json(value: Any) -> Markup:
+    """A value as JSON that is safe inside a `<script>` element: it cannot close the element or open another."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")

@@ -1,7 +1,4 @@
-"""Tables on a terminal: the same width and the same words everywhere, with colour only where it is asked for.
-
-Knows rich, and nothing of runs.
-"""
+"""Tables for the terminal: one width and style everywhere, with colour only on request. Knows rich, and no runs."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from . import words
+from . import formatting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,40 +15,40 @@ if TYPE_CHECKING:
 WIDTH = 88
 
 
-def sections(facts: Mapping[str, Sequence[words.Fact]]) -> RenderableType:
-    """All facts in the same columns, with the title of a section before its first."""
+def sections_table(sections: Mapping[str, Sequence[formatting.Entry]]) -> RenderableType:
+    """All sections in the same columns, with the title of a section beside its first entry."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), width=WIDTH)
-    table.add_column(width=max(map(len, facts), default=0), style="bold")
-    table.add_column(width=max((_cells(f.name) for rows in facts.values() for f in rows), default=0))
+    table.add_column(width=max(map(len, sections), default=0), style="bold")
+    table.add_column(width=max((_name_width(e.name) for rows in sections.values() for e in rows), default=0))
     table.add_column(ratio=1)
-    for title, rows in facts.items():
+    for title, entries in sections.items():
         table.add_row()
-        for i, fact in enumerate(rows):
-            said = Text.assemble(fact.value, (f"  {fact.note}" if fact.note else "", "dim"))
-            table.add_row(Text("" if i else title), Text(fact.name, style="dim"), said)
+        for i, entry in enumerate(entries):
+            value = Text.assemble(entry.value, (f"  {entry.note}" if entry.note else "", "dim"))
+            table.add_row(Text("" if i else title), Text(entry.name, style="dim"), value)
     return table
 
 
-def _cells(text: str) -> int:
-    """How wide a name stands on the terminal, as far as a column may give way to it."""
+def _name_width(text: str) -> int:
+    """The width of a name in terminal cells, limited so that values keep enough room."""
     from rich.cells import cell_len
 
     return min(cell_len(text), 28)
 
 
-def ruled(title: Text) -> RenderableType:
-    """A title on a line of its own, with air above."""
+def heading(title: Text) -> RenderableType:
+    """A title with a rule beside it and an empty line above."""
     from rich.padding import Padding
     from rich.rule import Rule
 
     return Padding(Rule(title, align="left", style="dim"), (1, 0, 0, 0))
 
 
-def printed(content: RenderableType, colour: bool) -> str:
-    """Rich's rendering as a string: the same on every terminal, and without one."""
+def render(content: RenderableType, colour: bool) -> str:
+    """The content as a string of a fixed width, independent of the terminal."""
     from rich.console import Console
 
     stream = io.StringIO()

@@ -87,7 +87,7 @@ def finished_run(folder: Path) -> Run:
     from ..core.files import write_json, write_jsonl, write_text
     from ..core.run_folder import Run
     from ..plugins.manager import current
-    from ..reporting.run import tables
+    from ..reporting.run.report import build_report
     from ..student import checkpoint
     from ..student.training.optimizers import flatten
 
@@ -106,5 +106,5 @@ def finished_run(folder: Path) -> Run:
     write_text(run.recipe, 'name = "testing"\n[train]\nsteps = 6\n')
     write_jsonl(run.metrics, [{"kind": "train", "step": step, "loss": 5.0 - step / 10} for step in range(1, 7)])
     run.record(recipe="testing", started="2026-01-01T00:00:00Z", seed=42, status="done")
-    write_json(run.report, tables.build(run))
+    write_json(run.report, build_report(run))
     return run

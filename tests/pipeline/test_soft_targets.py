@@ -19,7 +19,9 @@ from distillkit.data.corpus import pack_texts
 from distillkit.pipeline import plan
 from distillkit.pipeline.context import HELD_OUT
 from distillkit.pipeline.pipeline import Pipeline
-from distillkit.reporting.run import page, tables
+from distillkit.reporting.run.report import build_report, write_report
+from distillkit.reporting.run.summary import sections
+from distillkit.reporting.run.text import format_report
 from distillkit.teachers.soft_targets import from_logits
 from support.soft_targets import FOREIGN, assemble, home, sit, trained
 
@@ -161,10 +163,10 @@ def test_answers_in_other_tokens_become_soft_targets(home: Path) -> None:
     report = json.loads(run.report.read_text())
     assert report["teacher"]["soft"] == soft
     told_of = f"{soft['with_soft']} of {soft['positions']} positions"
-    for text in (tables.text(report), (run.path / "report.md").read_text(), (run.path / "report.html").read_text()):
+    for text in (format_report(report), (run.path / "report.md").read_text(), (run.path / "report.html").read_text()):
         assert told_of in text
         assert f"{soft['mass']:.1%}" in text
-    assert [fact.name for fact in page.facts(report)["teacher"]].count("mass carried") == 1
+    assert [entry.name for entry in sections(report)["teacher"]].count("mass covered") == 1
 
 
 def test_the_same_tokens_are_aligned_everywhere(home: Path) -> None:
@@ -191,8 +193,8 @@ def test_answers_can_be_kept_from_training(home: Path) -> None:
     learnt = list(parts.streams(apart.answers)[1].texts(parts.tokenizer))
     assert not set(learnt) & set(stream.texts(parts.tokenizer))
     assert len(learnt) + held_out == len(index)
-    tables.write(apart)
-    assert "on the teacher's text" in tables.text(tables.build(apart))
+    write_report(apart)
+    assert "loss on teacher text" in format_report(build_report(apart))
     # A later look at the label stage without a held-out share leaves none behind.
     Pipeline(assemble(*FOREIGN), apart).execute(("label",))
     assert parts.held_out_stream(apart.answers) is None

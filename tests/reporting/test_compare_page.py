@@ -16,8 +16,8 @@ from distillkit.core.files import write_jsonl
 from distillkit.core.records import Grade, Sample
 from distillkit.core.run_folder import Run
 from distillkit.reporting import template
-from distillkit.reporting.compare import comparison
 from distillkit.reporting.compare import page as compare_page
+from distillkit.reporting.compare.comparison import build_comparison, compare, read_runs
 from support.browser import Browser, found
 from support.run_folders import HOSTILE, Tags, history, make, studied, study
 
@@ -34,8 +34,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def page(folder: Path, runs: list[Run], name: str = "compare.html") -> Path:
-    sides = comparison.read(runs)
-    (folder / name).write_text(compare_page.html(comparison.contrast(sides), sides), encoding="utf-8")
+    sides = read_runs(runs)
+    (folder / name).write_text(compare_page.render_html(build_comparison(sides), sides), encoding="utf-8")
     return folder / name
 
 
@@ -116,7 +116,7 @@ def test_runs_can_be_shown_and_hidden(browser, twelve):
     browser.open(twelve)
     browser.settle()
     first = drawn(browser)
-    assert len(first) == compare_page.SHOWN
+    assert len(first) == compare_page.MAX_RUNS_SHOWN
     assert "alone/1" in first
     best = browser.js("document.querySelector('#curves .chip').textContent")
     click(browser, "#curves .chip", 0)
@@ -151,7 +151,7 @@ def test_samples_of_one_prompt_stand_side_by_side(browser, twelve):
     browser.js("{const s = document.getElementById('prompt'); s.value = '0'; s.dispatchEvent(new Event('change'))}")
     assert browser.js(seen) == [first]
     cards = "[...document.querySelectorAll('section.prompt:not([hidden]) .card')].filter(c => !c.hidden)"
-    assert len(browser.js(f"{cards}.map(c => c.textContent)")) == compare_page.SHOWN
+    assert len(browser.js(f"{cards}.map(c => c.textContent)")) == compare_page.MAX_RUNS_SHOWN
     assert "grammar" in browser.js(f"{cards}[0].textContent")
     assert silent(browser, twelve)
 
@@ -193,7 +193,7 @@ def test_the_keyboard_reaches_everything(browser, twelve):
     assert browser.js(nameless) == 0
     browser.js("document.querySelector('#curves .chip').focus()")
     browser.settle()
-    assert browser.js("document.querySelectorAll('#curves svg .cold').length") > 0  # the others step back
+    assert browser.js("document.querySelectorAll('#curves svg .dimmed').length") > 0  # the others step back
 
 
 def test_it_fits_a_phone_at_night_and_paper(browser, twelve, tmp_path):
@@ -304,7 +304,7 @@ def test_the_same_runs_make_the_same_page(tmp_path):
 
 def test_data_in_a_page_comes_back_as_it_was():
     value = {"</script>": ["<!--", "&amp;", "\u2028", "ü", 1.5, None]}
-    text = str(template.data(value))
+    text = str(template.embed_json(value))
     assert json.loads(text) == value
     assert not set("<>&\u2028") & set(text)
 
@@ -314,7 +314,7 @@ def test_the_page_says_which_way_is_better_as_the_judge_does(tmp_path):
         grades = [Grade("longest", longest + i % 3, sample=f"p{i}#0") for i in range(12)]
         return make(tmp_path, name, judge="memorization", grades=grades, lower_is_better={"memorization": ["longest"]})
 
-    told = comparison.compare([run("a/1", 9), run("b/1", 4)])
+    told = compare([run("a/1", 9), run("b/1", 4)])
     assert [line["run"] for line in told["ranking"]["rows"]] == ["b/1", "a/1"]
     source = page(tmp_path, [Run(tmp_path / "a/1"), Run(tmp_path / "b/1")]).read_text()
     assert "Ranked by longest, lower is better." in source
@@ -340,13 +340,13 @@ def test_many_runs_open_at_once(browser, tmp_path, runs, prompts):
 
 
 def test_more_samples_than_a_page_can_hold_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_page, "CHARACTERS", 20_000)
+    monkeypatch.setattr(compare_page, "MAX_SAMPLE_CHARACTERS", 20_000)
     runs = study(tmp_path, 3, prompts=40)
     source = page(tmp_path, runs).read_text()
     cards = Tags(source).tags.count("article")
     assert 3 <= cards < 120
     assert cards % 3 == 0  # whole rounds: every run shows as many
-    assert f"{cards} of 120 samples stand here" in source
+    assert f"Showing {cards} of 120 samples" in source
 
 
 def test_a_comparison_of_unfinished_runs_has_a_page(browser, tmp_path):
@@ -394,7 +394,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("night", [False, True])
 def test_colours_are_told_apart_by_all_eyes(night):
-    style = template.source("style.css")
+    style = template.read_asset("style.css")
     block = style[style.index("prefers-color-scheme: dark") :] if night else style
     colours = {
         name: re.search(rf"--{name}: (#[0-9a-f]{{6}})", block)[1]

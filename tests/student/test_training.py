@@ -28,7 +28,8 @@ from distillkit.core.run_folder import STAGES, Run, find, newest
 from distillkit.data.batches import sequential
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
-from distillkit.reporting.run import tables
+from distillkit.reporting.run.report import build_report, write_report
+from distillkit.reporting.run.text import format_report
 from distillkit.student import Sampling, Trained, blas
 from distillkit.student import checkpoint as checkpoints
 from distillkit.student.training.optimizers import flatten
@@ -245,11 +246,11 @@ def test_a_run_that_was_stopped_says_how_far_it_came_and_is_not_done_when_it_is_
     came = run.info["training"]
     assert (came["steps"], came["tokens"]) == (5, 5 * 2 * 2 * 16)
     sit('judge.0.name="perplexity"', resume=True, stages=("judge", "report"))
-    report = tables.build(run)
+    report = build_report(run)
     assert (report["status"], report["missing"]) == ("unfinished", ["train"])
-    assert "not to the end" in tables.text(report)
+    assert "did not finish" in format_report(report)
     sit('judge.0.name="perplexity"', resume=True, stages=("train", "judge", "report"))
-    report = tables.build(run)
+    report = build_report(run)
     assert (report["status"], report["missing"]) == ("done", [])
 
 
@@ -261,7 +262,7 @@ def test_an_extended_run_that_is_stopped_has_no_figures_of_its_first_end(home: P
     (kept,) = checkpoints.every(run.checkpoints)[-1:]
     assert run.info["training"]["steps"] == kept.step
     assert weights(run) == checkpoints.weights_digest(kept.weights())
-    assert tables.build(run)["missing"] == ["train"]
+    assert build_report(run)["missing"] == ["train"]
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         sit(
             *("train.steps=60", "tracker.0.name=diary", "tracker.0.file=diary"),
@@ -277,18 +278,18 @@ def test_who_trains_on_has_no_verdicts_samples_or_grades_of_the_weights_before(h
     judged = ('judge.0.name="perplexity"', "sampling.count=2", "sampling.max_tokens=4")
     run = sit(*judged, stages=STAGES)
     assert run.info["judged_weights"] == run.info["sampling"]["weights"] == weights(run)
-    assert tables.build(run)["missing"] == []
+    assert build_report(run)["missing"] == []
     sit(*judged, "train.steps=16", resume=True, stages=("train",))
-    report = tables.write(run)
+    report = write_report(run)
     assert (report["judges"], report["missing"]) == ({}, ["judge"])
     assert not run.samples.exists()
     assert not run.grades.exists()
     sit(*judged, "train.steps=16", resume=True, stages=("judge", "report"))
     assert run.info["judged_weights"] == weights(run)
-    assert tables.build(run)["missing"] == []
+    assert build_report(run)["missing"] == []
     before = run.samples.read_bytes()
     sit(*judged, "train.steps=16", resume=True, stages=("train",))  # nothing is left to train
-    assert (tables.build(run)["missing"], run.samples.read_bytes()) == ([], before)
+    assert (build_report(run)["missing"], run.samples.read_bytes()) == ([], before)
 
 
 def kill_and_go_on(home: Path, kills: int, steps: int, seed: int, longest: float) -> None:

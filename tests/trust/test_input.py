@@ -24,9 +24,9 @@ from distillkit.core.run_folder import Run
 from distillkit.data.corpus import prepare
 from distillkit.plugins.manager import Plugins
 from distillkit.recipe.recipe import load
-from distillkit.reporting.compare import comparison as compare
 from distillkit.reporting.compare import page as compare_page
-from distillkit.reporting.run import tables
+from distillkit.reporting.compare.comparison import build_comparison, read_runs
+from distillkit.reporting.run.report import write_report
 from distillkit.teachers.answers.disk import DiskAnswerStore
 from support.bad_input import (
     ANSWERS,
@@ -398,11 +398,11 @@ def does_nothing(browser: Browser, page: Path, scripts: int) -> None:
 def test_no_page_does_what_a_run_says(browser: Browser, tmp_path: Path) -> None:
     runs, places = zip(*(hostile(tmp_path, number) for number in range(3)), strict=True)
     for run in runs:
-        tables.write(run)
+        write_report(run)
         does_nothing(browser, run.path / "report.html", scripts=0)
-    sides = compare.read(list(runs))
+    sides = read_runs(list(runs))
     page = tmp_path / "compare.html"
-    page.write_text(compare_page.html(compare.contrast(sides, anyway=True), sides), encoding="utf-8")
+    page.write_text(compare_page.render_html(build_comparison(sides, anyway=True), sides), encoding="utf-8")
     does_nothing(browser, page, scripts=2)
     tried = len(HOSTILE) * sum(places)
     held(
@@ -429,9 +429,9 @@ TORN = [
 def test_the_policy_of_a_page_stops_what_escaping_would_let_through(browser: Browser, tmp_path: Path) -> None:
     """The second wall, tried with the first one torn down."""
     runs = [make(tmp_path / "reports", f"one/{number}", seed=number) for number in (1, 2)]
-    tables.write(runs[0])
-    sides = compare.read(runs)
-    comparison = compare_page.html(compare.contrast(sides, anyway=True), sides)
+    write_report(runs[0])
+    sides = read_runs(runs)
+    comparison = compare_page.render_html(build_comparison(sides, anyway=True), sides)
     for whole in ((runs[0].path / "report.html").read_text(), comparison):
         assert whole.count("<footer>") == 1
         for attempt in TORN:

@@ -1,4 +1,4 @@
-"""What one run brings to a comparison, read from its folder alone: its report, grades, samples and curves.
+"""One run of a comparison, read from its folder: its report, grades, samples and curves.
 
 Knows the files of a run and nothing of any other run.
 """
@@ -13,12 +13,12 @@ from typing import Any
 from ...core.records import Grade, Sample
 from ...core.run_folder import Run
 from .. import curves
-from ..run import tables
+from ..run.report import build_report, read_grades, read_metrics, read_samples, to_json_values
 
 
 @dataclass(frozen=True)
-class Side:
-    """One run under comparison."""
+class ComparedRun:
+    """One run of a comparison. `grades` are keyed by judge and criterion, `recipe` by dotted keys."""
 
     name: str
     report: Mapping[str, Any]
@@ -29,50 +29,53 @@ class Side:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The prompts by their names."""
+        """The prompts by their ids."""
         return {sample.prompt_id: sample.prompt for sample in self.samples}
 
-    def graded(self, judge: str, metric: str) -> Sequence[Grade]:
-        """The grades behind a metric; `grammar@0.5` is that of the samples which were written at that temperature."""
-        name, at, warm = metric.rpartition("@")
+    def grades_of(self, judge: str, metric: str) -> Sequence[Grade]:
+        """The grades behind a metric. `grammar@0.5` selects the samples that were drawn at temperature 0.5."""
+        name, at, temperature = metric.rpartition("@")
         if not at or (judge, metric) in self.grades:
             return self.grades.get((judge, metric), ())
-        own = {
-            sample.id for sample in self.samples if sample.temperature is not None and f"{sample.temperature:g}" == warm
+        selected = {
+            sample.id
+            for sample in self.samples
+            if sample.temperature is not None and f"{sample.temperature:g}" == temperature
         }
-        return [grade for grade in self.grades.get((judge, name), ()) if grade.sample in own]
+        return [grade for grade in self.grades.get((judge, name), ()) if grade.sample in selected]
 
-    def counted(self, judge: str, metric: str) -> set[str | None]:
-        """The samples that were graded together for a metric, whether each got a grade by it or not."""
+    def samples_graded_for(self, judge: str, metric: str) -> set[str | None]:
+        """The ids of all samples that a metric was computed over, including those without a grade of their own."""
         criteria = {criterion for name, criterion in self.grades if name == judge}
-        warm = "" if metric in criteria else "".join(metric.rpartition("@")[1:])
-        return {grade.sample for criterion in criteria for grade in self.graded(judge, criterion + warm)}
+        suffix = "" if metric in criteria else "".join(metric.rpartition("@")[1:])
+        return {grade.sample for criterion in criteria for grade in self.grades_of(judge, criterion + suffix)}
 
-    def values(self, judge: str, metric: str) -> dict[str, Any] | None:
-        """A metric as the judge gave it, or None."""
+    def metric(self, judge: str, metric: str) -> dict[str, Any] | None:
+        """Value, interval and n of a metric, or None."""
         found = (self.report["judges"].get(judge) or {}).get(metric)
         return {key: found.get(key) for key in ("value", "low", "high", "n")} if found else None
 
     def fingerprint(self, part: str) -> str | None:
-        """The fingerprint of the data or the tokenizer."""
+        """The fingerprint of `data` or `tokenizer`."""
         found = self.report[part].get("fingerprint")
         return None if found is None else str(found)
 
     def protocol(self, judge: str) -> Mapping[str, Any] | None:
-        """How a judge judged: its hash and the facts behind it. None where nobody recorded that."""
+        """The protocol of a judge: its hash and the facts behind it. None if it was not recorded."""
         found: Mapping[str, Mapping[str, Any]] = self.report["judges_protocol"]
         return found.get(judge)
 
 
-def read(run: Run, name: str) -> Side:
-    """A run's side; the rows of its log are let go of as soon as the curves are drawn from them."""
-    log = tables.history(run)
-    report = tables.build(run, log)
-    return Side(name, report, _grades(run), tables.samples_of(run), curves.thinned(log), _recipe(report["recipe_text"]))
+def read_run(run: Run, name: str) -> ComparedRun:
+    """Read a run under the given name. Only its thinned curves stay in memory, not the rows of its metrics."""
+    metrics = read_metrics(run)
+    report = build_report(run, metrics)
+    recipe = _recipe(report["recipe_text"])
+    return ComparedRun(name, report, _grades(run), read_samples(run), curves.downsample(metrics), recipe)
 
 
-def names(runs: Sequence[Run]) -> list[str]:
-    """The runs' names; those that two folders share get a number."""
+def unique_names(runs: Sequence[Run]) -> list[str]:
+    """The names of the runs. Repeated names get a number: `a/1`, `a/1 (2)`."""
     found: list[str] = []
     for run in runs:
         same = sum(name.partition(" (")[0] == run.name for name in found)
@@ -82,26 +85,26 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 def _grades(run: Run) -> dict[tuple[str, str], list[Grade]]:
     grades: dict[tuple[str, str], list[Grade]] = {}
-    for row in tables.grades_of(run):
+    for row in read_grades(run):
         grade = Grade.from_json(row)
         grades.setdefault((row.get("judge", ""), grade.criterion), []).append(grade)
     return grades
 
 
 def _recipe(text: str) -> dict[str, Any]:
-    """Every key of a resolved recipe by its full name, `train.steps`; of a broken one, none."""
+    """The resolved recipe with dotted keys such as `train.steps`; empty if it is not valid TOML."""
     try:
-        return dict(_flat(tables.plain(tomllib.loads(text))))
+        return dict(_flatten(to_json_values(tomllib.loads(text))))
     except tomllib.TOMLDecodeError:
         return {}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             for i, item in enumerate(value):
-                yield from _flat(item, f"{prefix}{key}.{item.get('name', i)}.")
+                yield from _flatten(item, f"{prefix}{key}.{item.get('name', i)}.")
         else:
             yield f"{prefix}{key}", value

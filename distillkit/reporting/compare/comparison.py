@@ -1,7 +1,7 @@
-"""Runs side by side: every run against the first one, pair by pair, and what can be said of the differences.
+"""Compares runs: each run with the first one, paired, with confidence intervals, tests and verdicts.
 
-Knows what judges left in the run folders and which figures may be compared; not how grades came about, nor how a
-comparison is shown.
+Knows the metrics and grades in run folders and which of them may be compared; not how grades are produced, nor how a
+comparison is displayed.
 """
 
 from __future__ import annotations
@@ -13,196 +13,211 @@ from typing import Any
 from ...core.errors import UsageError
 from ...core.run_folder import SCHEMA, Run
 from ...stats import Difference, holm, paired_difference, verdict
-from .. import words
-from ..run import page, provenance, tables
-from . import compared_run
-from .compared_run import Side
-from .pairs import Pairs, pairs
+from ..formatting import format_count
+from ..run import summary
+from ..run.report import to_json_values
+from . import provenance
+from .compared_run import ComparedRun, read_run, unique_names
+from .pairs import Pairs, pair_grades
 
-MOST = 50
+MAX_RUNS = 50
 
-# Criteria counted a token, so that they say nothing across tokenizers.
-BY_THE_TOKEN = frozenset({"loss", "perplexity"})
+# Averages over tokens: not comparable between tokenizers.
+PER_TOKEN_METRICS = frozenset({"loss", "perplexity"})
 
 BASELINE, INCOMPARABLE, NEITHER = "baseline", "not comparable", "neither"
 
+Metric = tuple[str, str]  # judge and name
+
 
 def compare(runs: Sequence[Run], anyway: bool = False) -> dict[str, Any]:
-    """Every run against the first one: a row a metric and run, paired by document or prompt.
+    """Compare each run with the first one: one row per metric and run, paired by document or prompt.
 
-    Grades of unequal protocols are compared only `anyway`, and then every table says so.
+    Raises UsageError if a judge's protocols differ, unless `anyway`; then the notes of the comparison say so.
     """
-    return contrast(read(runs), anyway)
+    return build_comparison(read_runs(runs), anyway)
 
 
-def read(runs: Sequence[Run]) -> list[Side]:
-    """What each run brings; the first one is the baseline."""
+def read_runs(runs: Sequence[Run]) -> list[ComparedRun]:
+    """Read 2 to 50 runs; the first one is the baseline."""
     if len(runs) < 2:
         raise UsageError("a comparison needs two runs", "Name the baseline first: distillkit compare RUN RUN")
-    if len(runs) > MOST:
-        raise UsageError(f"{len(runs)} runs are too many to compare", f"Name at most {MOST}, the baseline first.")
-    return [compared_run.read(run, name) for run, name in zip(runs, compared_run.names(runs), strict=True)]
+    if len(runs) > MAX_RUNS:
+        raise UsageError(f"{len(runs)} runs are too many to compare", f"Name at most {MAX_RUNS}, the baseline first.")
+    return [read_run(run, name) for run, name in zip(runs, unique_names(runs), strict=True)]
 
 
-def contrast(found: Sequence[Side], anyway: bool = False) -> dict[str, Any]:
-    """The comparison of sides that were read, as plain values: what `--json` prints and every table is made of."""
-    first, *others = found
-    strange = provenance.protocols_apart(found)
-    if strange and not anyway:
+def build_comparison(runs: Sequence[ComparedRun], anyway: bool = False) -> dict[str, Any]:
+    """The comparison as plain values: what `--json` prints and all tables are made from."""
+    baseline, *others = runs
+    protocols = provenance.protocol_differences(runs)
+    if protocols and not anyway:
         raise UsageError(
-            "the runs were not judged in the same way:\n  " + "\n  ".join(strange),
-            "Judge them again under one protocol, or compare them all the same: --anyway",
+            "the runs were judged under different protocols:\n  " + "\n  ".join(protocols),
+            "Judge them again under one protocol, or compare them nevertheless: --anyway",
         )
-    rows = [row for other in others for row in _rows(first, other)]
-    metrics = _metrics(found)
+    rows = [row for other in others for row in _compare_pair(baseline, other)]
+    metrics = _all_metrics(runs)
     return {
         "schema": SCHEMA,
-        "runs": [side.name for side in found],
-        "baseline": first.name,
-        "anyway": bool(strange),
-        "notes": [*_anyway(strange), *_notes(found, rows)],
-        "about": {side.name: provenance.about(side) for side in found},
+        "runs": [run.name for run in runs],
+        "baseline": baseline.name,
+        "anyway": bool(protocols),
+        "notes": [*_protocol_notes(protocols), *_notes(runs, rows)],
+        "about": {run.name: provenance.describe_run(run) for run in runs},
         "metrics": [
-            {"judge": judge, "metric": metric, "better": _better(found, judge, metric)} for judge, metric in metrics
+            {"judge": judge, "metric": metric, "better": _direction(runs, judge, metric)} for judge, metric in metrics
         ],
-        "figures": list(_figures(found, metrics)),
-        "ranking": _ranking(found, metrics, rows),
-        "rows": tables.plain(rows),
-        "recipes": provenance.recipes(found),
-        "provenance": provenance.facts(found),
+        "figures": list(_metric_values(runs, metrics)),
+        "ranking": _rank(runs, metrics, rows),
+        "rows": to_json_values(rows),
+        "recipes": provenance.recipe_differences(runs),
+        "provenance": provenance.provenance_rows(runs),
     }
 
 
-def _better(found: Sequence[Side], judge: str, metric: str) -> page.Better | None:
-    """Which way is better, as the first run says that has the figure."""
-    side = next((side for side in found if side.values(judge, metric)), found[0])
-    return page.better(side.report, judge, metric)
+def _direction(runs: Sequence[ComparedRun], judge: str, metric: str) -> summary.Direction | None:
+    """Which direction is better, according to the first run that has the metric."""
+    run = next((run for run in runs if run.metric(judge, metric)), runs[0])
+    return summary.direction(run.report, judge, metric)
 
 
-def _metrics(found: Sequence[Side]) -> list[tuple[str, str]]:
-    """Judges and metrics that any of the runs has, in the order of the first; bits per byte before all."""
+def _all_metrics(runs: Sequence[ComparedRun]) -> list[Metric]:
+    """The metrics that any run has, in order of appearance, but bits per byte first."""
     every = dict.fromkeys(
-        (judge, metric) for side in found for judge, metrics in side.report["judges"].items() for metric in metrics
+        (judge, metric) for run in runs for judge, metrics in run.report["judges"].items() for metric in metrics
     )
-    return sorted(every, key=lambda pair: pair[1] != "bits_per_byte")
+    return sorted(every, key=lambda metric: metric[1] != "bits_per_byte")
 
 
-def _figures(found: Sequence[Side], metrics: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    for side in found:
+def _metric_values(runs: Sequence[ComparedRun], metrics: Sequence[Metric]) -> Iterator[dict[str, Any]]:
+    for run in runs:
         for judge, metric in metrics:
-            if values := side.values(judge, metric):
-                yield {"run": side.name, "judge": judge, "metric": metric, **values}
+            if values := run.metric(judge, metric):
+                yield {"run": run.name, "judge": judge, "metric": metric, **values}
 
 
 # Differences ------------------------------------------------------------------------------------------------
 
 
-def _rows(first: Side, other: Side) -> list[dict[str, Any]]:
-    """All metrics of one run against the baseline's, with each p as it counts among them all."""
-    seen = {key: _seen(first, other, key) for key in _metrics([first, other])}
-    tested = {key: what for key, what in seen.items() if isinstance(what, tuple) and what[0].p is not None}
-    counted = dict(zip(tested, holm([float(what[0].p or 0) for what in tested.values()]), strict=True))
-    rows = {key: _row(first, other, key, what, counted.get(key)) for key, what in seen.items()}
+def _compare_pair(baseline: ComparedRun, other: ComparedRun) -> list[dict[str, Any]]:
+    """All metrics of one run compared with the baseline, p values corrected over these metrics (Holm-Bonferroni)."""
+    results = {metric: _compare_metric(baseline, other, metric) for metric in _all_metrics([baseline, other])}
+    tested = {
+        metric: result for metric, result in results.items() if isinstance(result, tuple) and result[0].p is not None
+    }
+    adjusted = dict(zip(tested, holm([float(difference.p or 0) for difference, _ in tested.values()]), strict=True))
+    rows = {metric: _row(baseline, other, metric, result, adjusted.get(metric)) for metric, result in results.items()}
     for judge, metric in rows:
-        if metric == "perplexity" and (judge, metric) not in first.grades and (judge, "loss") in rows:
-            rows[judge, metric] |= _by_loss(rows[judge, metric], rows[judge, "loss"])
+        if metric == "perplexity" and (judge, metric) not in baseline.grades and (judge, "loss") in rows:
+            rows[judge, metric] |= _verdict_of_loss(rows[judge, metric], rows[judge, "loss"])
     return list(rows.values())
 
 
-def _seen(first: Side, other: Side, key: tuple[str, str]) -> tuple[Difference, str] | str:
-    """The difference with what to know of it, or the reason why there is none."""
-    if reason := _why_not(first, other, *key):
+def _compare_metric(baseline: ComparedRun, other: ComparedRun, metric: Metric) -> tuple[Difference, str] | str:
+    """The paired difference with a note, or the reason why the metric cannot be compared."""
+    if reason := _incomparable_reason(baseline, other, *metric):
         return reason
-    both = pairs(first, other, key)
-    if both.reason:
-        return both.reason
-    found = _difference(both)
-    tested = page.better(first.report, *key) is not None  # what nobody is better by takes no share of Holm's correction
-    return found if tested else replace(found, p=None), both.note
+    pairs = pair_grades(baseline, other, metric)
+    if pairs.reason:
+        return pairs.reason
+    difference = _difference(pairs)
+    # Metrics without a direction are excluded from Holm's correction.
+    has_direction = summary.direction(baseline.report, *metric) is not None
+    return difference if has_direction else replace(difference, p=None), pairs.note
 
 
-def _difference(both: Pairs) -> Difference:
-    """The other run's scores less the first's, by the first's weights."""
-    ours, theirs = ({"\0".join(t): g for t, g in side.items()} for side in (both.first, both.other))
+def _difference(pairs: Pairs) -> Difference:
+    """The paired difference of scores, other run minus baseline, with the baseline's weights."""
+    ours, theirs = ({"\0".join(item): s for item, s in side.items()} for side in (pairs.baseline, pairs.other))
     return paired_difference(
-        {thing: graded.score for thing, graded in theirs.items()},
-        {thing: graded.score for thing, graded in ours.items()},
-        weights={thing: graded.weight for thing, graded in ours.items()},
+        {item: score.score for item, score in theirs.items()},
+        {item: score.score for item, score in ours.items()},
+        weights={item: score.weight for item, score in ours.items()},
     )
 
 
 def _row(
-    first: Side, other: Side, key: tuple[str, str], seen: tuple[Difference, str] | str, counted: float | None
+    baseline: ComparedRun,
+    other: ComparedRun,
+    key: Metric,
+    result: tuple[Difference, str] | str,
+    p_adjusted: float | None,
 ) -> dict[str, Any]:
-    """One metric of one run against the baseline's."""
+    """The row of one metric of one run compared with the baseline."""
     judge, metric = key
     row = {
         "judge": judge,
         "metric": metric,
-        "values": {side.name: side.values(judge, metric) for side in (first, other)},
-        "baseline": first.name,
+        "values": {run.name: run.metric(judge, metric) for run in (baseline, other)},
+        "baseline": baseline.name,
         "versus": other.name,
         **dict.fromkeys(("difference", "low", "high", "p", "p_adjusted", "detectable")),
         **{"n": 0, "verdict": INCOMPARABLE, "note": ""},
     }
-    if isinstance(seen, str):
-        return {**row, "note": seen}
-    found, note = seen
-    note = "; ".join(filter(None, (note, provenance.in_another_way(first, other, judge))))
-    figures = {name: getattr(found, name) for name in ("low", "high", "p", "detectable", "n")}
-    said = _said(found, counted, page.better(first.report, judge, metric))
-    return {**row, "difference": found.value, **figures, "p_adjusted": counted, "verdict": said, "note": note}
+    if isinstance(result, str):
+        return {**row, "note": result}
+    difference, note = result
+    note = "; ".join(filter(None, (note, provenance.protocol_note(baseline, other, judge))))
+    statistics = {name: getattr(difference, name) for name in ("low", "high", "p", "detectable", "n")}
+    said = _verdict(difference, p_adjusted, summary.direction(baseline.report, judge, metric))
+    return {
+        **row,
+        "difference": difference.value,
+        **statistics,
+        "p_adjusted": p_adjusted,
+        "verdict": said,
+        "note": note,
+    }
 
 
-def _said(found: Difference, counted: float | None, way: page.Better | None) -> str:
-    """The verdict on a difference: there is none where neither way is better, or nothing could be tested."""
-    if way is None:
+def _verdict(difference: Difference, p_adjusted: float | None, better: summary.Direction | None) -> str:
+    """The verdict on a difference; none without a direction, or if nothing could be tested."""
+    if better is None:
         return NEITHER
-    return INCOMPARABLE if counted is None else verdict(replace(found, p=counted), way)
+    return INCOMPARABLE if p_adjusted is None else verdict(replace(difference, p=p_adjusted), better)
 
 
-def _why_not(first: Side, other: Side, judge: str, metric: str) -> str:
-    """The reason why two figures cannot be set against each other at all, or nothing."""
-    for side in (first, other):
-        if side.values(judge, metric) is None:
-            return f"{side.name} has no such figure"
-    if metric in BY_THE_TOKEN:
-        ours, theirs = first.fingerprint("tokenizer"), other.fingerprint("tokenizer")
+def _incomparable_reason(baseline: ComparedRun, other: ComparedRun, judge: str, metric: str) -> str:
+    """Why a metric of two runs cannot be compared, or ""."""
+    for run in (baseline, other):
+        if run.metric(judge, metric) is None:
+            return f"{run.name} does not have this metric"
+    if metric in PER_TOKEN_METRICS:
+        ours, theirs = baseline.fingerprint("tokenizer"), other.fingerprint("tokenizer")
         if ours is None or theirs is None:
-            return "nobody recorded whether the tokenizers are the same"
+            return "a run did not record its tokenizer, so the tokenizers may differ"
         if ours != theirs:
-            return "different tokenizers: a token is not the same amount of text; see bits per byte"
-    together = any(judge in side.report["together"] for side in (first, other))
-    if together and first.counted(judge, metric) != other.counted(judge, metric):
-        return "counted over other samples: judge both with the same [sampling]"
+            return "different tokenizers: averages per token are not comparable; see bits per byte"
+    depends_on_set = any(judge in run.report["together"] for run in (baseline, other))
+    if depends_on_set and baseline.samples_graded_for(judge, metric) != other.samples_graded_for(judge, metric):
+        return "computed over different sets of samples: judge both runs with the same [sampling]"
     return ""
 
 
-def _by_loss(perplexity: Mapping[str, Any], loss: Mapping[str, Any]) -> dict[str, Any]:
-    """Perplexity rises and falls with the loss, so their verdicts agree; a difference would say no more."""
+def _verdict_of_loss(perplexity: Mapping[str, Any], loss: Mapping[str, Any]) -> dict[str, Any]:
+    """Perplexity is exp(loss), so it gets the verdict of the loss, and no difference of its own."""
     if any(values is None for values in perplexity["values"].values()):
         return {}
     return {
         "verdict": loss["verdict"],
         "n": loss["n"],
-        "note": loss["note"] or "decided by the loss, which it follows",
+        "note": loss["note"] or "perplexity = exp(loss): the verdict is that of the loss",
     }
 
 
-# The order of the runs --------------------------------------------------------------------------------------
+# Ranking ----------------------------------------------------------------------------------------------------
 
 
-def _ranking(
-    found: Sequence[Side], metrics: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """All runs by one metric, the best first; those that cannot be set against the baseline come last, unranked."""
+def _rank(runs: Sequence[ComparedRun], metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All runs, ranked by the metric that most runs have, best first. Incomparable runs come last, unranked."""
     if not metrics:
         return {"judge": None, "metric": None, "rows": []}
-    by = [key for key in metrics if _better(found, *key)] or metrics
-    judge, metric = max(by, key=lambda key: sum(side.values(*key) is not None for side in found))
-    against = {row["versus"]: row for row in rows if (row["judge"], row["metric"]) == (judge, metric)}
-    lines = [_place(side, (judge, metric), against.get(side.name)) for side in found]
-    sign = 1 if _better(found, judge, metric) == "lower" else -1
+    candidates = [metric for metric in metrics if _direction(runs, *metric)] or metrics
+    judge, metric = max(candidates, key=lambda key: sum(run.metric(*key) is not None for run in runs))
+    differences = {row["versus"]: row for row in rows if (row["judge"], row["metric"]) == (judge, metric)}
+    lines = [_ranking_row(run, (judge, metric), differences.get(run.name)) for run in runs]
+    sign = 1 if _direction(runs, judge, metric) == "lower" else -1
     unranked = [line for line in lines if line["value"] is None or line["verdict"] == INCOMPARABLE]
     ranked = sorted((line for line in lines if line not in unranked), key=lambda line: sign * line["value"])
     for rank, line in enumerate(ranked, 1):
@@ -210,55 +225,56 @@ def _ranking(
     return {"judge": judge, "metric": metric, "rows": [*ranked, *unranked]}
 
 
-def _place(side: Side, key: tuple[str, str], row: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A run's line in the ranking."""
-    values = side.values(*key) or dict.fromkeys(("value", "low", "high", "n"))
-    own = {"difference": None, "difference_low": None, "difference_high": None, "p_adjusted": None}
+def _ranking_row(run: ComparedRun, metric: Metric, row: Mapping[str, Any] | None) -> dict[str, Any]:
+    values = run.metric(*metric) or dict.fromkeys(("value", "low", "high", "n"))
+    difference = {"difference": None, "difference_low": None, "difference_high": None, "p_adjusted": None}
     if row is not None:
-        own = {"difference": row["difference"], "difference_low": row["low"], "difference_high": row["high"]}
-        own["p_adjusted"] = row["p_adjusted"]
+        difference = {"difference": row["difference"], "difference_low": row["low"], "difference_high": row["high"]}
+        difference["p_adjusted"] = row["p_adjusted"]
     said = BASELINE if row is None else row["verdict"]
-    return {"rank": None, "run": side.name, **values, **own, "verdict": said}
+    return {"rank": None, "run": run.name, **values, **difference, "verdict": said}
 
 
-# What a reader must know ------------------------------------------------------------------------------------
+# Notes ------------------------------------------------------------------------------------------------------
 
 
-def _anyway(strange: Sequence[str]) -> list[str]:
-    if not strange:
+def _protocol_notes(protocols: Sequence[str]) -> list[str]:
+    if not protocols:
         return []
-    return ["Compared anyway, though the runs were not judged in the same way: " + "; ".join(strange) + "."]
+    return [
+        "Compared with --anyway, though the runs were judged under different protocols: " + "; ".join(protocols) + "."
+    ]
 
 
-def _notes(found: Sequence[Side], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader must know of the comparison as a whole."""
-    first, *others = found
-    notes = [f"{side.name}: {lack}" for side in found for lack in page.lacks(side.report)]
-    notes += provenance.protocols_unknown(found)
-    if note := _budgets(first, others):
+def _notes(runs: Sequence[ComparedRun], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Caveats about the comparison as a whole."""
+    baseline, *others = runs
+    notes = [f"{run.name}: {alert}" for run in runs for alert in summary.missing_stage_alerts(run.report)]
+    notes += provenance.unknown_protocol_notes(runs)
+    if note := _budget_note(baseline, others):
         notes.append(note)
-    pairs_tested = {row["versus"] for row in rows if row["p"] is not None}
-    if len(pairs_tested) > 1:
+    tested_runs = {row["versus"] for row in rows if row["p"] is not None}
+    if len(tested_runs) > 1:
         notes.append(
-            f"{len(pairs_tested)} runs stand against one baseline. Each p is corrected for the metrics of its pair, "
-            "not for the number of runs: of twenty equal runs, one may seem to differ."
+            f"{len(tested_runs)} runs are compared with one baseline. p values are corrected over the metrics of each "
+            "run, not over the runs: expect one in twenty equal runs to appear different."
         )
     return notes
 
 
-def _budgets(first: Side, others: Sequence[Side]) -> str:
-    """The warning that part of a difference may be that of the training budgets."""
-    ours = first.report["training"].get("tokens")
-    theirs = {side.name: side.report["training"].get("tokens") for side in others}
-    unlike = {name: tokens for name, tokens in theirs.items() if None not in (tokens, ours) and tokens != ours}
-    if not unlike:
+def _budget_note(baseline: ComparedRun, others: Sequence[ComparedRun]) -> str:
+    """The caveat that runs were trained on different numbers of tokens, or ""."""
+    tokens = baseline.report["training"].get("tokens")
+    by_run = {run.name: run.report["training"].get("tokens") for run in others}
+    different = {name: other for name, other in by_run.items() if None not in (other, tokens) and other != tokens}
+    if not different:
         return ""
-    if len(unlike) > 3:
-        least, most = words.count(min(unlike.values())), words.count(max(unlike.values()))
-        said = f"{len(unlike)} others on {least} to {most}"
+    if len(different) > 3:
+        least, most = format_count(min(different.values())), format_count(max(different.values()))
+        said = f"{len(different)} others on {least} to {most}"
     else:
-        said = " and ".join(f"{name} on {words.count(tokens)}" for name, tokens in unlike.items())
+        said = " and ".join(f"{name} on {format_count(other)}" for name, other in different.items())
     return (
-        f"{first.name} was trained on {words.count(ours)} tokens and {said}: "
-        "part of a difference may be that of the budgets."
+        f"Training budgets differ: {baseline.name} was trained on {format_count(tokens)} tokens and {said}. "
+        "Differences may be due to that."
     )

@@ -1,4 +1,4 @@
-"""A comparison as files: a page, Markdown, and tables for spreadsheets. Knows where they go, not how they read."""
+"""Writes a comparison to files: an HTML page, Markdown, and CSV tables."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from ...core.files import write_text
-from .. import frames
-from . import page, text
-from .compared_run import Side
+from . import dataframes, page, text
+from .compared_run import ComparedRun
 
 
-def write(
+def write_files(
     comparison: Mapping[str, Any],
-    found: Sequence[Side],
+    runs: Sequence[ComparedRun],
     *,
     html: Path | None = None,
     markdown: Path | None = None,
     csv: Path | None = None,
 ) -> None:
-    """Write what is asked for; each file is whole or not there."""
+    """Write the requested files atomically. `csv` is a folder."""
     if html:
-        write_text(html, page.html(comparison, found))
+        write_text(html, page.render_html(comparison, runs))
     if markdown:
-        write_text(markdown, text.marked(comparison))
+        write_text(markdown, text.format_markdown(comparison))
     if csv:
-        for name, table in frames.csvs(comparison, found).items():
+        for name, table in dataframes.csv_tables(comparison, runs).items():
             write_text(csv / name, table.to_csv(index=False, lineterminator="\n"))

@@ -1,4 +1,4 @@
-"""Which grades of two runs are of the same thing, so that they may be set against each other. Knows no statistics."""
+"""Pairs the grades of two runs by document or prompt. Knows no statistics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...core.records import Grade
-from .compared_run import Side
+from .compared_run import ComparedRun
 
-Thing = tuple[str, str]  # "document" or "prompt", and its name
+Item = tuple[str, str]  # what was graded: "document" or "prompt", and its id
 
 
 @dataclass(frozen=True)
-class Graded:
-    """All that one criterion said of one thing: the score and its weight."""
+class ItemScore:
+    """The weighted mean of all grades of one item by one criterion, and the sum of their weights."""
 
     score: float
     weight: float
@@ -23,91 +23,102 @@ class Graded:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What both runs were graded on, and what the reader must know of it; `reason` says why there is nothing."""
+    """The scores of both runs on the items that both were graded on.
 
-    first: Mapping[Thing, Graded] = field(default_factory=dict)
-    other: Mapping[Thing, Graded] = field(default_factory=dict)
+    `note` is a remark on the pairs; `reason` says why there are none.
+    """
+
+    baseline: Mapping[Item, ItemScore] = field(default_factory=dict)
+    other: Mapping[Item, ItemScore] = field(default_factory=dict)
     note: str = ""
     reason: str = ""
 
 
-def pairs(first: Side, other: Side, key: tuple[str, str]) -> Pairs:
-    """The documents or prompts that both were graded on, with one score of each run.
+def pair_grades(baseline: ComparedRun, other: ComparedRun, metric: tuple[str, str]) -> Pairs:
+    """Pair the grades of a metric, given as judge and name, by document or prompt.
 
-    Two samples of one prompt have no more in common than the prompt, so a run's score there is that of all of them.
+    Samples of one prompt are not paired one by one, since only the prompt is common: each run's score of a prompt is
+    the mean over its samples.
     """
-    ours, theirs = (_by_thing(side.graded(*key)) for side in (first, other))
-    both = [thing for thing in ours if thing in theirs]
+    ours, theirs = (_score_items(run.grades_of(*metric)) for run in (baseline, other))
+    common = [item for item in ours if item in theirs]
     if not ours or not theirs:
-        return Pairs(reason="not graded one by one, so nothing can be paired")
-    if reason := _other_things(first, other, ours, theirs, both):
+        return Pairs(reason="no grades of single documents or prompts, so nothing can be paired")
+    if reason := _mismatch(baseline, other, ours, theirs, common):
         return Pairs(reason=reason)
 
-    prompts = first.prompts, other.prompts
-    same = [thing for thing in both if _same_prompt(prompts, thing)]
-    if len(same) < 2:
-        return Pairs(reason="fewer than two pairs: no interval can be given")
-    notes = [_dropped(len(same), max(len(ours), len(theirs)))]
-    if not _weighed_alike(ours, theirs, same):
-        notes.append(f"weighted as in {first.name}, since the weights differ")
-    return Pairs({t: ours[t] for t in same}, {t: theirs[t] for t in same}, "; ".join(filter(None, notes)))
+    prompts = baseline.prompts, other.prompts
+    paired = [item for item in common if _is_same_prompt(prompts, item)]
+    if len(paired) < 2:
+        return Pairs(reason="fewer than two pairs, so there is no confidence interval")
+    notes = [_unpaired_note(len(paired), max(len(ours), len(theirs)))]
+    if not _have_equal_weights(ours, theirs, paired):
+        notes.append(f"weighted as in {baseline.name}, since the weights differ")
+    note = "; ".join(filter(None, notes))
+    return Pairs({item: ours[item] for item in paired}, {item: theirs[item] for item in paired}, note)
 
 
-def _weighed_alike(ours: Mapping[Thing, Graded], theirs: Mapping[Thing, Graded], same: Sequence[Thing]) -> bool:
-    """Whether both runs weigh things alike: prompts in the same measure, for one may have more samples of each."""
+def _have_equal_weights(
+    ours: Mapping[Item, ItemScore], theirs: Mapping[Item, ItemScore], items: Sequence[Item]
+) -> bool:
+    """Whether the weights agree; those of prompts up to a factor, since one run may have more samples per prompt."""
     scale = 1.0
-    if same[0][0] == "prompt":
-        scale = ours[same[0]].weight / theirs[same[0]].weight
-    return all(math.isclose(ours[thing].weight, scale * theirs[thing].weight, rel_tol=1e-6) for thing in same)
+    if items[0][0] == "prompt":
+        scale = ours[items[0]].weight / theirs[items[0]].weight
+    return all(math.isclose(ours[item].weight, scale * theirs[item].weight, rel_tol=1e-6) for item in items)
 
 
-def _dropped(used: int, most: int) -> str:
-    return f"{used:,} of {most:,} were graded in both" if used < most else ""
+def _unpaired_note(paired: int, total: int) -> str:
+    return f"{paired:,} of {total:,} were graded in both runs" if paired < total else ""
 
 
-def _by_thing(grades: Sequence[Grade]) -> dict[Thing, Graded]:
-    """Grades by what they are of. Several of one thing become their mean, with the weight of all of them."""
-    sums: dict[Thing, Graded] = {}
+def _score_items(grades: Sequence[Grade]) -> dict[Item, ItemScore]:
+    """One score per item: the weighted mean of its grades, with the sum of their weights."""
+    sums: dict[Item, ItemScore] = {}
     for grade in grades:
-        # What was not finite was read as None: it is no score, and the note on pairs will count it as lost.
+        # Non-finite scores were read as None. They are dropped, which the note about unpaired items shows.
         if grade.cluster is None or grade.score is None or (grade.weight or 0) <= 0:
             continue
-        thing = ("prompt" if grade.document is None else "document", grade.cluster)
-        so_far = sums.setdefault(thing, Graded(0.0, 0.0))
-        score, weight = so_far.score + grade.score * grade.weight, so_far.weight + grade.weight
-        sums[thing] = replace(so_far, score=score, weight=weight)
-    return {thing: replace(graded, score=graded.score / graded.weight) for thing, graded in sums.items()}
+        item = ("prompt" if grade.document is None else "document", grade.cluster)
+        total = sums.setdefault(item, ItemScore(0.0, 0.0))
+        score, weight = total.score + grade.score * grade.weight, total.weight + grade.weight
+        sums[item] = replace(total, score=score, weight=weight)
+    return {item: replace(total, score=total.score / total.weight) for item, total in sums.items()}
 
 
-def _other_things(
-    first: Side, other: Side, ours: Mapping[Thing, Graded], theirs: Mapping[Thing, Graded], both: Sequence[Thing]
+def _mismatch(
+    baseline: ComparedRun,
+    other: ComparedRun,
+    ours: Mapping[Item, ItemScore],
+    theirs: Mapping[Item, ItemScore],
+    common: Sequence[Item],
 ) -> str:
-    """Why what bears the same name may yet be something else, or nothing.
+    """Why items with equal ids may not be the same items, or "".
 
-    Documents of the same data are the same. Of other data, equal names prove nothing (they are often
-    numbers): there all names, all weights and the size of the held-out text must agree.
+    Documents of data with one fingerprint are the same. Otherwise equal ids prove nothing (they are often numbers):
+    then all ids, all weights and the size of the held-out text must agree.
     """
-    if not both:
+    if not common:
         return "different held-out documents" if next(iter(ours))[0] == "document" else "different prompts"
-    print_of = first.fingerprint("data")
-    if both[0][0] == "prompt" or (print_of is not None and print_of == other.fingerprint("data")):
+    fingerprint = baseline.fingerprint("data")
+    if common[0][0] == "prompt" or (fingerprint is not None and fingerprint == other.fingerprint("data")):
         return ""
-    sizes = [_held_out(side) for side in (first, other)]
+    sizes = [_held_out_size(run) for run in (baseline, other)]
     agree = (
         ours.keys() == theirs.keys()
-        and all(math.isclose(ours[thing].weight, theirs[thing].weight) for thing in both)
+        and all(math.isclose(ours[item].weight, theirs[item].weight) for item in common)
         and sizes[0] == sizes[1]
         and None not in sizes[0]
     )
     return "" if agree else "different held-out documents"
 
 
-def _held_out(side: Side) -> tuple[Any, Any]:
-    held_out = side.report["data"].get("held_out") or {}
+def _held_out_size(run: ComparedRun) -> tuple[Any, Any]:
+    held_out = run.report["data"].get("held_out") or {}
     return held_out.get("documents"), held_out.get("bytes")
 
 
-def _same_prompt(prompts: tuple[Mapping[str, str], Mapping[str, str]], thing: Thing) -> bool:
-    """Whether prompts of one name are one prompt, as far as the runs kept their prompts."""
-    kind, name = thing
-    return len({side[name] for side in prompts if kind == "prompt" and name in side}) < 2
+def _is_same_prompt(prompts: tuple[Mapping[str, str], Mapping[str, str]], item: Item) -> bool:
+    """Whether a prompt id has the same text in both runs, as far as the texts are known."""
+    kind, name = item
+    return len({texts[name] for texts in prompts if kind == "prompt" and name in texts}) < 2
