@@ -84,12 +84,14 @@ def _random(shape: dict[str, Any], rows: int) -> Callable[[int], tuple[Array, Ar
 def quickstart() -> Problem:
     """The bundled recipe's student, stories and teacher."""
     from distillkit.pipeline.context import Context
+    from distillkit.pipeline.soft_targets import SoftTargets
+    from distillkit.pipeline.training_data import training_batches
     from distillkit.plugins.manager import Plugins
     from distillkit.recipe.recipe import load
 
-    parts = Context(load(str(RECIPE)), Plugins.load())
-    batches, train = parts.batches(Path("nowhere")), parts.recipe.train
-    teaching = parts.logits_teacher().trained.model
+    context = Context(load(str(RECIPE)), Plugins.load())
+    batches, train = training_batches(context, Path("nowhere")), context.recipe.train
+    teaching = SoftTargets(context).logits_teacher.trained.model
 
     def batch(step: int) -> tuple[Array, Array, Array]:
         rows = batches.batch(step)
@@ -102,7 +104,7 @@ def quickstart() -> Problem:
         batch,
         train.batch_size,
         Teacher({**teaching.shape.__dict__}, teaching.shape.activation, _arrays(teaching)),
-        parts.mixer.weights(0)["hard"],
+        context.mixer.weights(0)["hard"],
         train.learning_rate,
         train.warmup,
         train.steps,

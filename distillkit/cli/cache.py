@@ -167,6 +167,7 @@ def explain(ctx: click.Context, what: tuple[str, ...], count: int, as_json: bool
 
     A and B are keys or beginnings of keys, or JSON files that say what was asked.
     """
+    from ..pipeline.teacher_requests import teacher_requests
     from ..teachers.answers import explain as explaining
 
     if len(what) > 2:
@@ -178,7 +179,7 @@ def explain(ctx: click.Context, what: tuple[str, ...], count: int, as_json: bool
         context = load_context(ctx, recipe_of(what[0], ()))
         if context.teacher is None:
             raise UsageError(f"{context.recipe.name} has no teacher, so it asks nothing", "Name one under [teacher].")
-        _show(explaining.explain_missing(opened, context.teacher, context.requests(), count), as_json, _missing)
+        _show(explaining.explain_missing(opened, context.teacher, teacher_requests(context), count), as_json, _missing)
 
 
 def _pair(found: dict[str, Any]) -> Iterator[str]:

@@ -91,8 +91,8 @@ def warn_of_slow_blas() -> None:
         click.echo(printable(f"warning: {warning}"), err=True)
 
 
-def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **manner: Any) -> Context:
-    """The parts of a recipe that has been checked; `manner` is what the command line says of asking."""
+def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **label_options: Any) -> Context:
+    """The context of a recipe, which is checked. `label_options` change how teachers are asked: batch, wait, ..."""
     checked = plugins_of(ctx, tuple(recipe.plugins)).check(recipe)
     from ..core.console import Console, default_console
     from ..pipeline.context import Context
@@ -102,7 +102,7 @@ def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **
     console = Console() if silent else default_console()
     for warning in filter(None, [blas.load().warning, *current().notes_on(checked)]):
         console.warn(warning)
-    return Context(checked, current(), console, manner)
+    return Context(checked, current(), console, label_options)
 
 
 def show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:

@@ -19,9 +19,9 @@ from .run_stages import run_stage
 @yes_option
 @click.pass_context
 def label(
-    ctx: click.Context, /, where: str, overrides: tuple[str, ...], yes: bool, shard: str | None, **manner: bool
+    ctx: click.Context, /, where: str, overrides: tuple[str, ...], yes: bool, shard: str | None, **label_options: bool
 ) -> None:
     """Ask the teacher: one stage of a run, or a new run up to it."""
     from ..teachers.asking.policy import parse_shard
 
-    run_stage(ctx, "label", where, overrides, yes, shard=shard and parse_shard(shard), **manner)
+    run_stage(ctx, "label", where, overrides, yes, shard=shard and parse_shard(shard), **label_options)

@@ -21,9 +21,11 @@ def recipe() -> None:
 @click.pass_context
 def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
     """Say whether a recipe can be run. Spends nothing."""
+    from ..pipeline import checks
+
     context = load_context(ctx, recipe_of(name, overrides))
-    context.check()
-    for error in context.cannot_be_asked():
+    checks.check(context)
+    for error in checks.teacher_errors(context):
         context.console.warn(f"{error.message}: only what it was asked before can be had. {error.hint}")
     click.echo(f"{context.recipe.file} is fine.")
 

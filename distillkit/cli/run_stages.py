@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from ..student.training.distributed import ProcessGroup
 
 
-def run_stage(ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...], yes: bool, **manner: Any) -> None:
+def run_stage(
+    ctx: click.Context, stage: str, where: str, overrides: tuple[str, ...], yes: bool, **label_options: Any
+) -> None:
     """One stage of a run that is there, or a new run up to it. Batches are collected by the run that sent them off."""
-    if is_run(where) or (manner.get("batch") and _was_stopped(where, overrides)):
-        go_on(ctx, where, overrides, (stage,), yes, **manner)
+    if is_run(where) or (label_options.get("batch") and _was_stopped(where, overrides)):
+        go_on(ctx, where, overrides, (stage,), yes, **label_options)
     else:
-        begin(ctx, where, overrides, STAGES[: STAGES.index(stage) + 1], yes, **manner)
+        begin(ctx, where, overrides, STAGES[: STAGES.index(stage) + 1], yes, **label_options)
 
 
 def _was_stopped(where: str, overrides: tuple[str, ...]) -> bool:
@@ -46,7 +48,7 @@ def begin(
     stages: tuple[str, ...],
     yes: bool,
     as_json: bool = False,
-    **manner: Any,
+    **label_options: Any,
 ) -> None:
     """A new run, from its first stage; before it, where it must be, a run of the recipe that it begins with."""
     group = _process_group()
@@ -56,13 +58,13 @@ def begin(
         # What it asks and costs is settled before another run is made for it, which may take hours.
         with group.barrier():
             if group.is_main:
-                context = load_context(ctx, chosen, **manner)
+                context = load_context(ctx, chosen, **label_options)
                 _must_be_possible(context, stages)
                 _settle(context, stages, yes)
         chosen = _started(ctx, chosen, overrides, yes, group)
         yes = True  # to what it asks, which came first
     with group.barrier():
-        context = load_context(ctx, chosen, silent=not group.is_main, **manner)
+        context = load_context(ctx, chosen, silent=not group.is_main, **label_options)
     run = group.run_on_main(lambda: str(_new_run(context, stages, yes).path))
     _finish(context, run, stages, group, as_json=as_json)
 
@@ -128,11 +130,11 @@ def _new_run(context: Context, stages: tuple[str, ...], yes: bool) -> Run:
 
 def _must_be_possible(context: Context, stages: tuple[str, ...]) -> None:
     """Refuse early what a run would fail at: parts that are missing, folders that cannot be written to, keys."""
-    from ..pipeline import plan as planning
+    from ..pipeline import checks
 
-    context.check()
+    checks.check(context)
     _writable()
-    planning.insist_on_keys(context, "judge" in stages)
+    checks.check_keys(context, "judge" in stages)
 
 
 def _settle(
@@ -156,7 +158,7 @@ def go_on(
     yes: bool,
     others: Sequence[Run] = (),
     as_json: bool = False,
-    **manner: Any,
+    **label_options: Any,
 ) -> None:
     """The stages of a run that is there already, with its own recipe or a newer version of it."""
     from ..pipeline import base_run
@@ -170,7 +172,7 @@ def go_on(
         again = chosen.replacing({base_run.FROM: begun}) if begun else None
         chosen = again or _started(ctx, chosen, overrides, yes, group)
     with group.barrier():
-        context = load_context(ctx, chosen, silent=not group.is_main, **manner)
+        context = load_context(ctx, chosen, silent=not group.is_main, **label_options)
         if group.is_main:
             _settle(context, stages, yes, Run(Path(run)), others)
     _finish(context, run, stages, group, others, as_json)
@@ -230,7 +232,7 @@ def _finish(
         show(build_report(run), as_json, format_report)
         if not as_json:
             click.echo(printable(f"The whole report: {run.path / 'report.html'}"))
-    elif shard := context.manner.get("shard"):
+    elif shard := context.label_options.get("shard"):
         bring = "distillkit cache export FILE here, distillkit cache import FILE there"
         context.console.print(f"Done with share {shard[0]}/{shard[1]}. Bring the shares together: {bring}.")
     else:

@@ -33,15 +33,15 @@ from ..student.trained import Trained, locate, parameters
 from ..student.training import precision
 from ..student.training.loop import Job, advance, asked, fresh
 from ..student.training.parallel import StreamPool, enable_checkpointing, keep_freed_memory
-from .context import Context
-from .soft_targets import ANSWERS, STORE
+from .context import Context, SoftTargetSource
+from .soft_targets import SoftTargets
 from .step_config import chunk_of, on_policy, settings, streams_of
 
 if TYPE_CHECKING:
     from ..reporting.formatting import Entry
 
 SCHEMA = 1
-KEPT = (STORE, ANSWERS)
+STORED = (SoftTargetSource.STORE, SoftTargetSource.ANSWERS)
 WARM = 2  # batches that are not counted: MLX compiles in the first, and finds its memory
 PROMPT, WRITTEN, TEXTS, ROUNDS = 16, 128, (1, 16), 3
 PRODUCTS = 9  # times that a large product is measured
@@ -93,7 +93,7 @@ class Subject:
         self.student = Trained.load(run.path)
         self.context_length, self.vocab_size = self.student.context, self.student.tokenizer.vocab_size
         self.table = context.recipe.train
-        self.teacher = context.logits_teacher()
+        self.teacher = SoftTargets(context).logits_teacher if context.uses_logits_in_steps else None
         self.stream_pool = StreamPool(streams_of(self.table))
         self.writes = on_policy(context.recipe, self.context_length, self.student.tokenizer.end_of_text, None)
 
@@ -118,7 +118,8 @@ class Subject:
     @property
     def names(self) -> int:
         """How many tokens a stored soft target names; 0 where none is stored."""
-        return self.context.soft.binding(self.context.corpus.train).most if self.context.soft.source in KEPT else 0
+        source = self.context.soft_target_source
+        return SoftTargets(self.context).binding(self.context.corpus.train).most if source in STORED else 0
 
     def _softened(self, batch: Batch, number: int) -> Batch:
         """A batch with soft targets as a store gives them, of random tokens."""
@@ -195,7 +196,7 @@ def _training(subject: Subject, steps: int) -> tuple[Report, int]:
         "teacher": subject.teacher is not None,
         "precision": subject.precision,
         "on_policy": subject.writes.share if subject.writes else 0.0,
-        "without_asking": subject.context.reads_in_steps,
+        "without_asking": subject.context.asks_teacher_in_steps,
     }
     return {**speeds, **how}, mx.get_peak_memory() - held
 

@@ -15,6 +15,8 @@ from ..teachers.asking.label import LabelResult
 from .context import Context
 from .judge_subject import SubjectBuilder
 from .session import RunSession
+from .teacher_calls import ask as ask_teacher
+from .teacher_calls import request_policy
 
 
 def judge(session: RunSession) -> None:
@@ -49,13 +51,13 @@ def judge(session: RunSession) -> None:
 
 def _record_held_out(session: RunSession) -> None:
     """Record the held-out text of a run that was imported: without it, `compare` cannot match its metrics."""
-    if not session.run.info.get("data") and session.context.at_hand:
+    if not session.run.info.get("data") and session.context.has_local_corpus:
         session.run.record(data={"held_out": session.context.corpus.counts["held_out"]})
 
 
 def _warn_of_same_family(session: RunSession, table: JudgeTable, judge: Judge) -> None:
     """Warn if the judge's model is of the teacher's family: it may prefer the style that the student learnt."""
-    found, teacher = session.context.teacher_of(table, judge), session.context.teacher
+    found, teacher = session.context.judge_teacher(table, judge), session.context.teacher
     if found is None or teacher is None:
         return
     of_teacher, of_judge = (protocol.family(getattr(one.options, "model", None)) for one in (teacher, found[0]))
@@ -74,16 +76,16 @@ class JudgeRunner:
 
     def run(self, table: JudgeTable, judge: Judge, subject: protocol.Judged) -> protocol.Verdict:
         """What one judge says of a subject."""
-        found = self.context.teacher_of(table, judge)
+        found = self.context.judge_teacher(table, judge)
         if found is None:
             return protocol.judge(judge, subject)
         teacher, teacher_table = found
 
         def ask(requests: Sequence[Request]) -> Sequence[Answer]:
             done, used = LabelResult([], []), self.spent.get(judge.name) or {}
-            policy = self.context.request_policy(teacher_table, shard=None, batch=False, spent=used)
+            policy = request_policy(self.context, teacher_table, shard=None, batch=False, spent=used)
             try:
-                return self.context.ask(teacher, list(requests), policy, done).replies
+                return ask_teacher(self.context, teacher, list(requests), policy, done).replies
             finally:
                 if done.spent:
                     self.spent[judge.name] = done.spent

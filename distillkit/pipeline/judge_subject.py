@@ -46,16 +46,16 @@ class SubjectBuilder:
             return sampling.story_prompts(count)
         if table.prompts != "held_out":
             return sampling.file_prompts(Path(table.prompts), count)
-        if not self.context.at_hand:  # it is only being planned: stand-ins of the same length fetch nothing
+        if not self.context.has_local_corpus:  # it is only being planned: stand-ins of the same length fetch nothing
             return [(str(i), "word " * table.prompt_tokens) for i in range(count)]
         return sampling.held_out_prompts(self._held_out, count, self._beginning)
 
     def _beginning(self, text: str) -> str:
-        return self.context.beginning(text, self.table.prompt_tokens)
+        return self.context.truncate(text, self.table.prompt_tokens)
 
     @cached_property
     def _held_out(self) -> Sequence[Document]:
-        return self.context.corpus.held_out_documents if self.context.at_hand else ()
+        return self.context.corpus.held_out_documents if self.context.has_local_corpus else ()
 
     @cached_property
     def made_of(self) -> str | None:

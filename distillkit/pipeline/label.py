@@ -10,8 +10,12 @@ from ..core.records import Request
 from ..plugins.interfaces import Teacher
 from ..recipe.schema import TeacherTable
 from ..teachers.asking.label import LabelResult
+from .context import SoftTargetSource
 from .session import RunSession, always_record
-from .soft_targets import STORE
+from .soft_targets import SoftTargets
+from .teacher_calls import add_spending, answers_since, ask, request_policy
+from .teacher_requests import teacher_requests
+from .training_data import pack_answers, training_streams
 
 LOW_COVERAGE = 0.1  # share of positions with a soft target, below which a warning is printed
 
@@ -24,7 +28,7 @@ def label(session: RunSession) -> None:
 
 def _label(session: RunSession) -> None:
     context, run = session.context, session.run
-    requests = context.requests()
+    requests = teacher_requests(context)
     table, teacher = session.recipe.teacher, context.teacher
     if table is None or teacher is None:
         return
@@ -35,7 +39,7 @@ def _label(session: RunSession) -> None:
     }
     if requests:
         labelled = _request_answers(session, table, teacher, requests)
-        if context.manner.get("shard"):  # this process requested one share of several: nothing can be packed yet
+        if context.label_options.get("shard"):  # this process requested one share of several: nothing can be packed yet
             return
         rows = labelled.answered
         make_private_folder(run.answers)
@@ -43,10 +47,10 @@ def _label(session: RunSession) -> None:
         counts = labelled.counts
         asked = min(run.info["asked"], counts["prompts"])  # in all sittings
         counts |= {"asked": asked, "cached": counts["prompts"] - asked}
-        metadata |= context.pack(labelled, run.answers) | counts
-    if context.soft.source == STORE:
-        stores = context.soft.keep(context.streams(run.answers))
-        metadata["soft"] = context.soft.facts(stores)
+        metadata |= pack_answers(context, labelled, run.answers) | counts
+    if context.soft_target_source == SoftTargetSource.STORE:
+        soft_targets = SoftTargets(context)
+        metadata["soft"] = soft_targets.summary(soft_targets.build(training_streams(context, run.answers)))
     _report_soft_targets(session, metadata.get("soft"))
     run.record(teacher=metadata)
 
@@ -58,7 +62,7 @@ def _request_answers(
     wanted = table.prompts * table.repeats
     if len(requests) < wanted:
         session.warn(f"there are prompts for {len(requests)} of the {wanted} requests of the recipe")
-    policy = session.context.request_policy(table, spent=_earlier_spending(session, teacher, requests))
+    policy = request_policy(session.context, table, spent=_earlier_spending(session, teacher, requests))
     session.console.print(f"Asking {teacher.name} for {len(requests)} answers.")
     done = LabelResult([], [])
 
@@ -67,7 +71,7 @@ def _request_answers(
         session.run.record(asked=session.run.info["asked"] + done.asked, asking=None, **spent)
 
     with always_record(record):
-        session.context.ask(teacher, requests, policy, done)
+        ask(session.context, teacher, requests, policy, done)
     session.console.print(f"  {done.asked} asked, {done.cached} from the cache")
     if done.refused:
         session.warn(
@@ -88,8 +92,8 @@ def _earlier_spending(session: RunSession, teacher: Teacher, requests: list[Requ
     info = run.info
     asked, spent = info.get("asked") or (info.get("teacher") or {}).get("asked") or 0, info.get("spent") or {}
     if killed := info.get("asking"):
-        came = context.came_since(teacher, requests, killed["since"])
-        asked, spent = asked + len(came), context.at_least(teacher, came, spent)
+        came = answers_since(teacher, requests, killed["since"])
+        asked, spent = asked + len(came), add_spending(context, teacher, came, spent)
     run.record(asked=asked, spent=spent, asking={"since": time.time()})
     return spent
 

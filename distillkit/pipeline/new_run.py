@@ -14,13 +14,14 @@ from ..core import run_folder
 from ..core.files import write_json, write_text
 from ..core.run_folder import Run
 from .context import Context
+from .teacher_calls import refuse_batched_requests
 
 
 def create_run(context: Context, plan: Mapping[str, Any]) -> Run:
     """A new run folder with the recipe, the plan, the tokenizer, and the metadata that is known before the stages."""
     recipe, started = context.recipe, time.perf_counter()
     corpus = context.corpus
-    context.refuse_twice()
+    refuse_batched_requests(context)
     metadata = {"recipe": recipe.name, "started": timestamp(), "seed": recipe.seed, **describe(context)}
     with run_folder.creating(recipe.name, metadata) as (run, part):
         write_text(part.recipe, recipe.to_toml())

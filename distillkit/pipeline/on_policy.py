@@ -23,10 +23,11 @@ from ..recipe.schema import TeacherTable
 from ..teachers.asking.label import LabelResult
 from ..teachers.asking.rate_limits import RateState
 from ..teachers.soft_targets.align import Aligner
+from .context import Context
+from .teacher_calls import ask, request_policy
 
 if TYPE_CHECKING:
     from ..student.training.distributed import ProcessGroup
-    from .context import Context
 
 COUNTED_HERE = ("max_usd", "max_requests", "max_tokens_total", "requests_per_minute", "tokens_per_minute")
 
@@ -55,7 +56,7 @@ class Reader:
         table = cast(TeacherTable, context.recipe.teacher)
         self.context, self.teacher, self.aligner = context, context.teacher, Aligner(context.tokenizer)
         self.width = table.top_logprobs
-        self.policy = context.request_policy(table, spent=dict(spent), batch=False, shard=None, rate_state=RateState())
+        self.policy = request_policy(context, table, spent=dict(spent), batch=False, shard=None, rate_state=RateState())
         self.console, self.told = WithoutProgress(context.console), told
 
     def __call__(self, rows: Ints) -> tuple[Ints, Floats, Floats, Floats]:
@@ -94,7 +95,7 @@ class Reader:
             return []
         done = LabelResult([], [])
         try:
-            self.context.ask(self.teacher, requests, self.policy, done, self.console)
+            ask(self.context, self.teacher, requests, self.policy, done, self.console)
         finally:
             if done.spent:
                 self.policy = replace(self.policy, spent=done.spent)
@@ -112,9 +113,9 @@ def cut(answer: Answer, most: int) -> Answer:
 def must_be_counted(context: Context, group: ProcessGroup) -> None:
     """Refuse, of asking in the step, what each of several processes would count for itself: limits, and money."""
     table, teacher = context.recipe.teacher, context.teacher
-    if table is None or teacher is None or group.world_size == 1 or not context.reads_in_steps:
+    if table is None or teacher is None or group.world_size == 1 or not context.asks_teacher_in_steps:
         return
-    price = context.request_policy(table).price_of(teacher)
+    price = request_policy(context, table).price_of(teacher)
     if price is None or price.input or price.output:
         raise UsageError(
             f"what the teacher {table.provider!r} costs cannot be counted by {group.world_size} processes: with "

@@ -20,6 +20,7 @@ from .label import label
 from .new_run import timestamp
 from .report import report
 from .session import RunSession, always_record
+from .teacher_calls import refuse_batched_requests
 
 EXIT_DELAY = 1.0  # seconds that a process waits after an error, so that the main process can print its own first
 
@@ -72,7 +73,7 @@ class Pipeline:
 
             TrainStage(self.session).check()
         if "label" in stages:
-            self.context.refuse_twice()
+            refuse_batched_requests(self.context)
         if {"train", "judge"} & {*stages}:
             self._check_same_text()
 
@@ -142,9 +143,9 @@ class Pipeline:
 
     def _resume_hint(self) -> str:
         """The command that resumes the run, with the options of `label` that the recipe does not contain."""
-        manner = self.context.manner
-        options = [f"--{name.replace('_', '-')}" for name in ("batch", "retry_refused") if manner.get(name)]
-        if shard := manner.get("shard"):
+        label_options = self.context.label_options
+        options = [f"--{name.replace('_', '-')}" for name in ("batch", "retry_refused") if label_options.get(name)]
+        if shard := label_options.get("shard"):
             options.append(f"--shard {shard[0]}/{shard[1]}")
         if not options:
             return f"Go on: distillkit run {self.run.path} --resume"

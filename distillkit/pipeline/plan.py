@@ -22,9 +22,12 @@ from ..teachers.answers.disk import DiskAnswerStore, answer_key
 from ..teachers.asking.counting import CHAT_TEMPLATE_TOKENS, max_usage, tokens_of
 from ..teachers.asking.label import count_known, keyed_requests
 from ..teachers.asking.scheduler import probe_key_fields
-from .context import Context
+from .checks import check_judge_teacher
+from .context import Context, SoftTargetSource
 from .judge_subject import SubjectBuilder
-from .soft_targets import STORE
+from .soft_targets import SoftTargets
+from .teacher_calls import count_batched_requests, open_answer_store, request_policy
+from .teacher_requests import requests_or_placeholders
 
 FLOAT = 4
 FREE = {"input": 0.0, "output": 0.0}
@@ -46,7 +49,7 @@ def foresee(context: Context, run: Run | None = None) -> dict[str, Any]:
         "recipe": context.recipe.name,
         "student": {"arch": context.recipe.student.arch, "parameters": sizes},
         "begins_with": context.recipe.student.from_,
-        "data": context.corpus.counts | {"here": True} if context.at_hand else _awaited(context),
+        "data": context.corpus.counts | {"here": True} if context.has_local_corpus else _awaited(context),
         "teacher": teaching(context, run=run),
         "judging": judging(context, run),
         "training": (training := _training(context)),
@@ -72,12 +75,12 @@ def teaching(context: Context, stages: Sequence[str] = STAGES, run: Run | None =
     table, teacher = context.recipe.teacher, context.teacher
     if table is None or teacher is None:
         return None
-    policy = context.request_policy(table)
-    wanted = asked_of(context) if "label" in stages else []
+    policy = request_policy(context, table)
+    wanted = requests_or_placeholders(context) if "label" in stages else []
     requests = [request for request, _, _ in keyed_requests(teacher, wanted, policy.shard)]
-    with context.cache() as cache:
+    with open_answer_store() as cache:
         cached = count_known(teacher, requests, cache, policy)
-    sent_off = context.sent_off(teacher, requests, policy) if policy.batch else 0
+    sent_off = count_batched_requests(teacher, requests, policy) if policy.batch else 0
     calls = len(requests) - cached - sent_off
     share = calls / max(1, len(requests))  # which of them are known matters less than how many
     read = share * sum(max_usage(request).prompt_tokens - CHAT_TEMPLATE_TOKENS for request in requests)
@@ -104,9 +107,9 @@ def teaching(context: Context, stages: Sequence[str] = STAGES, run: Run | None =
         "usd": None if price is None else {end: _cost(price, tokens, end) for end in ("low", "high")},
         "seconds": _at_limits(policy.rate_limits, calls, tokens),
         "disk_bytes": calls * (1000 + table.max_tokens * (5 + 30 * table.top_logprobs)),
-        "online": context.teaches_online,
+        "online": context.uses_logits_in_steps,
         "judged": judged,
-        "soft": context.soft.foreseen(len(requests)) if context.at_hand else None,
+        "soft": SoftTargets(context).estimate(len(requests)) if context.has_local_corpus else None,
     }
 
 
@@ -120,15 +123,10 @@ def steps_left(context: Context, run: Run | None) -> int:
 def _judged_in_steps(context: Context, stages: Sequence[str], run: Run | None) -> dict[str, int]:
     """How many rows of the student's own a teacher is asked to read while it learns, and their tokens."""
     train, table = context.recipe.train, context.recipe.teacher
-    if table is None or not context.reads_in_steps or "train" not in stages:
+    if table is None or not context.asks_teacher_in_steps or "train" not in stages:
         return {"rows": 0, "tokens": 0}
     rows = steps_left(context, run) * round((table.on_policy or 0) * train.batch_size * train.accumulate)
     return {"rows": rows, "tokens": rows * context.student.context}
-
-
-def asked_of(context: Context) -> list[Request]:
-    """The requests of a recipe, or as many stand-ins while the corpus is not here."""
-    return context.requests(unread=not context.at_hand)
 
 
 def judging(context: Context, run: Run | None = None, others: Sequence[Run] = ()) -> dict[str, Any]:
@@ -140,16 +138,16 @@ def judging(context: Context, run: Run | None = None, others: Sequence[Run] = ()
 
 def asked_by_judges(context: Context, wordy: Judged, bare: Judged) -> list[dict[str, Any]]:
     """For each judge that asks a teacher: how much, over samples that are long and over those that are short."""
-    found = ((judge, context.teacher_of(table, judge)) for table, judge in context.judges())
+    found = ((judge, context.judge_teacher(table, judge)) for table, judge in context.judges())
     return [_asked_by(context, judge, *whom, wordy, bare) for judge, whom in found if whom is not None]
 
 
 def _asked_by(
     context: Context, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: Judged, bare: Judged
 ) -> dict[str, Any]:
-    policy = context.request_policy(table, shard=None, batch=False)
+    policy = request_policy(context, table, shard=None, batch=False)
     requests = would_ask(judge, wordy)
-    with context.cache() as cache:
+    with open_answer_store() as cache:
         due, short = (_unknown(teacher, of, cache) for of in (requests, would_ask(judge, bare)))
         probes = _to_find_out(teacher, requests, cache) if due else 0
     # Of samples without a word a judge may ask nothing, or more.
@@ -203,8 +201,8 @@ def spending(context: Context, teaching: dict[str, Any] | None) -> str | None:
     teacher = context.teacher
     if teacher is None or not teaching or not (calls := teaching["calls"] + teaching["judged"]["rows"]):
         return None
-    context.request_policy(cast(TeacherTable, context.recipe.teacher)).budget(teacher)
-    teacher.check(asked_of(context))
+    request_policy(context, cast(TeacherTable, context.recipe.teacher)).budget(teacher)
+    teacher.check(requests_or_placeholders(context))
     asking = f"{calls} calls to {teaching['provider']} may cost"
     if teaching["usd"] is None:
         return f"{asking} money; how much is unknown without teacher.price" if teacher.paid else None
@@ -217,29 +215,17 @@ def judges_spending(context: Context, asked: Sequence[dict[str, Any]]) -> str | 
     judges = {judge.name: (table, judge) for table, judge in context.judges()}
     told = []
     for row in asked:
-        teacher, table = cast(tuple[Teacher, TeacherTable], context.teacher_of(*judges[row["judge"]]))
+        teacher, table = cast(tuple[Teacher, TeacherTable], context.judge_teacher(*judges[row["judge"]]))
         if not row["calls"]:
             continue
-        context.request_policy(table, shard=None, batch=False).budget(teacher)
-        context.judge_ready(*judges[row["judge"]])
+        request_policy(context, table, shard=None, batch=False).budget(teacher)
+        check_judge_teacher(context, *judges[row["judge"]])
         asking = f"{row['calls']} calls of the judge {row['judge']} to {row['provider']} may cost"
         if row["usd"] is None and teacher.paid:
             told.append(f"{asking} money; how much is unknown without judge.teacher.price")
         elif row["usd"] and row["usd"]["high"]:
             told.append(f"{asking} ${row['usd']['low']:,.4f} to ${row['usd']['high']:,.4f}")
     return "; ".join(told) or None
-
-
-def insist_on_keys(context: Context, judging: bool) -> None:
-    """Refuse at once, before text is read, what would be refused later: no answer is known, and none can be asked for.
-
-    Where some answers are known they may be all that is wanted, and only the text says which those are.
-    """
-    with context.cache() as cache:
-        if len(cache):
-            return
-    for error in context.cannot_be_asked(judging):
-        raise error
 
 
 def slow_start(context: Context) -> str | None:
@@ -266,7 +252,7 @@ def _training(context: Context) -> dict[str, Any]:
 
 def _to_read(context: Context) -> int | None:
     """How many tokens there are to train on; of a corpus that is not here, how many are wanted."""
-    return context.corpus.train.tokens if context.at_hand else context.recipe.data.tokens
+    return context.corpus.train.tokens if context.has_local_corpus else context.recipe.data.tokens
 
 
 def _advice(context: Context, epochs: float | None) -> str | None:
@@ -292,7 +278,7 @@ def _more_text(context: Context, tokens: int) -> Iterator[str]:
         yield f"data.tokens = {wanted:_}" if context.recipe.data.tokens else f"a corpus of {wanted:,} tokens"
     if teacher is not None and share:
         prompts = ceil(tokens * share / MANY_EPOCHS / teacher.repeats / _most_of_an_answer(teacher))
-        if prompts > len(asked_of(context)) // teacher.repeats:
+        if prompts > len(requests_or_placeholders(context)) // teacher.repeats:
             whole_file = teacher.prompts_file and not teacher.prompts
             more = f"{prompts:,} lines in teacher.prompts_file" if whole_file else f"teacher.prompts = {prompts:_}"
             yield f"at least {more}"  # most answers are shorter
@@ -307,7 +293,7 @@ def _times_read(context: Context, tokens: int, corpus: int) -> float:
     table = context.recipe.teacher
     if table is None or not table.share:
         return tokens / corpus
-    most = len(asked_of(context)) * _most_of_an_answer(table)
+    most = len(requests_or_placeholders(context)) * _most_of_an_answer(table)
     return max(tokens * (1 - table.share) / corpus, tokens * table.share / most if most else 0.0)
 
 
@@ -318,18 +304,18 @@ def _memory(context: Context, parameters: int) -> int:
     options = context.student.options.model_dump()
     width, layers = int(options.get("width", 0)), int(options.get("layers", 0))
     numbers = 4 * parameters + rows * width * layers * 24 + 3 * 2**21
-    if context.teaches_online:
-        numbers += _size(context.soft.teacher) + rows * width + 2**21  # its weights, hidden states, some rows of logits
+    if context.uses_logits_in_steps:
+        numbers += _size(SoftTargets(context).logits_teacher) + rows * width + 2**21
     return FLOAT * numbers
 
 
 def _seconds(context: Context, sizes: dict[str, int], tokens: int) -> dict[str, float]:
     """Low and high, from the arithmetic of training and the rate of a matrix product here and now."""
     flops = 6.0 * sizes["unique"] * tokens
-    if context.teaches_online:
-        flops += 2.0 * _size(context.soft.teacher) * tokens
-    elif context.soft.source == STORE:
-        flops += 2.0 * _size(context.soft.teacher) * (_to_read(context) or 0)
+    if context.uses_logits_in_steps:
+        flops += 2.0 * _size(SoftTargets(context).logits_teacher) * tokens
+    elif context.soft_target_source == SoftTargetSource.STORE:
+        flops += 2.0 * _size(SoftTargets(context).logits_teacher) * (_to_read(context) or 0)
     ideal = flops / _matmul_rate()
     return {"low": round(ideal * OVERHEAD[0], 1), "high": round(ideal * OVERHEAD[1], 1)}
 

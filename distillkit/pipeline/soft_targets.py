@@ -1,16 +1,14 @@
-"""Where the soft targets of a run come from, and where they are kept.
+"""The soft targets of a run, and where they are stored: beside the answers they came with, or in the cache.
 
-From nowhere, from the teacher's logits in every step, from a store of those logits that was filled before, or from the
-log-probabilities that came with its answers. What is stored and how is `teachers/store`'s affair; what a mixer makes of
-a soft target is the student's.
+Where they come from is `Context.soft_target_source`. The format of a store is `teachers.soft_targets`; what a mixer
+does with a soft target is part of the student.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,67 +17,27 @@ from ..core.files import atomic_folder, file_lock, make_private_folder
 from ..core.records import Answer
 from ..core.run_folder import cache_folder
 from ..data.shards import Stream
-from ..plugins.interfaces import Teacher, gives
-from ..recipe.schedules import Schedule
+from ..plugins.interfaces import Teacher
 from ..teachers.soft_targets import from_logits
 from ..teachers.soft_targets.align import ALIGNMENT_RULE, Aligner
 from ..teachers.soft_targets.store import Binding, SoftTargetStore, SoftTargetWriter
+from .checks import check_teacher_context
+from .context import Context, SoftTargetSource
 
-if TYPE_CHECKING:
-    from .context import Context
-
-NOWHERE, STEP, STORE, ANSWERS = "nowhere", "step", "store", "answers"
-TOP = 20  # tokens a position, where the recipe does not say
+STORE, ANSWERS = SoftTargetSource.STORE, SoftTargetSource.ANSWERS
+DEFAULT_TOP_LOGPROBS = 20  # tokens per position, if the recipe does not say
 
 
-class Softness:
+class SoftTargets:
     """The soft targets of one recipe."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.table = context, context.recipe.teacher
-
-    @cached_property
-    def source(self) -> str:
-        """Where they come from: what the mixer needs, and what is used of the teacher."""
-        teacher, table = self.context.teacher, self.table
-        if teacher is None or table is None or not gives(self.context.mixer.signal, "top_logprobs"):
-            return NOWHERE
-        if (table.signal or teacher.signal) == "logits":
-            return STORE if table.store else STEP
-        return ANSWERS
-
-    def check(self) -> None:
-        """Refuse what could only be taught wrongly, before anything is spent."""
-        self._draws_stay_as_they_are()
-        if self.source in (STEP, STORE):
-            self._must_read_as_much()
-
-    def _draws_stay_as_they_are(self) -> None:
-        """Refuse what was drawn at temperature 1 for a mixer that would soften it: counts of draws cannot be."""
-        heat = getattr(self.context.mixer.options, "temperature", 1.0)
-        heats = heat.values if isinstance(heat, Schedule) else (heat,)
-        if self.table and self.table.store_samples and any(one != 1 for one in heats):
-            raise UsageError(
-                f"teacher.store_samples counts draws at temperature 1, and mixer.temperature is not 1 "
-                f"({self.context.recipe.file})",
-                "Set mixer.temperature = 1.0, or leave out store_samples: the likeliest tokens can be softened.",
-            )
-
-    def _must_read_as_much(self) -> None:
-        """Refuse a teacher whose context is below the student's: of what lies beyond it the teacher knows nothing."""
-        teacher, ours = self.context.teacher, self.context.student.context
-        assert teacher is not None
-        theirs = teacher.context
-        if theirs is not None and theirs < ours:
-            raise UsageError(
-                f"student.context = {ours}, and the teacher reads {theirs} tokens at once: there its logits end "
-                f"({self.context.recipe.file})",
-                f"Set student.context = {theirs}, or take another teacher, that reads {ours}.",
-            )
+        self.source = context.soft_target_source
 
     @property
-    def teacher(self) -> Teacher:
-        """Who gives logits; its tokens are the student's and it reads as many at once, or it is refused."""
+    def logits_teacher(self) -> Teacher:
+        """The teacher, for its logits. Refused if its tokens are not the student's, or its context is shorter."""
         teacher, tokenizer = self.context.teacher, self.context.tokenizer
         assert teacher is not None
         if teacher.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -90,13 +48,13 @@ class Softness:
                 f'Give the student the teacher\'s own, tokenizer.kind = "{named}"; or align what it writes: '
                 'teacher.signal = "top_logprobs", teacher.top_logprobs = 20 and teacher.prompts.',
             )
-        self._must_read_as_much()
+        check_teacher_context(self.context)
         return teacher
 
-    # ------------------------------------------------------------------------------------------ what is kept
+    # ------------------------------------------------------------------------------------------ stores
 
     def binding(self, stream: Stream) -> Binding:
-        """What the soft targets of a stream belong to."""
+        """What the soft targets of a stream were made from and for: a store with another binding is refused."""
         teacher, table, tokenizer = self.context.teacher, self.table, self.context.tokenizer
         assert teacher is not None
         assert table is not None
@@ -111,68 +69,70 @@ class Softness:
             return Binding(**common, most=table.top_logprobs, rule=ALIGNMENT_RULE)
         context_length, samples = self.context.student.context, table.store_samples
         seed = self.context.recipe.seed if samples else None
-        most = samples or min(table.top_logprobs or TOP, tokenizer.vocab_size)
+        most = samples or min(table.top_logprobs or DEFAULT_TOP_LOGPROBS, tokenizer.vocab_size)
         return Binding(**common, context=context_length, most=most, samples=samples, seed=seed)
 
-    def place(self, stream: Stream) -> Path:
-        """Where they are kept: beside the answers they came with, or in the cache, where every run finds them."""
+    def folder_of(self, stream: Stream) -> Path:
+        """The folder of a stream's soft targets: beside the run's answers, or in the cache that all runs share."""
         if self.source == ANSWERS:
             return stream.folder.parent / "soft"
         return cache_folder() / "soft" / self.binding(stream).key[:32]
 
     def open(self, streams: Sequence[Stream]) -> list[SoftTargetStore | None]:
-        """The stores of streams, for those that have one, held against their checksums."""
-        stores = [SoftTargetStore(self.place(one), self.binding(one)) if self._keeps(one) else None for one in streams]
+        """The stores of streams, None for streams without one. Checksums are verified."""
+        stores = [
+            SoftTargetStore(self.folder_of(one), self.binding(one)) if self._has_store(one) else None for one in streams
+        ]
         for store in filter(None, stores):
             store.verify()
         return stores
 
-    def _keeps(self, stream: Stream) -> bool:
+    def _has_store(self, stream: Stream) -> bool:
         return self.source == STORE or (self.source == ANSWERS and stream.from_teacher)
 
-    # ------------------------------------------------------------------------------------------ how it is made
+    # ------------------------------------------------------------------------------------------ creating them
 
     def align(self, stream: Stream, answers: Sequence[Answer]) -> SoftTargetStore:
-        """The soft targets of the teacher's packed text, from the log-probabilities of its answers, in their order."""
+        """Store the soft targets of packed answers, from the log-probabilities that came with them."""
         aligner = Aligner(self.context.tokenizer)
-        place, binding = self.place(stream), self.binding(stream)
-        with atomic_folder(place) as part:
+        folder, binding = self.folder_of(stream), self.binding(stream)
+        with atomic_folder(folder) as part:
             writer = SoftTargetWriter(part, binding)
             for (start, stop), answer in zip(_documents(stream), answers, strict=True):
                 rows = aligner.align(stream.read(start, stop).astype(np.int64), answer)
                 weights = stream.weights(start, stop)
-                weights[: 1 if start == 0 else 0] = 0  # nothing stands before the first token, so it is no target
+                weights[: 1 if start == 0 else 0] = 0  # the first token follows nothing, so it is no target
                 writer.add(rows, weights)
             writer.close()
-        return SoftTargetStore(place, binding)
+        return SoftTargetStore(folder, binding)
 
-    def keep(self, streams: Sequence[Stream]) -> list[SoftTargetStore]:
-        """The soft targets of streams, from the cache or by asking the teacher for its logits, once."""
-        return [self._kept(stream) for stream in streams]
+    def build(self, streams: Sequence[Stream]) -> list[SoftTargetStore]:
+        """Store the teacher's logits for streams, if the cache does not have them yet."""
+        return [self._build(stream) for stream in streams]
 
-    def _kept(self, stream: Stream) -> SoftTargetStore:
-        place, binding, console = self.place(stream), self.binding(stream), self.context.console
-        make_private_folder(place.parent)
+    def _build(self, stream: Stream) -> SoftTargetStore:
+        folder, binding, console = self.folder_of(stream), self.binding(stream), self.context.console
+        make_private_folder(folder.parent)
         with file_lock(
-            place, lambda: console.print("Waiting for another process that asks for the same soft targets.")
+            folder, lambda: console.print("Waiting for another process that asks for the same soft targets.")
         ):
-            writer = SoftTargetWriter(place, binding)
+            writer = SoftTargetWriter(folder, binding)
             if writer.done == stream.tokens:
                 return writer.close()
             what = "the teacher's own text" if stream.from_teacher else "the corpus"
-            begun = f", going on at {writer.done:,}" if writer.done else ""
-            console.print(f"{self.teacher.name} reads {what}: {stream.tokens:,} tokens{begun}.")
-            return from_logits.write_soft_targets(self.teacher, stream, writer, console)
+            resumed = f", going on at {writer.done:,}" if writer.done else ""
+            console.print(f"{self.logits_teacher.name} reads {what}: {stream.tokens:,} tokens{resumed}.")
+            return from_logits.write_soft_targets(self.logits_teacher, stream, writer, console)
 
-    def facts(self, stores: Sequence[SoftTargetStore]) -> dict[str, Any]:
-        """What stores hold together, for the record of a run: positions, those with a soft target, mass, bytes."""
+    def summary(self, stores: Sequence[SoftTargetStore]) -> dict[str, Any]:
+        """Totals over stores, for `run.json`: positions, those with a soft target, their mass, bytes."""
         each = [store.summary for store in stores]
         soft = sum(one["with_soft"] for one in each)
         mass = sum(one["mass"] * one["with_soft"] for one in each)
         positions = sum(store.binding.tokens for store in stores)
         size = sum(one["bytes"] for one in each)
         return {
-            "from": self.source,
+            "from": self.source.value,
             "positions": sum(one["positions"] for one in each),
             "with_soft": soft,
             "mass": round(mass / soft, 6) if soft else 0.0,
@@ -180,23 +140,24 @@ class Softness:
             "bytes_a_position": round(size / positions, 2) if positions else 0.0,
         }
 
-    def foreseen(self, answers: int) -> dict[str, Any] | None:
-        """What will be stored, if every answer is as long as it may be: soft targets, and bytes.
+    def estimate(self, answers: int) -> dict[str, Any] | None:
+        """The positions and bytes that will be stored if every answer has the maximum length.
 
-        Of an answer in other tokens at most each of the teacher's has one; the student's may be twice as many.
+        With another tokenizer, an answer has at most one soft target per teacher token, and up to twice as many
+        student tokens.
         """
         table = self.table
         if table is None or self.source not in (STORE, ANSWERS) or (self.source == ANSWERS and not answers):
             return None
         binding = self.binding(self.context.corpus.train)
-        written, begun = answers * table.max_tokens, answers * table.prompt_tokens
+        written, prompts = answers * table.max_tokens, answers * table.prompt_tokens
         if self.source == STORE:
-            positions, empty = self.context.corpus.train.tokens + begun + written, 0
+            positions, empty = self.context.corpus.train.tokens + prompts + written, 0
         else:
-            positions, empty = written, begun + written
+            positions, empty = written, prompts + written
         size = positions * binding.max_bytes_per_position + empty * binding.min_bytes_per_position
         return {
-            "from": self.source,
+            "from": self.source.value,
             "positions": positions,
             "bytes_a_position": binding.max_bytes_per_position,
             "bytes": size,

@@ -31,12 +31,15 @@ from ..student.training.loop import Job, State, asked, evaluate, fresh, restored
 from ..student.training.on_policy import judged_in_all
 from ..student.training.optimizers import flatten, unflatten
 from ..student.training.parallel import StreamPool, enable_checkpointing, keep_freed_memory
+from .checks import check_row_shares
 from .continuity import Continuity
 from .on_policy import Reader, must_be_counted
 from .plan import MANY_EPOCHS, better, slow_start
 from .session import RunSession
+from .soft_targets import SoftTargets
 from .step_config import on_policy, settings, streams_of
 from .trackers import GuardedTracker
+from .training_data import held_out_stream, training_batches
 
 
 class TrainStage:
@@ -50,7 +53,7 @@ class TrainStage:
     @cached_property
     def batches(self) -> Batches:
         """What the student reads."""
-        return self.context.batches(self.answers)
+        return training_batches(self.context, self.answers)
 
     def execute(self) -> None:
         """Run the stage in the main process: warn, start the trackers, train, and record the result."""
@@ -125,7 +128,7 @@ class TrainStage:
 
     def _on_the_teachers_text(self, job: Job) -> dict[str, Any]:
         """How likely the student finds the answers that were kept from training: nats a token, bits a byte."""
-        stream = self.context.held_out_stream(self.answers)
+        stream = held_out_stream(self.answers)
         if stream is None:
             return {}
         held_out = list(sequential(stream, self.context.student.context, self.recipe.train.batch_size))
@@ -147,7 +150,7 @@ class TrainStage:
     def check(self) -> None:
         """Refuse, before anything is asked, what would break a limit, has a share of no row, or fits no checkpoint."""
         must_be_counted(self.context, self.group)
-        self.context.check_rows()
+        check_row_shares(self.context)
         self.continuity.check()
 
     @contextmanager
@@ -166,7 +169,7 @@ class TrainStage:
         """Refuse machines whose text or program differs: without shared files, each prepared its own."""
         with self.group.barrier():
             reads = [self.continuity.before_labels(), self.batches.fingerprint, version("distillkit"), version("mlx")]
-            if self.context.teaches_online and self.context.teacher:
+            if self.context.uses_logits_in_steps and self.context.teacher:
                 reads.append(self.context.teacher.identity())
         same = self.group.all_equal(reads)
         with self.group.barrier():
@@ -191,7 +194,7 @@ class TrainStage:
     def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker], streams: int) -> Job:
         table, context_length = self.recipe.train, self.context.student.context
         shard = BatchShard.of(self.group, table.rows, facts["numerics"]["parts"])
-        teacher = self.context.logits_teacher()
+        teacher = SoftTargets(self.context).logits_teacher if self.context.uses_logits_in_steps else None
 
         def validation() -> Iterable[Batch]:
             return sequential(self.context.corpus.held_out, context_length, table.batch_size, table.evaluate_batches)
@@ -229,7 +232,7 @@ class TrainStage:
     @cached_property
     def reader(self) -> Reader | None:
         """Who asks the teacher about what the student has just written, where no logits join the step."""
-        if not self.context.reads_in_steps:
+        if not self.context.asks_teacher_in_steps:
             return None
         return Reader(self.context, self.run.info.get("spent") or {}, self.run.spends if self.group.is_main else None)
 
@@ -273,7 +276,7 @@ class TrainStage:
         table = self.recipe.sampling
         student = Trained(self.context.network, self.context.tokenizer, self.context.student.context)
         text = self.context.corpus.held_out_documents[0].text
-        prompt, how = self.context.beginning(text, table.prompt_tokens), Sampling(table.temperatures[0], **table.how)
+        prompt, how = self.context.truncate(text, table.prompt_tokens), Sampling(table.temperatures[0], **table.how)
 
         def sample() -> str:
             (written,) = student.write([prompt], [self.recipe.seed], how, table.max_tokens)

@@ -23,9 +23,11 @@ from distillkit.core.run_folder import newest
 from distillkit.data.batches import Batches
 from distillkit.data.corpus import pack_texts
 from distillkit.pipeline import plan
+from distillkit.pipeline.checks import check, teacher_errors
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.on_policy import Reader, must_be_counted, readable
 from distillkit.pipeline.pipeline import Pipeline
+from distillkit.pipeline.teacher_calls import open_answer_store
 from distillkit.student.model.gpt import Shape
 from distillkit.student.trained import Trained
 from distillkit.student.training.distributed import SINGLE_PROCESS, BatchShard
@@ -118,7 +120,7 @@ def test_alternatives_that_nobody_asked_for_are_cut(home: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "_read", more)
         found = Reader(parts, {})(rows)
-    with parts.cache() as cache:
+    with open_answer_store() as cache:
         cache.folder.rename(cache.folder.with_name("others"))
     for cut, exact in zip(found, Reader(parts, {})(rows), strict=True):
         np.testing.assert_allclose(cut, exact, atol=1e-5)
@@ -213,15 +215,15 @@ def test_a_teacher_that_cannot_judge_is_refused_by_the_recipe(
     home: Path, overrides: tuple[str, ...], told: str
 ) -> None:
     with pytest.raises(DistillkitError, match=told):
-        assemble(*FOREIGN, *READS[1:], *overrides).check()
+        check(assemble(*FOREIGN, *READS[1:], *overrides))
 
 
 @pytest.mark.parametrize("key", ["share", "on_policy"])
 def test_a_share_that_comes_to_no_row_is_refused_before_anything_is_spent(home: Path, key: str) -> None:
     with pytest.raises(UsageError, match=rf"teacher\.{key} = 0\.1 of 4 rows a step is none"):
-        assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1").check()
-    assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1", "train.accumulate=2").check()
-    assemble(*FOREIGN, *READS[1:], "teacher.share=0").check()  # which leaves the answers out
+        check(assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1"))
+    check(assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1", "train.accumulate=2"))
+    check(assemble(*FOREIGN, *READS[1:], "teacher.share=0"))  # which leaves the answers out
 
 
 def test_whoever_reads_in_steps_or_answers_a_file_must_have_a_key_though_no_prompts_are_counted(
@@ -233,7 +235,7 @@ def test_whoever_reads_in_steps_or_answers_a_file_must_have_a_key_though_no_prom
     keyed = (*wire("https://a.example/v1"), "teacher.prompts=0")
     of_a_file = ("teacher.prompts_file=prompts.txt", "teacher.signal=text", "mixer.name=hard")
     for parts in (assemble(*FOREIGN, *READS[1:], *keyed), assemble(*keyed, *of_a_file)):
-        (missing,) = parts.cannot_be_asked()
+        (missing,) = teacher_errors(parts)
         assert "DISTILLKIT_API_KEY" in missing.hint
 
 

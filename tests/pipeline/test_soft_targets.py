@@ -17,8 +17,10 @@ from distillkit.core.files import read_jsonl
 from distillkit.core.run_folder import newest
 from distillkit.data.corpus import pack_texts
 from distillkit.pipeline import plan
-from distillkit.pipeline.context import HELD_OUT
+from distillkit.pipeline.checks import check, check_soft_targets
 from distillkit.pipeline.pipeline import Pipeline
+from distillkit.pipeline.soft_targets import SoftTargets
+from distillkit.pipeline.training_data import HELD_OUT, held_out_stream, training_batches, training_streams
 from distillkit.reporting.run.report import build_report, write_report
 from distillkit.reporting.run.summary import sections
 from distillkit.reporting.run.text import format_report
@@ -54,7 +56,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 def test_a_store_is_filled_once_and_read_in_every_step(home: Path, asked: Asked) -> None:
     run = sit("teacher.store=true", "teacher.top_logprobs=0", stages=("label",))
     parts = assemble("teacher.store=true")
-    streams = parts.streams(run.answers)
+    streams = training_streams(parts, run.answers)
     assert len(streams) == 2
     windows = [stream.windows(16) for stream in streams]
     assert asked.calls == sum(-(-some // (4096 // 16)) for some in windows)
@@ -68,12 +70,12 @@ def test_a_store_is_filled_once_and_read_in_every_step(home: Path, asked: Asked)
     assert (soft["from"], soft["positions"], soft["with_soft"]) == ("store", learnt, learnt)
     assert 0 < soft["mass"] < 1
     assert soft["bytes_a_position"] <= 84.5  # the columns of a shard are filled up to eight bytes
-    batch = parts.batches(run.answers).batch(0)
+    batch = training_batches(parts, run.answers).batch(0)
     assert batch.soft_ids is not None
     assert batch.has_soft is not None
     assert batch.soft_log_probs is not None
     assert batch.soft_ids.shape == (4, 16, 20)
-    logits = np.array(parts.soft.teacher.logits(mx.array(batch.inputs))).astype(np.float64)
+    logits = np.array(SoftTargets(parts).logits_teacher.logits(mx.array(batch.inputs))).astype(np.float64)
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     there = (batch.has_soft > 0) & (batch.weight > 0)
     best = np.sort(logits, axis=-1)[..., :-21:-1]
@@ -82,7 +84,7 @@ def test_a_store_is_filled_once_and_read_in_every_step(home: Path, asked: Asked)
 
 def test_draws_can_be_stored_instead(home: Path) -> None:
     run = sit("teacher.store=true", "teacher.store_samples=30")
-    batch = assemble("teacher.store=true", "teacher.store_samples=30").batches(run.answers).batch(0)
+    batch = training_batches(assemble("teacher.store=true", "teacher.store_samples=30"), run.answers).batch(0)
     assert batch.soft_log_probs is not None
     assert batch.has_soft is not None
     assert np.exp(batch.soft_log_probs).sum(axis=-1)[batch.has_soft > 0] == pytest.approx(1, abs=1e-5)
@@ -112,10 +114,10 @@ def test_draws_are_refused_whenever_they_would_be_softened(home: Path, heat: str
         f"mixer.temperature={heat}",
     )
     if not refused:
-        parts.soft.check()
+        check_soft_targets(parts)
         return
     with pytest.raises(UsageError, match="counts draws at temperature 1"):
-        parts.soft.check()
+        check_soft_targets(parts)
 
 
 def test_interrupted_the_teacher_goes_on_reading_where_it_was(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +131,7 @@ def test_interrupted_the_teacher_goes_on_reading_where_it_was(home: Path, monkey
     assert newest("pupil").info["status"] == "interrupted"
     again = Asked(monkeypatch)
     run = sit(store, resume=True)
-    windows = sum(-(-stream.windows(16) // 16) for stream in assemble(store).streams(run.answers))
+    windows = sum(-(-stream.windows(16) // 16) for stream in training_streams(assemble(store), run.answers))
     assert again.calls == windows - (stopped.calls - 1) // 2 * 2  # two calls fill a shard
     assert run.info["training"]["steps"] == 4
 
@@ -149,12 +151,12 @@ def test_answers_in_other_tokens_become_soft_targets(home: Path) -> None:
     run = sit(*FOREIGN, "teacher.share=0.5", stages=("label", "train", "report"))
     soft = run.info["teacher"]["soft"]
     parts = assemble(*FOREIGN, "teacher.share=0.5")
-    told = parts.streams(run.answers)[1]
+    told = training_streams(parts, run.answers)[1]
     assert soft["from"] == "answers"
     assert soft["positions"] == int(told.weights(1, told.tokens).sum())
     assert 0.4 * soft["positions"] < soft["with_soft"] < soft["positions"]
     assert 0 < soft["mass"] < 1
-    batch = parts.batches(run.answers).batch(1)
+    batch = training_batches(parts, run.answers).batch(1)
     assert batch.has_soft is not None
     assert batch.from_teacher[:, 0].sum() == 2
     assert batch.has_soft[batch.from_teacher > 0].any()
@@ -186,18 +188,18 @@ def test_answers_can_be_kept_from_training(home: Path) -> None:
     assert 0 < spoken["loss"] < 10
     assert 0 < spoken["bits_per_byte"] < 20
     parts = assemble(*FOREIGN, "teacher.held_out=0.5")
-    stream = parts.held_out_stream(apart.answers)
+    stream = held_out_stream(apart.answers)
     assert stream is not None
     assert stream.documents == held_out
     assert spoken["tokens"] == int(stream.weights(1, stream.tokens).sum())
-    learnt = list(parts.streams(apart.answers)[1].texts(parts.tokenizer))
+    learnt = list(training_streams(parts, apart.answers)[1].texts(parts.tokenizer))
     assert not set(learnt) & set(stream.texts(parts.tokenizer))
     assert len(learnt) + held_out == len(index)
     write_report(apart)
     assert "loss on teacher text" in format_report(build_report(apart))
     # A later look at the label stage without a held-out share leaves none behind.
     Pipeline(assemble(*FOREIGN), apart).execute(("label",))
-    assert parts.held_out_stream(apart.answers) is None
+    assert held_out_stream(apart.answers) is None
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -241,7 +243,7 @@ def test_the_recipe_says_whether_prompts_are_learnt(home: Path) -> None:
     learnt = {}
     for said in ("false", "true"):
         run = sit(f"teacher.learn_prompts={said}", stages=("label",))
-        (stream,) = (one for one in assemble().streams(run.answers) if one.from_teacher)
+        (stream,) = (one for one in training_streams(assemble(), run.answers) if one.from_teacher)
         learnt[said] = stream.weights(0, stream.tokens)
     assert len(learnt["true"]) == len(learnt["false"])
     assert (learnt["false"] == 0).sum() >= 12 * 7  # a prompt has eight tokens, the last of which may reach beyond it
@@ -263,12 +265,12 @@ def test_a_teacher_that_reads_less_than_the_student_is_refused_by_the_check(
 ) -> None:
     longer = assemble("student.context=17", f"teacher.store={store}")
     with pytest.raises(UsageError, match=r"student\.context = 17, and the teacher reads 16 tokens") as caught:
-        longer.check()
+        check(longer)
     assert "student.context = 16" in caught.value.hint
     with pytest.raises(UsageError, match="the teacher reads 16 tokens"):
         plan.foresee(longer)  # and whoever did not check is refused its logits
     assert asked.calls == 0
-    assemble("student.context=12", f"teacher.store={store}").check()
+    check(assemble("student.context=12", f"teacher.store={store}"))
 
 
 def test_a_teacher_that_reads_less_may_teach_by_what_it_writes(home: Path) -> None:
@@ -279,4 +281,4 @@ def test_a_teacher_that_does_not_say_how_much_it_reads_is_not_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoint, "context", None)
-    assemble("student.context=17").check()
+    check(assemble("student.context=17"))

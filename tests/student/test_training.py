@@ -28,6 +28,7 @@ from distillkit.core.run_folder import STAGES, Run, find, newest
 from distillkit.data.batches import sequential
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
+from distillkit.pipeline.training_data import training_batches
 from distillkit.reporting.run.report import build_report, write_report
 from distillkit.reporting.run.text import format_report
 from distillkit.student import Sampling, Trained, blas
@@ -754,7 +755,7 @@ def test_the_soft_loss_is_the_distance_from_the_teachers_opinion(home: Path) -> 
     parts = assemble("student.dropout=0.0", "train.keep=100", "mixer.temperature=3.0", recipe="pupil")
     run = create_run(parts, {})
     Pipeline(parts, run).execute(("label", "train"))
-    batch = parts.batches(Path("nowhere")).batch(0)
+    batch = training_batches(parts, Path("nowhere")).batch(0)
 
     def logp(where: Path) -> Any:
         logits = np.array(Trained.load(where).logits(mx.array(batch.inputs))).astype(np.float64) / 3

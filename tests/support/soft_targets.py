@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from distillkit.core.run_folder import Run, newest
+from distillkit.pipeline.checks import check
 from distillkit.pipeline.context import Context
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
@@ -91,7 +92,7 @@ def sit(
     *overrides: str, stages: tuple[str, ...] = ("label", "train"), resume: bool = False, recipe: str = "pupil"
 ) -> Run:
     parts = assemble(*overrides, recipe=recipe)
-    parts.check()
+    check(parts)
     run = newest(recipe) if resume else create_run(parts, {})
     Pipeline(parts, run).execute(stages)
     return run

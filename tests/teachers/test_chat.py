@@ -30,6 +30,7 @@ from distillkit.core.run_folder import Run, find
 from distillkit.pipeline.context import Context
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
+from distillkit.pipeline.teacher_calls import ask
 from distillkit.plugins.interfaces import Teacher
 from distillkit.plugins.manager import Plugins, current
 from distillkit.recipe.recipe import load
@@ -913,7 +914,7 @@ def test_a_later_sitting_that_was_killed_is_not_forgotten(monkeypatch: pytest.Mo
     first, written = run.info["spent"], run.info["teacher"]["completion_tokens"]
 
     def killed(pipeline: Pipeline, teacher: Any, asked: list[Request], policy: RequestPolicy) -> None:
-        pipeline.context.ask(teacher, asked[:5], policy)
+        ask(pipeline.context, teacher, asked[:5], policy)
         raise KeyboardInterrupt  # and nothing is recorded of what was asked
 
     with monkeypatch.context() as patch:
@@ -959,7 +960,7 @@ def test_a_disk_that_is_full_by_then_does_not_hide_what_ended_the_asking(monkeyp
         fill_the_disk(monkeypatch)
         raise LimitReached("the budget is spent")
 
-    monkeypatch.setattr("distillkit.pipeline.context.Context.ask", ask)
+    monkeypatch.setattr("distillkit.pipeline.label.ask", ask)
     with pytest.raises(LimitReached, match="the budget is spent"):
         sitting(None, 6)
 
