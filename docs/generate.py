@@ -161,7 +161,7 @@ TUTORIAL = {"teacher": "hello", "mixer": "focal", "judge": "length"}
 
 def _template(name: str, kind: str) -> str:
     """What `plugins new` writes."""
-    return f"```python\n{scaffold.text_of(f'{kind}.py', scaffold.words(name, kind)).strip()}\n```\n"
+    return f"```python\n{scaffold.render(f'{kind}.py', scaffold.template_values(name, kind)).strip()}\n```\n"
 
 
 def _promises() -> str:

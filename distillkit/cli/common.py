@@ -96,13 +96,13 @@ def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **
     checked = plugins_of(ctx, tuple(recipe.plugins)).check(recipe)
     from ..core.console import Console, default_console
     from ..pipeline.context import Context
-    from ..plugins.manager import current
+    from ..plugins.manager import current_plugins
     from ..student import blas
 
     console = Console() if silent else default_console()
-    for warning in filter(None, [blas.load().warning, *current().notes_on(checked)]):
+    for warning in filter(None, [blas.load().warning, *current_plugins().warnings_for(checked)]):
         console.warn(warning)
-    return Context(checked, current(), console, label_options)
+    return Context(checked, current_plugins(), console, label_options)
 
 
 def show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:

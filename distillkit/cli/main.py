@@ -127,9 +127,9 @@ def main() -> None:
 
 def _blamed(error: BaseException) -> str | None:
     """A fault that nobody foresaw, if it was in a plugin."""
-    from ..plugins.manager import current
+    from ..plugins.manager import current_plugins
 
-    origin = current().culprit(error)
+    origin = current_plugins().origin_of_error(error)
     told = f"{type(error).__name__}: {error}"
     return f"the plugin {origin} failed: {told}\n  Tell its author; --debug shows where it was." if origin else None
 

@@ -34,13 +34,13 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def new(ctx: click.Context, name: str, kind: str, to: Path) -> None:
     """Write a plugin to begin with: a package of its own, whose tests pass."""
-    from ..plugins.scaffold import words, write
+    from ..plugins.scaffold import create_package, template_values
 
-    plain = words(name, kind)["name"]
+    plain = template_values(name, kind)["name"]
     for row in plugins_of(ctx).describe():
         if (row.get("role"), row.get("name")) == (kind, plain):
             raise UsageError(f"there is a {kind} {plain!r} already, of {_from(row)}", "Choose another name.")
-    folder = write(name, kind, to)
+    folder = create_package(name, kind, to)
     click.echo(f"Wrote {folder}: the {kind} {plain!r}. Next:")
     click.echo(f'  cd {folder}\n  pip install -e ".[test]"\n  pytest\n  distillkit run example.toml')
 

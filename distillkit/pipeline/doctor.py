@@ -190,8 +190,8 @@ def _where(variable: str) -> str | None:
 
 def _more_keys(plugins: Plugins, found: dict[str, str | None]) -> None:
     """Add the variables that teachers of other plugins read."""
-    for offer in plugins.offers:
-        variable = getattr(offer.offered, "variable", None)
+    for registration in plugins.registrations:
+        variable = getattr(registration.cls, "variable", None)
         if isinstance(variable, str) and variable and variable not in found:
             found[variable] = _where(variable)
 
@@ -369,9 +369,9 @@ def _providers(plugins: Plugins, base_url: str, problems: Problems) -> list[Repo
     from ..teachers.chat import ChatTeacher
 
     rows = []
-    for offer in plugins.offers:
-        kind = offer.offered
-        if offer.role != "teachers" or not issubclass(kind, ChatTeacher):
+    for registration in plugins.registrations:
+        kind = registration.cls
+        if registration.role != "teachers" or not issubclass(kind, ChatTeacher):
             continue
         asked = _has_key(kind.variable) if kind.needs_key else bool(base_url)
         if asked:

@@ -59,7 +59,7 @@ class Pipeline:
             write_text(self.run.recipe, self.context.recipe.to_toml())
         with self._status_recorded(stages):
             for stage in stages:
-                with self._timed(stage), self.context.plugins.named(f"in the stage {stage}"):
+                with self._timed(stage), self.context.plugins.attribute_errors(f"in the stage {stage}"):
                     STAGE_FUNCTIONS[stage](self.session)
         return self.run.info
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.run_folder import Run
-from ..plugins.discovery import reason
+from ..plugins.discovery import describe_error
 from ..plugins.interfaces import Tracker
 
 
@@ -39,5 +39,5 @@ class GuardedTracker(Tracker):
             tell()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the plugin's code
             self.listens = False
-            told = f"the tracker {self.tracker.name!r} failed {when}: {reason(error)}"
+            told = f"the tracker {self.tracker.name!r} failed {when}: {describe_error(error)}"
             self.warn(f"{told}. The run goes on without it")

@@ -1,7 +1,7 @@
-"""Plugins as they lie there: entry points of what is installed, files and modules that `-p` names.
+"""Finding and importing plugins: entry points of installed distributions, and files or modules named with `-p`.
 
-Imports one at a time, and turns whatever goes wrong into words that go after a plugin's name. Does not know
-what a plugin offers.
+Plugins are imported one at a time, and every error becomes a message that can follow the plugin's name. Does not know
+what a plugin registers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 GROUP = "distillkit"
-COMMANDS = "distillkit.commands"
+COMMANDS_GROUP = "distillkit.commands"
 HOST = "distillkit"
-IMPORT_SECONDS = 60.0  # big libraries take a while on a cold disk
+IMPORT_TIMEOUT = 60.0  # seconds; large libraries load slowly from a cold disk
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a plugin comes from: an entry point of a distribution, or what `-p` named."""
+    """Where a plugin comes from: an entry point of a distribution, or a name given with `-p`."""
 
     plugin: str
     distribution: str | None = None
@@ -39,7 +39,7 @@ class Origin:
 
     @property
     def built_in(self) -> bool:
-        """Whether it came with distillkit itself."""
+        """Whether the plugin is part of distillkit itself."""
         return self.distribution == HOST
 
     def __str__(self) -> str:
@@ -49,8 +49,8 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A plugin that could not be used, and why."""
+class BrokenPlugin:
+    """A plugin that cannot be used, and the reason."""
 
     name: str
     reason: str
@@ -58,36 +58,36 @@ class Broken:
     version: str | None = None
 
     @classmethod
-    def of(cls, origin: Origin, fault: FaultError) -> Broken:
-        """The plugin at fault."""
-        return cls(origin.plugin, str(fault), origin.distribution, origin.version)
+    def from_error(cls, origin: Origin, error: InvalidPluginError) -> BrokenPlugin:
+        """A broken plugin with the error's message as the reason."""
+        return cls(origin.plugin, str(error), origin.distribution, origin.version)
 
-    def row(self) -> dict[str, Any]:
-        """What a list of plugins says of it."""
-        where = {"distribution": self.distribution, "version": self.version}
-        return {"status": "broken", "plugin": self.name, "reason": self.reason, **where}
+    def to_row(self) -> dict[str, Any]:
+        """Its row in the list of plugins, as plain JSON."""
+        source = {"distribution": self.distribution, "version": self.version}
+        return {"status": "broken", "plugin": self.name, "reason": self.reason, **source}
 
     def __str__(self) -> str:
         return f"{Origin(self.name, self.distribution, self.version)} is broken: {self.reason}"
 
 
-class FaultError(Exception):
-    """What is wrong with a plugin, in words that go after its name. Never leaves the plugin host."""
+class InvalidPluginError(Exception):
+    """A plugin cannot be used. The message follows the plugin's name; it is always caught inside this package."""
 
 
 @contextmanager
-def blamed(what: str) -> Iterator[None]:
-    """Turn whatever a plugin does wrong into a fault: its code may raise anything, or leave the program."""
+def as_invalid_plugin(what: str) -> Iterator[None]:
+    """Convert any exception of a plugin's code, SystemExit included, to an InvalidPluginError."""
     try:
         yield
-    except FaultError:
+    except InvalidPluginError:
         raise
     except (Exception, SystemExit) as error:
-        raise FaultError(f"{what}: {reason(error)}") from error
+        raise InvalidPluginError(f"{what}: {describe_error(error)}") from error
 
 
-def reason(error: BaseException) -> str:
-    """An exception in one line."""
+def describe_error(error: BaseException) -> str:
+    """An exception as one line: its type and message."""
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -95,59 +95,61 @@ def reason(error: BaseException) -> str:
 # ----------------------------------------------------------------------------------------------- entry points
 
 
-def entries(group: str, broken: list[Broken]) -> Iterator[tuple[Origin, metadata.EntryPoint]]:
-    """The installed entry points of a group. A distribution whose list cannot be read counts as broken."""
+def iter_entry_points(group: str, broken: list[BrokenPlugin]) -> Iterator[tuple[Origin, metadata.EntryPoint]]:
+    """The installed entry points of a group. Distributions whose entry points cannot be read are added to `broken`."""
     seen: set[str] = set()
-    for found in metadata.distributions():
-        if group not in (found.read_text("entry_points.txt") or ""):
-            continue  # reading is cheap, parsing all of an environment is not
-        told = found.metadata  # parsed each time that it is asked for
-        name, version = str(told["Name"]), str(told["Version"])
-        if name.lower() in seen:  # as Python does: the first on the path hides the others
+    for distribution in metadata.distributions():
+        if group not in (distribution.read_text("entry_points.txt") or ""):
+            continue  # reading the file is cheap, parsing every distribution's entry points is not
+        info = distribution.metadata  # a property that parses on every access
+        name, version = str(info["Name"]), str(info["Version"])
+        if name.lower() in seen:  # as in Python's imports, the first on the path hides the others
             continue
         seen.add(name.lower())
         try:
-            mine = [entry for entry in found.entry_points if entry.group == group]
-        except Exception as error:  # noqa: BLE001 - one unreadable list must not stop the others
-            broken.append(Broken(name, f"its entry points cannot be read: {reason(error)}", name, version))
+            selected = [entry for entry in distribution.entry_points if entry.group == group]
+        except Exception as error:  # noqa: BLE001 - one unreadable file must not affect other plugins
+            broken.append(
+                BrokenPlugin(name, f"its entry points cannot be read: {describe_error(error)}", name, version)
+            )
             continue
-        for entry in mine:
+        for entry in selected:
             yield Origin(entry.name, name, version), entry
 
 
-def imported(origin: Origin, entry: metadata.EntryPoint) -> Any:
-    """The plugin that an entry point means."""
+def load_entry_point(origin: Origin, entry: metadata.EntryPoint) -> Any:
+    """Import the plugin that an entry point refers to."""
     if not origin.built_in:
         _check_host(entry)
-    with blamed("it cannot be imported"), time_limit(IMPORT_SECONDS, "not loaded"):
+    with as_invalid_plugin("it cannot be imported"), time_limit(IMPORT_TIMEOUT, "not loaded"):
         try:
             return entry.load()
         except ModuleNotFoundError as error:
-            again = f"Install what it needs: pip install --upgrade {entry.dist.name if entry.dist else entry.name}"
-            raise FaultError(f"it cannot be imported: {reason(error)}. {again}") from error
+            remedy = f"Install what it needs: pip install --upgrade {entry.dist.name if entry.dist else entry.name}"
+            raise InvalidPluginError(f"it cannot be imported: {describe_error(error)}. {remedy}") from error
 
 
 def _check_host(entry: metadata.EntryPoint) -> None:
-    """Refuse what was built for another distillkit before its imports fail in some odd way."""
+    """Refuse a plugin that requires another version of distillkit, before its imports fail for that reason."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     if entry.dist is None:
         return
-    with blamed("its requirements cannot be read"):
-        named_so = [text for text in entry.dist.requires or () if text.lower().startswith(HOST)]
-    for text in named_so:
+    with as_invalid_plugin("its requirements cannot be read"):
+        requirements = [text for text in entry.dist.requires or () if text.lower().startswith(HOST)]
+    for text in requirements:
         with suppress(InvalidRequirement):
-            wanted = Requirement(text)
-            if wanted.name.lower() == HOST and not wanted.specifier.contains(__version__, prereleases=True):
-                raise FaultError(f"it needs {wanted}, and this is distillkit {__version__}")
+            required = Requirement(text)
+            if required.name.lower() == HOST and not required.specifier.contains(__version__, prereleases=True):
+                raise InvalidPluginError(f"it needs {required}, and this is distillkit {__version__}")
 
 
 # ---------------------------------------------------------------------------------------------------- by name
 
 
-def named(spec: str) -> tuple[Origin, Any]:
-    """The plugin that `-p` names: a file, or a module."""
-    with blamed("it cannot be imported"), time_limit(IMPORT_SECONDS, "not loaded"):
+def load_by_name(spec: str) -> tuple[Origin, Any]:
+    """Import the plugin that `-p` names: a file, or a module."""
+    with as_invalid_plugin("it cannot be imported"), time_limit(IMPORT_TIMEOUT, "not loaded"):
         if spec.endswith(".py") or "/" in spec:
             path = Path(spec)
             return Origin(spec, version=_version_of(path)), _import_file(path)
@@ -157,13 +159,13 @@ def named(spec: str) -> tuple[Origin, Any]:
 
 
 def _import_file(path: Path) -> Any:
-    """A file as a module under a private name; its folder is never put on the path."""
+    """Import a file under a private module name. Its folder is not added to `sys.path`."""
     name = f"_distillkit_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise FaultError("it is not a Python file")
+        raise InvalidPluginError("it is not a Python file")
     module = util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pydantic look their module up
+    sys.modules[name] = module  # dataclasses and pydantic look up their module here
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -173,29 +175,29 @@ def _import_file(path: Path) -> Any:
 
 
 def _version_of(path: Path) -> str:
-    """A file has no version but its content."""
+    """The hash of a file, which stands in for a version."""
     if not path.is_file():
-        raise FaultError("there is no such file")
+        raise InvalidPluginError("there is no such file")
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
 # ----------------------------------------------------------------------------------------------- requirements
 
 
-def require(text: str, broken: Iterable[Broken]) -> None:
-    """Check one requirement of a recipe: installed, new enough, and not broken."""
+def check_requirement(text: str, broken: Iterable[BrokenPlugin]) -> None:
+    """Check that a distribution a recipe requires is installed, has a suitable version and is not broken."""
     from packaging.utils import canonicalize_name
 
-    wanted = _requirement(text)
-    if wanted.marker is not None and not wanted.marker.evaluate():
+    requirement = _parse_requirement(text)
+    if requirement.marker is not None and not requirement.marker.evaluate():
         return
-    _check_version(wanted)
-    for one in broken:
-        if one.distribution and canonicalize_name(one.distribution) == canonicalize_name(wanted.name):
-            raise PluginError(f"the recipe needs {wanted}; {one}")
+    _check_version(requirement)
+    for plugin in broken:
+        if plugin.distribution and canonicalize_name(plugin.distribution) == canonicalize_name(requirement.name):
+            raise PluginError(f"the recipe needs {requirement}; {plugin}")
 
 
-def _requirement(text: str) -> Requirement:
+def _parse_requirement(text: str) -> Requirement:
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
@@ -205,16 +207,16 @@ def _requirement(text: str) -> Requirement:
         raise PluginError(f"plugins: found {text!r}, expected a requirement", example) from error
 
 
-def _check_version(wanted: Requirement) -> None:
+def _check_version(requirement: Requirement) -> None:
     from packaging.version import InvalidVersion
 
-    hint = f"Install it: pip install '{wanted}'"
+    hint = f"Install it: pip install '{requirement}'"
     try:
-        version = metadata.version(wanted.name)
-        fits = wanted.specifier.contains(version, prereleases=True)
+        version = metadata.version(requirement.name)
+        is_suitable = requirement.specifier.contains(version, prereleases=True)
     except metadata.PackageNotFoundError as error:
-        raise PluginError(f"the recipe needs {wanted}, which is not installed", hint) from error
+        raise PluginError(f"the recipe needs {requirement}, which is not installed", hint) from error
     except (InvalidVersion, TypeError) as error:
-        raise PluginError(f"the recipe needs {wanted}; what is installed has no version", hint) from error
-    if not fits:
-        raise PluginError(f"the recipe needs {wanted}; {version} is installed", hint)
+        raise PluginError(f"the recipe needs {requirement}; the installed one has no valid version", hint) from error
+    if not is_suitable:
+        raise PluginError(f"the recipe needs {requirement}; {version} is installed", hint)

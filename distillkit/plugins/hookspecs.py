@@ -1,6 +1,6 @@
-"""All hooks, on one page. A plugin implements the ones it needs; each returns a list of classes.
+"""All plugin hooks. A plugin implements those it needs; each returns a list of classes.
 
-A plugin may say `distillkit_api = 1` in its module: the API that it was built for.
+A plugin module may set `distillkit_api = 1`: the API version that it was built for.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 hookspec = pluggy.HookspecMarker("distillkit")
 hookimpl = pluggy.HookimplMarker("distillkit")
 
-API_VERSION = 1  # raised when something is added that plugins may build on
+API_VERSION = 1  # raised when something is added that plugins may use
 
 
 class DeprecatedHook(DeprecationWarning):
-    """A plugin implements a hook of an older API."""
+    """A plugin implements a hook of an older API version."""
 
 
 def deprecated(instead: str) -> Callable[[Any], Any]:
-    """Mark the hook of an older API: it goes on working as `instead`, and whoever implements it is told so."""
+    """Mark a hook of an older API version: it works like the hook `instead`, and implementing it warns."""
 
     def mark(hook: Any) -> Any:
-        told = f"{hook.__name__} is deprecated. Write {instead} instead"
+        message = f"{hook.__name__} is deprecated. Write {instead} instead"
         hook.instead = instead
-        return hookspec(warn_on_impl=DeprecatedHook(told))(hook)
+        return hookspec(warn_on_impl=DeprecatedHook(message))(hook)
 
     return mark
 
 
 @hookspec
 def register_sources() -> list[type[Source]]:
-    """Where documents come from."""
+    """Sources of documents."""
     return []
 
 
@@ -50,34 +50,34 @@ def register_students() -> list[type[Student]]:
 
 @hookspec
 def register_teachers() -> list[type[Teacher]]:
-    """Those who answer requests."""
+    """Teachers, which answer requests."""
     return []
 
 
 @hookspec
 def register_mixers() -> list[type[Mixer]]:
-    """Losses that mix hard and soft targets."""
+    """Losses that combine hard and soft targets."""
     return []
 
 
 @hookspec
 def register_judges() -> list[type[Judge]]:
-    """Those who grade."""
+    """Judges, which grade samples or students."""
     return []
 
 
 @hookspec
 def register_trackers() -> list[type[Tracker]]:
-    """Those who are told of every logged step."""
+    """Trackers, which receive the metrics of every logged step."""
     return []
 
 
 @hookspec
 def register_exporters() -> list[type[Exporter]]:
-    """Formats that a student can be taken away in."""
+    """File formats that a student can be exported to."""
     return []
 
 
 @hookspec
 def register_commands(cli: click.Group) -> None:
-    """Commands to add to `distillkit`; looked for in the entry-point group `distillkit.commands`."""
+    """Further commands of `distillkit`; the entry point must be in the group `distillkit.commands`."""

@@ -1,7 +1,7 @@
-"""The contracts a plugin fulfils: one class a role, each with its options.
+"""The interfaces that plugins implement: one base class for each role, each with its options.
 
-A role says what the host will call and what it may rely on. Caching, retries, limits, progress and secrets are
-the host's work, so nothing here knows of them.
+A base class says what the host calls and what it may rely on. Caching, retries, rate limits, progress and secrets are
+the host's work, so they do not appear here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,24 +22,26 @@ if TYPE_CHECKING:
     import mlx.nn as nn
 
     from ..core.run_folder import Run
-    from ..data.tokenizer import Tokenizer
-    from ..student.training.targets import Targets
+
+# The targets that a mixer receives are a `distillkit.student.training.targets.Targets`. That module lies above this one
+# and cannot be imported here, and a protocol would forbid mixers to annotate their parameter with the class itself.
+Targets: TypeAlias = Any
 
 SIGNALS = ("none", "text", "top_logprobs", "logits")
 
 
-def gives(signal: str, needed: str) -> bool:
-    """Whether a signal is at least the one needed."""
-    return SIGNALS.index(signal) >= SIGNALS.index(needed)
+def signal_suffices(given: str, needed: str) -> bool:
+    """Whether a signal carries at least as much information as the one needed."""
+    return SIGNALS.index(given) >= SIGNALS.index(needed)
 
 
 class Role(ABC):
-    """What all plugins share: a name, a docstring that says what it does, and options from the recipe."""
+    """The base of all plugin classes: a name, a docstring that describes it, and options from the recipe."""
 
     name: ClassVar[str]
 
     class Options(BaseModel):
-        """The plugin's own keys, beside the host's in its table of the recipe."""
+        """The plugin's own keys, which stand beside the host's keys in its table of the recipe."""
 
         model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -48,25 +50,25 @@ class Role(ABC):
 
 
 class Source(Role):
-    """Where documents come from. `splits` names those it has; the host cuts a held-out split if it must."""
+    """Provides documents. `splits` names its splits; the host separates a held-out split if it has none."""
 
     splits: ClassVar[tuple[str, ...]] = ("train",)
 
     @abstractmethod
     def documents(self, split: str) -> Iterator[Document]:
-        """Every document of a split, in an order that never changes; may be called again."""
+        """Yield every document of a split, always in the same order; may be called repeatedly."""
 
     @property
     def here(self) -> bool:
-        """Whether its documents can be read without fetching them. A plan fetches nothing."""
+        """Whether the documents can be read without a download. `distillkit plan` downloads nothing."""
         return True
 
     def fingerprint(self) -> Any:
-        """What decides the documents, as plain JSON values: when it is equal, nothing is read again."""
+        """Everything that determines the documents, as plain JSON values. If it is unchanged, the corpus is reused."""
         return self.options.model_dump(mode="json")
 
     def check(self) -> None:
-        """Refuse, by a DataError, what is known to keep it from reading: a package that is missing. Fetches nothing."""
+        """Raise a DataError if the source cannot work, for example if a package is missing. Must not download."""
 
 
 class Student(Role):
@@ -75,149 +77,173 @@ class Student(Role):
     @property
     @abstractmethod
     def context(self) -> int:
-        """The most tokens it reads at once."""
+        """Context length: the maximum number of tokens the network reads at once."""
 
     @abstractmethod
     def build(self, vocab_size: int) -> nn.Module:
-        """A module called with tokens [B, T] that returns hidden states [B, T, D].
+        """Return a module that maps tokens [B, T] to hidden states [B, T, D].
 
-        It offers `head`: the weight [V, D] and the bias [V] (or None) that turn hidden states into logits.
+        It must have a property `head`: the weight [V, D] and the bias [V] (or None) that map hidden states to logits.
         """
 
 
-class Teacher(Role):
-    """Answers requests. `signal` is the most it can give: text, top_logprobs or logits.
+class Tokenizer(Protocol):
+    """What the host uses of the tokenizer of a teacher that gives logits."""
 
-    One with `signal = "logits"` also has `tokenizer` and `logits(tokens)`; one that `reads` judges given text.
-    If it has a head too, it may offer `hidden(tokens)` [B, T, D] and `head` (its weight [V, D], and its bias [V] or
-    None): then its logits are made a few rows at a time while a student learns, and never all at once.
-    An asynchronous one raises `TryAgain` or `SlowDown` when asking again would help, and the host does so;
-    whatever else it raises stops the stage. Whatever a provider says of its limits is handed to `heard`.
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids."""
+
+    @property
+    def end_of_text(self) -> int:
+        """The id of the end-of-text token."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that determines the tokens. Tokenizers with equal fingerprints are interchangeable."""
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes of a token."""
+
+
+class Teacher(Role):
+    """Answers requests. `signal` is the most it can provide: text, top_logprobs or logits.
+
+    A teacher with `signal = "logits"` also implements `tokenizer` and `logits(tokens)`. If its logits are a linear
+    function of hidden states, it may offer `hidden(tokens)` [B, T, D] and `head` (the weight [V, D], and the bias [V]
+    or None): training then computes its logits a few rows at a time and never holds all of them.
+    A teacher whose `reads` is true scores given text.
+    An asynchronous teacher raises `TryAgain` or `SlowDown` where a retry can help, and the host retries; any other
+    exception stops the stage. It reports the provider's rate limits with `heard`.
     """
 
     signal: ClassVar[str] = "text"
-    listener: Callable[[Allowance], None] | None = None  # set by the host while it asks
+    listener: Callable[[Allowance], None] | None = None  # set by the host while it sends requests
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        self.found: dict[str, Any] = {}  # what `probe` found out, now or in an earlier run
+        self.found: dict[str, Any] = {}  # results of `probe`, of this run or an earlier one
 
     @abstractmethod
     def answer(self, request: Request) -> Answer | Awaitable[Answer]:
-        """Answer one request. `async def` runs concurrently; `def` runs one at a time, where it was built."""
+        """Answer one request. `async def` runs concurrently; `def` runs one at a time, in the thread that built it."""
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
-        """Answer many, each as it is done. A local teacher that is faster in batches overrides this."""
+        """Answer many requests and yield each answer when it is done. Override it if batches are faster."""
         for request in requests:
             answer = self.answer(request)
             if not isinstance(answer, Answer):
-                raise TypeError("an asynchronous teacher is awaited, not iterated")
+                raise TypeError("an asynchronous teacher must be awaited, not iterated")
             yield request, answer
 
     def identity(self) -> Any:
-        """What decides the answers beside the request, as plain JSON values; part of the cache's key."""
+        """Everything besides the request that determines the answers, as plain JSON values; part of the cache key."""
         return self.options.model_dump(mode="json")
 
     @property
     def chats(self) -> bool:
-        """Whether it replies to messages; if not, it goes on from a prompt."""
+        """Whether it replies to messages. If not, it continues prompts."""
         return False
 
     @property
     def reads(self) -> bool:
-        """Whether it judges given text: asked for no words (`max_tokens = 0`), it answers with the prompt itself.
+        """Whether it scores given text: for a request with `max_tokens = 0` it answers with the prompt itself.
 
-        The answer's tokens are the prompt's, each with the `top_logprobs` likeliest in its place; the first may not.
+        The tokens of that answer are the prompt's tokens, each with the `top_logprobs` most likely tokens at its
+        position. The first token may have none.
         """
         return False
 
     @property
     def paid(self) -> bool:
-        """Whether its answers may cost money."""
+        """Whether answers may cost money."""
         return False
 
     def price(self) -> Price | None:
-        """What its tokens cost, or None when that is not known."""
+        """The price of its tokens, or None if it is unknown."""
         return None if self.paid else Price(0.0, 0.0)
 
     def tokens(self, request: Request) -> int | None:
-        """How many tokens the words of a request are, if it knows without asking; None leaves the host to estimate."""
+        """The number of tokens in a request's text, or None to let the host estimate it. Must not send a request."""
         return None
 
     def heard(self, allowance: Allowance) -> None:
-        """Tell the host what the provider says it allows."""
+        """Report a rate limit that the provider announced to the host."""
         if self.listener is not None:
             self.listener(allowance)
 
     def needs(self, requests: Sequence[Request]) -> Mapping[str, Request]:
-        """What must be found out about the endpoint before these are asked: a name, and a request that it is about."""
+        """The properties of the endpoint to probe before these requests: a name, and a request that needs it."""
         return {}
 
     async def probe(self, need: str, request: Request) -> Any:
-        """Find out one need with a cheap call. The host keeps the result, plain JSON, and puts it into `found`."""
-        raise NotImplementedError(f"the teacher {self.name!r} names the need {need!r} and does not probe it")
+        """Probe one property with a cheap call. The host stores the result, plain JSON, and puts it into `found`."""
+        raise NotImplementedError(f"the teacher {self.name!r} lists the need {need!r} but does not implement probe()")
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Refuse, by a UsageError, requests that need what the endpoint lacks, going by `found`."""
+        """Raise a UsageError if, according to `found`, the endpoint cannot answer these requests."""
 
     async def close(self) -> None:
-        """Let go of connections: the host calls it when it has asked everything, on the same loop."""
+        """Close connections. The host calls it after the last request, on the same event loop."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the tokens that `logits` reads."""
-        raise AttributeError(f"the teacher {self.name!r} gives no logits, so it shows no tokenizer")
+        """The tokenizer of the tokens that `logits` takes."""
+        raise AttributeError(f"the teacher {self.name!r} gives no logits, so it has no tokenizer")
 
     @property
     def context(self) -> int | None:
-        """The most tokens that `logits` reads at once, if that is known: a student that reads more is refused."""
+        """The maximum number of tokens that `logits` takes at once, if known. A longer student context is refused."""
         return None
 
     def logits(self, tokens: mx.array) -> mx.array:
-        """Logits [B, T, V] of the tokens [B, T]."""
+        """Logits [B, T, V] for tokens [B, T]."""
         raise AttributeError(f"the teacher {self.name!r} gives no logits")
 
 
 class Mixer(Role):
-    """Turns logits and targets into loss terms, and terms into one loss. `signal` is the least it needs."""
+    """Computes loss terms from logits and targets, and weighs them. `signal` is the least it needs of a teacher."""
 
     signal: ClassVar[str] = "none"
-    steps: int | None = None  # of the run, for schedules; set by the host before the first
+    steps: int | None = None  # length of the run, for schedules; set by the host before the first step
 
     @abstractmethod
     def rows(self, logits: mx.array, targets: Targets, step: mx.array) -> dict[str, mx.array]:
-        """The loss [N] of each row of logits [N, V], under the name of each term. Rows are independent.
+        """The loss [N] of each row of logits [N, V], for each term by name. Rows must be independent of each other.
 
-        A mixer that needs top_logprobs must take the whole distribution, too: `targets.both` shows either alike.
+        A mixer with `signal = "top_logprobs"` must accept full distributions, too; `targets.both` handles either.
         """
 
     def weights(self, step: int) -> Mapping[str, float]:
-        """The weight of each term at a step; a term that is not named weighs 1."""
+        """The weight of each term at a step; terms that are not listed have weight 1."""
         return {}
 
     def where(self, targets: Targets) -> Mapping[str, mx.array]:
-        """The rows [N] that a term counts, as 0 or 1; a term that is not named counts all."""
+        """The rows [N] that a term applies to, as 0 or 1; terms that are not listed apply to all rows."""
         return {}
 
 
 class Subject(Protocol):
-    """What a judge sees of a run."""
+    """The run that a judge grades."""
 
     @property
     def name(self) -> str:
-        """What the run is called."""
+        """The name of the run."""
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """What the student wrote."""
+        """The samples that the student generated."""
 
     @property
     def held_out(self) -> Sequence[Document]:
-        """The documents that were kept from training."""
+        """The documents held out from training."""
 
     @property
     def train_text(self) -> Iterable[str]:
-        """The documents that were trained on, one after another."""
+        """The texts of the training documents, one by one."""
 
     @property
     def student(self) -> Scorer:
@@ -225,10 +251,10 @@ class Subject(Protocol):
 
     @property
     def others(self) -> Sequence[Subject]:
-        """Further runs to set it against: those of `judge --against`."""
+        """Further runs to compare it with: those of `judge --against`."""
 
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer] | None:
-        """Answers of the judge's own teacher, or None when it has none."""
+        """Answers of the judge's own teacher, or None if it has none."""
 
 
 class Scorer(Protocol):
@@ -238,14 +264,14 @@ class Scorer(Protocol):
         """Continue each prompt."""
 
     def score(self, texts: Sequence[str]) -> Sequence[Score]:
-        """How likely each text is."""
+        """The negative log-likelihood of each text."""
 
     def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> Sequence[Score]:
-        """How likely each text is after its prompt, whose own tokens do not count."""
+        """The negative log-likelihood of each text given its prompt. The prompt's own tokens do not count."""
 
 
 class Score(Protocol):
-    """How likely one text was."""
+    """The negative log-likelihood of a text in nats, and the text's length."""
 
     nats: float
     tokens: int
@@ -255,63 +281,67 @@ class Score(Protocol):
 class Judge(Role):
     """Grades samples, documents or the student.
 
-    One that asks a teacher says beforehand what it will ask: `grade` begins with `subject.ask(self.requests(subject))`,
-    and `distillkit plan` counts the same requests. So neither can forget what the other does.
+    A judge that asks a teacher lists its requests in `requests`, and its `grade` begins with
+    `subject.ask(self.requests(subject))`. `distillkit plan` counts the same requests.
     """
 
-    lower_is_better: ClassVar[frozenset[str]] = frozenset()  # criteria of which less is more
-    neither_is_better: ClassVar[frozenset[str]] = frozenset()  # criteria that praise or blame nobody: no verdict
-    compares: ClassVar[bool] = False  # it looks at further runs, those of `judge --against`: its grades are no repeats
-    together: ClassVar[bool] = False  # its grade of a sample hangs on which others were graded with it
-    asks_again: ClassVar[int] = 0  # how often at most it asks again about an answer that it cannot use
-    default_teacher: ClassVar[Mapping[str, Any] | None] = None  # [judge.teacher], where the recipe has none
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()  # criteria for which lower values are better
+    neither_is_better: ClassVar[frozenset[str]] = frozenset()  # criteria without a direction: compared, no verdict
+    compares: ClassVar[bool] = False  # grades depend on further runs, those of `judge --against`
+    together: ClassVar[bool] = False  # the grade of a sample depends on the other samples graded with it
+    asks_again: ClassVar[int] = 0  # maximum number of further requests for an answer that cannot be used
+    default_teacher: ClassVar[Mapping[str, Any] | None] = None  # used as [judge.teacher] if the recipe has none
 
     @abstractmethod
     def grade(self, subject: Subject) -> Iterable[Grade]:
         """The grades of a subject."""
 
     def requests(self, subject: Subject) -> Sequence[Request]:
-        """What it will ask of its teacher at first. Depends on nothing but the options and the subject's texts."""
+        """Its first requests to its teacher. They depend only on the options and the subject's texts."""
         return ()
 
     def facts(self) -> Mapping[str, Any]:
-        """What decides its grades, as plain JSON values: grades of equal facts compare. The host adds whom it asks."""
+        """Everything that determines its grades, as plain JSON values; the host adds the teacher.
+
+        Grades are comparable if these values are equal.
+        """
         return {"options": self.options.model_dump(mode="json")}
 
     def summarise(self, grades: Sequence[Grade]) -> dict[str, Metric]:
-        """The metrics of grades: by default weighted means, with intervals clustered by prompt or document."""
+        """Metrics of grades: by default weighted means with intervals, clustered by prompt or document."""
         from ..stats import mean_interval
 
         metrics = {}
         for criterion in dict.fromkeys(grade.criterion for grade in grades):
-            of = [grade for grade in grades if grade.criterion == criterion]
-            clusters = [grade.cluster or str(i) for i, grade in enumerate(of)]
-            metrics[criterion] = mean_interval([g.score for g in of], [g.weight for g in of], clusters)
+            selected = [grade for grade in grades if grade.criterion == criterion]
+            clusters = [grade.cluster or str(i) for i, grade in enumerate(selected)]
+            scores, weights = [grade.score for grade in selected], [grade.weight for grade in selected]
+            metrics[criterion] = mean_interval(scores, weights, clusters)
         return metrics
 
 
 class Tracker(Role):
-    """Is told of a run while it happens."""
+    """Receives the metrics of a run while it is trained."""
 
     @abstractmethod
     def start(self, run: Run) -> None:
-        """A run begins."""
+        """Called when a run starts or is resumed."""
 
     @abstractmethod
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Values of one step."""
+        """Called with the metrics of one step."""
 
     @abstractmethod
     def finish(self, report: Mapping[str, Any]) -> None:
-        """The run is over."""
+        """Called with the report when the run is complete."""
 
 
 class Exporter(Role):
-    """Writes a student in somebody else's format."""
+    """Writes a student in another format."""
 
     @abstractmethod
     def export(self, run: Run, folder: Path) -> list[str]:
-        """Write to a folder, and say what was checked."""
+        """Write the student to a folder. Returns lines that say what was verified."""
 
 
 ROLES: dict[str, type[Role]] = {

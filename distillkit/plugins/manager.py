@@ -1,8 +1,8 @@
-"""Find, load, blame, build: the front of four files.
+"""The plugins of this process: loading, looking up, checking and constructing them.
 
-`installed` imports plugins, `contracts` holds their classes against the roles, `options` reads what recipes
-say to them, `blame` says what is wrong. Plugins are loaded and called one at a time, so that a failing one is
-named and the others go on. Does not know any plugin by name, nor what a plugin does once it is built.
+`discovery` imports plugins, `validation` checks their classes, `options` parses their options. Plugins are loaded and
+called one at a time, so that a failing one is named and does not affect the others. Does not know any plugin by name,
+nor what a plugin does once it is constructed.
 """
 
 from __future__ import annotations
@@ -21,166 +21,189 @@ from ..core.errors import DistillkitError, PluginError, RecipeError, UsageError,
 from ..recipe.messages import Loc, dotted, explain, quoted, refusal
 from ..recipe.recipe import Part, Recipe
 from ..recipe.schema import host_keys, keys_of, plugin_key
-from . import hookspecs, options
-from .discovery import COMMANDS, GROUP, Broken, FaultError, Origin, blamed, entries, imported, named, reason, require
+from . import hookspecs
+from .discovery import (
+    COMMANDS_GROUP,
+    GROUP,
+    BrokenPlugin,
+    InvalidPluginError,
+    Origin,
+    as_invalid_plugin,
+    check_requirement,
+    describe_error,
+    iter_entry_points,
+    load_by_name,
+    load_entry_point,
+)
 from .interfaces import ROLES, Role
-from .validation import Offer, check_api, kind, signal_faults
+from .options import describe_options, missing_files, parse_options, recipe_schema, resolve_paths
+from .validation import Registration, check_api_version, describe_type, signal_errors
 
 if TYPE_CHECKING:
     import click
 
-__all__ = ["Broken", "Offer", "Origin", "Plugins", "current", "load_commands", "use"]
+__all__ = [
+    "BrokenPlugin",
+    "Registration",
+    "Origin",
+    "Plugins",
+    "current_plugins",
+    "load_commands",
+    "set_current_plugins",
+]
 
 
-def hooks() -> list[str]:
+def hook_names() -> list[str]:
     """The names of all hooks."""
     return [name for name in vars(hookspecs) if name.startswith("register_")]
 
 
 def _current_name(hook: str) -> str:
-    """The name of a hook, or that of the hook which it was replaced by."""
+    """The name of a hook, or of the hook that replaces it if it is deprecated."""
     return str(getattr(getattr(hookspecs, hook), "instead", hook))
 
 
 class Plugins:
-    """The plugins of this process: what they offer, and which are broken."""
+    """The loaded plugins: the classes they registered, and the plugins that are broken."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
-        self.offers: list[Offer] = []
-        self.broken: list[Broken] = []
-        self.notes: list[tuple[Origin, str]] = []  # what is wrong with plugins that can be used all the same
+        self.registrations: list[Registration] = []
+        self.broken: list[BrokenPlugin] = []
+        self.warnings: list[tuple[Origin, str]] = []  # of plugins that can be used
 
     @classmethod
     def load(cls, extra: Sequence[str] = (), requirements: Sequence[str] = ()) -> Plugins:
-        """All installed plugins, those that `-p` names, and a check of what the recipe requires."""
+        """Load all installed plugins and those named with `-p`, and check a recipe's requirements."""
         plugins = cls()
-        found = sorted(entries(GROUP, plugins.broken), key=lambda pair: not pair[0].built_in)
-        for origin, entry in found:  # ours first, so that nobody takes their names
+        found = sorted(iter_entry_points(GROUP, plugins.broken), key=lambda pair: not pair[0].built_in)
+        for origin, entry in found:  # built-in plugins first, so that no other plugin can take their names
             try:
-                with plugins._noted(origin):
-                    plugins._add(origin, imported(origin, entry))
-            except FaultError as fault:
-                plugins.broken.append(Broken.of(origin, fault))
+                with plugins._collect_warnings(origin):
+                    plugins._add(origin, load_entry_point(origin, entry))
+            except InvalidPluginError as error:
+                plugins.broken.append(BrokenPlugin.from_error(origin, error))
         for spec in dict.fromkeys(extra):
-            plugins._add_named(spec)
+            plugins._add_by_name(spec)
         for requirement in requirements:
-            require(requirement, plugins.broken)
-        use(plugins)
+            check_requirement(requirement, plugins.broken)
+        set_current_plugins(plugins)
         return plugins
 
     # ------------------------------------------------------------------------------------------ loading
 
-    def _add_named(self, spec: str) -> None:
-        """What the user asked for by name must work, so its fault is an error at once."""
+    def _add_by_name(self, spec: str) -> None:
+        """Load a plugin that `-p` names. If it is invalid, raise an error instead of listing it as broken."""
         try:
-            with self._noted(Origin(spec)):
-                origin, plugin = named(spec)
+            with self._collect_warnings(Origin(spec)):
+                origin, plugin = load_by_name(spec)
                 if not self._manager.is_registered(plugin):
                     self._add(origin, plugin)
-        except FaultError as fault:
-            raise PluginError(f"the plugin {spec} cannot be used: {fault}") from fault
+        except InvalidPluginError as error:
+            raise PluginError(f"the plugin {spec} cannot be used: {error}") from error
 
     def _add(self, origin: Origin, plugin: Any) -> None:
-        """Register, ask, check; a plugin at fault leaves nothing behind."""
-        check_api(plugin)
+        """Register a plugin and check its classes; an invalid plugin is removed again."""
+        check_api_version(plugin)
         with self._registered(origin, plugin):
-            offers = list(self._offers_of(origin, plugin))
-            self._check_names(offers)
-            self.offers += offers
+            registrations = list(self._call_hooks(origin, plugin))
+            self._check_names(registrations)
+            self.registrations += registrations
 
     @contextmanager
-    def _noted(self, origin: Origin) -> Iterator[None]:
-        """Keep what a plugin warns of, and what it prints: standard output belongs to the commands."""
-        with warnings.catch_warnings(record=True) as warned, redirect_stdout(StringIO()) as said:
+    def _collect_warnings(self, origin: Origin) -> Iterator[None]:
+        """Collect deprecation warnings and printed output of a plugin: standard output belongs to the commands."""
+        with warnings.catch_warnings(record=True) as caught, redirect_stdout(StringIO()) as output:
             warnings.simplefilter("always", hookspecs.DeprecatedHook)
             yield
-        told = [str(one.message) for one in warned if one.category is hookspecs.DeprecatedHook]
-        for one in warned:
-            if one.category is not hookspecs.DeprecatedHook:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        if printed := said.getvalue().strip():
-            told.append(f"it prints while it is loaded: {printed.splitlines()[0][:80]!r}")
-        self.notes += [(origin, text) for text in told]
+        messages = [str(warning.message) for warning in caught if warning.category is hookspecs.DeprecatedHook]
+        for warning in caught:
+            if warning.category is not hookspecs.DeprecatedHook:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if printed := output.getvalue().strip():
+            messages.append(f"it prints while it is loaded: {printed.splitlines()[0][:80]!r}")
+        self.warnings += [(origin, message) for message in messages]
 
-    def _check_names(self, offers: Sequence[Offer]) -> None:
-        """Refuse a plugin that offers a name twice, or one of ours: what recipes mean by it must not change."""
-        ours = {(offer.role, offer.name) for offer in self.offers if offer.origin.built_in}
-        names = [(offer.role, offer.name) for offer in offers]
+    def _check_names(self, registrations: Sequence[Registration]) -> None:
+        """Refuse a plugin that registers a name twice or takes a built-in's name, which recipes rely on."""
+        built_in = {(each.role, each.name) for each in self.registrations if each.origin.built_in}
+        names = [(each.role, each.name) for each in registrations]
         for role, name in names:
             title = f"the {role.removesuffix('s')} {quoted(name)}"
             if names.count((role, name)) > 1:
-                raise FaultError(f"it offers {title} twice")
-            if (role, name) in ours:
-                raise FaultError(f"it offers {title}, which is a built-in's name. Rename it")
+                raise InvalidPluginError(f"it offers {title} twice")
+            if (role, name) in built_in:
+                raise InvalidPluginError(f"it offers {title}, which is a built-in's name. Rename it")
 
     @contextmanager
     def _registered(self, origin: Origin, plugin: Any) -> Iterator[None]:
-        """Register a plugin; it stays unless it turns out to be at fault."""
+        """Register a plugin, and unregister it if the body raises an InvalidPluginError."""
         if self._manager.is_registered(plugin):
-            raise FaultError("another plugin is the same module")
+            raise InvalidPluginError("this module is already registered as another plugin")
         try:
-            with blamed("it cannot be registered"):
+            with as_invalid_plugin("it cannot be registered"):
                 self._manager.register(plugin, f"{origin.distribution}:{origin.plugin}")
                 self._check_hooks(plugin)
             yield
-        except FaultError:
+        except InvalidPluginError:
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
             raise
 
     def _check_hooks(self, plugin: Any) -> None:
-        """Refuse a hook that nobody will ever call: misspelt, or without its decorator."""
+        """Refuse functions that would never be called: misspelt hooks, or hooks without the decorator."""
         try:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             marked = {hook.name for hook in self._manager.get_hookcallers(plugin) or ()}
-            strange = min(marked - set(hooks()), default="?")
-            hint = did_you_mean(strange, hooks())
-            raise FaultError(f"it has an unknown hook {strange!r}. {hint}") from error
+            unknown = min(marked - set(hook_names()), default="?")
+            hint = did_you_mean(unknown, hook_names())
+            raise InvalidPluginError(f"it has an unknown hook {unknown!r}. {hint}") from error
         functions = [impl.function for impl in self._implementations(plugin)]
-        bare = [name for name in hooks() if hasattr(plugin, name) and getattr(plugin, name) not in functions]
-        if bare:
-            raise FaultError(f"its {bare[0]} is not marked as a hook. Write @hookimpl above it")
+        unmarked = [name for name in hook_names() if hasattr(plugin, name) and getattr(plugin, name) not in functions]
+        if unmarked:
+            raise InvalidPluginError(f"its {unmarked[0]} is not marked as a hook. Write @hookimpl above it")
         if not functions:
-            almost = next((name for name in vars(plugin) if name.startswith("register_")), "")
-            hint = did_you_mean(almost, hooks()) if almost else f"Known: {', '.join(hooks())}"
-            raise FaultError(f"it implements no hook{f', and {almost} is none' if almost else ''}. {hint}")
+            similar = next((name for name in vars(plugin) if name.startswith("register_")), "")
+            hint = did_you_mean(similar, hook_names()) if similar else f"Known: {', '.join(hook_names())}"
+            raise InvalidPluginError(
+                f"it implements no hook{f', and {similar} is not a hook' if similar else ''}. {hint}"
+            )
 
     def _implementations(self, plugin: Any) -> list[pluggy.HookImpl]:
-        hooks = self._manager.get_hookcallers(plugin) or ()
-        return [impl for hook in hooks for impl in hook.get_hookimpls() if impl.plugin is plugin]
+        callers = self._manager.get_hookcallers(plugin) or ()
+        return [impl for hook in callers for impl in hook.get_hookimpls() if impl.plugin is plugin]
 
-    def _offers_of(self, origin: Origin, plugin: Any) -> Iterator[Offer]:
-        """Ask one plugin for its classes, and check each."""
+    def _call_hooks(self, origin: Origin, plugin: Any) -> Iterator[Registration]:
+        """Call a plugin's hooks, and check each class that they return."""
         for hook in self._manager.get_hookcallers(plugin) or ():
             role = _current_name(hook.name).removeprefix("register_")
             if role not in ROLES:
                 continue
             for impl in (impl for impl in hook.get_hookimpls() if impl.plugin is plugin):
-                with blamed(f"{hook.name} failed"):
-                    for offered in _classes(impl.function(), hook.name):
-                        offer = Offer(role, offered, origin)
-                        offer.check(hook.name)
-                        yield offer
+                with as_invalid_plugin(f"{hook.name} failed"):
+                    for cls in _as_list(impl.function(), hook.name):
+                        registration = Registration(role, cls, origin)
+                        registration.check(hook.name)
+                        yield registration
 
-    # ------------------------------------------------------------------------------------------ finding
+    # ------------------------------------------------------------------------------------------ looking up
 
     def find(self, role: str, name: str) -> type[Role]:
-        """The one class that is offered for a role under a name."""
-        return self._offer(role, name).offered
+        """The class that is registered for a role under a name."""
+        return self._registration(role, name).cls
 
-    def _offer(self, role: str, name: str) -> Offer:
-        found = [offer for offer in self.offers if (offer.role, offer.name) == (role, name)]
+    def _registration(self, role: str, name: str) -> Registration:
+        found = [each for each in self.registrations if (each.role, each.name) == (role, name)]
         if len(found) == 1:
             return found[0]
         title = f"the {role.removesuffix('s')} {quoted(name)}"
         if found:
-            both = " and ".join(str(offer.origin) for offer in found)
-            raise PluginError(f"{title} is offered by {both}", "Uninstall or leave out one of them.")
-        near = did_you_mean(name, {offer.name for offer in self.offers if offer.role == role})
-        hints = [near, *(f"The plugin {broken}" for broken in self.broken)]
+            origins = " and ".join(str(each.origin) for each in found)
+            raise PluginError(f"{title} is offered by {origins}", "Uninstall or leave out one of them.")
+        suggestion = did_you_mean(name, {each.name for each in self.registrations if each.role == role})
+        hints = [suggestion, *(f"The plugin {broken}" for broken in self.broken)]
         raise PluginError(f"no plugin offers {title}", "\n  ".join(hints))
 
     def options(
@@ -193,14 +216,14 @@ class Plugins:
         table: str | Loc,
         folder: Path,
     ) -> BaseModel:
-        """The validated options of a plugin, with the files that they name made absolute."""
+        """The validated options of a plugin, with paths made absolute."""
         model = self.find(role, name).Options
         try:
-            return options.read(model, values, folder)
+            return parse_options(model, values, folder)
         except ValidationError as error:
             raise explain(error, file, table, host_keys(role) | keys_of(model), model=model) from error
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a validator is the plugin's code and may raise anything
-            _failed(f"the {role.removesuffix('s')} {name!r} could not read its options", error)
+            _raise_plugin_error(f"the {role.removesuffix('s')} {name!r} could not parse its options", error)
 
     def build(
         self,
@@ -212,100 +235,100 @@ class Plugins:
         table: str | Loc = (),
         folder: Path | None = None,
     ) -> Role:
-        """A plugin with its options, ready to work."""
-        valid = self.options(role, name, values, file=file, table=table, folder=folder or Path())
+        """Construct a plugin with its options."""
+        parsed = self.options(role, name, values, file=file, table=table, folder=folder or Path())
         try:
-            return self.find(role, name)(valid)
+            return self.find(role, name)(parsed)
         except DistillkitError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
-            _failed(f"the {role.removesuffix('s')} {name!r} could not be built", error)
+            _raise_plugin_error(f"the {role.removesuffix('s')} {name!r} could not be built", error)
 
     # ------------------------------------------------------------------------------------------ checking
 
     def check(self, recipe: Recipe) -> Recipe:
-        """Refuse what can be known to fail before anything is spent. Builds nothing.
+        """Refuse a recipe that is certain to fail, before anything is spent. Constructs no plugin.
 
-        Returns the recipe with the files that its plugins name made absolute, so that it means the same from
-        the run's folder.
+        Returns the recipe with the paths in plugin options made absolute, so that it also works from the run's folder.
         """
-        faults: list[UsageError] = []
-        settled: dict[Loc, Any] = {}
+        errors: list[UsageError] = []
+        resolved: dict[Loc, Any] = {}
         for part in recipe.parts():
             try:
-                settled |= self._check_part(recipe, part)
-            except UsageError as fault:
-                faults.append(fault)
-        faults += recipe.missing_files()
-        if not faults:
-            faults += self._signal_faults(recipe)
-        if len(faults) == 1:
-            raise faults[0]
-        if faults:
-            raise refusal([(fault.message, fault.hint) for fault in faults])
-        return recipe.replacing(settled) if settled else recipe
+                resolved |= self._check_part(recipe, part)
+            except UsageError as error:
+                errors.append(error)
+        errors += recipe.missing_files()
+        if not errors:
+            errors += self._signal_errors(recipe)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise refusal([(error.message, error.hint) for error in errors])
+        return recipe.replacing(resolved) if resolved else recipe
 
     def _check_part(self, recipe: Recipe, part: Part) -> dict[Loc, Any]:
-        """Check one table; returns those of its options that name files, by where they stand."""
+        """Check one table; returns the options whose paths were made absolute, by their location in the recipe."""
         key = (*part.loc, plugin_key(part.role))
         try:
             model = self.find(part.role, part.name).Options
         except PluginError as error:
             file = recipe.said_by(key).file
             raise PluginError(f"{file}: {dotted(key)}: {error.message}", error.hint) from error
-        settled: dict[str, Any] = {}
+        resolved: dict[str, Any] = {}
         for option, value in part.options.items():
             folder = recipe.said_by((*part.loc, option)).folder
-            settled |= options.located(model, {option: value}, folder)
+            resolved |= resolve_paths(model, {option: value}, folder)
 
-        def blame(loc: Loc) -> str:
+        def file_of(loc: Loc) -> str:
             return recipe.said_by(loc).file
 
-        self.options(part.role, part.name, settled, file=blame, table=part.loc, folder=recipe.folder)
-        for option, value in options.missing(model, settled):
-            at = (*part.loc, option)
-            raise RecipeError(f"{blame(at)}: {dotted(at)}: found {quoted(value)}, expected a file that exists")
-        return {(*part.loc, key): value for key, value in settled.items() if value != part.options[key]}
+        self.options(part.role, part.name, resolved, file=file_of, table=part.loc, folder=recipe.folder)
+        for option, value in missing_files(model, resolved):
+            loc = (*part.loc, option)
+            raise RecipeError(f"{file_of(loc)}: {dotted(loc)}: found {quoted(value)}, expected a file that exists")
+        return {(*part.loc, key): value for key, value in resolved.items() if value != part.options[key]}
 
-    def _signal_faults(self, recipe: Recipe) -> Iterator[UsageError]:
-        teacher = self._offer("teachers", recipe.teacher.provider) if recipe.teacher else None
-        mixers = [offer for offer in self.offers if offer.role == "mixers"]
-        return signal_faults(recipe, teacher, self._offer("mixers", recipe.mixer.name), mixers)
+    def _signal_errors(self, recipe: Recipe) -> Iterator[UsageError]:
+        teacher = self._registration("teachers", recipe.teacher.provider) if recipe.teacher else None
+        mixers = [each for each in self.registrations if each.role == "mixers"]
+        return signal_errors(recipe, teacher, self._registration("mixers", recipe.mixer.name), mixers)
 
-    # ------------------------------------------------------------------------------------------ showing
+    # ------------------------------------------------------------------------------------------ describing
 
     def describe(self) -> list[dict[str, Any]]:
-        """All offers (`status` "ok", or "clash" where two share a name), then the broken plugins.
+        """Rows for all registered classes (`status` "ok", or "clash" if two share a name), then for broken plugins.
 
-        `warnings` says what is wrong with a plugin that can be used all the same.
+        `warnings` lists problems that do not keep the plugin from being used.
         """
-        order = list(ROLES)
-        offers = sorted(self.offers, key=lambda offer: (order.index(offer.role), offer.name))
-        return [self._row(offer) for offer in offers] + [broken.row() for broken in self.broken]
+        roles = list(ROLES)
+        registrations = sorted(self.registrations, key=lambda each: (roles.index(each.role), each.name))
+        return [self._row(each) for each in registrations] + [broken.to_row() for broken in self.broken]
 
-    def _row(self, offer: Offer) -> dict[str, Any]:
-        names = [(other.role, other.name) for other in self.offers]
+    def _row(self, registration: Registration) -> dict[str, Any]:
+        names = [(each.role, each.name) for each in self.registrations]
+        cls, origin = registration.cls, registration.origin
         return {
-            "status": "ok" if names.count((offer.role, offer.name)) == 1 else "clash",
-            "role": offer.role.removesuffix("s"),
-            "name": offer.name,
-            "plugin": offer.origin.plugin,
-            "distribution": offer.origin.distribution,
-            "version": offer.origin.version,
-            "about": (offer.offered.__doc__ or "").strip().partition("\n")[0],
-            "signal": offer.signal,
-            "warnings": [text for origin, text in self.notes if origin.plugin == offer.origin.plugin],
-            "options": options.described(offer.offered.Options),
+            "status": "ok" if names.count((registration.role, registration.name)) == 1 else "clash",
+            "role": registration.role.removesuffix("s"),
+            "name": registration.name,
+            "plugin": origin.plugin,
+            "distribution": origin.distribution,
+            "version": origin.version,
+            "about": (cls.__doc__ or "").strip().partition("\n")[0],
+            "signal": registration.signal,
+            "warnings": [message for other, message in self.warnings if other.plugin == origin.plugin],
+            "options": describe_options(cls.Options),
         }
 
-    def notes_on(self, recipe: Recipe) -> list[str]:
-        """What is wrong with the plugins that a recipe names, and can be used all the same."""
-        used = {self._offer(part.role, part.name).origin.plugin for part in recipe.parts()}
-        return [f"the plugin {origin}: {text}" for origin, text in self.notes if origin.plugin in used]
+    def warnings_for(self, recipe: Recipe) -> list[str]:
+        """Warnings about the plugins that a recipe uses."""
+        used = {self._registration(part.role, part.name).origin.plugin for part in recipe.parts()}
+        return [f"the plugin {origin}: {message}" for origin, message in self.warnings if origin.plugin in used]
 
-    def culprit(self, error: BaseException) -> Origin | None:
-        """The plugin in whose code an exception was raised, going by its traceback."""
-        modules = {offer.offered.__module__: offer.origin for offer in self.offers}
+    def origin_of_error(self, error: BaseException) -> Origin | None:
+        """The plugin whose code raised an exception, according to its traceback, or None."""
+        modules = {each.cls.__module__: each.origin for each in self.registrations}
         packages = {name.partition(".")[0]: origin for name, origin in modules.items() if not origin.built_in}
         found, trace = None, error.__traceback__
         while trace is not None:
@@ -315,37 +338,37 @@ class Plugins:
         return found
 
     @contextmanager
-    def named(self, where: str) -> Iterator[None]:
-        """Say in whose plugin it was that something failed; what is raised elsewhere goes through."""
+    def attribute_errors(self, where: str) -> Iterator[None]:
+        """Convert errors from plugin code to a DistillkitError that names the plugin; other errors pass through."""
         try:
             yield
         except DistillkitError:
             raise
         except (Exception, SystemExit) as error:
-            if (origin := self.culprit(error)) is None:
+            if (origin := self.origin_of_error(error)) is None:
                 raise
-            told = f"the plugin {origin} failed {where}: {reason(error)}"
-            raise DistillkitError(told, "Tell its author; --debug shows where it was.") from error
+            message = f"the plugin {origin} failed {where}: {describe_error(error)}"
+            raise DistillkitError(message, "Report it to the plugin's author; --debug shows the traceback.") from error
 
     def versions(self, recipe: Recipe) -> list[dict[str, str | None]]:
-        """The distributions (or files) of the plugins that a recipe names, and their versions."""
-        origins = [self._offer(part.role, part.name).origin for part in recipe.parts()]
+        """The distributions (or files) of the plugins that a recipe uses, and their versions."""
+        origins = [self._registration(part.role, part.name).origin for part in recipe.parts()]
         pairs = dict.fromkeys((origin.distribution or origin.plugin, origin.version) for origin in origins)
         return [{"name": name, "version": version} for name, version in pairs]
 
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of a recipe file, with the options of the loaded plugins."""
-        return options.schema(self.offers)
+        return recipe_schema(self.registrations)
 
 
-def _classes(value: Any, hook: str) -> list[Any]:
+def _as_list(value: Any, hook: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise FaultError(f"{hook} returned {kind(value)}, expected a list of classes")
+        raise InvalidPluginError(f"{hook} returned {describe_type(value)}, expected a list of classes")
     return list(value)
 
 
-def _failed(what: str, error: BaseException) -> NoReturn:
-    raise PluginError(f"{what}: {reason(error)}") from error
+def _raise_plugin_error(what: str, error: BaseException) -> NoReturn:
+    raise PluginError(f"{what}: {describe_error(error)}") from error
 
 
 # ------------------------------------------------------------------------------------------------ the process
@@ -353,38 +376,38 @@ def _failed(what: str, error: BaseException) -> NoReturn:
 _current: Plugins | None = None
 
 
-def use(plugins: Plugins) -> None:
-    """Make these the plugins of the process: a teacher that loads a student finds its architecture here."""
+def set_current_plugins(plugins: Plugins) -> None:
+    """Set the plugins of the process. Code that loads a student finds its architecture in them."""
     global _current
     _current = plugins
 
 
-def current() -> Plugins:
-    """The plugins of the process: those loaded last, or else all that are installed."""
+def current_plugins() -> Plugins:
+    """The plugins of the process: those loaded last, or all installed plugins if none were loaded."""
     return _current or Plugins.load()
 
 
-def load_commands(cli: click.Group) -> list[Broken]:
-    """Let the plugins of the group `distillkit.commands` add theirs; returns those that could not."""
+def load_commands(cli: click.Group) -> list[BrokenPlugin]:
+    """Let plugins of the group `distillkit.commands` add their commands; returns the broken plugins."""
     plugins = Plugins()
-    for origin, entry in entries(COMMANDS, plugins.broken):
+    for origin, entry in iter_entry_points(COMMANDS_GROUP, plugins.broken):
         before = dict(cli.commands)
         try:
-            plugin = imported(origin, entry)
-            with plugins._registered(origin, plugin), blamed("register_commands failed"):
+            plugin = load_entry_point(origin, entry)
+            with plugins._registered(origin, plugin), as_invalid_plugin("register_commands failed"):
                 _add_commands(cli, plugins._implementations(plugin), before)
-        except FaultError as fault:
+        except InvalidPluginError as error:
             cli.commands.clear()
             cli.commands.update(before)
-            plugins.broken.append(Broken.of(origin, fault))
+            plugins.broken.append(BrokenPlugin.from_error(origin, error))
     return plugins.broken
 
 
 def _add_commands(cli: click.Group, hooks: list[pluggy.HookImpl], before: Mapping[str, Any]) -> None:
-    """Call the hooks that take the command line; none may replace what is there."""
+    """Call the hooks that take `cli`; they must not replace existing commands."""
     for hook in hooks:
         if "cli" in hook.argnames:
             hook.function(cli)
-    taken = [name for name, command in before.items() if cli.commands.get(name) is not command]
-    if taken:
-        raise FaultError(f"it replaces the command {taken[0]!r}, which is there already")
+    replaced = [name for name, command in before.items() if cli.commands.get(name) is not command]
+    if replaced:
+        raise InvalidPluginError(f"it replaces the existing command {replaced[0]!r}")

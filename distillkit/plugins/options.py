@@ -1,6 +1,6 @@
-"""The options of plugins: read from a recipe, described to people, put into the recipe's JSON Schema.
+"""Plugin options: parsed from a recipe, described for `distillkit plugins`, added to the recipe's JSON Schema.
 
-Knows pydantic models. Does not know what an option means, nor who offers the plugin that it belongs to.
+Works on pydantic models. Does not know what an option means or where its plugin comes from.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ from pydantic_core import to_jsonable_python
 from ..recipe.messages import Tree
 from ..recipe.recipe import Recipe, locate
 from ..recipe.schema import NO_TEACHER, TABLES, keys_of, plugin_key
-from .validation import Offer
+from .validation import Registration
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
-def read(model: type[BaseModel], options: Mapping[str, Any], folder: Path) -> BaseModel:
-    """Validated options. Strict JSON: "3" is not a number, yet lists may become tuples and text a path."""
-    text = json.dumps(located(model, options, folder), default=str)
+def parse_options(model: type[BaseModel], options: Mapping[str, Any], folder: Path) -> BaseModel:
+    """Validate options as strict JSON: "3" is not a number, but a list may become a tuple and text a path."""
+    text = json.dumps(resolve_paths(model, options, folder), default=str)
     return model.model_validate_json(text, strict=True)
 
 
-def located(model: type[BaseModel], options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The options, with those that the plugin lists as `paths` made absolute where they exist."""
+def resolve_paths(model: type[BaseModel], options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the options that the plugin lists in `paths` absolute, where the files exist in `folder`."""
 
-    def place(value: Any) -> Any:
+    def resolve(value: Any) -> Any:
         if isinstance(value, list):
-            return [place(item) for item in value]
+            return [resolve(item) for item in value]
         return locate(value, folder) if isinstance(value, str) and value else value
 
     paths: Iterable[str] = getattr(model, "paths", ())
-    return {key: place(value) if key in paths else value for key, value in options.items()}
+    return {key: resolve(value) if key in paths else value for key, value in options.items()}
 
 
-def missing(model: type[BaseModel], options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Those of the located options that name files that are not there: key and value."""
+def missing_files(model: type[BaseModel], options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The key and value of each resolved option that names a file that does not exist."""
     paths: Iterable[str] = getattr(model, "paths", ())
-    named = [(key, options[key]) for key in paths if key in options]
-    flat = [(key, one) for key, value in named for one in (value if isinstance(value, list) else [value])]
-    return [(key, one) for key, one in flat if isinstance(one, str) and not Path(one).is_absolute()]
+    given = [(key, options[key]) for key in paths if key in options]
+    pairs = [(key, item) for key, value in given for item in (value if isinstance(value, list) else [value])]
+    return [(key, item) for key, item in pairs if isinstance(item, str) and not Path(item).is_absolute()]
 
 
-# ------------------------------------------------------------------------------------------------- for people
+# ------------------------------------------------------------------------------------------- descriptions
 
 
-def described(model: type[BaseModel]) -> list[dict[str, Any]]:
-    """The options of a plugin, for people and machines."""
+def describe_options(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """The options of a plugin as rows of plain JSON: name, type, default, whether required, description."""
     return [
         {
             "name": field.alias or name,
-            "type": _type_of(field),
-            "default": _default_of(field),
+            "type": _type_name(field),
+            "default": _default(field),
             "required": field.is_required(),
             "about": field.description or "",
         }
@@ -66,68 +66,68 @@ def described(model: type[BaseModel]) -> list[dict[str, Any]]:
     ]
 
 
-def _type_of(field: FieldInfo) -> str:
-    kind = field.annotation
-    return kind.__name__ if isinstance(kind, type) else re.sub(r"\b\w+(\.\w+)*\.", "", str(kind))
+def _type_name(field: FieldInfo) -> str:
+    annotation = field.annotation
+    return annotation.__name__ if isinstance(annotation, type) else re.sub(r"\b\w+(\.\w+)*\.", "", str(annotation))
 
 
-def _default_of(field: FieldInfo) -> Any:
-    """A default as plain JSON; None where there is none, or where it depends on the recipe."""
+def _default(field: FieldInfo) -> Any:
+    """The default as plain JSON; None if there is none or if it depends on the recipe."""
     try:
         value = None if field.is_required() else field.get_default(call_default_factory=True)
         return to_jsonable_python(value, fallback=str)
-    except Exception:  # noqa: BLE001 - a factory is the plugin's code
+    except Exception:  # noqa: BLE001 - a default factory is the plugin's code
         return None
 
 
-# ------------------------------------------------------------------------------------------------ for editors
+# ------------------------------------------------------------------------------------------------ JSON Schema
 
 
-def schema(offers: Sequence[Offer]) -> Tree:
+def recipe_schema(registrations: Sequence[Registration]) -> Tree:
     """The JSON Schema of a recipe file, with the options of all plugins.
 
-    Nothing but the name is required, since a recipe that extends another leaves out what it inherits.
+    Only `name` or `extends` is required, because a recipe that extends another omits what it inherits.
     """
-    whole = Recipe.model_json_schema()
-    whole["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    whole["properties"]["extends"] = {"type": "string", "description": "A path or a bundled recipe's name."}
-    del whole["required"]
-    whole["anyOf"] = [{"required": ["name"]}, {"required": ["extends"]}]
+    schema = Recipe.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"]["extends"] = {"type": "string", "description": "A path or a bundled recipe's name."}
+    del schema["required"]
+    schema["anyOf"] = [{"required": ["name"]}, {"required": ["extends"]}]
     for role, table in TABLES.items():
-        _specialise(whole["$defs"], table.__name__, role, [o for o in offers if o.role == role])
-    return whole
+        _add_branches(schema["$defs"], table.__name__, role, [each for each in registrations if each.role == role])
+    return schema
 
 
-def _specialise(defs: Tree, table: str, role: str, offers: Sequence[Offer]) -> None:
-    """Give a table a branch for each plugin: its own options, and no other's."""
+def _add_branches(defs: Tree, table: str, role: str, registrations: Sequence[Registration]) -> None:
+    """Add a branch for each plugin to a table: it allows the plugin's own options and no others."""
     key, host = plugin_key(role), defs[table]
     branches: dict[str, Tree] = {NO_TEACHER: {}} if role == "teachers" else {}
-    for i, offer in enumerate(offers):
-        own = _schema_of(offer.offered.Options, f"{role}.{i}.")
+    for i, registration in enumerate(registrations):
+        own = _options_schema(registration.cls.Options, f"{role}.{i}.")
         defs |= own.get("$defs", {})
-        branches[offer.name] = own.get("properties", {})
-    if branches:  # an empty list of rules is no valid schema
+        branches[registration.name] = own.get("properties", {})
+    if branches:  # an empty `allOf` is not a valid schema
         host["allOf"] = [_branch(key, name, host["properties"], own) for name, own in branches.items()]
     host.pop("required", None)
     host["properties"][key] = {**host["properties"][key], "enum": list(branches)}
-    of_any = {option: True for own in branches.values() for option in own}
-    host["properties"] = of_any | host["properties"]
+    all_options = {option: True for own in branches.values() for option in own}
+    host["properties"] = all_options | host["properties"]
     host["additionalProperties"] = False
 
 
 def _branch(key: str, name: str, host: Tree, own: Tree) -> Tree:
-    """What a table may say when it names one plugin."""
+    """The keys that a table allows when it names one plugin."""
     return {
         "if": {"properties": {key: {"const": name}}, "required": [key]},
         "then": {"properties": dict.fromkeys(host, True) | own, "additionalProperties": False},
     }
 
 
-def _schema_of(model: type[BaseModel], prefix: str) -> Tree:
-    """The schema of a plugin's options; its definitions get names of their own."""
+def _options_schema(model: type[BaseModel], prefix: str) -> Tree:
+    """The schema of a plugin's options. Its definitions are prefixed, so that plugins cannot clash."""
     try:
         own = model.model_json_schema(ref_template=f"#/$defs/{prefix}{{model}}")
-    except Exception:  # noqa: BLE001 - types without a schema: name the options, say nothing of their values
+    except Exception:  # noqa: BLE001 - some types have no schema: list the options, allow any value
         return {"properties": dict.fromkeys(sorted(keys_of(model)), True)}
     own["$defs"] = {prefix + name: inner for name, inner in own.get("$defs", {}).items()}
     return own

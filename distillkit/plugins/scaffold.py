@@ -1,7 +1,7 @@
-"""A new plugin as an installable package: a name and a role go in, a folder whose tests pass comes out.
+"""Creating a new plugin as an installable package whose tests pass, from a name and a role.
 
-The text of its files stands in `templates/`; here is only what is put in their gaps. Does not know which plugins there
-are: who calls says which names are taken.
+The files come from `templates/`; this module fills in their placeholders. Does not know which plugins exist: the
+caller checks that the name is free.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import resources, util
 from pathlib import Path
 from string import Template
 
-from .. import __all__ as door
+from .. import __all__ as public_names
 from .. import __version__
 from ..core.errors import UsageError
 from ..core.files import atomic_folder
@@ -29,8 +29,8 @@ FILES = {
     "gitignore": ".gitignore",
     "workflow.yml": ".github/workflows/test.yml",
 }
-SMALL = {"data": 'source = "tales", stories = 300', "student": "layers = 2, heads = 2, width = 32, context = 32"}
-EXAMPLES = {  # what a small recipe says to use a plugin: in place of a line of SMALL, or beside them
+DEFAULTS = {"data": 'source = "tales", stories = 300', "student": "layers = 2, heads = 2, width = 32, context = 32"}
+EXAMPLES = {  # how an example recipe uses a plugin of each kind: replaces a value of DEFAULTS, or adds `more`
     "teacher": {"more": 'teacher = { provider = "$name", prompts = 20, max_tokens = 24 }\n'},
     "mixer": {"more": 'mixer = { name = "$name" }\n'},
     "judge": {"more": '[[judge]]\nname = "$name"\n'},
@@ -41,8 +41,8 @@ EXAMPLES = {  # what a small recipe says to use a plugin: in place of a line of 
 }
 
 
-def words(name: str, kind: str) -> dict[str, str]:
-    """What stands in the gaps of the templates."""
+def template_values(name: str, kind: str) -> dict[str, str]:
+    """The values of the placeholders in the templates."""
     plain = re.sub(r"[-_.]+", "-", name).lower().removeprefix(PREFIX)  # PEP 503
     if not NAME.fullmatch(name) or not NAME.fullmatch(plain) or (kind == "teacher" and plain == NO_TEACHER):
         raise UsageError(
@@ -50,40 +50,40 @@ def words(name: str, kind: str) -> dict[str, str]:
             f"For example: distillkit plugins new my-{kind} --kind {kind}",
         )
     title = "".join(part.capitalize() for part in plain.split("-"))
-    given = {
+    values = {
         "name": plain,
         "project": PREFIX + plain,
         "module": (PREFIX + plain).replace("-", "_"),
-        "title": title + kind.capitalize() if title in (*door, "Network", "Trained") else title,
+        "title": title + kind.capitalize() if title in (*public_names, "Network", "Trained") else title,
         "term": plain.replace("-", "_"),
         "kind": kind,
         "api": str(API_VERSION),
         "version": __version__,
         "year": str(datetime.now(UTC).year),
     }
-    example = {"more": "", **SMALL, **EXAMPLES[kind]}
-    return given | {key: Template(text).substitute(given) for key, text in example.items()}
+    example = {"more": "", **DEFAULTS, **EXAMPLES[kind]}
+    return values | {key: Template(text).substitute(values) for key, text in example.items()}
 
 
-def text_of(template: str, gaps: dict[str, str]) -> str:
-    """A template with its gaps filled."""
+def render(template: str, values: dict[str, str]) -> str:
+    """A template with its placeholders filled in."""
     file = resources.files(__package__).joinpath("templates", f"{template}.txt")
-    return Template(file.read_text(encoding="utf-8")).substitute(gaps)
+    return Template(file.read_text(encoding="utf-8")).substitute(values)
 
 
-def write(name: str, kind: str, to: Path) -> Path:
-    """Write a new package; returns its folder, which was not there before."""
-    gaps = words(name, kind)
-    folder = to / gaps["project"]
+def create_package(name: str, kind: str, parent: Path) -> Path:
+    """Write a new package into the folder `parent`; returns the package's folder."""
+    values = template_values(name, kind)
+    folder = parent / values["project"]
     if folder.exists():
-        raise UsageError(f"{folder} is there already", "Choose another name, or another place: --to DIR.")
-    if util.find_spec(gaps["module"]) is not None:
-        raise UsageError(f"there is a module {gaps['module']} already", "Choose another name.")
-    files = {place: text_of(template, gaps) for template, place in FILES.items()}
-    files[f"{gaps['module']}.py"] = text_of(f"{kind}.py", gaps)
-    files[f"tests/test_{gaps['module']}.py"] = text_of("test.py", gaps)
-    with atomic_folder(folder) as part:
-        for place, text in files.items():
-            (part / place).parent.mkdir(parents=True, exist_ok=True)
-            (part / place).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        raise UsageError(f"{folder} already exists", "Choose another name, or another folder: --to DIR.")
+    if util.find_spec(values["module"]) is not None:
+        raise UsageError(f"a module {values['module']} already exists", "Choose another name.")
+    files = {path: render(template, values) for template, path in FILES.items()}
+    files[f"{values['module']}.py"] = render(f"{kind}.py", values)
+    files[f"tests/test_{values['module']}.py"] = render("test.py", values)
+    with atomic_folder(folder) as temporary:
+        for path, text in files.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
     return folder

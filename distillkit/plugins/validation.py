@@ -1,6 +1,6 @@
-"""Holds classes against the contracts of their roles, and a recipe's mixer against its teacher.
+"""Checks that plugin classes implement their interfaces, and that a recipe's mixer and teacher fit together.
 
-Knows the roles. Does not know where a class comes from, and builds none.
+Does not import plugins and does not construct any.
 """
 
 from __future__ import annotations
@@ -12,145 +12,147 @@ from typing import Any
 from ..core.errors import RecipeError
 from ..recipe.recipe import Recipe
 from ..recipe.schema import NO_TEACHER, TeacherTable, host_keys, keys_of
-from .discovery import FaultError, Origin
+from .discovery import InvalidPluginError, Origin
 from .hookspecs import API_VERSION
-from .interfaces import ROLES, SIGNALS, Role, gives
+from .interfaces import ROLES, SIGNALS, Role, signal_suffices
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A class that a plugin offers for a role."""
+class Registration:
+    """A class that a plugin registered for a role."""
 
     role: str
-    offered: type[Role]
+    cls: type[Role]
     origin: Origin
 
     @property
     def name(self) -> str:
         """The name that recipes use."""
-        return self.offered.name
+        return self.cls.name
 
     @property
     def signal(self) -> Any:
-        """The most that a teacher gives, the least that a mixer needs; None for other roles."""
-        return getattr(self.offered, "signal", None)
+        """The most that a teacher provides, or the least that a mixer needs; None for other roles."""
+        return getattr(self.cls, "signal", None)
 
     def check(self, hook: str) -> None:
-        """Refuse a class that does not fulfil the contract of its role."""
-        base, noun = ROLES[self.role], self.role.removesuffix("s")
-        if not (isinstance(self.offered, type) and issubclass(self.offered, base)):
-            raise FaultError(f"{hook} offers {kind(self.offered)}, expected a subclass of {base.__name__}")
-        title = f"the {noun} {self.offered.__name__}"
-        if missing := sorted(getattr(self.offered, "__abstractmethods__", ())):
-            raise FaultError(f"{title} lacks {', '.join(missing)}")
-        name = getattr(self.offered, "name", None)
+        """Raise an InvalidPluginError if the class does not implement the interface of its role."""
+        base, kind = ROLES[self.role], self.role.removesuffix("s")
+        if not (isinstance(self.cls, type) and issubclass(self.cls, base)):
+            raise InvalidPluginError(f"{hook} offers {describe_type(self.cls)}, expected a subclass of {base.__name__}")
+        title = f"the {kind} {self.cls.__name__}"
+        if missing := sorted(getattr(self.cls, "__abstractmethods__", ())):
+            raise InvalidPluginError(f"{title} lacks {', '.join(missing)}")
+        name = getattr(self.cls, "name", None)
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise FaultError(f'{title} has no name. Write name = "..." in it')
+            raise InvalidPluginError(f'{title} has no name. Write name = "..." in it')
         if self.role == "teachers" and name == NO_TEACHER:
-            raise FaultError(f"{title} is named {name!r}, which recipes use for no teacher at all")
-        self._check_signal(f"the {noun} {name!r}")
-        self._check_options(f"the {noun} {name!r}", base)
+            raise InvalidPluginError(f"{title} is named {name!r}, which recipes use to say that there is no teacher")
+        self._check_signal(f"the {kind} {name!r}")
+        self._check_options(f"the {kind} {name!r}", base)
 
     def _check_signal(self, title: str) -> None:
         known = SIGNALS[1:] if self.role == "teachers" else SIGNALS
         if self.role in ("teachers", "mixers") and self.signal not in known:
-            raise FaultError(f"{title} has signal = {self.signal!r}, expected one of {', '.join(known)}")
+            raise InvalidPluginError(f"{title} has signal = {self.signal!r}, expected one of {', '.join(known)}")
 
     def _check_options(self, title: str, base: type[Role]) -> None:
-        model = self.offered.Options
+        model = self.cls.Options
         if not (isinstance(model, type) and issubclass(model, base.Options)):
-            raise FaultError(f"the Options of {title} are not a subclass of {base.__name__}.Options")
+            raise InvalidPluginError(f"the Options of {title} are not a subclass of {base.__name__}.Options")
         if taken := sorted(keys_of(model) & host_keys(self.role)):
-            raise FaultError(f"{title} has an option {taken[0]!r}, which is the host's own key. Rename it")
+            raise InvalidPluginError(f"{title} has an option {taken[0]!r}, which is a key of the host. Rename it")
 
 
-def check_api(plugin: Any) -> None:
-    """Refuse a plugin that was built for a newer API; one that does not say was built for the first."""
+def check_api_version(plugin: Any) -> None:
+    """Refuse a plugin that was built for a newer API version. The default is version 1."""
     built_for = getattr(plugin, "distillkit_api", 1)
     if not isinstance(built_for, int) or isinstance(built_for, bool) or built_for < 1:
-        raise FaultError(f"it says distillkit_api = {built_for!r}, expected a whole number such as {API_VERSION}")
+        raise InvalidPluginError(
+            f"it says distillkit_api = {built_for!r}, expected a whole number such as {API_VERSION}"
+        )
     if built_for > API_VERSION:
         remedy = "pip install --upgrade distillkit"
-        raise FaultError(f"it was built for plugin API {built_for}, and this distillkit has {API_VERSION}. {remedy}")
+        raise InvalidPluginError(
+            f"it was built for plugin API {built_for}, and this distillkit has {API_VERSION}. {remedy}"
+        )
 
 
-def kind(value: Any) -> str:
-    """What somebody gave instead of what was expected."""
+def describe_type(value: Any) -> str:
+    """The type of an unexpected value, for error messages."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return f"a value of type {type(value).__name__}"
 
 
-def signal_faults(
-    recipe: Recipe, teacher: Offer | None, mixer: Offer, mixers: Sequence[Offer]
+def signal_errors(
+    recipe: Recipe, teacher: Registration | None, mixer: Registration, mixers: Sequence[Registration]
 ) -> Iterator[RecipeError]:
-    """A mixer that needs more than the teacher gives is refused; `mixers` are those it could be instead."""
-    if faults := list(_narrowing_faults(recipe, teacher)):
-        yield from faults
+    """Yield an error if the mixer needs more than the teacher provides; `mixers` are the possible alternatives."""
+    if errors := list(_teacher_errors(recipe, teacher)):
+        yield from errors
         return
-    most = teacher.signal if teacher else "none"
-    given, narrowed = _given(recipe, most)
-    if not gives(given, mixer.signal):
+    full = teacher.signal if teacher else "none"
+    given, narrowed_by = _signal_used(recipe, full)
+    if not signal_suffices(given, mixer.signal):
         has = f"the teacher {teacher.name!r} gives {given}" if teacher else "there is no teacher"
-        if given != most:
-            has += f", narrowed from {most} by {narrowed}"
+        if given != full:
+            has += f", narrowed from {full} by {narrowed_by}"
         file = recipe.said_by(("mixer", "name")).file
-        wrong = f"{file}: the mixer {mixer.name!r} needs {mixer.signal}; {has}"
-        yield RecipeError(wrong, _instead(given, mixers))
+        yield RecipeError(f"{file}: the mixer {mixer.name!r} needs {mixer.signal}; {has}", _alternatives(given, mixers))
     elif given == mixer.signal == "top_logprobs" and recipe.teacher and not recipe.teacher.store:
-        yield from _answers_faults(recipe, recipe.teacher, f"the mixer {mixer.name!r} needs {mixer.signal}")
+        yield from _answer_errors(recipe, recipe.teacher, f"the mixer {mixer.name!r} needs {mixer.signal}")
     if recipe.teacher and recipe.teacher.on_policy is not None:
-        yield from _on_policy_faults(recipe, given, mixer)
+        yield from _on_policy_errors(recipe, given, mixer)
 
 
-def _on_policy_faults(recipe: Recipe, given: str, mixer: Offer) -> Iterator[RecipeError]:
-    """What the student writes in a step is judged in that step, for a mixer that looks at what was likely."""
+def _on_policy_errors(recipe: Recipe, given: str, mixer: Registration) -> Iterator[RecipeError]:
+    """On-policy rows are scored during training, so teacher and mixer must use probabilities."""
     file = recipe.said_by(("teacher", "on_policy")).file
     if recipe.teacher and recipe.teacher.store:
-        wrong = "found it beside store = true, which asks the teacher before the student has written anything"
-        yield RecipeError(f"{file}: teacher.on_policy: {wrong}", "Leave one of them out.")
-    elif not gives(given, "top_logprobs"):
+        problem = "cannot be combined with store = true, which asks the teacher before the student has written anything"
+        yield RecipeError(f"{file}: teacher.on_policy: {problem}", "Remove one of them.")
+    elif not signal_suffices(given, "top_logprobs"):
         has = f"the teacher {recipe.teacher.provider!r} gives {given}" if recipe.teacher else ""
-        hint = 'Leave it out, or take a teacher with logits (provider = "checkpoint") or with top_logprobs.'
-        yield RecipeError(f"{file}: teacher.on_policy: {has}, so it cannot judge what the student writes", hint)
-    elif not gives(mixer.signal, "top_logprobs"):
-        needs = f"the mixer {mixer.name!r} does not look at the teacher's opinion of what the student writes"
-        hint = 'Leave it out, or take a mixer that does: name = "reverse-kl".'
-        yield RecipeError(f"{file}: teacher.on_policy: {needs}", hint)
+        hint = 'Remove it, or use a teacher with logits (provider = "checkpoint") or with top_logprobs.'
+        yield RecipeError(f"{file}: teacher.on_policy: {has}, so it cannot score what the student writes", hint)
+    elif not signal_suffices(mixer.signal, "top_logprobs"):
+        problem = f"the mixer {mixer.name!r} does not use the teacher's probabilities"
+        hint = 'Remove it, or use a mixer that does: name = "reverse-kl".'
+        yield RecipeError(f"{file}: teacher.on_policy: {problem}", hint)
 
 
-def _narrowing_faults(recipe: Recipe, teacher: Offer | None) -> Iterator[RecipeError]:
-    """More asked of a teacher than it gives: a signal, or a store of logits."""
+def _teacher_errors(recipe: Recipe, teacher: Registration | None) -> Iterator[RecipeError]:
+    """The recipe asks for more than the teacher provides: a signal, or stored logits."""
     table = recipe.teacher
     if teacher is None or table is None:
         return
-    if table.signal and not gives(teacher.signal, table.signal):
-        wrong = f"teacher.signal: found {table.signal!r}; the teacher {teacher.name!r} gives {teacher.signal}"
-        yield RecipeError(f"{recipe.said_by(('teacher', 'signal')).file}: {wrong}")
+    if table.signal and not signal_suffices(teacher.signal, table.signal):
+        problem = f"teacher.signal: found {table.signal!r}; the teacher {teacher.name!r} gives {teacher.signal}"
+        yield RecipeError(f"{recipe.said_by(('teacher', 'signal')).file}: {problem}")
     elif table.store and (given := table.signal or teacher.signal) != "logits":
-        wrong = f"teacher.store: found true, but only logits are stored, and the teacher gives {given}"
+        problem = f"teacher.store: found true, but only logits are stored, and the teacher gives {given}"
         file = recipe.said_by(("teacher", "store")).file
-        yield RecipeError(f"{file}: {wrong}", "Leave it out: answers are kept in the cache anyway.")
+        yield RecipeError(f"{file}: {problem}", "Remove it: answers are kept in the cache anyway.")
 
 
-def _given(recipe: Recipe, most: str) -> tuple[str, str]:
-    """What is used of a teacher, and the key of the recipe that makes it less than all."""
+def _signal_used(recipe: Recipe, full: str) -> tuple[str, str]:
+    """The signal that is used, and the recipe key that narrows the teacher's full signal, if any."""
     table = recipe.teacher
     if table and table.store:
         return "top_logprobs", "teacher.store"
-    return (table.signal, "teacher.signal") if table and table.signal else (most, "")
+    return (table.signal, "teacher.signal") if table and table.signal else (full, "")
 
 
-def _answers_faults(recipe: Recipe, table: TeacherTable, needs: str) -> Iterator[RecipeError]:
-    """Soft targets that come with answers need answers, or texts of the student's, with log-probabilities."""
-    told = table.prompts or bool(table.prompts_file) or table.on_policy is not None
-    asked = {"top_logprobs": table.top_logprobs, "prompts": told}
-    for key, found in asked.items():
-        if not found:
+def _answer_errors(recipe: Recipe, table: TeacherTable, reason: str) -> Iterator[RecipeError]:
+    """Soft targets from answers need log-probabilities, and prompts or on-policy rows to get them for."""
+    has_texts = table.prompts or bool(table.prompts_file) or table.on_policy is not None
+    for key, value in {"top_logprobs": table.top_logprobs, "prompts": has_texts}.items():
+        if not value:
             file = recipe.said_by(("teacher", key)).file
-            yield RecipeError(f"{file}: teacher.{key}: found 0, expected at least 1: {needs}")
+            yield RecipeError(f"{file}: teacher.{key}: found 0, expected at least 1: {reason}")
 
 
-def _instead(given: str, mixers: Sequence[Offer]) -> str:
-    names = sorted({mixer.name for mixer in mixers if gives(given, mixer.signal)})
-    return f"Mixers that would do: {', '.join(names)}." if names else ""
+def _alternatives(given: str, mixers: Sequence[Registration]) -> str:
+    names = sorted({mixer.name for mixer in mixers if signal_suffices(given, mixer.signal)})
+    return f"Mixers that work with {given}: {', '.join(names)}." if names else ""

@@ -20,7 +20,7 @@ from ..core.records import Sample
 from ..core.run_folder import bundled_checkpoint, bundled_checkpoints, find
 from ..data.tokenizer import Tokenizer
 from ..plugins.interfaces import Student
-from ..plugins.manager import current
+from ..plugins.manager import current_plugins
 from .checkpoint import Checkpoint, newest_good, weights_digest
 from .generation.generate import compute_logits, generate_tokens
 from .generation.sampling import Sampling
@@ -61,7 +61,7 @@ class Trained:
     def _of(cls, checkpoint: Checkpoint, tokenizer: Path) -> Trained:
         checkpoint.verify()
         network = checkpoint.student
-        student = current().build("students", network["arch"], network["options"], file=str(checkpoint.path))
+        student = current_plugins().build("students", network["arch"], network["options"], file=str(checkpoint.path))
         if not isinstance(student, Student):
             raise UsageError(f"{network['arch']!r} is not a student")
         model = student.build(network["vocab_size"])
@@ -192,7 +192,7 @@ def locate(where: str | Path) -> tuple[Checkpoint, Path]:
 
 def filled(student: dict[str, Any]) -> dict[str, Any]:
     """A student as a checkpoint has it, with the options that are newer than the checkpoint at their defaults."""
-    options = current().options(
+    options = current_plugins().options(
         "students", student["arch"], student["options"], file="", table="student", folder=Path()
     )
     return {**student, "options": options.model_dump(mode="json")}

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 
 from ..core.errors import TeacherError, TryAgain, UsageError
 from ..core.records import MINUTE, Answer, Price, Request, Usage
-from ..plugins.interfaces import Teacher, gives
+from ..plugins.interfaces import Teacher, signal_suffices
 from .client import api_keys, logprobs, replies
 
 FINISHES = {"stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop", "length": "length"}
@@ -101,7 +101,7 @@ class ChatTeacher(Teacher):
     @property
     def reads(self) -> bool:
         """Plain completions can give a prompt back, with what was likely at each of its tokens: `echo`."""
-        return not self.chats and gives(self.signal, "top_logprobs")
+        return not self.chats and signal_suffices(self.signal, "top_logprobs")
 
     @property
     def paid(self) -> bool:
@@ -176,7 +176,9 @@ class ChatTeacher(Teacher):
             facts = self.found.get(_need(way), {})
             for name in facts.get("refused", ()):
                 self._can_do_without(name, request)
-            most = facts.get("top_logprobs", request.top_logprobs) if gives(self.signal, "top_logprobs") else 0
+            most = (
+                facts.get("top_logprobs", request.top_logprobs) if signal_suffices(self.signal, "top_logprobs") else 0
+            )
             if request.top_logprobs > most and not request.max_tokens:
                 raise self._lacks(
                     f"does not say how likely {request.top_logprobs} tokens are at each place of a given text",

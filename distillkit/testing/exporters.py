@@ -10,10 +10,10 @@ from typing import Any
 
 from ..core.errors import DistillkitError
 from ..core.run_folder import Run
-from ..plugins.discovery import reason
+from ..plugins.discovery import describe_error
 from ..plugins.interfaces import Exporter
-from .materials import finished_run
-from .promises import BrokenError, Case, check, expect
+from .fixtures import finished_run
+from .framework import Case, CheckError, expect, run_checks
 from .trackers import sums
 
 
@@ -24,62 +24,62 @@ def check_exporter(
 
     Say `repeatable=False` of one that writes times or other things that differ each time.
     """
-    promises = [writes_files_and_says_what_it_checked, takes_any_folder, leaves_the_run_as_it_was, refuses_in_words]
+    checks = [writes_and_verifies_files, accepts_any_folder_name, leaves_the_run_unchanged, refuses_an_untrained_run]
     if repeatable:
-        promises.append(repeats_itself)
-    return check("exporters", cls, options, promises, run=run)
+        checks.append(is_repeatable)
+    return run_checks("exporters", cls, options, checks, run=run)
 
 
 def run_of(case: Case) -> Run:
     """The run to export."""
-    given: Run | None = case.more["run"]
-    return given or finished_run(case.place("run"))
+    given: Run | None = case.extra["run"]
+    return given or finished_run(case.empty_folder("run"))
 
 
-def writes_files_and_says_what_it_checked(case: Case) -> None:
+def writes_and_verifies_files(case: Case) -> None:
     """A list of lines for the user; what nobody looked at again may be wrong."""
-    folder = case.place("export")
-    told = case.new().export(run_of(case), folder)
+    folder = case.empty_folder("export")
+    told = case.build().export(run_of(case), folder)
     good = isinstance(told, list) and told and all(isinstance(line, str) and line for line in told)
     expect(good, f"it returned {told!r}", "Return a list of lines, one for each thing that was checked.")
     expect(sums(folder), "it wrote no file", "Write to the folder that it is handed.")
 
 
-def takes_any_folder(case: Case) -> None:
+def accepts_any_folder_name(case: Case) -> None:
     """Also one with blanks, and a name that is not ASCII."""
-    folder = case.place("export") / "Schüler 漢字"
+    folder = case.empty_folder("export") / "Schüler 漢字"
     folder.mkdir()
-    case.new().export(run_of(case), folder)
+    case.build().export(run_of(case), folder)
     expect(sums(folder), f"it wrote nothing to a folder named {folder.name!r}", "Hand its path on as it is.")
 
 
-def leaves_the_run_as_it_was(case: Case) -> None:
+def leaves_the_run_unchanged(case: Case) -> None:
     """What is exported is not changed."""
     run = run_of(case)
     before = sums(run.path)
-    case.new().export(run, case.place("export"))
+    case.build().export(run, case.empty_folder("export"))
     expect(sums(run.path) == before, "it changed the run", "Write to the folder that it is handed, nowhere else.")
 
 
-def refuses_in_words(case: Case) -> None:
+def refuses_an_untrained_run(case: Case) -> None:
     """A run that was never trained cannot be exported."""
-    empty = Run(case.place("empty"))
+    empty = Run(case.empty_folder("empty"))
     remedy = "Raise a UsageError that says so."
     try:
-        case.new().export(empty, case.place("export"))
+        case.build().export(empty, case.empty_folder("export"))
     except DistillkitError:
         return
     except Exception as error:
-        raise BrokenError(f"a run without a checkpoint: {reason(error)}", remedy) from error
-    raise BrokenError("it exported a run that was never trained", remedy)
+        raise CheckError(f"a run without a checkpoint: {describe_error(error)}", remedy) from error
+    raise CheckError("it exported a run that was never trained", remedy)
 
 
-def repeats_itself(case: Case) -> None:
+def is_repeatable(case: Case) -> None:
     """The same run, the same bytes."""
     run = run_of(case)
-    one, two = case.place("export"), case.place("export")
+    one, two = case.empty_folder("export"), case.empty_folder("export")
     for folder in (one, two):
-        case.new().export(run, folder)
+        case.build().export(run, folder)
     differ = sorted(name for name in sums(one) if sums(one)[name] != sums(two).get(name))
     remedy = "Write no times; if it must, say check_exporter(..., repeatable=False)."
     expect(not differ, f"exported twice, {', '.join(differ[:3])} differs", remedy)

@@ -15,10 +15,10 @@ from ..core.errors import DistillkitError, UsageError
 from ..core.records import Answer, Grade, Metric, Request
 from ..judging.protocol import Judged, Verdict, would_ask
 from ..judging.protocol import judge as asked
-from ..plugins.discovery import reason
+from ..plugins.discovery import describe_error
 from ..plugins.interfaces import Judge
-from .materials import Pupil, documents, samples
-from .promises import BrokenError, Case, check, expect, plain_json
+from .fixtures import Pupil, documents, samples
+from .framework import Case, CheckError, expect, plain_json, run_checks
 
 Ask = Callable[[Request], Answer | str]
 
@@ -28,16 +28,16 @@ def check_judge(cls: type[Judge], options: Mapping[str, Any] | None = None, *, t
 
     A judge that asks a teacher needs one: `teacher` is handed each request and returns an answer, or its text.
     """
-    promises = [grades_what_it_is_shown, sums_its_grades_up, repeats_itself, copes_with_nothing_to_judge]
-    promises += [copes_with_samples_without_a_word]
+    checks = [grades_its_subject, summarises_its_grades, is_repeatable, handles_an_empty_subject]
+    checks += [handles_empty_samples]
     if teacher is not None:
-        promises += [copes_with_a_teacher_that_refuses, says_that_it_needs_a_teacher]
-    return check("judges", cls, options, promises, teacher=teacher)
+        checks += [handles_refused_requests, handles_a_missing_teacher]
+    return run_checks("judges", cls, options, checks, teacher=teacher)
 
 
 def subject_of(case: Case) -> Judged:
     """What the judge is shown."""
-    ask: Ask | None = case.more["teacher"]
+    ask: Ask | None = case.extra["teacher"]
 
     def asker(requests: Sequence[Request]) -> list[Answer]:
         answers = [ask(request) for request in requests] if ask else []
@@ -58,16 +58,16 @@ def subject_of(case: Case) -> Judged:
 def verdict_of(case: Case, subject: Judged) -> Verdict:
     """What the host makes of what a judge says."""
     try:
-        return asked(case.new(), subject)
+        return asked(case.build(), subject)
     except DistillkitError as error:
         remedy = "A judge that asks a teacher needs one: check_judge(..., teacher=lambda request: ...)."
-        raise BrokenError(str(error), remedy if case.more["teacher"] is None else "") from error
+        raise CheckError(str(error), remedy if case.extra["teacher"] is None else "") from error
 
 
 # --------------------------------------------------------------------------------------------- promises
 
 
-def grades_what_it_is_shown(case: Case) -> None:
+def grades_its_subject(case: Case) -> None:
     """Samples and documents by their ids; every grade can be kept as a line of JSON."""
     subject = subject_of(case)
     grades = verdict_of(case, subject).grades
@@ -85,7 +85,7 @@ def _are_of(grades: Iterable[Grade], known: Sequence[str], kind: str) -> None:
     expect(not strange, f"it graded the {kind} {strange[:1]}, which it was not shown", f"Use {kind}={kind}.id.")
 
 
-def sums_its_grades_up(case: Case) -> None:
+def summarises_its_grades(case: Case) -> None:
     """Metrics are numbers inside their intervals, and the same when the grades were read from disk."""
     verdict = verdict_of(case, subject_of(case))
     for name, metric in verdict.metrics.items():
@@ -94,7 +94,7 @@ def sums_its_grades_up(case: Case) -> None:
         within = all(low is None or high is None or low <= high for low, high in _pairs(metric))
         expect(finite and within, f"the metric {name!r} is {metric}", "low <= value <= high, all finite.")
     kept = [Grade.from_json(json.loads(json.dumps(row))) for row in verdict.rows()]
-    again = case.new().summarise(kept)
+    again = case.build().summarise(kept)
     remedy = "summarise() may look at the grades alone: the host calls it with those of grades.jsonl, too."
     expect(again == verdict.metrics, f"of its grades from disk it makes {again}, before {verdict.metrics}", remedy)
 
@@ -103,14 +103,14 @@ def _pairs(metric: Metric) -> list[tuple[float | None, float | None]]:
     return [(metric.low, metric.value), (metric.value, metric.high)]
 
 
-def repeats_itself(case: Case) -> None:
+def is_repeatable(case: Case) -> None:
     """The same subject, the same grades."""
     one, two = (verdict_of(case, subject_of(case)) for _ in range(2))
     remedy = "Draw by a seed of its own, and let no clock or order of a set decide."
     expect(one.rows() == two.rows(), "shown the same again, it graded otherwise", remedy)
 
 
-def copes_with_nothing_to_judge(case: Case) -> None:
+def handles_an_empty_subject(case: Case) -> None:
     """No samples, or no held-out documents: it has nothing to say, or refuses in words."""
     subject = subject_of(case)
     _says_so(case, replace(subject, samples=[]), "without samples")
@@ -118,32 +118,32 @@ def copes_with_nothing_to_judge(case: Case) -> None:
     _says_so(case, replace(subject, samples=[], held_out=[], read_train=tuple), "with nothing at all")
 
 
-def copes_with_samples_without_a_word(case: Case) -> None:
+def handles_empty_samples(case: Case) -> None:
     """A student may end at once, and a plan counts what would be asked of such samples: it may be nothing."""
     subject = subject_of(case)
     wordless = replace(subject, samples=[replace(sample, completion="") for sample in subject.samples])
     try:
-        would_ask(case.new(), wordless)
+        would_ask(case.build(), wordless)
     except DistillkitError as error:
         remedy = "Leave out in requests() what it cannot ask."
-        raise BrokenError(f"of samples without a word, {error}", remedy) from error
+        raise CheckError(f"of samples without a word, {error}", remedy) from error
     _says_so(case, wordless, "of samples without a word")
 
 
-def copes_with_a_teacher_that_refuses(case: Case) -> None:
+def handles_refused_requests(case: Case) -> None:
     """A teacher that gives no answer says "refused" instead: that sample has no grade."""
     refused = replace(subject_of(case), asker=lambda requests: [Answer("", finish="refused") for _ in requests])
     _says_so(case, refused, "when its teacher refuses")
 
 
-def says_that_it_needs_a_teacher(case: Case) -> None:
+def handles_a_missing_teacher(case: Case) -> None:
     """Without a teacher it grades all the same, or refuses in words."""
     _says_so(case, replace(subject_of(case), asker=None), "without a teacher")
 
 
 def _says_so(case: Case, subject: Judged, when: str) -> None:
     try:
-        asked(case.new(), subject)
+        asked(case.build(), subject)
     except UsageError:
         return
     except DistillkitError as error:
@@ -151,4 +151,4 @@ def _says_so(case: Case, subject: Judged, when: str) -> None:
         if cause is None or isinstance(cause, DistillkitError):
             return
         remedy = "Yield no grades then, or raise a UsageError that says what it needs; summarise([]) is {}."
-        raise BrokenError(f"{when} it failed: {reason(cause)}", remedy) from error
+        raise CheckError(f"{when} it failed: {describe_error(cause)}", remedy) from error

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.records import LOG_ZERO
-from ..plugins.interfaces import Mixer, gives
+from ..plugins.interfaces import Mixer, signal_suffices
 from ..student.training.loss import counted, mixed_loss
 from ..student.training.targets import TRACE, Targets, TopK
-from .promises import Case, check, expect
+from .framework import Case, expect, run_checks
 
 ROWS, VOCAB, WIDTH, TOP = 12, 17, 6, 5
 STEPS = (0, 1, 100, 1_000)
@@ -34,18 +34,18 @@ def check_mixer(cls: type[Mixer], options: Mapping[str, Any] | None = None, *, g
 
     Say `gradients=False` of one that stops a gradient on purpose, so that it is not the slope of the loss.
     """
-    promises = [
-        names_its_terms,
-        weighs_its_terms,
-        counts_rows_or_not,
-        takes_rows_one_by_one,
-        does_not_depend_on_chunks,
-        repeats_itself,
+    checks = [
+        returns_named_terms,
+        weights_known_terms,
+        masks_rows,
+        keeps_rows_independent,
+        is_chunk_independent,
+        is_repeatable,
         stays_finite_at_extremes,
     ]
     if gradients:
-        promises.append(has_the_gradients_of_its_losses)
-    return check("mixers", cls, options, promises)
+        checks.append(has_correct_gradients)
+    return run_checks("mixers", cls, options, checks)
 
 
 # ------------------------------------------------------------------------------------------- materials
@@ -59,7 +59,7 @@ def logits_like(seed: int, scale: float = 1.5) -> mx.array:
 def targets_for(signal: str, scale: float = 1.0) -> Targets:
     """Rows of all kinds: padding, text of the corpus and of a teacher, with a soft target and without."""
     place = np.arange(ROWS)
-    soft = mx.array((place % 4 != 3).astype(np.float32)) if gives(signal, "top_logprobs") else mx.zeros(ROWS)
+    soft = mx.array((place % 4 != 3).astype(np.float32)) if signal_suffices(signal, "top_logprobs") else mx.zeros(ROWS)
     theirs = scale * logits_like(2)
     return Targets(
         hard=mx.array((place * 5 + 1) % VOCAB),
@@ -101,7 +101,7 @@ def losses(mixer: Mixer, logits: mx.array, targets: Targets, step: int = 3) -> d
 
 def fresh(case: Case) -> Mixer:
     """A mixer that knows how long the run is."""
-    mixer: Mixer = case.new()
+    mixer: Mixer = case.build()
     mixer.steps = RUN
     return mixer
 
@@ -120,7 +120,7 @@ def _cases(case: Case) -> Iterator[tuple[Mixer, Targets, mx.array]]:
 # --------------------------------------------------------------------------------------------- promises
 
 
-def names_its_terms(case: Case) -> None:
+def returns_named_terms(case: Case) -> None:
     """One loss a row in every term, and the same terms at every step."""
     for mixer, targets, logits in _cases(case):
         names = list(losses(mixer, logits, targets))
@@ -131,7 +131,7 @@ def names_its_terms(case: Case) -> None:
             expect(again == names, f"its terms are {names}, and at step {step} {again}", remedy)
 
 
-def weighs_its_terms(case: Case) -> None:
+def weights_known_terms(case: Case) -> None:
     """A finite weight for known terms, at any step."""
     for mixer, targets, logits in _cases(case):
         names = set(losses(mixer, logits, targets))
@@ -143,7 +143,7 @@ def weighs_its_terms(case: Case) -> None:
             expect(finite, f"its weights at step {step} are {weights}", "Weights are finite numbers of Python.")
 
 
-def counts_rows_or_not(case: Case) -> None:
+def masks_rows(case: Case) -> None:
     """`where` says 0 or 1 for each row, of known terms."""
     for mixer, targets, logits in _cases(case):
         names = set(losses(mixer, logits, targets))
@@ -154,7 +154,7 @@ def counts_rows_or_not(case: Case) -> None:
             expect(good, f"`where` says {values.tolist()} of {name!r}", "Say 0 or 1 for each row.")
 
 
-def takes_rows_one_by_one(case: Case) -> None:
+def keeps_rows_independent(case: Case) -> None:
     """The loss of a row does not depend on the rows beside it."""
     for mixer, targets, logits in _cases(case):
         for name, together in losses(mixer, logits, targets).items():
@@ -167,7 +167,7 @@ def takes_rows_one_by_one(case: Case) -> None:
             )
 
 
-def does_not_depend_on_chunks(case: Case) -> None:
+def is_chunk_independent(case: Case) -> None:
     """The engine may hand over any number of rows at once: loss and gradients are the same."""
     for mixer, targets, _ in _cases(case):
         whole = _in_chunks(mixer, targets, ROWS)
@@ -195,7 +195,7 @@ def _in_chunks(mixer: Mixer, targets: Targets, chunk: int) -> list[mx.array]:
     return [total, terms, *slopes]
 
 
-def repeats_itself(case: Case) -> None:
+def is_repeatable(case: Case) -> None:
     """The same rows at the same step, the same losses: training must be repeatable."""
     for mixer, targets, logits in _cases(case):
         one, two = (losses(each, logits, targets) for each in (mixer, fresh(case)))
@@ -220,7 +220,7 @@ def stays_finite_at_extremes(case: Case) -> None:
             )
 
 
-def has_the_gradients_of_its_losses(case: Case) -> None:
+def has_correct_gradients(case: Case) -> None:
     """What it hands back as a gradient is the slope that its loss has, by finite differences."""
     for mixer, targets, logits in _cases(case):
         for seed in range(3):

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from ..plugins.interfaces import Mixer, Student
 from ..student.training.loss import Targets, mixed_loss
 from ..student.training.optimizers import flatten
-from .promises import BrokenError, Case, check, expect, farthest
+from .framework import Case, CheckError, expect, max_difference, run_checks
 
 VOCAB, SEED = 61, 3
 NEAR = 1e-4
@@ -23,17 +23,17 @@ STEPS, RATE = 30, 0.05
 
 def check_student(cls: type[Student], options: Mapping[str, Any] | None = None) -> list[str]:
     """Hold an architecture against its promises. `options` are those of a recipe's [student] table: make it small."""
-    promises = [
-        says_how_much_it_reads,
-        turns_tokens_into_hidden_states,
+    checks = [
+        declares_its_context,
+        returns_hidden_states,
         offers_its_head,
-        sees_no_later_token,
-        keeps_rows_apart,
-        is_built_alike_from_one_seed,
-        comes_back_from_its_weights,
-        learns_with_every_parameter,
+        is_causal,
+        keeps_rows_independent,
+        is_reproducible_from_a_seed,
+        reloads_from_its_weights,
+        trains_every_parameter,
     ]
-    return check("students", cls, options, promises)
+    return run_checks("students", cls, options, checks)
 
 
 class Surprise(Mixer):
@@ -49,7 +49,7 @@ class Surprise(Mixer):
 def network(case: Case, seed: int = SEED) -> nn.Module:
     """A network with the weights that a run with this seed begins with."""
     mx.random.seed(seed)
-    model = case.new().build(VOCAB)
+    model = case.build().build(VOCAB)
     expect(isinstance(model, nn.Module), f"build returned a {type(model).__name__}", "Return a module of mlx.nn.")
     mx.eval(model.parameters())
     model.eval()
@@ -58,19 +58,19 @@ def network(case: Case, seed: int = SEED) -> nn.Module:
 
 def tokens(case: Case, batch: int = 2, length: int | None = None) -> mx.array:
     """Tokens [B, T], none like its neighbours."""
-    count = length or min(case.new().context, 16)
+    count = length or min(case.build().context, 16)
     return (mx.arange(batch * count).reshape(batch, count) * 7 + 3) % VOCAB
 
 
-def says_how_much_it_reads(case: Case) -> None:
+def declares_its_context(case: Case) -> None:
     """The most tokens at once: it reads as many, and fewer."""
-    context = case.new().context
+    context = case.build().context
     expect(isinstance(context, int) and context >= 2, f"its context is {context!r}", "Return a whole number above 1.")
     for length in (1, 2, context):
         network(case)(tokens(case, 1, length))
 
 
-def turns_tokens_into_hidden_states(case: Case) -> None:
+def returns_hidden_states(case: Case) -> None:
     """[B, T] to finite [B, T, D]."""
     read = tokens(case)
     hidden = network(case)(read)
@@ -86,45 +86,45 @@ def offers_its_head(case: Case) -> None:
     try:
         weight, bias = model.head
     except (AttributeError, TypeError, ValueError) as error:
-        raise BrokenError(f"its network has no head: {error}", "Offer a property `head`: weight, bias.") from error
+        raise CheckError(f"its network has no head: {error}", "Add a property `head`: weight, bias.") from error
     remedy = f"Return a weight of ({VOCAB}, {width}) and a bias of ({VOCAB},), or None."
     expect(weight.shape == (VOCAB, width), f"its head has a weight of {weight.shape}", remedy)
     expect(bias is None or bias.shape == (VOCAB,), f"its head has a bias of {getattr(bias, 'shape', bias)}", remedy)
 
 
-def sees_no_later_token(case: Case) -> None:
+def is_causal(case: Case) -> None:
     """What stands at a place is made of that token and those before it."""
     model, read = network(case), tokens(case)
     later = mx.concatenate([read[:, :-1], (read[:, -1:] + 1) % VOCAB], axis=1)
-    apart = farthest(model(later)[:, :-1], model(read)[:, :-1])
+    apart = max_difference(model(later)[:, :-1], model(read)[:, :-1])
     expect(apart < NEAR, f"another last token changes what stands before it by {apart:.3g}", "Mask what comes later.")
 
 
-def keeps_rows_apart(case: Case) -> None:
+def keeps_rows_independent(case: Case) -> None:
     """A row is read as it would be alone."""
     model, read = network(case), tokens(case)
-    apart = farthest(model(read)[1:], model(read[1:]))
+    apart = max_difference(model(read)[1:], model(read[1:]))
     expect(apart < NEAR, f"another row beside it changes a row by {apart:.3g}", "Normalise within a row only.")
 
 
-def is_built_alike_from_one_seed(case: Case) -> None:
+def is_reproducible_from_a_seed(case: Case) -> None:
     """A run with the same seed begins with the same weights."""
     one, two = (flatten(network(case).parameters()) for _ in range(2))
     same = one.keys() == two.keys() and all(mx.array_equal(one[name], two[name]).item() for name in one)
     expect(same, "the same seed gives other weights", "Draw them from mlx.core.random.")
 
 
-def comes_back_from_its_weights(case: Case) -> None:
+def reloads_from_its_weights(case: Case) -> None:
     """Written to a checkpoint and read again, it is the same network."""
-    model, other, file = network(case), network(case, SEED + 1), case.place("weights") / "model.safetensors"
+    model, other, file = network(case), network(case, SEED + 1), case.empty_folder("weights") / "model.safetensors"
     mx.save_safetensors(str(file), flatten(model.parameters()))
     other.load_weights(str(file))
-    apart = farthest(model(tokens(case)), other(tokens(case)))
+    apart = max_difference(model(tokens(case)), other(tokens(case)))
     remedy = "Hold all that decides the output in parameters, and make the rest of the options."
     expect(apart == 0, f"after a trip through a checkpoint it differs by {apart:.3g}", remedy)
 
 
-def learns_with_every_parameter(case: Case) -> None:
+def trains_every_parameter(case: Case) -> None:
     """Each has a finite gradient, and going down it makes the loss smaller."""
     model, read = network(case), tokens(case)
     before, slopes = _loss(model, read)

@@ -15,8 +15,8 @@ from ..plugins.interfaces import Teacher
 from ..teachers.answers.disk import DiskAnswerStore
 from ..teachers.asking.label import LabelResult, label
 from ..teachers.asking.policy import RequestPolicy
-from .materials import STORY, TEXTS
-from .promises import BrokenError, Case, check, expect, farthest, or_refuses, plain_json
+from .fixtures import STORY, TEXTS
+from .framework import Case, CheckError, allow_refusal, expect, max_difference, plain_json, run_checks
 
 MAX_TOKENS = 24
 FINISHES = ("stop", "length", "content_filter")
@@ -31,24 +31,24 @@ def check_teacher(
 
     Say `repeatable=False` of one that answers the same request, with the same seed, in another way each time.
     """
-    promises = [
-        has_an_identity_of_plain_json,
-        answers_what_it_is_asked,
-        copes_with_any_text,
-        copes_with_messages,
-        answers_are_found_again_in_the_cache,
-        answers_each_of_many_at_once,
-        can_be_asked_in_a_second_sitting,
-        tells_the_truth_of_its_answers,
-        reads_what_it_is_given,
+    checks = [
+        has_a_json_identity,
+        answers_an_ordinary_request,
+        handles_any_text,
+        handles_prompts_and_messages,
+        gives_cacheable_answers,
+        answers_concurrent_requests,
+        works_again_after_close,
+        reports_finish_and_usage,
+        scores_given_text,
     ]
     if repeatable:
-        promises.append(repeats_itself)
+        checks.append(is_repeatable)
     if getattr(cls, "signal", "") == "top_logprobs":
-        promises.append(gives_log_probabilities)
+        checks.append(returns_logprobs)
     if getattr(cls, "signal", "") == "logits":
-        promises.append(gives_logits)
-    return check("teachers", cls, options, promises)
+        checks.append(returns_logits)
+    return run_checks("teachers", cls, options, checks)
 
 
 # ----------------------------------------------------------------------------------------------- asking
@@ -56,7 +56,9 @@ def check_teacher(
 
 def request_of(case: Case, text: str, **more: Any) -> Request:
     """A text as the host would ask it: a message to a teacher that chats, a prompt to others."""
-    words: dict[str, Any] = {"messages": ({"role": "user", "content": text},)} if case.new().chats else {"prompt": text}
+    words: dict[str, Any] = (
+        {"messages": ({"role": "user", "content": text},)} if case.build().chats else {"prompt": text}
+    )
     return Request(**{"id": "1", "max_tokens": MAX_TOKENS, "seed": 7, **words, **more})
 
 
@@ -70,7 +72,7 @@ def ask(case: Case, teacher: Teacher, requests: Sequence[Request], cache: DiskAn
     """Ask as the label stage does."""
     if cache is not None:
         return label(teacher, requests, cache, policy=POLICY)
-    with DiskAnswerStore(case.place("cache")) as fresh:
+    with DiskAnswerStore(case.empty_folder("cache")) as fresh:
         return label(teacher, requests, fresh, policy=POLICY)
 
 
@@ -82,45 +84,45 @@ def texts_of(labelled: LabelResult) -> list[str]:
 # --------------------------------------------------------------------------------------------- promises
 
 
-def has_an_identity_of_plain_json(case: Case) -> None:
+def has_a_json_identity(case: Case) -> None:
     """It is part of the cache's key, so two teachers built alike have the same."""
-    one, two = (plain_json(case.new().identity(), "the identity") for _ in range(2))
+    one, two = (plain_json(case.build().identity(), "the identity") for _ in range(2))
     remedy = "Make it of what decides the answers, not of times, addresses or the order of a set."
     expect(one == two, f"two teachers built alike call themselves {one!r} and {two!r}", remedy)
 
 
-def answers_what_it_is_asked(case: Case) -> None:
+def answers_an_ordinary_request(case: Case) -> None:
     """An ordinary request gets an answer."""
     try:
-        done = ask(case, case.new(), stories(case, 1))
+        done = ask(case, case.build(), stories(case, 1))
     except DistillkitError as error:
-        raise BrokenError(str(error), "An ordinary request must be answered.") from error
+        raise CheckError(str(error), "An ordinary request must be answered.") from error
     expect(done.answers, "an ordinary request got no answer", "Return Answer(text=...) with some text in it.")
 
 
-def copes_with_any_text(case: Case) -> None:
+def handles_any_text(case: Case) -> None:
     """Empty, long or not ASCII: it answers, or refuses in words."""
     for what, text in TEXTS.items():
-        with or_refuses(f"asked to go on from {what}"):
-            ask(case, case.new(), [request_of(case, text)])
+        with allow_refusal(f"asked to go on from {what}"):
+            ask(case, case.build(), [request_of(case, text)])
 
 
-def copes_with_messages(case: Case) -> None:
+def handles_prompts_and_messages(case: Case) -> None:
     """A conversation or a prompt, whichever it is not made for: it answers, or refuses in words."""
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me of a fox. 🦊"})
     strange = request_of(case, "", messages=turns, prompt=None)
-    if case.new().chats:
+    if case.build().chats:
         strange = request_of(case, "", prompt="One day,", messages=None)
-    with or_refuses("asked by a prompt" if strange.messages is None else "asked by messages"):
-        ask(case, case.new(), [strange])
+    with allow_refusal("asked by a prompt" if strange.messages is None else "asked by messages"):
+        ask(case, case.build(), [strange])
 
 
-def answers_are_found_again_in_the_cache(case: Case) -> None:
+def gives_cacheable_answers(case: Case) -> None:
     """What was paid for once is not asked again, and comes back as it went in."""
     requests = stories(case, 3)
-    with DiskAnswerStore(case.place("cache")) as cache:
-        first = ask(case, case.new(), requests, cache)
-        second = ask(case, case.new(), requests, cache)
+    with DiskAnswerStore(case.empty_folder("cache")) as cache:
+        first = ask(case, case.build(), requests, cache)
+        second = ask(case, case.build(), requests, cache)
     remedy = "Its identity, or what it makes of its options, changes from one object to the next."
     expect(second.asked == 0, f"{second.asked} of 3 requests were asked a second time", remedy)
     for before, after in zip(first.replies, second.replies, strict=True):
@@ -133,32 +135,32 @@ def _same(before: Answer, after: Answer) -> bool:
     return before.to_json() == after.to_json()
 
 
-def answers_each_of_many_at_once(case: Case) -> None:
+def answers_concurrent_requests(case: Case) -> None:
     """Each request gets its own answer, the one that it would get alone."""
     requests = stories(case, 4)
-    done = ask(case, case.new(), requests)
+    done = ask(case, case.build(), requests)
     expect(all(done.found.values()), "some requests got no answer", "Answer every request, or raise an error.")
     if _repeats(case, requests[:1]):
-        with DiskAnswerStore(case.place("cache")) as cache:
-            alone = [text for request in requests for text in texts_of(ask(case, case.new(), [request], cache))]
+        with DiskAnswerStore(case.empty_folder("cache")) as cache:
+            alone = [text for request in requests for text in texts_of(ask(case, case.build(), [request], cache))]
         remedy = "Calls run side by side: keep what belongs to one of them in local names, not on self."
         expect(texts_of(done) == alone, f"asked at once it says {texts_of(done)!r}, alone {alone!r}", remedy)
 
 
-def can_be_asked_in_a_second_sitting(case: Case) -> None:
+def works_again_after_close(case: Case) -> None:
     """The same object, on another loop, after `close`."""
-    teacher, requests = case.new(), stories(case, 4)
+    teacher, requests = case.build(), stories(case, 4)
     ask(case, teacher, requests[:2])
     try:
         ask(case, teacher, requests[2:])
     except DistillkitError as error:
         remedy = "Open connections when they are first needed, and drop them in `close`: they belong to one loop."
-        raise BrokenError(f"after a first sitting: {error}", remedy) from error
+        raise CheckError(f"after a first sitting: {error}", remedy) from error
 
 
-def tells_the_truth_of_its_answers(case: Case) -> None:
+def reports_finish_and_usage(case: Case) -> None:
     """Why an answer ended and how many tokens it took."""
-    for answer in ask(case, case.new(), stories(case, 3)).answers:
+    for answer in ask(case, case.build(), stories(case, 3)).answers:
         known = ", ".join(FINISHES)
         expect(answer.finish in FINISHES, f"it finished by {answer.finish!r}", f"Known: {known}.")
         count = answer.usage.completion_tokens if answer.usage else len(answer.tokens)
@@ -167,33 +169,33 @@ def tells_the_truth_of_its_answers(case: Case) -> None:
         _tokens_are_sound(answer)
 
 
-def reads_what_it_is_given(case: Case) -> None:
+def scores_given_text(case: Case) -> None:
     """If it says that it reads: asked for no words, it gives the text back, with what is likely at its tokens."""
-    if not case.new().reads:
+    if not case.build().reads:
         return
     request = Request("1", STORY, max_tokens=0, top_logprobs=3)
-    for answer in ask(case, case.new(), [request]).answers:
+    for answer in ask(case, case.build(), [request]).answers:
         remedy = "Answer a request with max_tokens = 0 by its prompt, or do not say that it `reads`."
         expect(answer.text == STORY, f"asked for no words, it said {answer.text!r}", remedy)
         expect(any(token.top for token in answer.tokens), "none of the text's tokens names the likeliest", remedy)
         _tokens_are_sound(answer)
 
 
-def repeats_itself(case: Case) -> None:
+def is_repeatable(case: Case) -> None:
     """The same request with the same seed, the same words."""
     remedy = "Draw by request.seed and request.repeat; if it cannot, say check_teacher(..., repeatable=False)."
     expect(_repeats(case, stories(case, 2)), "asked the same again, it said something else", remedy)
 
 
 def _repeats(case: Case, requests: Sequence[Request]) -> bool:
-    return texts_of(ask(case, case.new(), requests)) == texts_of(ask(case, case.new(), requests))
+    return texts_of(ask(case, case.build(), requests)) == texts_of(ask(case, case.build(), requests))
 
 
-def gives_log_probabilities(case: Case) -> None:
+def returns_logprobs(case: Case) -> None:
     """As its signal says: a token for each piece of the text, with the likeliest others."""
     (request,) = stories(case, 1)
     asked = Request(**{**vars(request), "top_logprobs": 3})
-    for answer in ask(case, case.new(), [asked]).answers:
+    for answer in ask(case, case.build(), [asked]).answers:
         remedy = 'Fill Answer(tokens=(Token(bytes, logprob, top), ...)), or say signal = "text".'
         expect(answer.tokens, "its signal is top_logprobs, and its answer has no tokens", remedy)
         expect(any(token.top for token in answer.tokens), "none of its tokens names the likeliest others", remedy)
@@ -214,11 +216,11 @@ def _tokens_are_sound(answer: Answer) -> None:
         expect(mass <= 1 + LITTLE, f"the alternatives of {token.bytes!r} weigh {mass:.3f}", "They share at most 1.")
 
 
-def gives_logits(case: Case) -> None:
+def returns_logits(case: Case) -> None:
     """As its signal says: finite, of every token of its tokenizer, and of what stood before alone."""
     import mlx.core as mx
 
-    teacher = case.new()
+    teacher = case.build()
     words = teacher.tokenizer
     known = words.encode(STORY)
     tokens = mx.array([known[:9], known[1:10]])
@@ -229,14 +231,14 @@ def gives_logits(case: Case) -> None:
     expect(mx.isfinite(logits).all().item(), "some logits are not finite", "Compute them in float32.")
     later = mx.concatenate([tokens[:, :-1], mx.zeros((2, 1), tokens.dtype)], axis=1)
     remedy = "Logits at a position may see that token and those before it only."
-    seen = farthest(teacher.logits(later)[:, :-1], logits[:, :-1])
+    seen = max_difference(teacher.logits(later)[:, :-1], logits[:, :-1])
     expect(seen < LITTLE, f"another last token changes logits before it by {seen:.3g}", remedy)
-    apart = farthest(teacher.logits(tokens[1:]), logits[1:])
+    apart = max_difference(teacher.logits(tokens[1:]), logits[1:])
     expect(apart < LITTLE, f"another row of the batch changes logits by {apart:.3g}", "Rows are independent.")
     if hasattr(teacher, "hidden"):
         weight, bias = teacher.head
         made = teacher.hidden(tokens) @ weight.T + (0 if bias is None else bias)
-        apart = farthest(made, logits)
+        apart = max_difference(made, logits)
         expect(
             apart < LITTLE, f"its head makes other logits of its hidden states, by {apart:.3g}", "Leave `hidden` out."
         )

@@ -13,27 +13,27 @@ from typing import Any
 from ..core.files import file_digest, read_json
 from ..core.run_folder import Run
 from ..plugins.interfaces import Tracker
-from .materials import finished_run
-from .promises import Case, check, expect
+from .fixtures import finished_run
+from .framework import Case, expect, run_checks
 
 VALUES = {"loss": 5.25, "hard": 5.0, "soft": 0.25, "learning_rate": 3e-4, "gradient_norm": 1.0}
 
 
 def check_tracker(cls: type[Tracker], options: Mapping[str, Any] | None = None) -> list[str]:
     """Hold a tracker against its promises. `options` are those of a recipe's [[tracker]] table: let it work offline."""
-    promises = [
-        follows_a_run_to_its_end,
-        follows_a_run_that_goes_on,
-        copes_with_a_run_that_breaks_off,
-        copes_with_values_of_all_kinds,
-        leaves_the_run_as_it_was,
+    checks = [
+        tracks_a_complete_run,
+        tracks_a_resumed_run,
+        handles_an_interrupted_run,
+        handles_unusual_values,
+        leaves_the_run_unchanged,
     ]
-    return check("trackers", cls, options, promises)
+    return run_checks("trackers", cls, options, checks)
 
 
 def run_of(case: Case) -> Run:
     """A run on disk, in a folder of its own."""
-    return finished_run(case.place("run"))
+    return finished_run(case.empty_folder("run"))
 
 
 def _follow(tracker: Tracker, run: Run, steps: range = range(1, 4)) -> None:
@@ -44,30 +44,30 @@ def _follow(tracker: Tracker, run: Run, steps: range = range(1, 4)) -> None:
     tracker.finish(read_json(run.report))
 
 
-def follows_a_run_to_its_end(case: Case) -> None:
+def tracks_a_complete_run(case: Case) -> None:
     """Start, some steps, an evaluation at a step that was told of already, finish."""
-    _follow(case.new(), run_of(case))
+    _follow(case.build(), run_of(case))
 
 
-def follows_a_run_that_goes_on(case: Case) -> None:
+def tracks_a_resumed_run(case: Case) -> None:
     """A resumed run is told of again, by a new object, from a later step on."""
     run = run_of(case)
-    _follow(case.new(), run)
-    _follow(case.new(), run, range(3, 6))
+    _follow(case.build(), run)
+    _follow(case.build(), run, range(3, 6))
 
 
-def copes_with_a_run_that_breaks_off(case: Case) -> None:
+def handles_an_interrupted_run(case: Case) -> None:
     """Nobody calls `finish` then, and another run follows."""
     run = run_of(case)
-    tracker = case.new()
+    tracker = case.build()
     tracker.start(run)
     tracker.log(1, VALUES)
-    _follow(case.new(), run)
+    _follow(case.build(), run)
 
 
-def copes_with_values_of_all_kinds(case: Case) -> None:
+def handles_unusual_values(case: Case) -> None:
     """None at all, a name that is new, a loss that is not a number; and it leaves them as they were."""
-    run, tracker = run_of(case), case.new()
+    run, tracker = run_of(case), case.build()
     tracker.start(run)
     for step, told in enumerate(({}, {"loss": float("nan")}, {"loss": float("inf"), "new/name": 1.0}, VALUES)):
         kept = copy.deepcopy(told)
@@ -79,11 +79,11 @@ def copes_with_values_of_all_kinds(case: Case) -> None:
     expect(kept == report, "it changed the report", "Copy the report before you change it.")
 
 
-def leaves_the_run_as_it_was(case: Case) -> None:
+def leaves_the_run_unchanged(case: Case) -> None:
     """It may add files to the run's folder, and changes none that stands there."""
     run = run_of(case)
     before = sums(run.path)
-    _follow(case.new(), run)
+    _follow(case.build(), run)
     after = sums(run.path)
     changed = [name for name in before if after.get(name) != before[name]]
     expect(not changed, f"it changed {', '.join(changed[:3])} of the run", "Write to a file or folder of your own.")

@@ -61,9 +61,9 @@ def test_a_new_package_is_sound_and_its_tests_pass(kind: str, tmp_path: Path) ->
     import tomllib
 
     import distillkit.testing
-    from distillkit.plugins.scaffold import write
+    from distillkit.plugins.scaffold import create_package
 
-    folder = write(f"My.{kind}_One", kind, tmp_path)
+    folder = create_package(f"My.{kind}_One", kind, tmp_path)
     module = f"distillkit_my_{kind}_one"
     assert folder.name == f"distillkit-my-{kind}-one"
     project = tomllib.loads((folder / "pyproject.toml").read_text())
@@ -86,8 +86,8 @@ def test_a_new_package_is_sound_and_its_tests_pass(kind: str, tmp_path: Path) ->
         (["distillkit-", "--kind", "mixer"], "found the name 'distillkit-'"),
         (["none", "--kind", "teacher"], "found the name 'none'"),
         (["hard", "--kind", "mixer"], "there is a mixer 'hard' already, of distillkit"),
-        (["plugins", "--kind", "mixer"], "there is a module distillkit_plugins already"),
-        (["there", "--kind", "mixer"], "distillkit-there is there already"),
+        (["plugins", "--kind", "mixer"], "a module distillkit_plugins already exists"),
+        (["there", "--kind", "mixer"], "distillkit-there already exists"),
         (["x", "--kind", "loss"], "'loss' is not one of"),
         (["x"], "Missing option '--kind'"),
     ],

@@ -30,7 +30,7 @@ from distillkit.pipeline import base_run, plan
 from distillkit.pipeline.checks import check
 from distillkit.pipeline.context import Context
 from distillkit.pipeline.pipeline import Pipeline
-from distillkit.plugins.manager import Plugins, current
+from distillkit.plugins.manager import Plugins, current_plugins
 from distillkit.recipe.recipe import bundled, load
 from support.chat_provider import serving
 from support.judge_provider import Judge
@@ -349,7 +349,7 @@ def test_more_text_of_a_prompts_file_is_asked_for_in_lines_and_only_where_there_
     def advice(lines: int, *more: str) -> str:
         (home / "prompts.txt").write_text("".join(f"Tell of fox {i}.\n" for i in range(lines)))
         keys = (*told, "teacher.prompts_file=prompts.txt", "teacher.prompts=0", "train.steps=20000", *more)
-        parts = Context(Plugins.load(("told.py",)).check(load("base.toml", keys)), current())
+        parts = Context(Plugins.load(("told.py",)).check(load("base.toml", keys)), current_plugins())
         return plan.foresee(parts)["training"]["advice"] or ""
 
     few, many = advice(20), advice(9000)

@@ -19,7 +19,7 @@ from distillkit.core.files import file_digest
 from distillkit.core.run_folder import Run, find
 from distillkit.pipeline.bench import Subject, measure, text
 from distillkit.pipeline.context import Context
-from distillkit.plugins.manager import Plugins, current
+from distillkit.plugins.manager import Plugins, current_plugins
 from distillkit.recipe.recipe import load
 from distillkit.student.generation.generate import generate_tokens
 from distillkit.student.training.loop import advance, fresh
@@ -124,7 +124,7 @@ LOWERED = ("train.precision=float16", "train.checkpointing=true")
 
 def assembled(run: Run, *overrides: str) -> Context:
     plugins = Plugins.load()
-    return Context(plugins.check(load(str(run.recipe), overrides)), current())
+    return Context(plugins.check(load(str(run.recipe), overrides)), current_plugins())
 
 
 ON_POLICY = ("teacher.on_policy=0.5", "teacher.prompt_tokens=4")

@@ -208,7 +208,7 @@ def test_a_run_asks_for_what_it_wrote_once_and_comes_to_the_same_again(
             "reads no text of others",
         ),
         (("teacher.top_logprobs=0",), "teacher.top_logprobs: found 0, expected at least 1"),
-        (("teacher.signal=text", "mixer.name=hard"), "gives text, so it cannot judge what the student writes"),
+        (("teacher.signal=text", "mixer.name=hard"), "gives text, so it cannot score what the student writes"),
     ],
 )
 def test_a_teacher_that_cannot_judge_is_refused_by_the_recipe(

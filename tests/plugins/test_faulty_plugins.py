@@ -120,7 +120,7 @@ FAULTS = [
     Fault(
         "misspelt and unmarked",
         plugin("Teacher", ("@hookimpl\ndef register_teachers", "def register_teacher")),
-        "register_teacher is none. Did you mean 'register_teachers'?",
+        "register_teacher is not a hook. Did you mean 'register_teachers'?",
     ),
     Fault("offers a name twice", plugin("Teacher", ("[Mine]", "[Mine, Mine]")), "it offers the teacher 'mine' twice"),
     Fault(
@@ -232,7 +232,7 @@ def program(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DISTILLKIT_HOME", str(home))
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr(discovery, "IMPORT_SECONDS", 2.0)
+    monkeypatch.setattr(discovery, "IMPORT_TIMEOUT", 2.0)
     monkeypatch.setattr("distillkit.plugins.manager._current", None)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
 

@@ -852,9 +852,9 @@ RECIPE = 'name = "x"\ntokenizer.kind = "tales-teacher"\nteacher.provider = "chec
         ),
         ('mixer.beta = {schedule = "linear", from = 0, to = 0.5}', "mixer: has a beta that reaches 0 or 1"),
         ("teacher.on_policy = 0", "teacher.on_policy: found 0, expected a number above 0 and at most 1"),
-        ("teacher.on_policy = 0.5\nteacher.signal = 'text'\nmixer.name = 'hard'", "gives text, so it cannot judge"),
-        ("teacher.on_policy = 0.5\nteacher.store = true", "found it beside store = true"),
-        ("teacher.on_policy = 0.5\nmixer.name = 'hard'", "the mixer 'hard' does not look at the teacher's opinion"),
+        ("teacher.on_policy = 0.5\nteacher.signal = 'text'\nmixer.name = 'hard'", "gives text, so it cannot score"),
+        ("teacher.on_policy = 0.5\nteacher.store = true", "cannot be combined with store = true"),
+        ("teacher.on_policy = 0.5\nmixer.name = 'hard'", "the mixer 'hard' does not use the teacher's probabilities"),
     ],
 )
 def test_wrong_numbers_are_refused_in_the_recipes_words(line: str, message: str, tmp_path: Path) -> None:

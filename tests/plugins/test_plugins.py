@@ -14,7 +14,7 @@ import pytest
 from distillkit.core.errors import PluginError, RecipeError, UsageError
 from distillkit.core.records import Request
 from distillkit.plugins.interfaces import ROLES
-from distillkit.plugins.manager import Plugins, current, load_commands, use
+from distillkit.plugins.manager import Plugins, current_plugins, load_commands, set_current_plugins
 from distillkit.recipe.recipe import load
 from support.paths import ROOT
 
@@ -205,23 +205,23 @@ def test_a_module_named_on_the_command_line_is_a_plugin(site):
 
 def test_the_plugins_of_the_process_are_those_loaded_last_or_else_all_installed(site):
     install(site, "distillkit-hello", HELLO)
-    assert current().find("teachers", "hello")
+    assert current_plugins().find("teachers", "hello")
     plugins = Plugins.load()
     with pytest.raises(PluginError):
         Plugins.load(["./gone.py"])
-    assert current() is plugins
-    use(Plugins())
-    assert current() is not plugins
+    assert current_plugins() is plugins
+    set_current_plugins(Plugins())
+    assert current_plugins() is not plugins
 
 
 def test_a_file_that_merely_lies_there_is_never_run(site):
     named("raise SystemExit(9)", "sitting.py")
-    assert Plugins.load().offers == []
+    assert Plugins.load().registrations == []
 
 
 def test_installed_entry_points_are_loaded(site):
     install(site, "distillkit-hello", HELLO, version="0.3")
-    (offer,) = Plugins.load().offers
+    (offer,) = Plugins.load().registrations
     assert (offer.role, offer.name) == ("teachers", "hello")
     assert str(offer.origin) == "distillkit-hello (distillkit-hello 0.3)"
 
@@ -254,12 +254,12 @@ def test_installed_entry_points_are_loaded(site):
         (HELLO.replace("def answer", "def anwser"), "the teacher Hello lacks answer"),
         (HELLO.replace('name = "hello"', ""), 'the teacher Hello has no name. Write name = "..." in it'),
         (HELLO.replace('name = "hello"', "name = 3"), "the teacher Hello has no name"),
-        (HELLO.replace('"hello"', '"none"'), "which recipes use for no teacher at all"),
+        (HELLO.replace('"hello"', '"none"'), "which recipes use to say that there is no teacher"),
         (HELLO.replace('"text"', '"txt"'), "signal = 'txt', expected one of text, top_logprobs, logits"),
         (HELLO.replace("Options(Teacher.Options)", "Options"), "not a subclass of Teacher.Options"),
         (
             HELLO.replace("words: str", "max_tokens: str"),
-            "has an option 'max_tokens', which is the host's own key",
+            "has an option 'max_tokens', which is a key of the host",
         ),
     ],
 )
@@ -270,7 +270,7 @@ def test_a_broken_plugin_is_named_with_its_reason_and_the_others_work(site, code
     (broken,) = plugins.broken
     assert reason in broken.reason
     assert (broken.name, broken.distribution, broken.version) == ("distillkit-bad", "distillkit-bad", "1.0")
-    assert {offer.origin.plugin for offer in plugins.offers} == {"distillkit-good"}
+    assert {offer.origin.plugin for offer in plugins.registrations} == {"distillkit-good"}
     with pytest.raises(PluginError, match="distillkit-bad") as caught:
         plugins.find("teachers", "hello")
     assert reason in str(caught.value)
@@ -381,10 +381,10 @@ def plugins(site):
             "sampling.prompts: found 'gone.txt', expected a file that exists",
         ),
         ("[mixer]\nname = 'full'", "my.toml: the mixer 'full' needs logits; there is no teacher"),
-        ("[mixer]\nname = 'full'", "Mixers that would do: hard."),
+        ("[mixer]\nname = 'full'", "Mixers that work with none: hard."),
         (
             "mixer = {name = 'full'}\nteacher = {provider = 'some'}",
-            "'full' needs logits; the teacher 'some' gives top_logprobs\n  Mixers that would do: hard, soft.",
+            "the teacher 'some' gives top_logprobs\n  Mixers that work with top_logprobs: hard, soft.",
         ),
         (
             "mixer = {name = 'soft'}\nteacher = {provider = 'local', signal = 'text'}",
@@ -552,9 +552,9 @@ def test_plugins_may_add_commands_but_replace_none(site):
     assert sorted(cli.commands) == ["dance", "run"]
     assert cli.commands["run"] is mine
     reasons = {fault.name: fault.reason for fault in broken}
-    assert "replaces the command 'run'" in reasons["cmd-b"]
+    assert "replaces the existing command 'run'" in reasons["cmd-b"]
     assert "ZeroDivisionError" in reasons["cmd-c"]
-    assert Plugins.load().offers == []
+    assert Plugins.load().registrations == []
 
 
 def test_distributions_on_the_path_of_a_fresh_process_are_found(tmp_path):

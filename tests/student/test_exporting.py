@@ -669,12 +669,12 @@ def test_what_llama_cpp_has_not_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hf", "mlx", "gguf"])
 def test_the_built_in_exporters_keep_what_exporters_promise(kind: str, peer: Any) -> None:
-    from distillkit.plugins.manager import current
+    from distillkit.plugins.manager import current_plugins
     from distillkit.testing import check_exporter
 
     for package in ("torch", "transformers", "mlx_lm", "gguf"):
         peer(package)
-    exporter: Any = current().find("exporters", kind)
+    exporter: Any = current_plugins().find("exporters", kind)
     assert check_exporter(exporter)
 
 

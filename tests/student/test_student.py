@@ -20,7 +20,7 @@ from mlx.utils import tree_map
 
 from distillkit.core.errors import UsageError
 from distillkit.data.batches import Batch
-from distillkit.plugins.interfaces import Mixer, gives
+from distillkit.plugins.interfaces import Mixer, signal_suffices
 from distillkit.recipe.schedules import SHAPES
 from distillkit.student.generation.score import document_nlls, scoring_windows
 from distillkit.student.model.gpt import GPT, Shape, count, initialise
@@ -383,7 +383,7 @@ MIXERS = pytest.mark.parametrize("mixer", [Hard(), Focal(), Half(), Sure(), mixi
 @MIXERS
 @pytest.mark.parametrize("streams", [2, 4])
 def test_computing_parts_side_by_side_changes_neither_loss_nor_gradients(mixer: Mixer, streams: int) -> None:
-    teacher = waves if gives(mixer.signal, "top_logprobs") else None
+    teacher = waves if signal_suffices(mixer.signal, "top_logprobs") else None
     whole, slopes = one_step(mixer, 1, chunk=24, teacher=teacher)
     for _ in range(2):
         parts, of_parts = one_step(mixer, 1, teacher=teacher, streams=streams)
@@ -411,7 +411,7 @@ def test_a_failure_in_a_lane_is_told() -> None:
 @MIXERS
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulating_changes_neither_loss_nor_gradients(mixer: Mixer, accumulate: int) -> None:
-    teacher = waves if gives(mixer.signal, "top_logprobs") else None
+    teacher = waves if signal_suffices(mixer.signal, "top_logprobs") else None
     whole, slopes = one_step(mixer, 1, chunk=24, teacher=teacher)
     parts, of_parts = one_step(mixer, accumulate, teacher=teacher)
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)

@@ -12,7 +12,7 @@ from distillkit.pipeline.checks import check
 from distillkit.pipeline.context import Context
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
-from distillkit.plugins.manager import Plugins, current
+from distillkit.plugins.manager import Plugins, current_plugins
 from distillkit.recipe.recipe import load
 from support.small_recipe import small
 
@@ -85,7 +85,7 @@ def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def assemble(*overrides: str, recipe: str = "pupil") -> Context:
     plugins = Plugins.load(("plugin.py",))
-    return Context(plugins.check(load(f"{recipe}.toml", overrides)), current())
+    return Context(plugins.check(load(f"{recipe}.toml", overrides)), current_plugins())
 
 
 def sit(

@@ -21,7 +21,7 @@ from distillkit.core.run_folder import home as home_folder
 from distillkit.pipeline.context import Context
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
-from distillkit.plugins.manager import Plugins, current
+from distillkit.plugins.manager import Plugins, current_plugins
 from distillkit.recipe.recipe import load
 from distillkit.student import checkpoint as checkpoints
 from distillkit.student.training.distributed import ProcessGroup
@@ -152,7 +152,7 @@ def furnish(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def assemble(*overrides: str, recipe: str = "tiny", console: Console | None = None) -> Context:
     plugins = Plugins.load(("plugin.py",))
-    return Context(plugins.check(load(f"{recipe}.toml", overrides)), current(), console)
+    return Context(plugins.check(load(f"{recipe}.toml", overrides)), current_plugins(), console)
 
 
 def sit(

@@ -32,7 +32,7 @@ from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
 from distillkit.pipeline.teacher_calls import ask
 from distillkit.plugins.interfaces import Teacher
-from distillkit.plugins.manager import Plugins, current
+from distillkit.plugins.manager import Plugins, current_plugins
 from distillkit.recipe.recipe import load
 from distillkit.recipe.schema import SLOTS, TemplateTable
 from distillkit.teachers.answers.disk import DiskAnswerStore, answer_key
@@ -895,7 +895,7 @@ def test_money_is_asked_for_and_a_budget_stops_with_3(home: Path, provider: Prov
 def sitting(run: Run | None, prompts: int, *overrides: str, **manner: Any) -> Run:
     """The label stage of a run, in this process."""
     priced = ("teacher.price={input=1.0, output=1000.0}", f"teacher.prompts={prompts}", "teacher.concurrency=1")
-    parts = Context(Plugins.load(()).check(load("wired.toml", (*priced, *overrides))), current(), None, manner)
+    parts = Context(Plugins.load(()).check(load("wired.toml", (*priced, *overrides))), current_plugins(), None, manner)
     run = run or create_run(parts, {})
     Pipeline(parts, run).execute(("label",))
     return run

@@ -36,7 +36,7 @@ from distillkit import (
 )
 from distillkit.plugins.manager import Plugins
 from distillkit.student.trained import Trained
-from distillkit.testing import exporters, judges, mixers, promises, sources, students, teachers, trackers
+from distillkit.testing import exporters, framework, judges, mixers, sources, students, teachers, trackers
 
 from support.chat_provider import serving  # isort: skip
 
@@ -46,7 +46,7 @@ import numpy as np  # isort: skip
 
 # ------------------------------------------------------------------------------------------------- our own
 
-BUILT_IN = [offer for offer in Plugins.load().offers if offer.origin.distribution == "distillkit"]
+BUILT_IN = [offer for offer in Plugins.load().registrations if offer.origin.distribution == "distillkit"]
 
 
 def served(case: Any) -> Iterator[dict[str, Any]]:
@@ -132,7 +132,7 @@ def test_our_own_plugins_keep_every_promise(offer: Any, monkeypatch: pytest.Monk
     check = getattr(kit, f"check_{offer.role.removesuffix('s')}")
     needs = NEEDS.get((offer.role, offer.name))
     for more in needs(monkeypatch) if needs else [{}]:
-        assert len(check(offer.offered, **more)) >= 6
+        assert len(check(offer.cls, **more)) >= 6
 
 
 def test_the_kit_needs_no_test_framework_and_checks_teachers_without_mlx() -> None:
@@ -373,7 +373,7 @@ def seven(request: Any) -> str:
 )
 def test_a_good_plugin_keeps_every_promise(check: str, good: Any, more: dict[str, Any]) -> None:
     kept = getattr(kit, f"check_{check}")(good, **more)
-    assert kept[:3] == ["fulfils its contract", "reads its options", "can be built"]
+    assert kept[:3] == ["implements its interface", "parses its options", "can be constructed"]
     assert len(kept) == len(set(kept))
 
 
@@ -456,98 +456,98 @@ def fails(*_: Any) -> Any:
 
 
 TEACHERS = [
-    Bad(promises.fulfils_its_contract, Echo, {"signal": "txt"}, "expected one of text, top_logprobs, logits"),
-    Bad(promises.fulfils_its_contract, Echo, {"__doc__": None}, "it has no docstring"),
-    Bad(promises.reads_its_options, Echo, {"Options": Loose}, "unknown options are not refused"),
-    Bad(promises.reads_its_options, Echo, {"Options": Fluid}, "they can be changed"),
-    Bad(promises.reads_its_options, Echo, {"Options": Wants}, "say check_teacher(Bad, {...})"),
-    Bad(promises.reads_its_options, Echo, {"Options": Wrong}, "valid integer"),
-    Bad(promises.can_be_built, Echo, {"__init__": forgets}, "its options are not those it was built with"),
-    Bad(promises.can_be_built, Echo, {"__init__": fails}, "it raised ZeroDivisionError: division by zero"),
-    Bad(teachers.has_an_identity_of_plain_json, Echo, {"identity": lambda self: {1, 2}}, "cannot be written as JSON"),
-    Bad(teachers.has_an_identity_of_plain_json, Echo, {"identity": lambda self: next(COUNT)}, "built alike"),
-    Bad(teachers.answers_what_it_is_asked, Echo, {"answer": lambda self, request: "words"}, "gave a str"),
-    Bad(teachers.answers_what_it_is_asked, Echo, {"answer": fails}, "failed: ZeroDivisionError"),
-    Bad(teachers.answers_what_it_is_asked, Echo, {"answer": prints}, "it printed 'here I am'"),
+    Bad(framework.implements_its_interface, Echo, {"signal": "txt"}, "expected one of text, top_logprobs, logits"),
+    Bad(framework.implements_its_interface, Echo, {"__doc__": None}, "it has no docstring"),
+    Bad(framework.parses_its_options, Echo, {"Options": Loose}, "unknown options are not refused"),
+    Bad(framework.parses_its_options, Echo, {"Options": Fluid}, "its options can be changed"),
+    Bad(framework.parses_its_options, Echo, {"Options": Wants}, "call check_teacher(Bad, {...})"),
+    Bad(framework.parses_its_options, Echo, {"Options": Wrong}, "valid integer"),
+    Bad(framework.can_be_constructed, Echo, {"__init__": forgets}, "its options are not those it was constructed with"),
+    Bad(framework.can_be_constructed, Echo, {"__init__": fails}, "it raised ZeroDivisionError: division by zero"),
+    Bad(teachers.has_a_json_identity, Echo, {"identity": lambda self: {1, 2}}, "cannot be serialised as JSON"),
+    Bad(teachers.has_a_json_identity, Echo, {"identity": lambda self: next(COUNT)}, "built alike"),
+    Bad(teachers.answers_an_ordinary_request, Echo, {"answer": lambda self, request: "words"}, "gave a str"),
+    Bad(teachers.answers_an_ordinary_request, Echo, {"answer": fails}, "failed: ZeroDivisionError"),
+    Bad(teachers.answers_an_ordinary_request, Echo, {"answer": prints}, "it printed 'here I am'"),
     Bad(
-        teachers.answers_what_it_is_asked,
+        teachers.answers_an_ordinary_request,
         Echo,
         {"answer": lambda self, request: Slow.answer(self, request)},
         "gave a coroutine where an Answer was due",
     ),
     Bad(
-        teachers.copes_with_any_text,
+        teachers.handles_any_text,
         Echo,
         {"answer": lambda self, request: Answer(request.prompt[0])},
         "asked to go on from an empty text: it raised IndexError",
     ),
     Bad(
-        teachers.copes_with_any_text,
+        teachers.handles_any_text,
         Echo,
         {"answer": lambda self, request: Answer(request.prompt.encode("ascii").decode() or "x")},
         "asked to go on from a text that is not ASCII: it raised UnicodeEncodeError",
     ),
     Bad(
-        teachers.copes_with_messages,
+        teachers.handles_prompts_and_messages,
         Echo,
         {"answer": lambda self, request: Answer(request.prompt.upper() or "x")},
         "asked by messages: it raised AttributeError",
     ),
     Bad(
-        teachers.answers_are_found_again_in_the_cache,
+        teachers.gives_cacheable_answers,
         Echo,
         {"identity": lambda self: {"now": next(COUNT)}},
         "3 of 3 requests were asked a second time",
     ),
-    Bad(teachers.answers_each_of_many_at_once, Slow, {"answer": mixed_up}, "asked at once it says"),
+    Bad(teachers.answers_concurrent_requests, Slow, {"answer": mixed_up}, "asked at once it says"),
     Bad(
-        teachers.answers_each_of_many_at_once,
+        teachers.answers_concurrent_requests,
         Echo,
         {"answers": lambda self, requests: iter([(requests[0], Answer("x"))])},
         "left 3 of 4 requests without an answer",
     ),
-    Bad(teachers.can_be_asked_in_a_second_sitting, Slow, {"answer": one_loop}, "belongs to another loop"),
+    Bad(teachers.works_again_after_close, Slow, {"answer": one_loop}, "belongs to another loop"),
     Bad(
-        teachers.tells_the_truth_of_its_answers,
+        teachers.reports_finish_and_usage,
         Echo,
         {"answer": lambda self, request: Answer("x", finish="eos")},
         "it finished by 'eos'",
     ),
     Bad(
-        teachers.tells_the_truth_of_its_answers,
+        teachers.reports_finish_and_usage,
         Echo,
         {"answer": lambda self, request: Answer("x", usage=Usage(1, 1000))},
         "asked for at most 24 tokens, it used 1000",
     ),
     Bad(
-        teachers.tells_the_truth_of_its_answers,
+        teachers.reports_finish_and_usage,
         Echo,
         {"answer": lambda self, request: Answer("x", (Token(b"y", -1.0),))},
         "its tokens spell 'y', its text is 'x'",
     ),
     Bad(
-        teachers.repeats_itself,
+        teachers.is_repeatable,
         Echo,
         {"answer": lambda self, request: Answer(str(random.random()))},
         "repeatable=False",
     ),
-    Bad(teachers.reads_what_it_is_given, Echo, {"reads": True}, "asked for no words, it said"),
-    Bad(teachers.gives_log_probabilities, Echo, {"signal": "top_logprobs"}, "its answer has no tokens"),
+    Bad(teachers.scores_given_text, Echo, {"reads": True}, "asked for no words, it said"),
+    Bad(teachers.returns_logprobs, Echo, {"signal": "top_logprobs"}, "its answer has no tokens"),
     Bad(
-        teachers.gives_log_probabilities,
+        teachers.returns_logprobs,
         Speller,
         {"answer": lambda self, request: Answer("x", (Token(b"x", 0.5, ((b"x", 0.5),)),))},
         "has log-probabilities [0.5, 0.5]",
     ),
     Bad(
-        teachers.gives_logits,
+        teachers.returns_logits,
         Local,
         {"logits": lambda self, tokens: Local.logits(self, tokens[:, ::-1])[:, ::-1]},
         "another last token changes logits before it",
     ),
-    Bad(teachers.gives_logits, Local, {"logits": lambda self, tokens: Local.logits(self, tokens)[0]}, "expected (2, 9"),
+    Bad(teachers.returns_logits, Local, {"logits": lambda self, tokens: Local.logits(self, tokens)[0]}, "(2, 9"),
     Bad(
-        teachers.gives_logits,
+        teachers.returns_logits,
         Local,
         {
             "hidden": lambda self, tokens: 2 * self.trained.model(tokens),
@@ -574,33 +574,38 @@ def naive(loss: Any, logits: Any) -> Any:
 
 
 MIXERS = [
-    Bad(mixers.names_its_terms, Hard, rows(lambda loss, logits: loss.mean()), "the term 'hard' is () for 12 rows"),
+    Bad(mixers.returns_named_terms, Hard, rows(lambda loss, logits: loss.mean()), "the term 'hard' is () for 12 rows"),
     Bad(
-        mixers.names_its_terms,
+        mixers.returns_named_terms,
         Hard,
         {"rows": lambda self, logits, targets, step: {f"hard{step.item() > 50}": -targets.log_prob(logits)}},
         "at step 100",
     ),
-    Bad(mixers.weighs_its_terms, Hard, {"weights": lambda self, step: {"hrad": 1.0}}, "it weighs ['hrad']"),
-    Bad(mixers.weighs_its_terms, Hard, {"weights": lambda self, step: {"hard": float("inf")}}, "at step 0"),
-    Bad(mixers.counts_rows_or_not, Hard, {"where": lambda self, targets: {"soft": targets.weight}}, "the term 'soft'"),
+    Bad(mixers.weights_known_terms, Hard, {"weights": lambda self, step: {"hrad": 1.0}}, "it weighs ['hrad']"),
+    Bad(mixers.weights_known_terms, Hard, {"weights": lambda self, step: {"hard": float("inf")}}, "at step 0"),
+    Bad(mixers.masks_rows, Hard, {"where": lambda self, targets: {"soft": targets.weight}}, "the term 'soft'"),
     Bad(
-        mixers.counts_rows_or_not,
+        mixers.masks_rows,
         Hard,
         {"where": lambda self, targets: {"hard": targets.weight / 2}},
         "Say 0 or 1 for each row",
     ),
-    Bad(mixers.takes_rows_one_by_one, Hard, rows(lambda loss, logits: loss - loss.mean()), "when it is alone"),
-    Bad(mixers.does_not_depend_on_chunks, Hard, rows(lambda loss, logits: loss / loss.shape[0]), "in chunks of 1 rows"),
+    Bad(mixers.keeps_rows_independent, Hard, rows(lambda loss, logits: loss - loss.mean()), "when it is alone"),
     Bad(
-        mixers.repeats_itself,
+        mixers.is_chunk_independent,
+        Hard,
+        rows(lambda loss, logits: loss / loss.shape[0]),
+        "in chunks of 1 rows",
+    ),
+    Bad(
+        mixers.is_repeatable,
         Hard,
         rows(lambda loss, logits: loss * mx.random.uniform(shape=loss.shape)),
         "second time",
     ),
     Bad(mixers.stays_finite_at_extremes, Hard, rows(naive), "is not finite"),
     Bad(
-        mixers.has_the_gradients_of_its_losses,
+        mixers.has_correct_gradients,
         Hard,
         rows(lambda loss, logits: loss * mx.stop_gradient(loss)),
         "gradients=False",
@@ -626,48 +631,48 @@ class Forgetful(Length):
 
 
 JUDGES = [
-    Bad(judges.grades_what_it_is_shown, Length, {"grade": lambda self, subject: []}, "gave no grade at all"),
-    Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: Grade("x", 1.0, sample="y")), "it was not shown"),
-    Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: Grade("x", float("nan"))), "a score of nan"),
-    Bad(judges.grades_what_it_is_shown, Length, grades(lambda s: 3), "gave a int where a Grade was due"),
-    Bad(judges.grades_what_it_is_shown, Asks, {}, "check_judge(..., teacher=lambda request: ...)"),
-    Bad(judges.sums_its_grades_up, Forgetful, {}, "of its grades from disk it makes"),
+    Bad(judges.grades_its_subject, Length, {"grade": lambda self, subject: []}, "gave no grade at all"),
+    Bad(judges.grades_its_subject, Length, grades(lambda s: Grade("x", 1.0, sample="y")), "it was not shown"),
+    Bad(judges.grades_its_subject, Length, grades(lambda s: Grade("x", float("nan"))), "a score of nan"),
+    Bad(judges.grades_its_subject, Length, grades(lambda s: 3), "gave a int where a Grade was due"),
+    Bad(judges.grades_its_subject, Asks, {}, "check_judge(..., teacher=lambda request: ...)"),
+    Bad(judges.summarises_its_grades, Forgetful, {}, "of its grades from disk it makes"),
     Bad(
-        judges.sums_its_grades_up,
+        judges.summarises_its_grades,
         Length,
         {"summarise": lambda self, grades: {"words": Metric(1.0, 2.0, 3.0)}},
         "low <= value <= high",
     ),
     Bad(
-        judges.repeats_itself, Length, grades(lambda s: Grade("x", random.random(), sample=s.id)), "it graded otherwise"
+        judges.is_repeatable, Length, grades(lambda s: Grade("x", random.random(), sample=s.id)), "it graded otherwise"
     ),
     Bad(
-        judges.copes_with_nothing_to_judge,
+        judges.handles_an_empty_subject,
         Length,
         {"grade": lambda self, subject: [Grade("x", 1 / len(subject.samples))]},
         "without samples it failed: ZeroDivisionError",
     ),
     Bad(
-        judges.copes_with_samples_without_a_word,
+        judges.handles_empty_samples,
         Length,
         {"requests": lambda self, subject: [judge_request()] * (9 // max(len(s.completion) for s in subject.samples))},
         "of samples without a word, the judge 'length' could not say what it would ask: ZeroDivisionError",
     ),
     Bad(
-        judges.copes_with_samples_without_a_word,
+        judges.handles_empty_samples,
         Length,
         {"grade": lambda self, s: [Grade("x", 1 / sum(len(one.completion) for one in s.samples))] if s.samples else []},
         "of samples without a word it failed: ZeroDivisionError",
     ),
     Bad(
-        judges.copes_with_a_teacher_that_refuses,
+        judges.handles_refused_requests,
         Asks,
         {"grade": lambda self, s: [Grade("x", float(a.text)) for a in s.ask([judge_request()]) or ()]},
         "when its teacher refuses it failed: ValueError",
         {"teacher": seven},
     ),
     Bad(
-        judges.says_that_it_needs_a_teacher,
+        judges.handles_a_missing_teacher,
         Asks,
         {"grade": lambda self, s: [Grade("x", len(a.text)) for a in s.ask([judge_request()])]},
         "without a teacher it failed: TypeError",
@@ -705,25 +710,23 @@ class Handle(Numbers):
 
 SOURCES = [
     Bad(sources.names_its_splits, Numbers, {"splits": ("valid",)}, 'Write splits = ("train",)'),
-    Bad(
-        sources.has_a_fingerprint_of_plain_json, Numbers, {"fingerprint": lambda self: id(self) + next(COUNT)}, "alike"
-    ),
+    Bad(sources.has_a_json_fingerprint, Numbers, {"fingerprint": lambda self: id(self) + next(COUNT)}, "alike"),
     Bad(sources.yields_documents, Numbers, yields(), "the split 'train' has no documents"),
     Bad(sources.yields_documents, Numbers, yields(None), "Yield Document(id, text)"),
     Bad(sources.yields_documents, Numbers, yields("half \ud83e"), "holds half a character"),
     Bad(
-        sources.gives_each_an_id_of_its_own,
+        sources.gives_unique_ids,
         Numbers,
         {"documents": lambda self, split: iter([Document("1", "a"), Document("1", "b")])},
         "documents have the id '1'",
     ),
     Bad(
-        sources.keeps_its_order,
+        sources.keeps_document_order,
         Numbers,
         {"documents": lambda self, split: iter(random.sample(list(Numbers.documents(self, split)), 10))},
         "is another the second time",
     ),
-    Bad(sources.can_be_read_twice_at_once, Handle, {}, "two readers side by side"),
+    Bad(sources.allows_concurrent_readers, Handle, {}, "two readers side by side"),
 ]
 
 
@@ -760,12 +763,10 @@ class Unseeded(Net):
 
 
 STUDENTS = [
-    Bad(students.says_how_much_it_reads, Mean, {"context": "12"}, "its context is '12'"),
+    Bad(students.declares_its_context, Mean, {"context": "12"}, "its context is '12'"),
+    Bad(students.returns_hidden_states, Mean, {"build": lambda self, size: None}, "build returned a NoneType"),
     Bad(
-        students.turns_tokens_into_hidden_states, Mean, {"build": lambda self, size: None}, "build returned a NoneType"
-    ),
-    Bad(
-        students.turns_tokens_into_hidden_states,
+        students.returns_hidden_states,
         Mean,
         network(__call__=lambda self, tokens: Net.__call__(self, tokens)[0]),
         "Return hidden states [B, T, D]",
@@ -773,20 +774,20 @@ STUDENTS = [
     Bad(students.offers_its_head, Mean, network(head=None), "its network has no head"),
     Bad(students.offers_its_head, Mean, network(head=property(lambda self: (self.out.weight.T, None))), "a weight of"),
     Bad(
-        students.sees_no_later_token,
+        students.is_causal,
         Mean,
         network(__call__=lambda self, tokens: Net.__call__(self, tokens[:, ::-1])[:, ::-1]),
         "Mask what comes later",
     ),
     Bad(
-        students.keeps_rows_apart,
+        students.keeps_rows_independent,
         Mean,
         network(__call__=lambda self, t: Net.__call__(self, t) - Net.__call__(self, t).mean(axis=0)),
         "another row beside it",
     ),
-    Bad(students.is_built_alike_from_one_seed, Mean, {"network": Unseeded}, "the same seed gives other weights"),
-    Bad(students.comes_back_from_its_weights, Mean, {"network": Hidden}, "after a trip through a checkpoint"),
-    Bad(students.learns_with_every_parameter, Mean, {"network": Idle}, "nothing depends on idle"),
+    Bad(students.is_reproducible_from_a_seed, Mean, {"network": Unseeded}, "the same seed gives other weights"),
+    Bad(students.reloads_from_its_weights, Mean, {"network": Hidden}, "after a trip through a checkpoint"),
+    Bad(students.trains_every_parameter, Mean, {"network": Idle}, "nothing depends on idle"),
 ]
 
 
@@ -810,32 +811,32 @@ def spoils(self: Any, report: Any) -> None:
 
 
 TRACKERS = [
-    Bad(trackers.follows_a_run_to_its_end, Lines, {"finish": fails}, "it raised ZeroDivisionError"),
+    Bad(trackers.tracks_a_complete_run, Lines, {"finish": fails}, "it raised ZeroDivisionError"),
     Bad(
-        trackers.follows_a_run_that_goes_on,
+        trackers.tracks_a_resumed_run,
         Lines,
         {"start": opens("mine")},
         "it raised FileExistsError",
     ),
     Bad(
-        trackers.copes_with_a_run_that_breaks_off,
+        trackers.handles_an_interrupted_run,
         Lines,
         {"start": opens("lock"), "finish": closes},
         "it raised FileExistsError",
     ),
     Bad(
-        trackers.copes_with_values_of_all_kinds,
+        trackers.handles_unusual_values,
         Lines,
         {"log": lambda self, step, values: int(values.get("loss", 0))},
         "it raised ValueError",
     ),
     Bad(
-        trackers.copes_with_values_of_all_kinds,
+        trackers.handles_unusual_values,
         Lines,
         {"log": lambda self, step, values: values.clear()},
         "Copy the values before you change them",
     ),
-    Bad(trackers.leaves_the_run_as_it_was, Lines, {"finish": spoils}, "it changed metrics.jsonl of the run"),
+    Bad(trackers.leaves_the_run_unchanged, Lines, {"finish": spoils}, "it changed metrics.jsonl of the run"),
 ]
 
 
@@ -859,20 +860,20 @@ def bare(self: Any, run: Any, folder: Path) -> list[str]:
 
 EXPORTERS = [
     Bad(
-        exporters.writes_files_and_says_what_it_checked,
+        exporters.writes_and_verifies_files,
         Copy,
         {"export": lambda self, run, folder: [Copy.export(self, run, folder)][1:]},
         "it returned []",
     ),
-    Bad(exporters.takes_any_folder, Copy, {"export": bare}, "it raised UnicodeEncodeError"),
-    Bad(exporters.leaves_the_run_as_it_was, Copy, {"export": within}, "it changed the run"),
+    Bad(exporters.accepts_any_folder_name, Copy, {"export": bare}, "it raised UnicodeEncodeError"),
+    Bad(exporters.leaves_the_run_unchanged, Copy, {"export": within}, "it changed the run"),
     Bad(
-        exporters.refuses_in_words,
+        exporters.refuses_an_untrained_run,
         Copy,
         {"export": lambda self, run, folder: [next(run.checkpoints.glob("*")).name]},
         "a run without a checkpoint: StopIteration",
     ),
-    Bad(exporters.repeats_itself, Copy, {"export": stamps}, "exported twice, stamp differs"),
+    Bad(exporters.is_repeatable, Copy, {"export": stamps}, "exported twice, stamp differs"),
 ]
 KINDS = {
     "teacher": TEACHERS,
@@ -890,8 +891,8 @@ def test_a_broken_promise_is_named_with_what_to_do(kind: str, bad: Bad) -> None:
     with pytest.raises(AssertionError) as caught:
         getattr(kit, f"check_{kind}")(bad.made, **(bad.more or {}))
     told = str(caught.value)
-    assert told.startswith("Bad breaks ")
-    assert f"\n  {promises.named(bad.breaks)}: " in told
+    assert told.startswith("Bad fails ")
+    assert f"\n  {framework.check_name(bad.breaks)}: " in told
     assert bad.says in told
     assert caught.value.__cause__ is not None
 
@@ -903,8 +904,8 @@ def test_every_promise_of_every_role_is_broken_by_one_of_these(kind: str) -> Non
     more = {Asks: {"teacher": seven}}
     check = getattr(kit, f"check_{kind}")
     all_of_them = {name for one in good[kind] for name in check(one, **more.get(one, {}))}
-    of_all_roles = {"fulfils its contract", "reads its options", "can be built"}
-    assert all_of_them - of_all_roles == {promises.named(bad.breaks) for bad in KINDS[kind]} - of_all_roles
+    of_all_roles = {"implements its interface", "parses its options", "can be constructed"}
+    assert all_of_them - of_all_roles == {framework.check_name(bad.breaks) for bad in KINDS[kind]} - of_all_roles
 
 
 def test_whoever_cannot_repeat_itself_may_say_so() -> None:
@@ -915,7 +916,7 @@ def test_whoever_cannot_repeat_itself_may_say_so() -> None:
             """By chance."""
             return Answer(str(random.random()))
 
-    assert "repeats itself" not in kit.check_teacher(Moody, repeatable=False)
+    assert "is repeatable" not in kit.check_teacher(Moody, repeatable=False)
 
 
 def test_a_refusal_in_words_is_as_good_as_an_answer() -> None:
@@ -928,13 +929,13 @@ def test_a_refusal_in_words_is_as_good_as_an_answer() -> None:
                 raise DistillkitError("it takes prompts of up to 300 characters", "Cut them.")
             return Echo.answer(self, request)
 
-    assert "copes with any text" in kit.check_teacher(Picky)
+    assert "handles any text" in kit.check_teacher(Picky)
 
 
 def test_several_broken_promises_are_told_at_once() -> None:
     bad = type(
         "Bad", (Hard,), {"__doc__": "Bad.", "weights": lambda s, step: {"x": 1.0}, "where": lambda s, t: {"y": 1}}
     )
-    with pytest.raises(AssertionError, match="breaks 2 promises of a mixer") as caught:
+    with pytest.raises(AssertionError, match="fails 2 checks of check_mixer") as caught:
         kit.check_mixer(bad)
-    assert "\n  weighs its terms: at step 0 it weighs ['x']\n    Its terms are hard, theirs.\n" in str(caught.value)
+    assert "\n  weights known terms: at step 0 it weighs ['x']\n    Its terms are hard, theirs.\n" in str(caught.value)

@@ -21,7 +21,7 @@ from ...core.errors import CorruptError, UsageError
 from ...core.files import file_digest, read_json, write_text
 from ...core.run_folder import Run, creating
 from ...data.tokenizer import Tokenizer, build
-from ...plugins.manager import current
+from ...plugins.manager import current_plugins
 from ...recipe.schema import NAME, NAME_WORDS
 from .. import checkpoint
 from ..model.gpt import GPT, Shape, named
@@ -406,5 +406,5 @@ def _options(shape: Shape) -> dict[str, Any]:
     values = {key: value for key, value in shape.__dict__.items() if key != "vocab_size"}
     values["hidden"] = None if shape.hidden == 4 * shape.width else shape.hidden
     values["kv_heads"] = None if shape.pairs == shape.heads else shape.kv_heads
-    options = current().options("students", "gpt", values, file="the import", table="student", folder=Path())
+    options = current_plugins().options("students", "gpt", values, file="the import", table="student", folder=Path())
     return options.model_dump(mode="json")

@@ -86,14 +86,14 @@ def finished_run(folder: Path) -> Run:
 
     from ..core.files import write_json, write_jsonl, write_text
     from ..core.run_folder import Run
-    from ..plugins.manager import current
+    from ..plugins.manager import current_plugins
     from ..reporting.run.report import build_report
     from ..student import checkpoint
     from ..student.training.optimizers import flatten
 
     run, words = Run(folder / "reports" / "testing" / "1"), tokenizer()
     shape = {"layers": 2, "heads": 2, "width": 16, "context": 32}
-    built = current().build("students", "gpt", shape)
+    built = current_plugins().build("students", "gpt", shape)
     network = built.build(words.vocab_size)  # type: ignore[attr-defined]
     key, weights = mx.random.key(0), {}
     for name, value in flatten(network.parameters()).items():
