@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..core.console import Console
 from ..core.errors import DistillkitError
 from ..data.corpus import Corpus, prepare, prepared
-from ..plugins.interfaces import Judge, Mixer, Source, Student, Teacher, Tracker, gives
+from ..plugins.interfaces import Judge, Mixer, Source, Student, Teacher, Tracker, signal_suffices
 from ..plugins.manager import Plugins
 from ..recipe.recipe import JudgeTable, Recipe
 from ..recipe.schema import TeacherTable
@@ -162,7 +162,7 @@ class Context:
     def soft_target_source(self) -> SoftTargetSource:
         """Where soft targets come from, by what the mixer needs and what is used of the teacher."""
         teacher, table = self.teacher, self.recipe.teacher
-        if teacher is None or table is None or not gives(self.mixer.signal, "top_logprobs"):
+        if teacher is None or table is None or not signal_suffices(self.mixer.signal, "top_logprobs"):
             return SoftTargetSource.NONE
         if (table.signal or teacher.signal) == "logits":
             return SoftTargetSource.STORE if table.store else SoftTargetSource.STEP
