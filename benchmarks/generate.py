@@ -29,10 +29,10 @@ import numpy as np  # noqa: E402
 from distillkit.pipeline.bench import machine  # noqa: E402
 from distillkit.student.generation.generate import generate_tokens  # noqa: E402
 from distillkit.student.generation.sampling import Sampling  # noqa: E402
-from distillkit.student.model.gpt import GPT, Shape  # noqa: E402
+from distillkit.student.model.gpt import GPT, GPTConfig  # noqa: E402
 from distillkit.student.training.optimizers import flatten  # noqa: E402
 
-SHAPE = Shape(50257, layers=8, heads=8, width=384, hidden=1536, context=512, tied=True, activation="gelu_tanh")
+SHAPE = GPTConfig(50257, layers=8, heads=8, width=384, hidden=1536, context=512, tied=True, activation="gelu_tanh")
 PROMPT, BATCHES = 16, (1, 16)
 NAMES = {
     "tokens": "wte",

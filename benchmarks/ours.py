@@ -14,16 +14,16 @@ from problems import Problem, Teacher, rate
 from distillkit.core import cpu
 from distillkit.data.batches import Batch
 from distillkit.plugins.interfaces import Mixer
-from distillkit.student.model.gpt import GPT, Shape
-from distillkit.student.training.loop import Job, Settings, advance, fresh
-from distillkit.student.training.loss import Opinion, chunk_rows
+from distillkit.student.model.gpt import GPT, GPTConfig
+from distillkit.student.training.loop import TrainingJob, TrainSettings, initial_state, train_step
+from distillkit.student.training.loss import LazyLogits, chunk_rows
 from distillkit.student.training.optimizers import AdamW
 from distillkit.student.training.parallel import StreamPool, keep_freed_memory
 
 
 def network(which: Problem | Teacher) -> GPT:
     """A network with the weights it begins with."""
-    model = GPT(Shape(**{**which.shape, "activation": which.activation}))
+    model = GPT(GPTConfig(**{**which.shape, "activation": which.activation}))
     model.load_weights([(name, mx.array(value)) for name, value in which.weights.items()])
     mx.eval(model.parameters())
     which.weights.clear()
@@ -37,18 +37,18 @@ def stepper(problem: Problem) -> Callable[[int], float]:
     if problem.teacher:
         mixer = AlphaTemperature(AlphaTemperature.Options(alpha=problem.alpha, temperature=1.0))
         taught = network(problem.teacher).eval()
-        teacher = lambda tokens: Opinion(taught(tokens), taught.head)  # noqa: E731
+        teacher = lambda tokens: LazyLogits(taught(tokens), taught.head)  # noqa: E731
     job = replace(job_of(problem, mixer), teacher=teacher)
-    state = fresh(job.model, job.settings.optimizer)
+    state = initial_state(job.model, job.settings.optimizer)
 
     def step(number: int) -> float:
         state.step = number
-        return float(advance(job, state)["loss"])
+        return float(train_step(job, state)["loss"])
 
     return step
 
 
-def job_of(problem: Problem, mixer: Mixer) -> Job:
+def job_of(problem: Problem, mixer: Mixer) -> TrainingJob:
     """What the train stage would do with a problem's network and batches, but for files: there are none."""
     nowhere: Any = None
 
@@ -58,6 +58,6 @@ def job_of(problem: Problem, mixer: Mixer) -> Job:
 
     model, vocabulary = network(problem), problem.shape["vocab_size"]
     schedule: Any = lambda step: rate(problem, step)  # noqa: E731
-    settings = Settings(problem.steps, 1, chunk_rows(vocabulary), 100, 100, None, 2, 1, schedule, AdamW())
+    settings = TrainSettings(problem.steps, 1, chunk_rows(vocabulary), 100, 100, None, 2, 1, schedule, AdamW())
     pool = StreamPool(min(problem.rows, cpu.cores()) if mx.default_device() == mx.cpu else 1)
-    return Job(model, vocabulary, mixer, batch, list, settings, {}, {}, nowhere, nowhere, stream_pool=pool)
+    return TrainingJob(model, vocabulary, mixer, batch, list, settings, {}, {}, nowhere, nowhere, stream_pool=pool)

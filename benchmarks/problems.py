@@ -103,7 +103,7 @@ def quickstart() -> Problem:
         _initial(SHAPES["quickstart"], "relu"),
         batch,
         train.batch_size,
-        Teacher({**teaching.shape.__dict__}, teaching.shape.activation, _arrays(teaching)),
+        Teacher({**teaching.config.__dict__}, teaching.config.activation, _arrays(teaching)),
         context.mixer.weights(0)["hard"],
         train.learning_rate,
         train.warmup,
@@ -119,9 +119,9 @@ def rate(problem: Problem, step: int) -> float:
 
 
 def _initial(shape: dict[str, Any], activation: str, seed: int = 1) -> dict[str, Array]:
-    from distillkit.student.model.gpt import GPT, Shape, initialise
+    from distillkit.student.model.gpt import GPT, GPTConfig, initialise
 
-    model = GPT(Shape(**shape, activation=activation))  # type: ignore[arg-type]
+    model = GPT(GPTConfig(**shape, activation=activation))  # type: ignore[arg-type]
     initialise(model, seed)
     return _arrays(model)
 

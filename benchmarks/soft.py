@@ -29,7 +29,7 @@ from problems import Problem, problem  # noqa: E402
 
 from distillkit.data.batches import Batch  # noqa: E402
 from distillkit.plugins.manager import Plugins  # noqa: E402
-from distillkit.student.training.loop import Job, advance, fresh  # noqa: E402
+from distillkit.student.training.loop import TrainingJob, initial_state, train_step  # noqa: E402
 from distillkit.student.training.parallel import keep_freed_memory  # noqa: E402
 
 K, MARK = 20, 1.15
@@ -64,7 +64,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _jobs(what: Problem, mixer: str) -> Iterator[tuple[str, Job]]:
+def _jobs(what: Problem, mixer: str) -> Iterator[tuple[str, TrainingJob]]:
     """The same student, with hard targets alone and with soft ones beside them."""
     plain = job_of(what, Hard())
     yield PLAIN, plain
@@ -87,15 +87,15 @@ def _taught(batch: Any, vocabulary: int, seed: int) -> Batch:
     return replace(batch, **kinds)
 
 
-def _by_turns(jobs: dict[str, Job], steps: int) -> dict[str, dict[str, list[float]]]:
+def _by_turns(jobs: dict[str, TrainingJob], steps: int) -> dict[str, dict[str, list[float]]]:
     """The times of each job's steps, which all move the same weights."""
-    state = fresh(jobs[PLAIN].model, jobs[PLAIN].settings.optimizer)
+    state = initial_state(jobs[PLAIN].model, jobs[PLAIN].settings.optimizer)
     taken: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "processor": []} for name in jobs}
     for step in range(steps):
         for name, job in jobs.items():
             state.step = step  # the same rows for all
             began, used = time.perf_counter(), time.process_time()
-            advance(job, state)
+            train_step(job, state)
             taken[name]["seconds"].append(time.perf_counter() - began)
             taken[name]["processor"].append(time.process_time() - used)
     return taken

@@ -25,7 +25,7 @@ blas.load()
 from problems import SHAPES  # noqa: E402
 
 from distillkit.pipeline.bench import FORWARD, TRAINING, matmul_rate, multiply_adds  # noqa: E402
-from distillkit.student.model.gpt import Shape  # noqa: E402
+from distillkit.student.model.gpt import GPTConfig  # noqa: E402
 
 INSTALLED = "plain, as installed"
 TOLD = 15  # steps
@@ -103,7 +103,7 @@ def _row(engine: str, results: dict[str, Any], tokens: int, least: float) -> dic
 
 def figures(problem: str) -> tuple[float, int]:
     """The floating-point operations of a step (without attention's and the teacher's backward), and its tokens."""
-    shape, rows = Shape(**SHAPES[problem]), 4 if problem == "53m" else 8  # type: ignore[arg-type]
+    shape, rows = GPTConfig(**SHAPES[problem]), 4 if problem == "53m" else 8  # type: ignore[arg-type]
     tokens = rows * shape.context
     flops = TRAINING * tokens * multiply_adds(shape)
     if problem == "quickstart":  # the teacher only reads

@@ -28,10 +28,10 @@ from ..data.batches import Batch
 from ..student import blas
 from ..student.generation.generate import generate_tokens
 from ..student.generation.sampling import Sampling
-from ..student.model.gpt import Shape, count
+from ..student.model.gpt import GPTConfig, count_parameters
 from ..student.trained import Trained, locate, parameters
 from ..student.training import precision
-from ..student.training.loop import Job, advance, asked, fresh
+from ..student.training.loop import TrainingJob, initial_state, teacher_forward, train_step
 from ..student.training.parallel import StreamPool, enable_checkpointing, keep_freed_memory
 from .context import Context, SoftTargetSource
 from .soft_targets import SoftTargets
@@ -134,11 +134,11 @@ class Subject:
         """What a step of the train stage is computed in here."""
         return precision.resolve(self.table.precision)
 
-    def job(self) -> Job:
+    def job(self) -> TrainingJob:
         """What the train stage would do, but for the text and for files: there are none."""
         if self.table.checkpointing:
             enable_checkpointing(self.student.model, self.context.recipe.student.arch)
-        return Job(
+        return TrainingJob(
             model=self.student.model,
             vocab_size=self.vocab_size,
             mixer=self.context.mixer,
@@ -146,10 +146,10 @@ class Subject:
             validation=tuple,
             settings=settings(self.context.recipe, chunk_of(self.table, self.vocab_size), self.precision),
             student={},
-            facts={},
-            folder=Path(os.devnull),
-            log=Path(os.devnull),
-            teacher=asked(self.teacher) if self.teacher else None,
+            metadata={},
+            checkpoint_folder=Path(os.devnull),
+            metrics_file=Path(os.devnull),
+            teacher=teacher_forward(self.teacher) if self.teacher else None,
             on_policy=self.writes,
             stream_pool=self.stream_pool,
         )
@@ -164,7 +164,7 @@ class Subject:
         """The operations of a step; a teacher only reads, and what the student writes it reads first."""
         own, theirs = _multiply_adds(self.student.model), getattr(self.teacher, "trained", None)
         taught = FORWARD * _multiply_adds(theirs.model) if theirs else 0
-        written = len(self.writes.rows(self.table.rows, 0)) * self.context_length if self.writes else 0
+        written = len(self.writes.chosen_rows(self.table.rows, 0)) * self.context_length if self.writes else 0
         return self.step_tokens * (TRAINING * own + taught) + written * FORWARD * own
 
 
@@ -186,12 +186,12 @@ def _reading(subject: Subject, steps: int) -> Report:
 def _training(subject: Subject, steps: int) -> tuple[Report, int]:
     """Whole steps: forward, backward, optimizer. And what MLX held at most, beyond what it had before."""
     job = subject.job()
-    state = fresh(job.model, job.settings.optimizer)
+    state = initial_state(job.model, job.settings.optimizer)
     for _ in range(WARM):
-        advance(job, state)
+        train_step(job, state)
     held = mx.get_active_memory()
     mx.reset_peak_memory()
-    speeds = _speeds(subject.step_tokens, [_seconds(lambda: advance(job, state)) for _ in range(steps)])
+    speeds = _speeds(subject.step_tokens, [_seconds(lambda: train_step(job, state)) for _ in range(steps)])
     how = {
         "teacher": subject.teacher is not None,
         "precision": subject.precision,
@@ -244,13 +244,13 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def _multiply_adds(network: nn.Module) -> int:
     """Multiply-adds a token; of a network that is no GPT only the parameters are known: about one each."""
-    shape = getattr(network, "shape", None)
-    return multiply_adds(shape) if isinstance(shape, Shape) else count(network)
+    shape = getattr(network, "config", None)
+    return multiply_adds(shape) if isinstance(shape, GPTConfig) else count_parameters(network)
 
 
-def multiply_adds(shape: Shape) -> int:
+def multiply_adds(shape: GPTConfig) -> int:
     """Multiply-adds a token of a GPT: the weights of all matrices, and attention, half of which nobody sees."""
-    attention = (1 + shape.attention_out + 2 * shape.pairs / shape.heads) * shape.width**2
+    attention = (1 + shape.attention_out + 2 * shape.num_kv_heads / shape.heads) * shape.width**2
     hidden = (3 if shape.activation == "swiglu" else 2) * shape.width * shape.hidden
     block = int(attention) + hidden + shape.context * shape.width
     return shape.layers * block + shape.width * shape.vocab_size

@@ -322,10 +322,10 @@ def _seconds(context: Context, sizes: dict[str, int], tokens: int) -> dict[str, 
 
 def _size(teacher: Any) -> int:
     """The parameters of a local teacher, if it has a network that can be counted."""
-    from ..student.model.gpt import count
+    from ..student.model.gpt import count_parameters
 
     trained = getattr(teacher, "trained", None)
-    return 0 if trained is None else count(trained.model)
+    return 0 if trained is None else count_parameters(trained.model)
 
 
 def _matmul_rate() -> float:

@@ -11,17 +11,17 @@ from ..core import cpu
 from ..core.errors import UsageError
 from ..recipe.recipe import Recipe
 from ..recipe.schema import TrainTable
-from ..student.training.loop import Settings
+from ..student.training.loop import TrainSettings
 from ..student.training.loss import chunk_rows
-from ..student.training.on_policy import Judge, OnPolicy
+from ..student.training.on_policy import OnPolicyGenerator, RowScorer
 from ..student.training.optimizers import AdamW, LearningRateSchedule
 
 
-def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings:
+def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> TrainSettings:
     """The figures of a recipe's training; so many rows of logits are held at once."""
     table = recipe.train
     floor = table.learning_rate / 10 if table.final_learning_rate is None else table.final_learning_rate
-    return Settings(
+    return TrainSettings(
         steps=table.steps,
         accumulate=table.accumulate,
         chunk=chunk,
@@ -36,12 +36,12 @@ def settings(recipe: Recipe, chunk: int, precision: str = "float32") -> Settings
     )
 
 
-def on_policy(recipe: Recipe, context_length: int, padding: int, judge: Judge | None) -> OnPolicy | None:
+def on_policy(recipe: Recipe, context_length: int, padding: int, judge: RowScorer | None) -> OnPolicyGenerator | None:
     """What the student writes of a step, for its teacher or somebody else to judge, if the recipe says so."""
     table = recipe.teacher
     if table is None or table.on_policy is None:
         return None
-    return OnPolicy(table.on_policy, table.prompt_tokens, context_length, padding, recipe.seed, judge)
+    return OnPolicyGenerator(table.on_policy, table.prompt_tokens, context_length, padding, recipe.seed, judge)
 
 
 def streams_of(train: TrainTable, sharing: int = 1, processes: int = 1) -> int:

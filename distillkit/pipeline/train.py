@@ -27,8 +27,8 @@ from ..student.model.gpt import GPT, initialise
 from ..student.trained import Trained, locate
 from ..student.training import loop
 from ..student.training.distributed import BatchShard
-from ..student.training.loop import Job, State, asked, evaluate, fresh, restored
-from ..student.training.on_policy import judged_in_all
+from ..student.training.loop import TrainingJob, TrainState, evaluate, initial_state, restore_state, teacher_forward
+from ..student.training.on_policy import mean_soft_target_coverage
 from ..student.training.optimizers import flatten, unflatten
 from ..student.training.parallel import StreamPool, enable_checkpointing, keep_freed_memory
 from .checks import check_row_shares
@@ -93,7 +93,7 @@ class TrainStage:
         of_teacher = self._on_the_teachers_text(job)
         return self._came_to(state) | of_teacher | self._spent(begun) if self.group.is_main else {}
 
-    def _ready(self, trackers: Sequence[Tracker]) -> tuple[Job, State]:
+    def _ready(self, trackers: Sequence[Tracker]) -> tuple[TrainingJob, TrainState]:
         """All that a step needs, and where this sitting begins."""
         streams = self._streams()
         with self.group.barrier():
@@ -103,7 +103,7 @@ class TrainStage:
         job = self._job(facts, trackers, streams)
         return job, self._state(job, saved)
 
-    def _trained(self, job: Job, state: State, begun: float) -> State:
+    def _trained(self, job: TrainingJob, state: TrainState, begun: float) -> TrainState:
         """Train to the last step; what a sitting came to that ended before it is recorded, too."""
         self._announce(state.step)
         with self.group.barrier():
@@ -117,7 +117,7 @@ class TrainStage:
                     self.run.record(training=self._saved(job) | self._spent(begun))
             raise
 
-    def _nothing_left(self, state: State) -> None:
+    def _nothing_left(self, state: TrainState) -> None:
         """Say that the last step was made, and do what a sitting that was killed after it had no time for."""
         steps = self.recipe.train.steps
         self.console.print(
@@ -126,7 +126,7 @@ class TrainStage:
         if self.group.is_main:
             checkpoints.prune(self.run.checkpoints, self.recipe.train.keep, state.best_step)
 
-    def _on_the_teachers_text(self, job: Job) -> dict[str, Any]:
+    def _on_the_teachers_text(self, job: TrainingJob) -> dict[str, Any]:
         """How likely the student finds the answers that were kept from training: nats a token, bits a byte."""
         stream = held_out_stream(self.answers)
         if stream is None:
@@ -191,7 +191,7 @@ class TrainStage:
             checkpoints.set_aside(damaged)
         return saved
 
-    def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker], streams: int) -> Job:
+    def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker], streams: int) -> TrainingJob:
         table, context_length = self.recipe.train, self.context.student.context
         shard = BatchShard.of(self.group, table.rows, facts["numerics"]["parts"])
         teacher = SoftTargets(self.context).logits_teacher if self.context.uses_logits_in_steps else None
@@ -201,7 +201,7 @@ class TrainStage:
 
         if table.checkpointing:
             enable_checkpointing(self.context.network, self.recipe.student.arch)
-        return Job(
+        return TrainingJob(
             model=self.context.network,
             vocab_size=self.context.tokenizer.vocab_size,
             mixer=self.context.mixer,
@@ -209,10 +209,10 @@ class TrainStage:
             validation=validation,
             settings=settings(self.recipe, facts["numerics"]["chunk"], facts["numerics"]["precision"]),
             student=self.continuity.student(),
-            facts=facts,
-            folder=self.run.checkpoints,
-            log=self.run.metrics,
-            teacher=asked(teacher) if teacher else None,
+            metadata=facts,
+            checkpoint_folder=self.run.checkpoints,
+            metrics_file=self.run.metrics,
+            teacher=teacher_forward(teacher) if teacher else None,
             on_policy=on_policy(
                 self.recipe, self.context.student.context, self.context.tokenizer.end_of_text, self.reader
             ),
@@ -236,22 +236,22 @@ class TrainStage:
             return None
         return Reader(self.context, self.run.info.get("spent") or {}, self.run.spends if self.group.is_main else None)
 
-    def _state(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
+    def _state(self, job: TrainingJob, saved: checkpoints.Checkpoint | None) -> TrainState:
         """Where to begin; one process knows, and tells the others."""
         with self.group.barrier():
-            state = self._begun(job, saved) if self.group.is_main else fresh(job.model, job.settings.optimizer)
+            state = self._begun(job, saved) if self.group.is_main else initial_state(job.model, job.settings.optimizer)
         if self.group.world_size == 1:
             return state
         parameters = unflatten(self.group.broadcast_arrays(flatten(state.parameters)))
         moments = unflatten(self.group.broadcast_arrays(flatten(state.moments)))
         job.model.update(parameters)
         step, best_step, best_loss = self.group.broadcast((state.step, state.best_step, state.best_loss))
-        return State(parameters, moments, step, best_step, best_loss)
+        return TrainState(parameters, moments, step, best_step, best_loss)
 
-    def _begun(self, job: Job, saved: checkpoints.Checkpoint | None) -> State:
+    def _begun(self, job: TrainingJob, saved: checkpoints.Checkpoint | None) -> TrainState:
         """The last checkpoint, another student's weights, or new ones."""
         if saved is not None:
-            return restored(job.model, saved)
+            return restore_state(job.model, saved)
         if self.recipe.student.from_:
             self._warm_start(job)
         elif isinstance(job.model, GPT):
@@ -260,9 +260,9 @@ class TrainStage:
             mx.random.seed(self.recipe.seed)
             job.model.update(self.context.student.build(job.vocab_size).parameters())
         mx.eval(job.model.parameters())
-        return fresh(job.model, job.settings.optimizer)
+        return initial_state(job.model, job.settings.optimizer)
 
-    def _warm_start(self, job: Job) -> None:
+    def _warm_start(self, job: TrainingJob) -> None:
         """Take the weights of another student of the same shape that reads the same tokens."""
         origin, tokenizer = locate(self.recipe.student.from_ or "")
         origin.verify()
@@ -291,12 +291,12 @@ class TrainStage:
         before = self.run.info.get("training", {}).get("seconds", 0.0)
         return {"seconds": round(before + time.perf_counter() - begun, 3)}
 
-    def _saved(self, job: Job) -> dict[str, Any]:
+    def _saved(self, job: TrainingJob) -> dict[str, Any]:
         """What a sitting came to that did not end: the state that the next one goes on from."""
         saved, _ = checkpoints.newest_good(self.run.checkpoints)
-        return self._came_to(restored(job.model, saved)) if saved else {}
+        return self._came_to(restore_state(job.model, saved)) if saved else {}
 
-    def _came_to(self, state: State) -> dict[str, Any]:
+    def _came_to(self, state: TrainState) -> dict[str, Any]:
         table, context_length = self.recipe.train, self.context.student.context
         rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= state.step]
         losses = [row["loss"] for row in rows if row["kind"] == "train"][-20:]
@@ -311,5 +311,5 @@ class TrainStage:
             "best_loss": state.best_loss if looks else None,
             "gradient_norms": looks[-1].get("gradient_norms", {}) if looks else {},
             "weights_sha256": checkpoints.weights_digest(flatten(state.parameters)),
-            **judged_in_all(rows),
+            **mean_soft_target_coverage(rows),
         }

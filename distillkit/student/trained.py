@@ -209,7 +209,7 @@ def _fingerprint(checkpoint: Checkpoint, tokenizer: Path) -> str:
 
 def parameters(model: nn.Module) -> dict[str, Any]:
     """How many parameters a network has: counting a shared matrix at each use, and once."""
-    from .model.gpt import count
+    from .model.gpt import count_parameters
 
-    unique = count(model)
+    unique = count_parameters(model)
     return {"total": unique + int(getattr(model, "shared", 0)), "unique": unique}

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..core.records import LOG_ZERO
 from ..plugins.interfaces import Mixer, signal_suffices
-from ..student.training.loss import counted, mixed_loss
-from ..student.training.targets import TRACE, Targets, TopK
+from ..student.training.loss import mixed_loss, row_weights
+from ..student.training.targets import MIN_MASS, Targets, TopK
 from .framework import Case, expect, run_checks
 
 ROWS, VOCAB, WIDTH, TOP = 12, 17, 6, 5
@@ -79,7 +79,7 @@ def _likeliest(logits: mx.array) -> TopK:
     unused = (mx.arange(ROWS)[:, None] % 3 == 1) & (mx.arange(TOP) == TOP - 1)
     chosen = mx.where(unused, LOG_ZERO, chosen)
     left = 1 - mx.exp(chosen).sum(axis=-1)
-    return TopK(ids, chosen, mx.where(left > TRACE, mx.log(mx.maximum(left, TRACE)), LOG_ZERO))
+    return TopK(ids, chosen, mx.where(left > MIN_MASS, mx.log(mx.maximum(left, MIN_MASS)), LOG_ZERO))
 
 
 def f64(value: mx.array) -> Rows:
@@ -184,7 +184,7 @@ def _in_chunks(mixer: Mixer, targets: Targets, chunk: int) -> list[mx.array]:
     hidden = mx.array(random.normal(size=(ROWS, WIDTH)).astype(np.float32))
     head = mx.array(random.normal(size=(VOCAB, WIDTH)).astype(np.float32))
     names = list(losses(mixer, logits_like(1), targets))
-    totals = {name: mx.maximum(rows.sum(), 1) for name, rows in counted(mixer, targets, names).items()}
+    totals = {name: mx.maximum(rows.sum(), 1) for name, rows in row_weights(mixer, targets, names).items()}
 
     def loss(hidden: mx.array, head: mx.array) -> tuple[mx.array, mx.array]:
         weights = mixer.weights(3)

@@ -49,10 +49,10 @@ def main() -> None:
 
 def parts(assembly: Context) -> dict[str, int]:
     """How many parameters each part has, those that serve twice counted once."""
-    from distillkit.student.model.gpt import named
+    from distillkit.student.model.gpt import named_parameters
 
     sizes = dict.fromkeys(PARTS, 0)
-    for name, weight in named(assembly.network).items():
+    for name, weight in named_parameters(assembly.network).items():
         sizes[part_of(name)] += weight.size
     return sizes
 

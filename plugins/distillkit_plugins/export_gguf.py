@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from distillkit.data.tokenizer import Tokenizer
     from distillkit.student.interchange.exporting import Arrays, Member, Reader
-    from distillkit.student.model.gpt import Shape
+    from distillkit.student.model.gpt import GPTConfig
 
 FILE = "model.gguf"
 USE = f"""```sh
@@ -109,7 +109,7 @@ def save(file: Path, member: Member, tokenizer: Tokenizer, name: str) -> None:
 def _figures(writer: Any, member: Member) -> None:
     from distillkit.student.interchange.hf_weights import EPSILON, TURNS
 
-    shape, pairs = member.shape, member.shape.heads if member.family == "gpt2" else member.shape.pairs
+    shape, pairs = member.shape, member.shape.heads if member.family == "gpt2" else member.shape.num_kv_heads
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -121,7 +121,7 @@ def _figures(writer: Any, member: Member) -> None:
         writer.add_layer_norm_eps(EPSILON)
     else:
         writer.add_layer_norm_rms_eps(EPSILON)
-        writer.add_rope_dimension_count(shape.head_width)
+        writer.add_rope_dimension_count(shape.head_dim)
         writer.add_rope_freq_base(TURNS)
 
 
@@ -165,15 +165,15 @@ def _module(module: str) -> str:
     return f"blk.{number}.{IN_BLOCK[inner]}"
 
 
-def side_by_side(value: mx.array, shape: Shape) -> mx.array:
+def side_by_side(value: mx.array, shape: GPTConfig) -> mx.array:
     """Rows of queries or keys with the two coordinates that rope turns beside each other, as llama.cpp wants them."""
-    halves = value.reshape(-1, 2, shape.head_width // 2, *value.shape[1:])
+    halves = value.reshape(-1, 2, shape.head_dim // 2, *value.shape[1:])
     return halves.swapaxes(1, 2).reshape(value.shape)
 
 
-def apart(value: mx.array, shape: Shape) -> mx.array:
+def apart(value: mx.array, shape: GPTConfig) -> mx.array:
     """The inverse of `side_by_side`."""
-    pairs = value.reshape(-1, shape.head_width // 2, 2, *value.shape[1:])
+    pairs = value.reshape(-1, shape.head_dim // 2, 2, *value.shape[1:])
     return pairs.swapaxes(1, 2).reshape(value.shape)
 
 

@@ -77,11 +77,11 @@ class Gpt(Student):
 
     def build(self, vocab_size: int) -> GPT:
         """A network with weights that are not yet initialised."""
-        from distillkit.student.model.gpt import GPT, Shape
+        from distillkit.student.model.gpt import GPT, GPTConfig
 
         values = self.options.model_dump()
         hidden = values.pop("hidden") or 4 * values["width"]
-        return GPT(Shape(vocab_size=vocab_size, hidden=hidden, **values))
+        return GPT(GPTConfig(vocab_size=vocab_size, hidden=hidden, **values))
 
 
 @hookimpl

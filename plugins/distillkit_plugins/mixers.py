@@ -223,7 +223,7 @@ class TVD(Softened):
     def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
         """The mass that would have to move."""
         theirs, ours = targets.both(logits, heat)
-        apart = (theirs.plain - ours.plain).abs().sum(axis=-1)
+        apart = (theirs.probs - ours.probs).abs().sum(axis=-1)
         return apart / 2
 
 

@@ -22,7 +22,7 @@ from distillkit.pipeline.context import Context
 from distillkit.plugins.manager import Plugins, current_plugins
 from distillkit.recipe.recipe import load
 from distillkit.student.generation.generate import generate_tokens
-from distillkit.student.training.loop import advance, fresh
+from distillkit.student.training.loop import initial_state, train_step
 from support.cli_process import TINY, distillkit
 from support.paths import ROOT
 
@@ -116,7 +116,7 @@ def test_training_is_measured_in_the_precision_and_with_the_memory_of_the_recipe
     for subject, precision, recompute in ((plain, "float32", False), (lowered, "float16", True)):
         job = subject.job()
         assert (job.settings.precision, job.model.recompute) == (precision, recompute)
-        advance(job, fresh(job.model, job.settings.optimizer))
+        train_step(job, initial_state(job.model, job.settings.optimizer))
 
 
 LOWERED = ("train.precision=float16", "train.checkpointing=true")
@@ -149,7 +149,7 @@ def test_what_the_student_writes_in_a_step_is_measured_with_it(home: Path, monke
     monkeypatch.setattr("distillkit.student.training.on_policy.generate_tokens", counted)
     for subject in (plain, writing):
         job = subject.job()
-        advance(job, fresh(job.model, job.settings.optimizer))
+        train_step(job, initial_state(job.model, job.settings.optimizer))
     assert [len(prompt) for prompt in written] == [4, 4]  # half of the rows
     assert writing.training_flops - plain.training_flops == plain.reading_flops  # of as many tokens
 

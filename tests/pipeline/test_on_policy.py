@@ -28,11 +28,11 @@ from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.on_policy import Reader, must_be_counted, readable
 from distillkit.pipeline.pipeline import Pipeline
 from distillkit.pipeline.teacher_calls import open_answer_store
-from distillkit.student.model.gpt import Shape
+from distillkit.student.model.gpt import GPTConfig
 from distillkit.student.trained import Trained
 from distillkit.student.training.distributed import SINGLE_PROCESS, BatchShard
-from distillkit.student.training.loop import arrays_of
-from distillkit.student.training.on_policy import SOFT, OnPolicy, judged
+from distillkit.student.training.loop import batch_arrays
+from distillkit.student.training.on_policy import SOFT_ARRAYS, OnPolicyGenerator, soft_target_coverage
 from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import label
 from distillkit.teachers.asking.policy import RequestPolicy
@@ -148,10 +148,10 @@ def test_what_is_thought_stands_in_the_batch_beside_what_was_there(width: int) -
     size = arrays["weight"].shape
     if width:
         had = (np.full((*size, width), 7), np.full((*size, width), -1.0), np.full(size, -2.0), np.ones(size))
-        arrays |= dict(zip(SOFT, had, strict=True))
-    policy = OnPolicy(0.5, 3, 8, 0, 1, Two())
-    written = policy.continued(tiny_model(), arrays, BatchShard(range(6), (6,), 0, 6), 4)
-    own = policy.rows(6, 4)
+        arrays |= dict(zip(SOFT_ARRAYS, had, strict=True))
+    policy = OnPolicyGenerator(0.5, 3, 8, 0, 1, Two())
+    written = policy.generate(tiny_model(), arrays, BatchShard(range(6), (6,), 0, 6), 4)
+    own = policy.chosen_rows(6, 4)
     others = [row for row in range(6) if row not in own]
     assert written["soft_ids"].shape == (*size, max(width, 2))
     assert (written["soft_ids"][own, :, :2] == [3, 4]).all()
@@ -160,7 +160,7 @@ def test_what_is_thought_stands_in_the_batch_beside_what_was_there(width: int) -
     assert (written["has_soft"][others] == float(width > 0)).all()
     if width:
         np.testing.assert_array_equal(written["soft_log_probs"][others, :, :width], -1.0)
-    assert judged(written) == pytest.approx({"share": 1.0, "mass": 0.9})
+    assert soft_target_coverage(written) == pytest.approx({"share": 1.0, "mass": 0.9})
 
 
 @pytest.mark.parametrize("left", [2, 3, 4])
@@ -168,11 +168,11 @@ def test_a_last_window_with_less_text_than_the_student_is_given_is_learnt_as_it_
     words = tokenizer()
     stream = pack_texts([("", "One day a fox met a hen.", True)], words, tmp_path / "packed")
     context = stream.tokens - left
-    model = lively(Shape(words.vocab_size, layers=1, heads=2, width=8, hidden=16, context=context))
-    batch = arrays_of(Batches([stream], context, 2, seed=0).batch(0))
+    model = lively(GPTConfig(words.vocab_size, layers=1, heads=2, width=8, hidden=16, context=context))
+    batch = batch_arrays(Batches([stream], context, 2, seed=0).batch(0))
     (short,) = np.flatnonzero(batch["weight"].sum(axis=1) == left - 1)
-    policy = OnPolicy(1.0, 3, context, words.end_of_text, 1, Two())
-    written = policy.continued(model, batch, BatchShard(range(2), (2,), 0, 2), 0)
+    policy = OnPolicyGenerator(1.0, 3, context, words.end_of_text, 1, Two())
+    written = policy.generate(model, batch, BatchShard(range(2), (2,), 0, 2), 0)
     own = left >= 3
     assert written["from_student"][short].any() == own
     assert written["from_student"][1 - short].all()

@@ -205,7 +205,7 @@ FAULTS = [
     ),
     Fault("raises in a loss", method("Mixer", "1 / 0"), "in the stage train: ZeroDivision", "Mixer", 1, True),
     Fault("leaves in a loss", method("Mixer", "exit(0)"), "in the stage train: SystemExit", "Mixer", 1, True),
-    Fault("gives no losses", method("Mixer", "return 3"), "'mine' did not give one loss a row", "Mixer", 1, True),
+    Fault("gives no losses", method("Mixer", "return 3"), "'mine' did not return one loss per row", "Mixer", 1, True),
     Fault("raises in grading", method("Judge", "1 / 0"), "'mine' failed: ZeroDivisionError", "Judge", 1, True),
     Fault("leaves in grading", method("Judge", "exit(0)"), "'mine' failed: SystemExit", "Judge", 1, True),
     Fault("gives no grades", method("Judge", "return [3]"), "'mine' gave a int where a Grade", "Judge", 1, True),

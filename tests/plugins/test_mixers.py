@@ -26,13 +26,13 @@ from distillkit.recipe.recipe import load
 from distillkit.student.model.gpt import GPT
 from distillkit.student.training import loss as engine
 from distillkit.student.training.distributed import BatchShard
-from distillkit.student.training.loop import Job, Settings, advance, fresh, gradient_norms
-from distillkit.student.training.loss import mixed_loss, slope_squares, totals
-from distillkit.student.training.metrics_log import Balance, Overfitting
-from distillkit.student.training.on_policy import OnPolicy
+from distillkit.student.training.loop import TrainingJob, TrainSettings, gradient_norms, initial_state, train_step
+from distillkit.student.training.loss import grad_squared_norms, mixed_loss, term_totals
+from distillkit.student.training.metrics_log import OverfittingMonitor, TermBalanceMonitor
+from distillkit.student.training.on_policy import OnPolicyGenerator
 from distillkit.student.training.optimizers import AdamW
 from distillkit.student.training.parallel import StreamPool
-from distillkit.student.training.targets import TRACE, Opinion, Targets, TopK
+from distillkit.student.training.targets import MIN_MASS, LazyLogits, Targets, TopK
 from support.students import Array, batch_of, f64, log_softmax, softmax, tiny_model
 from support.training import Told, furnish, sit, stopped_at, train_losses, weights
 
@@ -236,7 +236,7 @@ def measured(
     assert hidden is not None
     head = mx.eye(hidden.shape[1])
     names = engine.term_names(mixer, hidden.shape[1], targets)
-    whole = {name: mx.maximum(total, 1e-9) for name, total in totals(mixer, targets, names, chunk).items()}
+    whole = {name: mx.maximum(total, 1e-9) for name, total in term_totals(mixer, targets, names, chunk).items()}
 
     def loss(hidden: mx.array) -> Any:
         return mixed_loss(mixer, hidden, (head, None), targets, mx.array(step), mixer.weights(step), whole, chunk)
@@ -270,7 +270,7 @@ def test_sparse_losses_and_gradients_are_the_formulas(
     rows, formula = some_rows(seed, 5, vocab, k, largest, min(spare, vocab - 1 - k)), formulas(heat)[name]
     loss, _, slope = measured(formula.mixer, rows, chunk=chunk)
     rest = (1 - rows.groups()[:, :-1].sum(axis=1)) * softmax(rows.logits)  # what float32 must find by a difference
-    slack = 1 + 0.1 / max(rest.sum(axis=-1).min(), TRACE)
+    slack = 1 + 0.1 / max(rest.sum(axis=-1).min(), MIN_MASS)
     assert loss == pytest.approx(expected(rows, formula, heat), rel=2e-5, abs=1e-5 * heat**2 * slack)
     np.testing.assert_allclose(slope, expected_slope(rows, formula, heat), rtol=2e-4, atol=1e-5 * heat * slack)
 
@@ -317,7 +317,7 @@ def test_chunks_and_pieces_change_nothing(
 ) -> None:
     rows, mixer = some_rows(3, 13, 10, k), formulas(2.0)[name].mixer
     whole, terms, slope = measured(mixer, rows, chunk=100)
-    monkeypatch.setattr(engine, "PIECE", pieces)
+    monkeypatch.setattr(engine, "PIECE_SIZE", pieces)
     again, same, slopes = measured(mixer, rows, chunk=chunk)
     assert again == pytest.approx(whole, rel=1e-5)
     assert same == pytest.approx(terms, rel=1e-5)
@@ -475,7 +475,7 @@ def test_plain_mixers_have_the_slope_that_finite_differences_give(kind: str, see
 def test_plain_mixers_do_not_see_chunks(kind: str, chunk: int, pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, rows, targets, _ = plain(kind, 3)
     whole, terms, slope = measured(mixer, targets, rows.logits, chunk=100)
-    monkeypatch.setattr(engine, "PIECE", pieces)
+    monkeypatch.setattr(engine, "PIECE_SIZE", pieces)
     again, same, slopes = measured(mixer, targets, rows.logits, chunk=chunk)
     assert again == pytest.approx(whole, rel=1e-5)
     assert same == pytest.approx(terms, rel=1e-5)
@@ -615,7 +615,7 @@ def in_half(mixer: Mixer, targets: Targets, logits: Array, dtype: Any) -> tuple[
     """Loss and gradient where hidden states and head are in half precision, as is the gradient."""
     size = logits.shape[1]
     names, head = engine.term_names(mixer, size, targets), mx.eye(size).astype(dtype)
-    whole = {term: mx.maximum(total, 1e-9) for term, total in totals(mixer, targets, names, 5).items()}
+    whole = {term: mx.maximum(total, 1e-9) for term, total in term_totals(mixer, targets, names, 5).items()}
 
     def loss(hidden: mx.array) -> Any:
         return mixed_loss(mixer, hidden, (head, None), targets, mx.array(0), mixer.weights(0), whole, 5)[0]
@@ -641,9 +641,9 @@ def opinion_of(rows: Rows, width: int = 5) -> tuple[Targets, Rows]:
     hidden, weight = random.normal(size=(len(rows.logits), width)), random.normal(size=(rows.logits.shape[1], width))
     bias = random.normal(size=rows.logits.shape[1])
     head = (mx.array(weight.astype(np.float32)), mx.array(bias.astype(np.float32)))
-    opinion = Opinion(mx.array(hidden.astype(np.float32)), head)
+    opinion = LazyLogits(mx.array(hidden.astype(np.float32)), head)
     rows.teacher = hidden @ weight.T + bias
-    return replace(rows.targets, teacher_logits=None, opinion=opinion), rows
+    return replace(rows.targets, teacher_logits=None, lazy_logits=opinion), rows
 
 
 @every
@@ -679,13 +679,13 @@ class Sure(Mixer):
 def test_the_teachers_logits_never_exist_at_once(mixer: Mixer) -> None:
     random, n, vocab = np.random.default_rng(0), 4096, 4096
     hidden, head = (mx.array(random.normal(size=shape).astype(np.float32)) for shape in ((n, 8), (vocab, 8)))
-    ones, opinion = mx.ones(n), Opinion(hidden, (head, None))
-    targets = Targets(mx.zeros(n, dtype=mx.int32), ones, 0 * ones, ones, opinion=opinion)
+    ones, opinion = mx.ones(n), LazyLogits(hidden, (head, None))
+    targets = Targets(mx.zeros(n, dtype=mx.int32), ones, 0 * ones, ones, lazy_logits=opinion)
     mx.eval(hidden, head, targets.from_student, *vars(targets).values())
 
     def run() -> None:
         names = engine.term_names(mixer, vocab, targets)
-        whole = totals(mixer, targets, names, 64)
+        whole = term_totals(mixer, targets, names, 64)
         loss = lambda h: mixed_loss(mixer, h, (head, None), targets, mx.array(0), {}, whole, 64)[0]  # noqa: E731
         mx.eval(mx.value_and_grad(loss)(hidden * 0.5))
 
@@ -702,8 +702,8 @@ def test_the_teachers_logits_never_exist_at_once(mixer: Mixer) -> None:
 @pytest.mark.parametrize("k", [None, 3])
 def test_gradient_norms_are_the_lengths_of_each_weighted_terms_slope(name: str, k: int | None) -> None:
     rows, formula = some_rows(4, 7, 9, k), formulas(2.0)[name]
-    whole = totals(formula.mixer, rows.targets, ["hard", "soft"], 3)
-    squares = slope_squares(
+    whole = term_totals(formula.mixer, rows.targets, ["hard", "soft"], 3)
+    squares = grad_squared_norms(
         formula.mixer,
         mx.array(rows.logits.astype(np.float32)),
         (mx.eye(9), None),
@@ -726,8 +726,8 @@ def norms_after_a_step(from_teacher: list[int], streams: int) -> dict[str, float
     arrays["from_teacher"][:] = np.array(from_teacher)[:, None]
     job = job_of(tiny_model(), Batch(**arrays), mixing(Sequence), None, streams)
     job.teacher = None
-    state = fresh(job.model, job.settings.optimizer)
-    advance(job, state)
+    state = initial_state(job.model, job.settings.optimizer)
+    train_step(job, state)
     return gradient_norms(job, state)
 
 
@@ -743,25 +743,25 @@ def test_terms_that_count_no_row_have_no_gradient_norm() -> None:
 
 def test_a_term_that_is_lost_beside_another_is_pointed_out_once() -> None:
     told = Told()
-    balance = Balance(told)
-    balance.evaluated(1, {"hard": 1.0, "soft": 0.02})
-    balance.evaluated(2, {"hard": 1.0, "soft": 0.0})  # a weight of 0
-    balance.evaluated(3, {})
+    balance = TermBalanceMonitor(told)
+    balance.record_evaluation(1, {"hard": 1.0, "soft": 0.02})
+    balance.record_evaluation(2, {"hard": 1.0, "soft": 0.0})  # a weight of 0
+    balance.record_evaluation(3, {})
     assert told.lines == []
-    balance.evaluated(4, {"hard": 2.0, "soft": 0.019})
-    balance.evaluated(5, {"hard": 2.0, "soft": 0.001})
+    balance.record_evaluation(4, {"hard": 2.0, "soft": 0.019})
+    balance.record_evaluation(5, {"hard": 2.0, "soft": 0.001})
     (warning,) = told.warnings("step 4")
     assert "'soft' is 0.9% of that of 'hard'" in warning
 
 
 def test_steps_without_a_hard_row_say_nothing_about_learning_by_heart() -> None:
     told = Told()
-    watch = Overfitting(told)
-    watch.trained({"loss": 0.1, "terms": {"hard": 0.0, "soft": 0.1}})
-    watch.evaluated(1, 5.0, 4.0)
+    watch = OverfittingMonitor(told)
+    watch.record_step({"loss": 0.1, "terms": {"hard": 0.0, "soft": 0.1}})
+    watch.record_evaluation(1, 5.0, 4.0)
     assert told.lines == []
-    watch.trained({"loss": 0.1, "terms": {"hard": 2.0, "soft": 0.1}})
-    watch.evaluated(2, 5.0, 4.0)
+    watch.record_step({"loss": 0.1, "terms": {"hard": 2.0, "soft": 0.1}})
+    watch.record_evaluation(2, 5.0, 4.0)
     assert told.warnings("training loss is 2.00")
 
 
@@ -884,7 +884,7 @@ def test_bounds_are_told_in_words() -> None:
 
 # ---------------------------------------------------------------------------------------------- on-policy
 
-WRITER = OnPolicy(share=0.5, prompt_tokens=3, context=8, padding=0, seed=1)
+WRITER = OnPolicyGenerator(share=0.5, prompt_tokens=3, context=8, padding=0, seed=1)
 
 
 def share_of(start: int, stop: int, whole: int = 6) -> BatchShard:
@@ -893,8 +893,8 @@ def share_of(start: int, stop: int, whole: int = 6) -> BatchShard:
 
 def test_the_student_goes_on_with_its_share_of_the_rows() -> None:
     model, batch, share = tiny_model(), batch_of(1), share_of(0, 6)
-    written = WRITER.continued(model, batch, share, 4)
-    own = WRITER.rows(6, 4)
+    written = WRITER.generate(model, batch, share, 4)
+    own = WRITER.chosen_rows(6, 4)
     others = [row for row in range(6) if row not in own]
     assert len(own) == 3
     for name, value in batch.items():
@@ -909,18 +909,18 @@ def test_the_student_goes_on_with_its_share_of_the_rows() -> None:
 
 def test_what_the_student_writes_depends_on_seed_step_and_row_alone() -> None:
     model, batch = tiny_model(), batch_of(1)
-    whole = WRITER.continued(model, batch, share_of(0, 6), 4)
-    again = WRITER.continued(model, batch, share_of(0, 6), 4)
+    whole = WRITER.generate(model, batch, share_of(0, 6), 4)
+    again = WRITER.generate(model, batch, share_of(0, 6), 4)
     for name, value in whole.items():
         np.testing.assert_array_equal(again[name], value)
     for start, stop in ((0, 2), (2, 6)):  # as two processes would
         part = {name: value[start:stop] for name, value in batch.items()}
-        for name, value in WRITER.continued(model, part, share_of(start, stop), 4).items():
+        for name, value in WRITER.generate(model, part, share_of(start, stop), 4).items():
             np.testing.assert_array_equal(value, whole[name][start:stop], err_msg=name)
-    drawn = {tuple(WRITER.rows(6, step)) for step in range(20)}
+    drawn = {tuple(WRITER.chosen_rows(6, step)) for step in range(20)}
     assert len(drawn) > 5
-    assert WRITER.rows(6, 4) != replace(WRITER, seed=2).rows(6, 4)
-    assert (WRITER.continued(model, batch, share_of(0, 6), 5)["inputs"] != whole["inputs"]).any()
+    assert WRITER.chosen_rows(6, 4) != replace(WRITER, seed=2).chosen_rows(6, 4)
+    assert (WRITER.generate(model, batch, share_of(0, 6), 5)["inputs"] != whole["inputs"]).any()
 
 
 def waves(tokens: mx.array) -> mx.array:
@@ -928,11 +928,11 @@ def waves(tokens: mx.array) -> mx.array:
     return mx.sin(tokens[..., None] * mx.arange(13))
 
 
-def job_of(model: GPT, batch: Batch, mixer: Mixer, on_policy: OnPolicy | None, streams: int) -> Job:
+def job_of(model: GPT, batch: Batch, mixer: Mixer, on_policy: OnPolicyGenerator | None, streams: int) -> TrainingJob:
     schedule: Any = lambda step: 1e-3  # noqa: E731
-    figures = Settings(100, 1, 5, 100, 100, None, 1, 1, schedule, AdamW())
+    figures = TrainSettings(100, 1, 5, 100, 100, None, 1, 1, schedule, AdamW())
     nowhere: Any = None
-    job = Job(model, 13, mixer, lambda step: batch, list, figures, {}, {}, nowhere, nowhere, waves, on_policy)
+    job = TrainingJob(model, 13, mixer, lambda step: batch, list, figures, {}, {}, nowhere, nowhere, waves, on_policy)
     job.stream_pool = StreamPool(streams)
     return job
 
@@ -942,8 +942,8 @@ def test_on_policy_rows_are_the_same_in_any_number_of_streams() -> None:
     for streams in (1, 3):
         model, arrays = tiny_model(), batch_of(2)
         job = job_of(model, Batch(**arrays), mixing(ReverseKL), WRITER, streams)
-        state = fresh(model, job.settings.optimizer)
-        found.append([advance(job, state) for _ in range(3)])
+        state = initial_state(model, job.settings.optimizer)
+        found.append([train_step(job, state) for _ in range(3)])
         assert gradient_norms(job, state).keys() >= {"soft"}
     for one, other in zip(*found, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
@@ -962,7 +962,7 @@ def test_stored_soft_targets_reach_the_mixer_row_by_row() -> None:
     job = job_of(model, Batch(*arrays.values(), *stored), mixing(TopKTail), None, 2)
     job.teacher = None
     logits = f64(model(mx.array(arrays["inputs"]))) @ f64(model.head[0]).T
-    values = advance(job, fresh(model, job.settings.optimizer))
+    values = train_step(job, initial_state(model, job.settings.optimizer))
     q = softmax(logits)
     grouped = np.take_along_axis(q, ids, axis=-1)
     q = np.concatenate([grouped, 1 - grouped.sum(axis=-1, keepdims=True)], axis=-1)

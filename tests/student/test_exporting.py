@@ -30,7 +30,7 @@ from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, letters
 from distillkit.student.generation.generate import compute_logits
 from distillkit.student.interchange import exporting, hf_tokenizer, hf_weights, verify
 from distillkit.student.interchange.verify import Bounds, Own, prove
-from distillkit.student.model.gpt import Shape
+from distillkit.student.model.gpt import GPTConfig
 from distillkit.student.trained import Trained
 from support.interchange import TINY, gpt2_words, hub, run_with
 from support.paths import ROOT, TESTS
@@ -78,7 +78,7 @@ def refused(*arguments: str) -> str:
 
 @QUICK
 @given(shapes(), st.integers(0, 99))
-def test_a_student_is_the_same_in_every_family_that_takes_it(shape: Shape, seed: int) -> None:
+def test_a_student_is_the_same_in_every_family_that_takes_it(shape: GPTConfig, seed: int) -> None:
     model, tokens = lively(shape, seed), mx.array(np.random.default_rng(seed).integers(0, 23, (1, 10)))
     expected = f64(compute_logits(model, model(tokens)))
     for faults, family, back in (
@@ -103,7 +103,7 @@ def test_a_configuration_means_the_shape_that_it_was_made_of(name: str) -> None:
     config = hf_weights.configuration(member, 299)
     assert config.get("attn_pdrop", 0.0) == 0.0  # nothing is dropped there in training
     found = hf_weights.shape_of(config)
-    assert replace(found, dropout=0.0, kv_heads=found.pairs) == replace(shape, kv_heads=shape.pairs)
+    assert replace(found, dropout=0.0, kv_heads=found.num_kv_heads) == replace(shape, kv_heads=shape.num_kv_heads)
 
 
 @pytest.mark.parametrize(
@@ -620,7 +620,7 @@ def test_mlx_lm_says_what_the_student_says(name: str, peer: Any) -> None:
 @pytest.mark.peer
 @pytest.mark.parametrize("bits", ["8", "4"])
 @pytest.mark.parametrize("shape", [replace(TINY, width=64, hidden=256), replace(LLAMA, width=64, hidden=192)])
-def test_mlx_lm_runs_a_quantized_student(shape: Shape, bits: str, peer: Any) -> None:
+def test_mlx_lm_runs_a_quantized_student(shape: GPTConfig, bits: str, peer: Any) -> None:
     peer("mlx_lm")
     run = run_with(shape, scale=0.05)
     said = command("export", run.name, "--to", "there", "--format", "mlx", "--quantize", bits)
@@ -766,7 +766,7 @@ def test_where_llama_cpp_python_is_installed_it_makes_the_proof(name: str, peer:
 def test_the_seeds_student_goes_everywhere(peer: Any) -> None:
     for package in ("torch", "transformers", "mlx_lm", "gguf"):
         peer(package)
-    seed = Shape(50257, layers=8, heads=8, width=384, hidden=1536, context=512, tied=False)
+    seed = GPTConfig(50257, layers=8, heads=8, width=384, hidden=1536, context=512, tied=False)
     run = run_with(seed, scale=0.05, words=gpt2_words())
     for kind in ("hf", "mlx", "gguf"):
         said = command("export", run.name, "--to", kind, "--format", kind)

@@ -25,8 +25,8 @@ from distillkit.student.generation.sampling import (
     gumbel_noise,
     sample_tokens,
 )
-from distillkit.student.model.cpu.matmul import few_rows
-from distillkit.student.model.gpt import GPT, Shape
+from distillkit.student.model.cpu.matmul import matmul_few_rows
+from distillkit.student.model.gpt import GPT, GPTConfig
 from distillkit.student.trained import Trained
 from distillkit.student.training.optimizers import flatten
 from distillkit.student.training.parallel import StreamPool
@@ -145,7 +145,7 @@ class Counting(GPT):
 
 def counting(context: int = 8) -> Counting:
     model = small_model(context)
-    copy = Counting(model.shape)
+    copy = Counting(model.config)
     copy.update(model.parameters())
     copy.given = []
     return copy.eval()  # type: ignore[no-any-return]
@@ -184,7 +184,7 @@ def test_writing_nothing_ends_at_once() -> None:
 )
 def test_few_rows_times_a_big_matrix(streams: int, rows: int, size: int, width: int) -> None:
     x, weight = random_array(1, rows, width), random_array(2, size, width)
-    found = few_rows(mx.array(x), mx.array(weight), StreamPool(streams))
+    found = matmul_few_rows(mx.array(x), mx.array(weight), StreamPool(streams))
     assert found.shape == (rows, size)
     np.testing.assert_allclose(f64(found), x.astype(np.float64) @ weight.T.astype(np.float64), atol=1e-4)
 
@@ -441,7 +441,7 @@ PARTS = {
 
 def theirs(gpt2: ModuleType, model: GPT) -> nn.Module:
     """mlx-lm's gpt2 with the weights of a student."""
-    shape, weights = model.shape, []
+    shape, weights = model.config, []
     for name, value in flatten(model.parameters()).items():
         path, kind = name.rsplit(".", 1)
         block, path = path.split(".", 2)[1:] if path.startswith("blocks.") else ("", path)
@@ -466,7 +466,7 @@ def one_by_one(rows: Any, prompts: Sequence[Sequence[int]]) -> Iterator[list[int
 @pytest.mark.peer
 def test_greedy_writing_is_mlx_lms_token_for_token(peer: Callable[[str], ModuleType]) -> None:
     generating, gpt2 = peer("mlx_lm.generate"), peer("mlx_lm.models.gpt2")
-    shape = Shape(997, layers=3, heads=4, width=64, hidden=256, context=192, activation="gelu_tanh")
+    shape = GPTConfig(997, layers=3, heads=4, width=64, hidden=256, context=192, activation="gelu_tanh")
     model = lively(shape, seed=3, scale=0.15)
     network, random = theirs(gpt2, model), np.random.default_rng(0)
     prompts = [random.integers(0, 997, size).tolist() for size in (8, 1, 30, 30, 2, 17, 5, 9)]

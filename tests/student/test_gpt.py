@@ -18,7 +18,7 @@ from distillkit.student.generation.generate import compute_logits
 from distillkit.student.model import gpt as room
 from distillkit.student.model.attention import causal_attention
 from distillkit.student.model.cpu.math import silu
-from distillkit.student.model.gpt import GPT, Shape, count, initialise
+from distillkit.student.model.gpt import GPT, GPTConfig, count_parameters, initialise
 from distillkit.student.model.layers import RMSNorm
 from distillkit.student.trained import filled, parameters
 from distillkit.student.training.optimizers import flatten
@@ -35,7 +35,7 @@ class Plain:
     """A pre-norm GPT in NumPy, one text at a time, written from the papers."""
 
     def __init__(self, model: GPT) -> None:
-        self.shape = model.shape
+        self.shape = model.config
         self.weights = {name: f64(value) for name, value in flatten(model.parameters()).items()}
         self.looked: list[Array] = []  # the attention of each head of each block, in the order of reading
 
@@ -117,7 +117,7 @@ class Plain:
 
 @QUICK
 @given(shapes(), st.integers(0, 99))
-def test_every_combination_is_plain_arithmetic(shape: Shape, seed: int) -> None:
+def test_every_combination_is_plain_arithmetic(shape: GPTConfig, seed: int) -> None:
     model = lively(shape, seed)
     tokens = np.random.default_rng(seed).integers(0, 23, 10).tolist()
     found = f64(compute_logits(model, model(mx.array([tokens])))[0])
@@ -127,7 +127,7 @@ def test_every_combination_is_plain_arithmetic(shape: Shape, seed: int) -> None:
 
 @QUICK
 @given(shapes(), st.integers(0, 99))
-def test_the_attention_that_is_shown_is_plain_arithmetic(shape: Shape, seed: int) -> None:
+def test_the_attention_that_is_shown_is_plain_arithmetic(shape: GPTConfig, seed: int) -> None:
     model, rows = lively(shape, seed), np.random.default_rng(seed).integers(0, 23, (2, 10))
     shown = [f64(weights) for weights in model.attention(mx.array(rows))]
     assert [weights.shape for weights in shown] == [(2, shape.heads, 10, 10)] * shape.layers
@@ -153,7 +153,7 @@ def test_the_attention_that_is_shown_is_what_a_call_weighs_values_with(
 
 @QUICK
 @given(shapes(), st.integers(0, 99), st.integers(0, 4))
-def test_every_combination_is_the_same_with_a_cache(shape: Shape, seed: int, padding: int) -> None:
+def test_every_combination_is_the_same_with_a_cache(shape: GPTConfig, seed: int, padding: int) -> None:
     model = lively(shape, seed)
     rows = np.random.default_rng(seed).integers(0, 23, (2, 10))
     past = model.cache([padding, 0])
@@ -168,7 +168,7 @@ def test_every_combination_is_the_same_with_a_cache(shape: Shape, seed: int, pad
 
 @QUICK
 @given(shapes(), st.integers(0, 99))
-def test_blocks_computed_again_have_the_same_gradients(shape: Shape, seed: int) -> None:
+def test_blocks_computed_again_have_the_same_gradients(shape: GPTConfig, seed: int) -> None:
     model = lively(shape, seed)
     model.train()
     tokens = mx.array(np.random.default_rng(seed).integers(0, 23, (2, 10)))
@@ -231,8 +231,8 @@ def test_shared_keys_have_the_gradient_of_repeated_ones() -> None:
 # ---------------------------------------------------------------------------------------------- sizes
 
 
-SEED = Shape(50257, layers=8, heads=8, width=384, hidden=1536, context=512)
-NANO = Shape(
+SEED = GPTConfig(50257, layers=8, heads=8, width=384, hidden=1536, context=512)
+NANO = GPTConfig(
     9157, layers=12, heads=8, width=512, hidden=2048, context=1024, tied=False, activation="relu",
     positions="sinusoidal", attention_out=False, final_norm=False, head_bias=True,
 )  # fmt: skip
@@ -240,10 +240,10 @@ NANO = Shape(
 
 def test_parameters_are_those_of_the_seeds() -> None:
     assert parameters(GPT(SEED)) == {"total": 52_990_464, "unique": 33_691_776}
-    assert count(GPT(replace(SEED, tied=False))) == 52_990_464
+    assert count_parameters(GPT(replace(SEED, tied=False))) == 52_990_464
     # tokens, head, and in each block queries, keys and values, two matrices of the MLP, two norms
     block = 512 * 1536 + 1536 + 512 * 2048 + 2048 + 2048 * 512 + 512 + 4 * 512
-    assert count(GPT(NANO)) == 9157 * 512 + 12 * block + 512 * 9157 + 9157 == 44_062_661
+    assert count_parameters(GPT(NANO)) == 9157 * 512 + 12 * block + 512 * 9157 + 9157 == 44_062_661
 
 
 def test_the_default_is_what_it_was() -> None:

@@ -17,7 +17,7 @@ from distillkit.cli.main import cli
 from distillkit.core import run_folder
 from distillkit.core.errors import CorruptError, DistillkitError, UsageError
 from distillkit.student.interchange import hf_tokenizer, hf_weights, importing
-from distillkit.student.model.gpt import GPT, Shape
+from distillkit.student.model.gpt import GPT, GPTConfig
 from distillkit.student.trained import Trained
 from distillkit.student.training.optimizers import flatten
 from support.interchange import RANKS, TINY, run_with
@@ -60,29 +60,29 @@ def numbers(model: GPT) -> dict[str, np.ndarray[Any, Any]]:
 def as_seed(model: GPT) -> dict[str, np.ndarray[Any, Any]]:
     """The weights as nanoGPT-on-MLX saves them: `model.save_weights("checkpoint_N.npz")`."""
     theirs = {
-        f"blocks.{i}.{t}": f"blocks.{i}.{o}" for i in range(model.shape.layers) for o, t in importing.IN_SEED.items()
+        f"blocks.{i}.{t}": f"blocks.{i}.{o}" for i in range(model.config.layers) for o, t in importing.IN_SEED.items()
     }
     theirs |= {"token_embedding": "tokens", "position_embedding": "positions", "ln_f": "norm"}
     own = numbers(model)
     saved = {f"{t}.{n}": own[f"{o}.{n}"] for t, o in theirs.items() for n in ("weight", "bias") if f"{o}.{n}" in own}
-    return saved | {"lm_head.weight": own["tokens.weight" if model.shape.tied else "out.weight"]}
+    return saved | {"lm_head.weight": own["tokens.weight" if model.config.tied else "out.weight"]}
 
 
 def as_nanogpt(model: GPT) -> dict[str, np.ndarray[Any, Any]]:
     theirs = {"ln_1": "attention_norm", "attn.c_attn": "attention.qkv", "attn.c_proj": "attention.out"}
     theirs |= {"ln_2": "hidden_norm", "mlp.c_fc": "up", "mlp.c_proj": "down"}
-    names = {f"transformer.h.{i}.{t}": f"blocks.{i}.{o}" for i in range(model.shape.layers) for t, o in theirs.items()}
+    names = {f"transformer.h.{i}.{t}": f"blocks.{i}.{o}" for i in range(model.config.layers) for t, o in theirs.items()}
     names |= {"transformer.wte": "tokens", "transformer.wpe": "positions", "transformer.ln_f": "norm"}
     own = numbers(model)
     saved = {f"{t}.{n}": own[f"{o}.{n}"] for t, o in names.items() for n in ("weight", "bias") if f"{o}.{n}" in own}
     saved["lm_head.weight"] = saved["transformer.wte.weight"]
-    saved |= {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 4, 4), np.float32) for i in range(model.shape.layers)}
+    saved |= {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 4, 4), np.float32) for i in range(model.config.layers)}
     return {f"_orig_mod.{name}": value for name, value in saved.items()}
 
 
 def as_nano(model: GPT) -> dict[str, np.ndarray[Any, Any]]:
     own, saved = numbers(model), {}
-    for i in range(model.shape.layers):
+    for i in range(model.config.layers):
         block = f"blocks.{i}"
         for what in ("weight", "bias"):
             parts = np.split(own[f"{block}.attention.qkv.{what}"], 3)
@@ -101,7 +101,7 @@ def assert_same(model: GPT, run: str) -> None:
     """The student of a run says what a model says."""
     student = Trained.load(run_folder.find(run).path)
     assert student.tokenizer.fingerprint == tokenizer().fingerprint
-    tokens = mx.array(np.random.default_rng(0).integers(0, model.shape.vocab_size, (2, model.shape.context)))
+    tokens = mx.array(np.random.default_rng(0).integers(0, model.config.vocab_size, (2, model.config.context)))
     from distillkit.student.generation.generate import compute_logits
 
     model.eval()
@@ -174,7 +174,7 @@ def test_an_imported_student_lives_like_any_other(home: Path, words: str) -> Non
 def test_gpt2s_tokens_are_known_by_their_number(home: Path) -> None:
     if not RANKS.is_file():
         pytest.skip("GPT-2's ranks are not at hand")
-    model = lively(Shape(50304, layers=1, heads=2, width=4, hidden=8, context=8))
+    model = lively(GPTConfig(50304, layers=1, heads=2, width=4, hidden=8, context=8))
     np.savez(home / "padded.npz", **as_seed(model))
     said = command("import", "padded.npz", "--heads", "2", "--ranks", str(RANKS))
     assert said.exit_code == 0, said.exception
@@ -296,7 +296,7 @@ def test_a_nano_checkpoint_becomes_a_run(home: Path, words: str, table: str, pee
     assert "with any other tokenizer its grades mean nothing until it is trained on" in said.output
     assert_same(model, "final")
     student = Trained.load(run_folder.find("final").path)
-    assert student.model.shape.positions == ("sinusoidal" if table == "sinusoids" else "learned")
+    assert student.model.config.positions == ("sinusoidal" if table == "sinusoids" else "learned")
 
 
 # ---------------------------------------------------------------------------------------------- transformers
@@ -310,7 +310,7 @@ def test_a_nano_checkpoint_becomes_a_run(home: Path, words: str, table: str, pee
         replace(SIZES, positions="rope", norm="rmsnorm", activation="swiglu", bias=False, kv_heads=2),
     ],
 )
-def test_an_export_comes_back_as_it_went(home: Path, shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_comes_back_as_it_went(home: Path, shape: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_with(shape)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert command("export", run.name, "--to", "there", "--format", "hf").exit_code == 0

@@ -14,12 +14,12 @@ blas.load()
 import mlx.core as mx  # noqa: E402
 from distillkit_plugins.mixers import AlphaTemperature  # noqa: E402
 
-from distillkit.student.model.gpt import GPT, Shape, initialise  # noqa: E402
+from distillkit.student.model.gpt import GPT, GPTConfig, initialise  # noqa: E402
 from distillkit.student.training.loss import Targets, mixed_loss  # noqa: E402
 from distillkit.student.training.optimizers import AdamW, flatten, is_decayed, unflatten  # noqa: E402
 
 pytestmark = pytest.mark.peer
-SHAPE = Shape(vocab_size=97, layers=2, heads=2, width=16, hidden=64, context=12)
+SHAPE = GPTConfig(vocab_size=97, layers=2, heads=2, width=16, hidden=64, context=12)
 
 
 def torch_hidden(torch, weights, tokens):  # type: ignore[no-untyped-def]

@@ -23,10 +23,10 @@ from distillkit.data.batches import Batch
 from distillkit.plugins.interfaces import Mixer, signal_suffices
 from distillkit.recipe.schedules import SHAPES
 from distillkit.student.generation.score import document_nlls, scoring_windows
-from distillkit.student.model.gpt import GPT, Shape, count, initialise
+from distillkit.student.model.gpt import GPT, GPTConfig, count_parameters, initialise
 from distillkit.student.trained import Trained, parameters
-from distillkit.student.training.loop import Job, Settings, advance, fresh
-from distillkit.student.training.loss import Targets, counted, mixed_loss
+from distillkit.student.training.loop import TrainingJob, TrainSettings, initial_state, train_step
+from distillkit.student.training.loss import Targets, mixed_loss, row_weights
 from distillkit.student.training.optimizers import AdamW, LearningRateSchedule, flatten, unflatten
 from distillkit.student.training.parallel import StreamPool
 from support.students import TEXTS, f64, lively, log_softmax, random_array, small_model, softmax, tokenizer, writer
@@ -101,7 +101,7 @@ def measured(mixer: Mixer, rows: Rows, chunk: int, step: int = 0) -> tuple[float
     """Loss, terms and gradients as the engine has them."""
     targets = rows.targets()
     names = list(mixer.rows(mx.zeros((1, rows.head.shape[0])), targets.rows(0, 1), mx.array(0)))
-    totals = {n: mx.maximum(c.sum(), 1e-9) for n, c in counted(mixer, targets, names).items()}
+    totals = {n: mx.maximum(c.sum(), 1e-9) for n, c in row_weights(mixer, targets, names).items()}
 
     def loss(hidden: mx.array, head: mx.array, bias: mx.array) -> Any:
         where = (head, None if rows.bias is None else bias)
@@ -329,7 +329,7 @@ class Keeps(AdamW):
         return super().update(parameters, gradients, *more)
 
 
-TINY = Shape(vocab_size=13, layers=1, heads=2, width=8, hidden=16, context=6)
+TINY = GPTConfig(vocab_size=13, layers=1, heads=2, width=8, hidden=16, context=6)
 
 
 def uneven_batch(seed: int = 0, rows: int = 4) -> Any:
@@ -342,8 +342,10 @@ def uneven_batch(seed: int = 0, rows: int = 4) -> Any:
     return Batch(inputs=tokens[0], hard=tokens[1], weight=weight, from_teacher=teacher)
 
 
-def job_of(model: GPT, mixer: Mixer, batch: Any, accumulate: int = 1, chunk: int = 5, teacher: Any = None) -> Job:
-    figures = Settings(
+def job_of(
+    model: GPT, mixer: Mixer, batch: Any, accumulate: int = 1, chunk: int = 5, teacher: Any = None
+) -> TrainingJob:
+    figures = TrainSettings(
         steps=100,
         accumulate=accumulate,
         chunk=chunk,
@@ -356,7 +358,8 @@ def job_of(model: GPT, mixer: Mixer, batch: Any, accumulate: int = 1, chunk: int
         optimizer=Keeps(clip=1e9),
     )
     nowhere: Any = None
-    return Job(model, TINY.vocab_size, mixer, lambda step: batch, list, figures, {}, {}, nowhere, nowhere, teacher)
+    data = (lambda step: batch, list)
+    return TrainingJob(model, TINY.vocab_size, mixer, *data, figures, {}, {}, nowhere, nowhere, teacher)
 
 
 def one_step(
@@ -365,10 +368,10 @@ def one_step(
     model = GPT(TINY)
     initialise(model, 3)
     job = job_of(model, mixer, uneven_batch(), accumulate, chunk, teacher)
-    state = fresh(model, job.settings.optimizer)
+    state = initial_state(model, job.settings.optimizer)
     state.step = step
     job.stream_pool = StreamPool(streams)
-    values = advance(job, state)
+    values = train_step(job, state)
     return values, job.settings.optimizer.seen  # type: ignore[attr-defined]
 
 
@@ -456,7 +459,7 @@ SEED_53M = {"layers": 8, "width": 384, "heads": 8, "hidden": 1536, "context": 51
 @pytest.mark.parametrize(("tied", "unique"), [(False, 52_990_464), (True, 33_691_776)])
 def test_the_53m_student_has_exactly_so_many_parameters(tied: bool, unique: int) -> None:
     model = Gpt(Gpt.Options(**SEED_53M, tied=tied)).build(50257)
-    assert count(model) == unique
+    assert count_parameters(model) == unique
     assert parameters(model) == {"total": 52_990_464, "unique": unique}
 
 
@@ -475,7 +478,7 @@ ACTIVATIONS = {
 
 def gpt2_forward(model: GPT, tokens: Array) -> Array:
     """Hidden states by the book: GPT-2's pre-norm forward, head by head, in float64."""
-    shape, weights = model.shape, {name: f64(value) for name, value in flatten(model.parameters()).items()}
+    shape, weights = model.config, {name: f64(value) for name, value in flatten(model.parameters()).items()}
 
     def linear(x: Array, name: str) -> Array:
         result: Array = x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
@@ -504,12 +507,12 @@ def gpt2_forward(model: GPT, tokens: Array) -> Array:
 @pytest.mark.parametrize(
     "shape",
     [
-        Shape(50, layers=3, heads=4, width=32, hidden=64, context=12),
-        Shape(50, layers=2, heads=1, width=8, hidden=24, context=12, tied=False, activation="gelu_tanh"),
-        Shape(50, layers=1, heads=8, width=16, hidden=16, context=12, bias=False, activation="relu"),
+        GPTConfig(50, layers=3, heads=4, width=32, hidden=64, context=12),
+        GPTConfig(50, layers=2, heads=1, width=8, hidden=24, context=12, tied=False, activation="gelu_tanh"),
+        GPTConfig(50, layers=1, heads=8, width=16, hidden=16, context=12, bias=False, activation="relu"),
     ],
 )
-def test_the_forward_pass_is_gpt2s(shape: Shape) -> None:
+def test_the_forward_pass_is_gpt2s(shape: GPTConfig) -> None:
     model, tokens = lively(shape), np.random.default_rng(1).integers(0, 50, (3, 12))
     expected = gpt2_forward(model, tokens)
     np.testing.assert_allclose(f64(model(mx.array(tokens))), expected, rtol=1e-4, atol=1e-4)
@@ -519,7 +522,7 @@ def test_the_forward_pass_is_gpt2s(shape: Shape) -> None:
 
 
 def test_a_later_token_changes_nothing_before_it() -> None:
-    model = lively(Shape(30, layers=2, heads=2, width=16, hidden=32, context=10))
+    model = lively(GPTConfig(30, layers=2, heads=2, width=16, hidden=32, context=10))
     tokens = np.random.default_rng(2).integers(0, 30, (1, 10))
     before = f64(model(mx.array(tokens)))
     for place in range(10):
@@ -532,25 +535,25 @@ def test_a_later_token_changes_nothing_before_it() -> None:
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope"])
 def test_more_tokens_than_the_context_are_refused_and_not_read_as_noise(positions: Any) -> None:
-    model = lively(Shape(30, layers=2, heads=2, width=16, hidden=32, context=10, positions=positions))
+    model = lively(GPTConfig(30, layers=2, heads=2, width=16, hidden=32, context=10, positions=positions))
     student, whole = Trained(model, tokenizer(), 10), mx.zeros((2, 10), mx.int32)
     longer = mx.zeros((2, 11), mx.int32)
     for read in (model, student.hidden, student.logits, student.attention):
         read(whole)
-        with pytest.raises(UsageError, match="reads 10 tokens at once, and was given 11"):
+        with pytest.raises(UsageError, match="has a context of 10 tokens and was given 11"):
             read(longer)
 
 
 def test_a_cache_is_not_filled_beyond_the_context() -> None:
-    model = lively(Shape(30, layers=2, heads=2, width=16, hidden=32, context=10))
+    model = lively(GPTConfig(30, layers=2, heads=2, width=16, hidden=32, context=10))
     past = model.cache([3, 5])  # padding is no part of it
     model.extend(mx.zeros((2, 13), mx.int32), past)
-    with pytest.raises(UsageError, match="reads 10 tokens at once, and was given 11"):
+    with pytest.raises(UsageError, match="has a context of 10 tokens and was given 11"):
         model.extend(mx.zeros((2, 1), mx.int32), past)
 
 
 def test_initialisation_is_gpt2s() -> None:
-    model = GPT(Shape(1000, layers=8, heads=4, width=128, hidden=512, context=256, tied=False))
+    model = GPT(GPTConfig(1000, layers=8, heads=4, width=128, hidden=512, context=256, tied=False))
     initialise(model, 5)
     for name, value in ((n, f64(v)) for n, v in flatten(model.parameters()).items()):
         if value.ndim == 1:
@@ -594,9 +597,9 @@ def test_dropout_is_drawn_from_the_seed_and_the_step() -> None:
         initialise(model, 3)
         job = job_of(model, Hard(), uneven_batch(), accumulate=2)
         job.settings = replace(job.settings, seed=seed)
-        state = fresh(model, job.settings.optimizer)
+        state = initial_state(model, job.settings.optimizer)
         state.step = step
-        return float(advance(job, state)["loss"])
+        return float(train_step(job, state)["loss"])
 
     assert loss(1, 0) == loss(1, 0)
     assert len({loss(seed, step) for seed in (1, 2) for step in (0, 1, 2)}) == 6
@@ -778,7 +781,7 @@ def test_a_student_shows_its_attention_or_says_that_it_does_not() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_blocks_computed_again_have_the_same_gradients_in_less_memory(dropout: float) -> None:
-    model = GPT(Shape(64, layers=8, heads=4, width=64, hidden=256, context=128, dropout=dropout))
+    model = GPT(GPTConfig(64, layers=8, heads=4, width=64, hidden=256, context=128, dropout=dropout))
     tokens = mx.array(np.random.default_rng(0).integers(0, 64, (8, 128)))
 
     def loss(model: GPT) -> mx.array:

@@ -13,17 +13,17 @@ from typing import Any
 from distillkit.core.run_folder import Run
 from distillkit.data.tokenizer import GPT2_PATTERN, PUBLISHED, Tokenizer, build
 from distillkit.student.interchange.importing import Found, run_of
-from distillkit.student.model.gpt import Shape
+from distillkit.student.model.gpt import GPTConfig
 from distillkit.student.trained import parameters
 from distillkit.student.training.optimizers import flatten
 from support.paths import SHARED
 from support.students import lively, tokenizer
 
 RANKS = SHARED / "data" / "gpt2.tiktoken"
-TINY = Shape(vocab_size=300, layers=2, heads=4, width=32, hidden=128, context=80)
+TINY = GPTConfig(vocab_size=300, layers=2, heads=4, width=32, hidden=128, context=80)
 
 
-def run_with(shape: Shape, name: str = "student", seed: int = 0, scale: float = 0.15, words: Any = None) -> Run:
+def run_with(shape: GPTConfig, name: str = "student", seed: int = 0, scale: float = 0.15, words: Any = None) -> Run:
     """A run of a student with random weights, in DISTILLKIT_HOME."""
     model = lively(shape, seed, scale)
     imported = {"from": "student.pt", "kind": "made by a test"}

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.student.generation.generate import generate_tokens
 from distillkit.student.generation.sampling import Sampling
-from distillkit.student.model.gpt import GPT, Shape, initialise
+from distillkit.student.model.gpt import GPT, GPTConfig, initialise
 from distillkit.student.trained import Trained
 from distillkit.student.training.optimizers import flatten, unflatten
 
 Array = np.ndarray[Any, Any]
-SMALL = Shape(vocab_size=23, layers=2, heads=2, width=16, hidden=32, context=8)
+SMALL = GPTConfig(vocab_size=23, layers=2, heads=2, width=16, hidden=32, context=8)
 TEXTS = [
     "One day a fox met a hen.",
     "The hen was kind, and the fox was not.",
@@ -48,7 +48,7 @@ def softmax(logits: Array) -> Array:
     return result
 
 
-def lively(shape: Shape, seed: int = 0, scale: float = 0.3) -> GPT:
+def lively(shape: GPTConfig, seed: int = 0, scale: float = 0.3) -> GPT:
     """A network with every weight random, norms and biases included, and opinions strong enough to matter."""
     model, random = GPT(shape), np.random.default_rng(seed)
     values = {}
@@ -76,7 +76,7 @@ def writer() -> Trained:
     return Trained(lively(shape, seed=2, scale=0.25), tokenizer(), 12)
 
 
-TINY = Shape(vocab_size=13, layers=1, heads=2, width=8, hidden=16, context=8)
+TINY = GPTConfig(vocab_size=13, layers=1, heads=2, width=8, hidden=16, context=8)
 
 
 def batch_of(seed: int, rows: int = 6) -> dict[str, Array]:
@@ -107,9 +107,9 @@ def with_cache(
 
 
 @st.composite
-def shapes(draw: Any) -> Shape:
+def shapes(draw: Any) -> GPTConfig:
     heads = draw(st.sampled_from([1, 2, 4]))
-    return Shape(
+    return GPTConfig(
         vocab_size=23,
         layers=draw(st.integers(1, 2)),
         heads=heads,

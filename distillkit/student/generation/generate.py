@@ -12,8 +12,8 @@ from itertools import pairwise
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..model.cpu.matmul import few_rows
-from ..model.kv_cache import Cache
+from ..model.cpu.matmul import matmul_few_rows
+from ..model.kv_cache import KVCache
 from ..training.parallel import StreamPool, thread_stream_pool
 from .sampling import RepetitionPenalty, Sampling, gumbel_noise, random_keys, sample_tokens, split_keys
 
@@ -149,7 +149,7 @@ class CachedDecoder:
     def __init__(self, model: nn.Module, context: int, padding: int, rows: Sequence[int]) -> None:
         self.model, self.context, self.padding = model, context, padding
         self.rows = list(rows)
-        self.cache: Cache | None = None
+        self.cache: KVCache | None = None
 
     def next_hidden(self, rows: TokenRows, last: mx.array | None) -> mx.array:
         """Hidden states [B, D] of the last token of each row; `rows` need not contain the last tokens yet."""
@@ -166,9 +166,9 @@ class CachedDecoder:
         hidden: mx.array = self.model.extend(mx.array(padded), self.cache)
         return hidden[:, -1]
 
-    def _restart_full_rows(self, cache: Cache, rows: TokenRows) -> None:
+    def _restart_full_rows(self, cache: KVCache, rows: TokenRows) -> None:
         """Recompute the last half context, less the new token, of rows that fill the context."""
-        full = [place for place, start in enumerate(cache.starts) if cache.held - start == self.context]
+        full = [place for place, start in enumerate(cache.starts) if cache.length - start == self.context]
         keep = self.context // 2 - 1
         if not full:
             return
@@ -223,5 +223,5 @@ class UncachedDecoder:
 def compute_logits(model: nn.Module, hidden: mx.array, pool: StreamPool | None = None) -> mx.array:
     """Logits [..., V] of hidden states [..., D], by the head of the network."""
     weight, bias = model.head
-    logits: mx.array = hidden @ weight.T if pool is None else few_rows(hidden, weight, pool)
+    logits: mx.array = hidden @ weight.T if pool is None else matmul_few_rows(hidden, weight, pool)
     return logits if bias is None else logits + bias

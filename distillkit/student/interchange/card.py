@@ -58,7 +58,7 @@ def _lede(report: Report, student: Trained) -> str:
 
 
 def _sections(run: Run, report: Report, recipe: Report, student: Trained, proof: Mapping[str, Any]) -> dict[str, str]:
-    shape = student.model.shape.__dict__ if hasattr(student.model, "shape") else {}
+    shape = student.model.config.__dict__ if hasattr(student.model, "config") else {}
     return {
         "Use": "\n\n".join(filter(None, [proof.get("use"), None if report.get("imported") else BEGINS])),
         "Figures": _figures(report),

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from ...core.errors import UsageError
 from ...core.files import write_json
 from ...core.run_folder import Run
-from ..model.gpt import GPT, Shape, named
+from ..model.gpt import GPT, GPTConfig, named_parameters
 from ..trained import Trained
 from ..training.optimizers import unflatten
 from .card import card
@@ -55,24 +55,24 @@ def student_of(run: Run) -> tuple[Trained, GPT]:
 def of_family(model: nn.Module) -> Member:
     """The student as a GPT-2 or as a Llama, whichever it can be."""
     assert isinstance(model, GPT)
-    if not list(not_gpt2(model.shape)):
+    if not list(not_gpt2(model.config)):
         return as_gpt2(model)
-    if not list(not_llama(model.shape)):
+    if not list(not_llama(model.config)):
         return as_llama(model)
     raise UsageError(
         "the student is neither a GPT-2 nor a Llama, and other tools know no third\n"
-        f"  no GPT-2: {'; '.join(not_gpt2(model.shape))}\n"
-        f"  no Llama: {'; '.join(not_llama(model.shape))}",
+        f"  no GPT-2: {'; '.join(not_gpt2(model.config))}\n"
+        f"  no Llama: {'; '.join(not_llama(model.config))}",
         "It can be used here: distillkit generate, and as a teacher. docs/export.md says what fits where.",
     )
 
 
-def read_back(family: str, shape: Shape, weights: Arrays, by: str) -> Own:
+def read_back(family: str, shape: GPTConfig, weights: Arrays, by: str) -> Own:
     """Our own network with the weights of a family, as a file has them."""
     model, back = GPT(shape), from_gpt2 if family == "gpt2" else from_llama
     arrays = {name: value.astype(mx.float32) for name, value in back(shape, weights).items()}
     model.update(unflatten(arrays))
-    mx.eval(named(model))
+    mx.eval(named_parameters(model))
     return Own(model, by)
 
 

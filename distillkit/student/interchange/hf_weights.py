@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ...core.errors import UsageError
-from ..model.gpt import GPT, Shape, named
+from ..model.gpt import GPT, GPTConfig, named_parameters
 
 Arrays = dict[str, mx.array]
 
@@ -29,12 +29,12 @@ class Member:
     """A student as one of a family: weights under its names, and what was written out to make it one."""
 
     family: str
-    shape: Shape
+    shape: GPTConfig
     weights: Arrays
     notes: list[str] = field(default_factory=list)
 
     @property
-    def written_out(self) -> Shape:
+    def written_out(self) -> GPTConfig:
         """The shape that its weights have: biases, tables and projections that were only implied are there now."""
         if self.family == "llama":
             return replace(self.shape, attention_out=True)
@@ -43,9 +43,9 @@ class Member:
 
 def as_gpt2(model: GPT) -> Member:
     """The student as a GPT-2: pre-norm, learned positions, biases everywhere."""
-    if faults := list(not_gpt2(model.shape)):
+    if faults := list(not_gpt2(model.config)):
         raise UsageError(f"the student is not in GPT-2's family: {'; '.join(faults)}")
-    shape, own = model.shape, named(model)
+    shape, own = model.config, named_parameters(model)
     table = own["positions.weight"] if shape.positions == "learned" else model._sinusoids
     weights = {"wte.weight": own["tokens.weight"], "wpe.weight": table}
     for i in range(shape.layers):
@@ -56,7 +56,7 @@ def as_gpt2(model: GPT) -> Member:
     return Member("gpt2", shape, weights, list(_gpt2_notes(shape)))
 
 
-def not_gpt2(shape: Shape) -> Iterator[str]:
+def not_gpt2(shape: GPTConfig) -> Iterator[str]:
     """What keeps a student from being a GPT-2."""
     if shape.positions == "rope":
         yield "its positions are rope"
@@ -69,25 +69,25 @@ def not_gpt2(shape: Shape) -> Iterator[str]:
     yield from _in_neither(shape)
 
 
-def _in_neither(shape: Shape) -> Iterator[str]:
+def _in_neither(shape: GPTConfig) -> Iterator[str]:
     if shape.head_bias:
         yield "its head has a bias"
     if shape.qk_norm:
         yield "it norms queries and keys"
 
 
-def _gpt2_notes(shape: Shape) -> Iterator[str]:
+def _gpt2_notes(shape: GPTConfig) -> Iterator[str]:
     if shape.positions == "sinusoidal":
         yield "sinusoids became a learned table"
     if not shape.attention_out:
         yield "the missing attention output projection became an identity"
     if not shape.bias:
         yield "missing biases became zeros"
-    if shape.pairs != shape.heads:
+    if shape.num_kv_heads != shape.heads:
         yield "shared keys and values were repeated for each head"
 
 
-def _gpt2_block(shape: Shape, own: Arrays, ours: str, theirs: str) -> Arrays:
+def _gpt2_block(shape: GPTConfig, own: Arrays, ours: str, theirs: str) -> Arrays:
     attention = {
         name: own[f"{ours}.attention.qkv.{name}"] for name in ("weight", "bias") if name == "weight" or shape.bias
     }
@@ -105,7 +105,7 @@ def _with_bias(own: Arrays, ours: str, theirs: str, size: int) -> Arrays:
     return {f"{theirs}.weight": own[f"{ours}.weight"], f"{theirs}.bias": mx.zeros(size) if bias is None else bias}
 
 
-def _output(shape: Shape, own: Arrays, ours: str, theirs: str, bias: bool) -> Arrays:
+def _output(shape: GPTConfig, own: Arrays, ours: str, theirs: str, bias: bool) -> Arrays:
     """The projection after attention; where there is none, one that changes nothing."""
     if shape.attention_out:
         return {f"{theirs}.{n}": own[f"{ours}.{n}"] for n in ("weight", "bias") if f"{ours}.{n}" in own} | (
@@ -114,22 +114,22 @@ def _output(shape: Shape, own: Arrays, ours: str, theirs: str, bias: bool) -> Ar
     return {f"{theirs}.weight": mx.eye(shape.width)} | ({f"{theirs}.bias": mx.zeros(shape.width)} if bias else {})
 
 
-def _repeated(shape: Shape, joined: mx.array) -> mx.array:
+def _repeated(shape: GPTConfig, joined: mx.array) -> mx.array:
     """Queries, keys and values with a key and a value for each head."""
     queries, keys, values = _apart(shape, joined)
-    times = shape.heads // shape.pairs
+    times = shape.heads // shape.num_kv_heads
     if times == 1:
         return joined
 
     def each(part: mx.array) -> mx.array:
-        heads = part.reshape(shape.pairs, shape.head_width, *part.shape[1:])
+        heads = part.reshape(shape.num_kv_heads, shape.head_dim, *part.shape[1:])
         return mx.repeat(heads, times, axis=0).reshape(shape.width, *part.shape[1:])
 
     return mx.concatenate([queries, each(keys), each(values)])
 
 
-def _apart(shape: Shape, joined: mx.array) -> list[mx.array]:
-    own = shape.pairs * shape.head_width
+def _apart(shape: GPTConfig, joined: mx.array) -> list[mx.array]:
+    own = shape.num_kv_heads * shape.head_dim
     return list(mx.split(joined, [shape.width, shape.width + own]))
 
 
@@ -138,9 +138,9 @@ def _apart(shape: Shape, joined: mx.array) -> list[mx.array]:
 
 def as_llama(model: GPT) -> Member:
     """The student as a Llama: rope, RMS norms, SwiGLU."""
-    if faults := list(not_llama(model.shape)):
+    if faults := list(not_llama(model.config)):
         raise UsageError(f"the student is not in Llama's family: {'; '.join(faults)}")
-    shape, own = model.shape, named(model)
+    shape, own = model.config, named_parameters(model)
     weights = {"model.embed_tokens.weight": own["tokens.weight"], "model.norm.weight": own["norm.weight"]}
     for i in range(shape.layers):
         weights |= _llama_block(shape, own, f"blocks.{i}", f"model.layers.{i}")
@@ -150,7 +150,7 @@ def as_llama(model: GPT) -> Member:
     return Member("llama", shape, weights, notes)
 
 
-def not_llama(shape: Shape) -> Iterator[str]:
+def not_llama(shape: GPTConfig) -> Iterator[str]:
     """What keeps a student from being a Llama."""
     if shape.positions != "rope":
         yield f"its positions are {shape.positions}"
@@ -163,7 +163,7 @@ def not_llama(shape: Shape) -> Iterator[str]:
     yield from _in_neither(shape)
 
 
-def _llama_block(shape: Shape, own: Arrays, ours: str, theirs: str) -> Arrays:
+def _llama_block(shape: GPTConfig, own: Arrays, ours: str, theirs: str) -> Arrays:
     block: Arrays = {}
     for name in ("weight", "bias") if shape.bias else ("weight",):
         parts = _apart(shape, own[f"{ours}.attention.qkv.{name}"])
@@ -178,7 +178,7 @@ def _llama_block(shape: Shape, own: Arrays, ours: str, theirs: str) -> Arrays:
 # ------------------------------------------------------------------------------------------------- and back
 
 
-def from_gpt2(shape: Shape, weights: Mapping[str, mx.array]) -> Arrays:
+def from_gpt2(shape: GPTConfig, weights: Mapping[str, mx.array]) -> Arrays:
     """Our own names for the weights of a GPT-2 of a shape."""
     found = {"tokens.weight": weights["wte.weight"], "positions.weight": weights["wpe.weight"]}
     names = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj"}
@@ -194,7 +194,7 @@ def turned(weights: Mapping[str, mx.array]) -> Arrays:
     return {name: mx.contiguous(value.T) if name.endswith(TURNED) else value for name, value in weights.items()}
 
 
-def from_llama(shape: Shape, weights: Mapping[str, mx.array]) -> Arrays:
+def from_llama(shape: GPTConfig, weights: Mapping[str, mx.array]) -> Arrays:
     """Our own names for the weights of a Llama of a shape."""
     found = {"tokens.weight": weights["model.embed_tokens.weight"], "norm.weight": weights["model.norm.weight"]}
     for i in range(shape.layers):
@@ -225,7 +225,7 @@ def configuration(member: Member, end_of_text: int) -> dict[str, Any]:
     return {**(_of_gpt2 if member.family == "gpt2" else _of_llama)(shape), **common}
 
 
-def _of_gpt2(shape: Shape) -> dict[str, Any]:
+def _of_gpt2(shape: GPTConfig) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -242,7 +242,7 @@ def _of_gpt2(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _of_llama(shape: Shape) -> dict[str, Any]:
+def _of_llama(shape: GPTConfig) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -251,8 +251,8 @@ def _of_llama(shape: Shape) -> dict[str, Any]:
         "intermediate_size": shape.hidden,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.pairs,
-        "head_dim": shape.head_width,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
         "max_position_embeddings": shape.context,
         "rms_norm_eps": EPSILON,
         "rope_theta": TURNS,
@@ -262,7 +262,7 @@ def _of_llama(shape: Shape) -> dict[str, Any]:
     }
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape:
+def shape_of(config: Mapping[str, Any]) -> GPTConfig:
     """The shape that a configuration of transformers means, or why it means none."""
     kind = config.get("model_type")
     if kind == "gpt2":
@@ -272,14 +272,14 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     raise UsageError(f"the configuration says model_type {kind!r}", "Only gpt2 and llama can be brought in.")
 
 
-def _gpt2_shape(config: Mapping[str, Any]) -> Shape:
+def _gpt2_shape(config: Mapping[str, Any]) -> GPTConfig:
     activations = {theirs: ours for ours, theirs in GELUS.items()} | {"gelu_pytorch_tanh": "gelu_tanh"}
     said = config.get("activation_function", "gelu_new")
     _plain(config, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False})
     _must(said in activations, f"activation_function {said!r}")
     _must(config.get("layer_norm_epsilon", EPSILON) == EPSILON, "another layer_norm_epsilon than 1e-5")
     width = config.get("n_embd", 768)
-    return Shape(
+    return GPTConfig(
         vocab_size=config.get("vocab_size", 50257),
         layers=config.get("n_layer", 12),
         heads=config.get("n_head", 12),
@@ -291,7 +291,7 @@ def _gpt2_shape(config: Mapping[str, Any]) -> Shape:
     )
 
 
-def _llama_shape(config: Mapping[str, Any]) -> Shape:
+def _llama_shape(config: Mapping[str, Any]) -> GPTConfig:
     rope = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))  # older files say `type`
     theta = rope.get("rope_theta", config.get("rope_theta", TURNS))
@@ -301,7 +301,7 @@ def _llama_shape(config: Mapping[str, Any]) -> Shape:
     _plain(config, {"hidden_act": "silu", "mlp_bias": bias})
     heads, width = config["num_attention_heads"], config["hidden_size"]
     _must((config.get("head_dim") or width // heads) * heads == width, "heads that do not add up to hidden_size")
-    return Shape(
+    return GPTConfig(
         vocab_size=config["vocab_size"],
         layers=config["num_hidden_layers"],
         heads=heads,

@@ -24,8 +24,8 @@ from ...data.tokenizer import Tokenizer, build
 from ...plugins.manager import current_plugins
 from ...recipe.schema import NAME, NAME_WORDS
 from .. import checkpoint
-from ..model.gpt import GPT, Shape, named
-from ..model.positions import sinusoids
+from ..model.gpt import GPT, GPTConfig, named_parameters
+from ..model.positions import sinusoidal_table
 from ..trained import parameters
 from ..training.optimizers import unflatten
 from . import hf_tokenizer, safetensors
@@ -50,7 +50,7 @@ class Found:
     """Somebody else's student, in our words."""
 
     kind: str
-    shape: Shape
+    shape: GPTConfig
     weights: Arrays
     notes: list[str] = field(default_factory=list)
     step: int = 0
@@ -115,7 +115,7 @@ def _of_seed(path: Path, arrays: Arrays, config: Mapping[str, Any], heads: int |
     if said is None:
         notes.append(f"the file does not say how many attention heads it has; taken as {SEED_HEADS} (--heads N)")
     tokens, head = arrays["token_embedding.weight"], arrays.get("lm_head.weight")
-    shape = Shape(
+    shape = GPTConfig(
         vocab_size=tokens.shape[0],
         layers=_layers(arrays, r"blocks\.(\d+)\."),
         heads=said or SEED_HEADS,
@@ -209,7 +209,7 @@ def _from_torch(value: Any) -> mx.array:
 def _of_nanogpt(path: Path, arrays: Arrays, config: Mapping[str, Any], heads: int | None) -> Found:
     plain = {name.removeprefix("transformer."): value for name, value in arrays.items()}
     tokens, head = plain["wte.weight"], plain.get("lm_head.weight")
-    shape = Shape(
+    shape = GPTConfig(
         vocab_size=tokens.shape[0],
         layers=_layers(plain, r"h\.(\d+)\."),
         heads=_heads(path, heads, config.get("n_head")),
@@ -231,8 +231,10 @@ def _of_nano(path: Path, arrays: Arrays, config: Mapping[str, Any], heads: int |
     width, layers = tokens.shape[1], _layers(arrays, r"blocks\.(\d+)\.")
     table = arrays.get("pos_embedding")
     context = int(config.get("context_len") or (table.shape[-2] if table is not None else 1024))
-    fixed = table is None or bool(mx.allclose(table.reshape(-1, width), sinusoids(context, width), atol=1e-3).item())
-    shape = Shape(
+    fixed = table is None or bool(
+        mx.allclose(table.reshape(-1, width), sinusoidal_table(context, width), atol=1e-3).item()
+    )
+    shape = GPTConfig(
         vocab_size=tokens.shape[0],
         layers=layers,
         heads=_heads(path, heads, config.get("num_heads")),
@@ -360,7 +362,7 @@ def _must_fit(found: Found, path: Path) -> None:
     shape = found.shape
     if shape.width % shape.heads:
         raise UsageError(f"{shape.heads} heads do not divide the width {shape.width}", "Say it: --heads N")
-    expected = {name: value.shape for name, value in named(GPT(shape)).items()}
+    expected = {name: value.shape for name, value in named_parameters(GPT(shape)).items()}
     wrong = [name for name in expected if found.weights.get(name, mx.array(0)).shape != expected[name]]
     if wrong:
         raise UsageError(f"the weights in {path} do not fit together: {', '.join(wrong[:4])}", "Is it whole?")
@@ -388,7 +390,9 @@ def run_of(found: Found, name: str, base: Mapping[str, Any], facts: Mapping[str,
     tokens = {"kind": found.tokenizer.kind, "vocab_size": found.tokenizer.vocab_size}
     with creating(name, {"recipe": name, "seed": None, **facts}) as (run, part):
         found.tokenizer.save(part.tokenizer)
-        checkpoint.save(checkpoint.step_folder(part.checkpoints, found.step), named(model), None, student, state)
+        checkpoint.save(
+            checkpoint.step_folder(part.checkpoints, found.step), named_parameters(model), None, student, state
+        )
         recipe = {**kept, "name": name, "tokenizer": {"kind": run.name}, "student": {"arch": "gpt", **told}}
         write_text(part.recipe, tomli_w.dumps(recipe))
         part.record(
@@ -401,10 +405,10 @@ def run_of(found: Found, name: str, base: Mapping[str, Any], facts: Mapping[str,
     return run
 
 
-def _options(shape: Shape) -> dict[str, Any]:
+def _options(shape: GPTConfig) -> dict[str, Any]:
     """The options of the gpt plugin that make this shape, as a recipe would have them."""
     values = {key: value for key, value in shape.__dict__.items() if key != "vocab_size"}
     values["hidden"] = None if shape.hidden == 4 * shape.width else shape.hidden
-    values["kv_heads"] = None if shape.pairs == shape.heads else shape.kv_heads
+    values["kv_heads"] = None if shape.num_kv_heads == shape.heads else shape.kv_heads
     options = current_plugins().options("students", "gpt", values, file="the import", table="student", folder=Path())
     return options.model_dump(mode="json")

@@ -64,7 +64,7 @@ class Own:
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
         """The likeliest tokens after tokens."""
-        context, coldest = self.model.shape.context, Sampling(0.0)
+        context, coldest = self.model.config.context, Sampling(0.0)
         steps = generate_tokens(self.model, context, [tokens], [0], coldest, 0, max_tokens=count)
         return [token for (token,) in steps if token is not None]
 

@@ -1,8 +1,9 @@
 """Causal attention over a whole text, fast on a CPU.
 
-MLX's own attention computes on a CPU what no position may see, and computes the forward pass again for the gradient.
-Here queries go in blocks that read no further than their own end, and of a softmax only its sums are kept. On a GPU
-MLX's own fused attention is the fast one and is used. Knows nothing of networks, caches or padding.
+On a CPU MLX's own attention also computes the scores that are masked, and computes the forward pass again for the
+gradient. Here queries are processed in blocks that read keys only up to the end of the block, and of each softmax only
+the row maximum and the row sum are kept. On a GPU MLX's fused attention is faster and is used. Knows nothing of
+networks, caches or padding.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from .cpu.math import exp, ours, row_max
+from .cpu.math import exp, is_cpu_float32, row_max
 
-BLOCK = 128  # queries at once
-HIDDEN = -1e9
+BLOCK = 128  # queries per block
+MASKED = -1e9
 
 
 def causal_attention(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-    """What each position [B, H, T, D] gathers from itself and those before it.
+    """softmax(Q Kᵀ / sqrt(D) + causal mask) V, for queries [B, H, T, D].
 
-    Keys and values may have fewer heads: each then serves several heads of queries that stand side by side.
+    Keys and values may have fewer heads G; each then serves H / G adjacent query heads.
     """
-    if not ours(queries):
+    if not is_cpu_float32(queries):
         scale = _scale(queries)
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask="causal")
     if (times := queries.shape[1] // keys.shape[1]) > 1:
@@ -34,9 +35,9 @@ def causal_attention(queries: mx.array, keys: mx.array, values: mx.array) -> mx.
 
 
 def attention_weights(queries: mx.array, keys: mx.array) -> mx.array:
-    """How much each position takes from each [B, H, T, T]: what `causal_attention` weighs the values with.
+    """Attention weights [B, H, T, T], by which `causal_attention` weighs the values.
 
-    To be looked at. Training never holds all of them at once.
+    For inspection only: training never holds all of them at once.
     """
     keys = mx.repeat(keys, queries.shape[1] // keys.shape[1], axis=1)
     scores = _scores(queries, keys, 0, queries.shape[2])
@@ -49,42 +50,42 @@ def _scale(queries: mx.array) -> float:
 
 @mx.custom_function
 def _attention(queries: mx.array, keys: mx.array, values: mx.array) -> Any:
-    """What is gathered; then, for each block, the greatest score of each row and the sum of its powers."""
-    seen, kept = [], []
-    summed = mx.concatenate([values, mx.ones((*values.shape[:-1], 1))], axis=-1)  # a column that adds up the powers
+    """The attention output [B, H, T, D]; then for each block the row maximum of its scores and its row sum of exp."""
+    attended, kept = [], []
+    extended = mx.concatenate([values, mx.ones((*values.shape[:-1], 1))], axis=-1)  # a column that sums the powers
     for start, stop in _blocks(queries):
         scores = _scores(queries, keys, start, stop)
         top = row_max(scores)
-        gathered = exp(scores - top, _scale(queries)) @ summed[:, :, :stop]
-        total = gathered[..., -1:]
-        seen.append(gathered[..., :-1] / total)
+        weighted = exp(scores - top, _scale(queries)) @ extended[:, :, :stop]
+        total = weighted[..., -1:]
+        attended.append(weighted[..., :-1] / total)
         kept += [top, total]
-    return mx.concatenate(seen, axis=2), *kept
+    return mx.concatenate(attended, axis=2), *kept
 
 
 @_attention.vjp
 def _attention_gradient(primals: Any, cotangents: Any, outputs: Any) -> Any:
-    """Chances are powers / total; dividing the short side of each product by the totals saves passes over the long."""
+    """The gradient from weights P = powers / total. The totals divide the smaller factor of each matrix product."""
     queries, keys, values = primals
-    slope, seen, scale = cotangents[0], outputs[0], _scale(primals[0])
-    of_queries, of_keys, of_values = [], [], []
+    grad, attended, scale = cotangents[0], outputs[0], _scale(primals[0])
+    grad_queries, grad_keys, grad_values = [], [], []
     for i, (start, stop) in enumerate(_blocks(queries)):
         top, total = outputs[1 + 2 * i : 3 + 2 * i]
-        powers = exp(_scores(queries, keys, start, stop) - top, scale)  # again: to keep them would double the memory
-        here = slope[:, :, start:stop]
-        mean = (here * seen[:, :, start:stop]).sum(axis=-1, keepdims=True)
-        of_scores = powers * (here @ values[:, :, :stop].swapaxes(-1, -2) - mean)
-        of_queries.append(of_scores @ keys[:, :, :stop] * (scale / total))
-        of_keys.append(of_scores.swapaxes(-1, -2) @ (queries[:, :, start:stop] * (scale / total)))
-        of_values.append(powers.swapaxes(-1, -2) @ (here / total))
+        powers = exp(_scores(queries, keys, start, stop) - top, scale)  # recomputed: keeping them doubles the memory
+        grad_block = grad[:, :, start:stop]
+        mean = (grad_block * attended[:, :, start:stop]).sum(axis=-1, keepdims=True)
+        grad_scores = powers * (grad_block @ values[:, :, :stop].swapaxes(-1, -2) - mean)
+        grad_queries.append(grad_scores @ keys[:, :, :stop] * (scale / total))
+        grad_keys.append(grad_scores.swapaxes(-1, -2) @ (queries[:, :, start:stop] * (scale / total)))
+        grad_values.append(powers.swapaxes(-1, -2) @ (grad_block / total))
     spans = list(_blocks(queries))
-    return mx.concatenate(of_queries, axis=2), _stacked(of_keys, spans), _stacked(of_values, spans)
+    return mx.concatenate(grad_queries, axis=2), _sum_blocks(grad_keys, spans), _sum_blocks(grad_values, spans)
 
 
 def _scores(queries: mx.array, keys: mx.array, start: int, stop: int) -> mx.array:
-    """How well the queries of a block fit the keys up to its end, before they are scaled."""
-    places = mx.arange(stop)
-    mask = mx.where(places[None] <= places[start:, None], 0.0, HIDDEN)
+    """Q Kᵀ + causal mask for the queries of a block and the keys up to its end; not yet scaled."""
+    positions = mx.arange(stop)
+    mask = mx.where(positions[None] <= positions[start:, None], 0.0, MASKED)
     return queries[:, :, start:stop] @ keys[:, :, :stop].swapaxes(-1, -2) + mask
 
 
@@ -93,8 +94,8 @@ def _blocks(queries: mx.array) -> Iterator[tuple[int, int]]:
     return ((start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
 
 
-def _stacked(parts: list[mx.array], spans: list[tuple[int, int]]) -> mx.array:
-    """The sum of arrays of growing length: the last block's reaches over all positions, the first's over its own."""
+def _sum_blocks(parts: list[mx.array], spans: list[tuple[int, int]]) -> mx.array:
+    """The sum of arrays of growing length along axis 2: part i covers the positions up to the end of span i."""
     pieces = []
     for i, (start, stop) in enumerate(spans):
         piece = parts[i][:, :, start:stop]

@@ -1,6 +1,6 @@
-"""A pre-norm GPT: by default as GPT-2 was, with learned positions, GELU, biases and dropout; or as Llama is.
+"""A pre-norm GPT: by default GPT-2's architecture (learned positions, GELU, biases, dropout); by its options Llama's.
 
-The network returns hidden states and offers its head, so that whoever computes a loss decides how many logits
+The network returns hidden states and offers its head, so that the code that computes a loss decides how many logits
 exist at once. Knows nothing of losses, optimizers or text.
 """
 
@@ -18,14 +18,14 @@ from ...core.errors import UsageError
 from ..training.optimizers import Tree, flatten
 from .attention import attention_weights, causal_attention
 from .cpu.math import gelu, silu
-from .kv_cache import Cache
+from .kv_cache import KVCache
 from .layers import LayerNorm, Linear, RMSNorm
-from .positions import Turn, angles, sinusoids, turned
+from .positions import Rotation, apply_rope, rope_tables, sinusoidal_table
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The figures that make a GPT."""
+class GPTConfig:
+    """The hyperparameters of a GPT."""
 
     vocab_size: int
     layers: int = 4
@@ -46,106 +46,108 @@ class Shape:
     kv_heads: int | None = None
 
     @property
-    def head_width(self) -> int:
+    def head_dim(self) -> int:
         """The size of one attention head."""
         return self.width // self.heads
 
     @property
-    def pairs(self) -> int:
-        """How many heads have keys and values of their own; the others share them."""
+    def num_kv_heads(self) -> int:
+        """The number of key-value heads: fewer than query heads in grouped-query attention."""
         return self.kv_heads or self.heads
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": nn.gelu_approx, "relu": nn.relu, "swiglu": silu}
 
 
-class Around(NamedTuple):
-    """What a block must know beside its stream: who may see whom, how heads are turned, what was read before."""
+class AttentionArgs(NamedTuple):
+    """What every block needs beside its input: the attention mask, the rotary embedding and the KV cache."""
 
     mask: mx.array | str | None
-    turn: Turn | None = None
-    past: Cache | None = None
+    rotation: Rotation | None = None
+    cache: KVCache | None = None
 
 
-def _norm(shape: Shape) -> nn.Module:
-    return RMSNorm(shape.width) if shape.norm == "rmsnorm" else LayerNorm(shape.width, bias=shape.bias)
+def _make_norm(config: GPTConfig) -> nn.Module:
+    return RMSNorm(config.width) if config.norm == "rmsnorm" else LayerNorm(config.width, bias=config.bias)
 
 
 class Attention(nn.Module):
-    """Causal self-attention over fused queries, keys and values."""
+    """Causal multi-head self-attention with one fused projection for queries, keys and values."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.heads, self.pairs = shape.heads, shape.pairs
-        self.qkv = Linear(shape.width, (shape.heads + 2 * shape.pairs) * shape.head_width, bias=shape.bias)
-        if shape.qk_norm:
-            self.query_norm, self.key_norm = RMSNorm(shape.head_width), RMSNorm(shape.head_width)
-        if shape.attention_out:
-            self.out = Linear(shape.width, shape.width, bias=shape.bias)
+        self.heads, self.num_kv_heads = config.heads, config.num_kv_heads
+        self.qkv = Linear(config.width, (config.heads + 2 * config.num_kv_heads) * config.head_dim, bias=config.bias)
+        if config.qk_norm:
+            self.query_norm, self.key_norm = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
+        if config.attention_out:
+            self.out = Linear(config.width, config.width, bias=config.bias)
 
-    def __call__(self, x: mx.array, around: Around, layer: int) -> mx.array:
-        """What each position gathers from those before it, in a cache or beside it."""
+    def __call__(self, x: mx.array, args: AttentionArgs, layer: int) -> mx.array:
+        """The attention output [B, T, D] of x [B, T, D], over the positions in the cache too."""
         batch, length, width = x.shape
-        queries, pair = self._placed(*self._apart(self.qkv(x)), around.turn)
-        if around.past is not None:
-            pair = around.past.add(layer, pair)
-        queries, keys, values = (each.squeeze(0) for each in (queries, *mx.split(pair, 2)))
-        if around.mask == "causal":
-            seen = causal_attention(queries, keys, values)
+        queries, keys_values = self._norm_and_rotate(*self._split_heads(self.qkv(x)), args.rotation)
+        if args.cache is not None:
+            keys_values = args.cache.append(layer, keys_values)
+        queries, keys, values = (each.squeeze(0) for each in (queries, *mx.split(keys_values, 2)))
+        if args.mask == "causal":
+            attended = causal_attention(queries, keys, values)
         else:
             scale = 1 / math.sqrt(width // self.heads)
-            seen = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=around.mask)
-        seen = seen.transpose(0, 2, 1, 3).reshape(batch, length, width)
-        return self.out(seen) if "out" in self else seen
+            attended = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=args.mask)
+        attended = attended.transpose(0, 2, 1, 3).reshape(batch, length, width)
+        return self.out(attended) if "out" in self else attended
 
-    def weights(self, x: mx.array, turn: Turn | None) -> mx.array:
-        """How much each position takes from each [B, H, T, T], where all of a text is read at once."""
-        queries, pair = self._placed(*self._apart(self.qkv(x)), turn)
-        keys, _ = mx.split(pair, 2)
+    def weights(self, x: mx.array, rotation: Rotation | None) -> mx.array:
+        """Attention weights [B, H, T, T] of x [B, T, D], without a cache."""
+        queries, keys_values = self._norm_and_rotate(*self._split_heads(self.qkv(x)), rotation)
+        keys, _ = mx.split(keys_values, 2)
         return attention_weights(queries.squeeze(0), keys.squeeze(0))
 
-    def _apart(self, joined: mx.array) -> tuple[mx.array, mx.array]:
-        """Queries [1, B, H, T, D], and keys with values [2, B, G, T, D]."""
-        batch, length, _ = joined.shape
-        if self.pairs == self.heads:
-            parts = joined.reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
-            queries, pair = mx.split(parts, [1])  # parts[0] would be a copy
-            return queries, pair
-        each = joined.shape[-1] // (self.heads + 2 * self.pairs)
-        queries, pair = mx.split(joined, [self.heads * each], axis=-1)
-        queries = queries.reshape(batch, length, 1, self.heads, each).transpose(2, 0, 3, 1, 4)
-        return queries, pair.reshape(batch, length, 2, self.pairs, each).transpose(2, 0, 3, 1, 4)
+    def _split_heads(self, qkv: mx.array) -> tuple[mx.array, mx.array]:
+        """Queries [1, B, H, T, D], and keys with values [2, B, G, T, D], for G key-value heads."""
+        batch, length, _ = qkv.shape
+        if self.num_kv_heads == self.heads:
+            parts = qkv.reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+            queries, keys_values = mx.split(parts, [1])  # parts[0] would be a copy
+            return queries, keys_values
+        head_dim = qkv.shape[-1] // (self.heads + 2 * self.num_kv_heads)
+        queries, keys_values = mx.split(qkv, [self.heads * head_dim], axis=-1)
+        queries = queries.reshape(batch, length, 1, self.heads, head_dim).transpose(2, 0, 3, 1, 4)
+        return queries, keys_values.reshape(batch, length, 2, self.num_kv_heads, head_dim).transpose(2, 0, 3, 1, 4)
 
-    def _placed(self, queries: mx.array, pair: mx.array, turn: Turn | None) -> tuple[mx.array, mx.array]:
-        """Queries and keys at one length and turned by their places, where the network has that."""
-        if turn is None and "query_norm" not in self:
-            return queries, pair
-        keys, values = mx.split(pair, 2)
+    def _norm_and_rotate(
+        self, queries: mx.array, keys_values: mx.array, rotation: Rotation | None
+    ) -> tuple[mx.array, mx.array]:
+        """Apply the query and key norms and the rotary embedding, if the network has them."""
+        if rotation is None and "query_norm" not in self:
+            return queries, keys_values
+        keys, values = mx.split(keys_values, 2)
         if "query_norm" in self:
             queries, keys = self.query_norm(queries), self.key_norm(keys)
-        if turn is not None:
-            queries, keys = turned(queries, turn), turned(keys, turn)
+        if rotation is not None:
+            queries, keys = apply_rope(queries, rotation), apply_rope(keys, rotation)
         return queries, mx.concatenate([keys, values])
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer network, each beside a residual stream that it reads normalised."""
+    """A pre-norm transformer block: attention, then an MLP, each added to the residual stream."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.attention_norm = _norm(shape)
-        self.attention = Attention(shape)
-        self.hidden_norm = _norm(shape)
-        if shape.activation == "swiglu":
-            self.gate = Linear(shape.width, shape.hidden, bias=shape.bias)
-        self.up = Linear(shape.width, shape.hidden, bias=shape.bias)
-        self.down = Linear(shape.hidden, shape.width, bias=shape.bias)
-        self.dropout = nn.Dropout(shape.dropout)
-        self.activation = ACTIVATIONS[shape.activation]
+        self.attention_norm = _make_norm(config)
+        self.attention = Attention(config)
+        self.hidden_norm = _make_norm(config)
+        if config.activation == "swiglu":
+            self.gate = Linear(config.width, config.hidden, bias=config.bias)
+        self.up = Linear(config.width, config.hidden, bias=config.bias)
+        self.down = Linear(config.hidden, config.width, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.activation = ACTIVATIONS[config.activation]
 
-    def __call__(self, x: mx.array, around: Around, layer: int) -> mx.array:
-        """The stream after the block."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), around, layer))
+    def __call__(self, x: mx.array, args: AttentionArgs, layer: int) -> mx.array:
+        """The residual stream [B, T, D] after the block."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), args, layer))
         return x + self.dropout(self.down(self._inner(self.hidden_norm(x))))
 
     def _inner(self, x: mx.array) -> mx.array:
@@ -156,167 +158,168 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Tokens [B, T] to hidden states [B, T, D]."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.shape = shape
-        self.recompute = False  # train.checkpointing: spend time on a smaller memory
-        self.tokens = nn.Embedding(shape.vocab_size, shape.width)
-        if shape.positions == "learned":
-            self.positions = nn.Embedding(shape.context, shape.width)
-        elif shape.positions == "sinusoidal":
-            self._sinusoids = sinusoids(shape.context, shape.width)
+        self.config = config
+        self.recompute = False  # gradient checkpointing (train.checkpointing)
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.context, config.width)
+        elif config.positions == "sinusoidal":
+            self._sinusoids = sinusoidal_table(config.context, config.width)
         else:
-            self._angles = angles(shape.context, shape.head_width)
-        self.dropout = nn.Dropout(shape.dropout)
-        self.blocks = [Block(shape) for _ in range(shape.layers)]
-        if shape.final_norm:
-            self.norm = _norm(shape)
-        if not shape.tied:
-            self.out = Linear(shape.width, shape.vocab_size, bias=shape.head_bias)
-        elif shape.head_bias:
-            self.head_bias = mx.zeros(shape.vocab_size)
+            self._rope_tables = rope_tables(config.context, config.head_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = [Block(config) for _ in range(config.layers)]
+        if config.final_norm:
+            self.norm = _make_norm(config)
+        if not config.tied:
+            self.out = Linear(config.width, config.vocab_size, bias=config.head_bias)
+        elif config.head_bias:
+            self.head_bias = mx.zeros(config.vocab_size)
 
     def __call__(self, tokens: mx.array) -> mx.array:
-        """Hidden states of tokens."""
-        return self._read(tokens, self._places(tokens), "causal", None)
+        """Hidden states [B, T, D] of tokens [B, T]."""
+        return self._forward(tokens, self._positions_of(tokens), "causal", None)
 
     def attention(self, tokens: mx.array) -> list[mx.array]:
-        """How much each position takes from each [B, H, T, T], block by block: the same numbers as in a call."""
-        x, around = self._begun(tokens, self._places(tokens), "causal", None)
-        found = []
+        """Attention weights [B, H, T, T] of each block, equal to those that a forward pass uses."""
+        x, args = self._embed(tokens, self._positions_of(tokens), "causal", None)
+        weights = []
         for layer, block in enumerate(self.blocks):
-            found.append(block.attention.weights(block.attention_norm(x), around.turn))
-            x = block(x, around, layer)
-        return found
+            weights.append(block.attention.weights(block.attention_norm(x), args.rotation))
+            x = block(x, args, layer)
+        return weights
 
-    def cache(self, starts: Sequence[int]) -> Cache:
-        """An empty cache for rows that begin with so much padding each."""
-        return Cache(len(self.blocks), starts)
+    def cache(self, starts: Sequence[int]) -> KVCache:
+        """An empty KV cache for rows that begin with `starts[i]` padding tokens each."""
+        return KVCache(len(self.blocks), starts)
 
-    def extend(self, tokens: mx.array, past: Cache) -> mx.array:
-        """Hidden states of tokens that follow those of a cache, which grows by them.
+    def extend(self, tokens: mx.array, past: KVCache) -> mx.array:
+        """Hidden states [B, T, D] of tokens [B, T] that follow those in the cache, to which they are appended.
 
-        The padding at the left of a row is neither numbered nor seen.
+        Padding at the left of a row is masked and gets no position.
         """
-        length, before = tokens.shape[1], past.held
-        self._must_fit(before + length - min(past.starts, default=0))
-        places = mx.arange(before, before + length)
+        length, before = tokens.shape[1], past.length
+        self._check_length(before + length - min(past.starts, default=0))
+        positions = mx.arange(before, before + length)
         mask: mx.array | str | None = "causal" if before == 0 else None
         if any(past.starts) or (before and length > 1):
             starts = mx.array(past.starts)
-            mask = _visible(places, before + length, starts)
-            places = mx.maximum(places[None] - starts[:, None], 0)
-        hidden = self._read(tokens, places, mask, past)
-        past.held += length
+            mask = _padding_mask(positions, before + length, starts)
+            positions = mx.maximum(positions[None] - starts[:, None], 0)
+        hidden = self._forward(tokens, positions, mask, past)
+        past.length += length
         return hidden
 
-    def _places(self, tokens: mx.array) -> mx.array:
-        """The places of tokens that begin a text."""
+    def _positions_of(self, tokens: mx.array) -> mx.array:
         length = tokens.shape[1]
-        self._must_fit(length)
+        self._check_length(length)
         return mx.arange(length)
 
-    def _must_fit(self, length: int) -> None:
-        """Refuse more tokens than there are places: MLX would look beyond its tables, and find anything there."""
-        if length > self.shape.context:
+    def _check_length(self, length: int) -> None:
+        """Refuse more tokens than there are positions: MLX does not check the bounds of a table."""
+        if length > self.config.context:
             raise UsageError(
-                f"this student reads {self.shape.context} tokens at once, and was given {length}",
-                "Give it fewer at once.",
+                f"this student has a context of {self.config.context} tokens and was given {length}",
+                "Pass fewer tokens at once.",
             )
 
-    def _read(self, tokens: mx.array, places: mx.array, mask: mx.array | str | None, past: Cache | None) -> mx.array:
-        x, around = self._begun(tokens, places, mask, past)
-        again = self.recompute and self.training and past is None
+    def _forward(
+        self, tokens: mx.array, positions: mx.array, mask: mx.array | str | None, cache: KVCache | None
+    ) -> mx.array:
+        x, args = self._embed(tokens, positions, mask, cache)
+        recompute = self.recompute and self.training and cache is None
         for layer, block in enumerate(self.blocks):
-            x = _computed_again(block, x, around) if again else block(x, around, layer)
-        hidden: mx.array = self.norm(x) if self.shape.final_norm else x
+            x = _checkpointed(block, x, args) if recompute else block(x, args, layer)
+        hidden: mx.array = self.norm(x) if self.config.final_norm else x
         return hidden
 
-    def _begun(
-        self, tokens: mx.array, places: mx.array, mask: mx.array | str | None, past: Cache | None
-    ) -> tuple[mx.array, Around]:
-        """The stream before the first block, and what all blocks must know beside it."""
+    def _embed(
+        self, tokens: mx.array, positions: mx.array, mask: mx.array | str | None, cache: KVCache | None
+    ) -> tuple[mx.array, AttentionArgs]:
+        """The input of the first block, and the arguments of all blocks."""
         dtype = self.blocks[0].attention_norm.weight.dtype
-        x = self.dropout(self._embedded(tokens, places)).astype(dtype)
-        return x, Around(mask, self._turn(places, dtype), past)
+        x = self.dropout(self._embed_tokens(tokens, positions)).astype(dtype)
+        return x, AttentionArgs(mask, self._rotation(positions, dtype), cache)
 
-    def _embedded(self, tokens: mx.array, places: mx.array) -> mx.array:
-        """Tokens, with their places added where that is how the network learns of them."""
-        words: mx.array = self.tokens(tokens)
-        if self.shape.positions == "rope":
-            return words
-        return words + (self._sinusoids[places] if self.shape.positions == "sinusoidal" else self.positions(places))
+    def _embed_tokens(self, tokens: mx.array, positions: mx.array) -> mx.array:
+        """Token embeddings, plus position embeddings unless the network uses RoPE."""
+        x: mx.array = self.tokens(tokens)
+        if self.config.positions == "rope":
+            return x
+        return x + (self._sinusoids[positions] if self.config.positions == "sinusoidal" else self.positions(positions))
 
-    def _turn(self, places: mx.array, dtype: mx.Dtype) -> Turn | None:
-        """Cosines and sines of places [T] or [B, T], for heads [.., B, H, T, D]."""
-        if self.shape.positions != "rope":
+    def _rotation(self, positions: mx.array, dtype: mx.Dtype) -> Rotation | None:
+        """Cosines and sines of positions [T] or [B, T], broadcastable to heads [.., B, H, T, D / 2]."""
+        if self.config.positions != "rope":
             return None
-        cos, sin = (table[places].astype(dtype) for table in self._angles)
-        return (cos, sin) if places.ndim == 1 else (cos[:, None], sin[:, None])
+        cos, sin = (table[positions].astype(dtype) for table in self._rope_tables)
+        return (cos, sin) if positions.ndim == 1 else (cos[:, None], sin[:, None])
 
     @property
     def shared(self) -> int:
-        """How many parameters serve twice: those of a tied head."""
-        return self.shape.vocab_size * self.shape.width if self.shape.tied else 0
+        """The number of parameters that are used twice: those of a tied head."""
+        return self.config.vocab_size * self.config.width if self.config.tied else 0
 
     @property
     def head(self) -> tuple[mx.array, mx.array | None]:
-        """The weight [V, D] and the bias [V] that turn hidden states into logits."""
-        if self.shape.tied:
-            return self.tokens.weight, self.head_bias if self.shape.head_bias else None
-        return self.out.weight, self.out.bias if self.shape.head_bias else None
+        """The weight [V, D] and the bias [V] or None that turn hidden states into logits."""
+        if self.config.tied:
+            return self.tokens.weight, self.head_bias if self.config.head_bias else None
+        return self.out.weight, self.out.bias if self.config.head_bias else None
 
 
-def _computed_again(block: nn.Module, x: mx.array, around: Around) -> mx.array:
-    """What a block makes of x, keeping none of it: the gradient computes it once more, with the same random numbers."""
+def _checkpointed(block: nn.Module, x: mx.array, args: AttentionArgs) -> mx.array:
+    """block(x) with gradient checkpointing: the backward pass recomputes it, with the same random numbers."""
 
     state: Any = mx.random.state
     high, low = state[0].tolist()
 
     def run(parameters: Tree, x: mx.array) -> mx.array:
         block.update(parameters)
-        mx.random.seed(high << 32 | low)  # which is where it stands the first time
-        return cast(mx.array, block(x, around, 0))
+        mx.random.seed(high << 32 | low)  # the state of the generator in the forward pass
+        return cast(mx.array, block(x, args, 0))
 
     return mx.checkpoint(run)(block.trainable_parameters(), x)
 
 
-def _visible(places: mx.array, total: int, starts: mx.array) -> mx.array:
-    """Which keys each query sees [B, 1, T, total]: those before it that are not padding."""
+def _padding_mask(positions: mx.array, total: int, starts: mx.array) -> mx.array:
+    """A boolean mask [B, 1, T, total]: each query sees the keys up to its own position that are not padding."""
     keys = mx.arange(total)
-    causal = keys[None, :] <= places[:, None]
+    causal = keys[None, :] <= positions[:, None]
     real = keys[None, :] >= starts[:, None]
-    own = keys[None, :] == places[:, None]  # padding sees itself, or its softmax would be over nothing
+    own = keys[None, :] == positions[:, None]  # padding sees itself, because a softmax over nothing is NaN
     return (causal[None] & real[:, None] | own[None])[:, None]
 
 
 def initialise(model: GPT, seed: int) -> None:
-    """GPT-2's initialisation: normal 0.02, residual projections scaled by depth, biases zero, norms one.
+    """GPT-2's initialisation: normal with standard deviation 0.02, residual projections scaled by depth, biases zero.
 
-    Fixed positions are as large as 1, so tokens beside them must be, too, or nobody would hear them; unless they are
-    the head as well, which that would drown.
+    Sinusoidal positions have values up to 1, so token embeddings then get standard deviation 1, or the positions would
+    dominate them. A tied head rules this out, because its logits would be too large.
     """
     key = mx.random.key(seed)
-    scaled = 0.02 / math.sqrt(2 * model.shape.layers)
-    loud = model.shape.positions == "sinusoidal" and not model.shape.tied
+    scaled = 0.02 / math.sqrt(2 * model.config.layers)
+    large_tokens = model.config.positions == "sinusoidal" and not model.config.tied
     weights = []
-    for name, value in named(model).items():
+    for name, value in named_parameters(model).items():
         if value.ndim == 2:
             key, sub = mx.random.split(key)
-            spread = scaled if name.endswith(("attention.out.weight", "down.weight")) else 0.02
-            spread = 1.0 if loud and name == "tokens.weight" else spread
-            value = spread * mx.random.normal(value.shape, key=sub)
+            deviation = scaled if name.endswith(("attention.out.weight", "down.weight")) else 0.02
+            deviation = 1.0 if large_tokens and name == "tokens.weight" else deviation
+            value = deviation * mx.random.normal(value.shape, key=sub)
         elif name.endswith("bias"):
             value = mx.zeros_like(value)
         weights.append((name, value))
     model.load_weights(weights)
 
 
-def count(model: nn.Module) -> int:
-    """How many parameters a network has; a shared array counts once."""
-    return sum(value.size for value in named(model).values())
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters of a network. A shared array counts once."""
+    return sum(value.size for value in named_parameters(model).values())
 
 
-def named(model: nn.Module) -> dict[str, mx.array]:
-    """The weights of a network, by name."""
+def named_parameters(model: nn.Module) -> dict[str, mx.array]:
+    """The parameters of a network by name."""
     return flatten(model.parameters())

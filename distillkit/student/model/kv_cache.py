@@ -1,7 +1,7 @@
-"""What rows of tokens have left behind in a network that reads them: keys and values, with room to grow.
+"""The KV cache: keys and values of the tokens that a network has read, for a batch of rows.
 
-All rows end at the same place; shorter ones begin later, after padding that nobody sees. Knows nothing of tokens,
-nor of how keys and values are made.
+All rows end at the same position; shorter rows begin later, after padding that is masked. Knows nothing of tokens, nor
+of how keys and values are computed.
 """
 
 from __future__ import annotations
@@ -10,74 +10,75 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-STEP = 128  # room is made for so many places at once, or each new token would copy all former ones
+GROWTH = 128  # positions to allocate at a time; without spare room each new token would copy the whole cache
 
 
-class Cache:
-    """Keys and values [2, B, H, places, D] of each layer; the first `held` places are in use."""
+class KVCache:
+    """Keys and values [2, B, H, T, D] of each layer, of which the first `length` positions are in use."""
 
     def __init__(self, layers: int, starts: Sequence[int]) -> None:
         self.layers: list[mx.array | None] = [None] * layers
-        self.starts = list(starts)  # where each row begins
-        self.held = 0
+        self.starts = list(starts)  # the position at which each row begins
+        self.length = 0
 
-    def add(self, layer: int, new: mx.array) -> mx.array:
-        """A layer's keys and values with new ones at their end. The places count once `held` says so."""
-        stop = self.held + new.shape[3]
-        kept = self.layers[layer]
-        if kept is None or stop > kept.shape[3]:
-            kept = self._roomy(kept, new, stop)
-        kept[..., self.held : stop, :] = new
-        self.layers[layer] = kept
-        return kept[..., :stop, :]
+    def append(self, layer: int, new: mx.array) -> mx.array:
+        """Append keys and values to a layer and return all of them. The caller increases `length` afterwards."""
+        stop = self.length + new.shape[3]
+        stored = self.layers[layer]
+        if stored is None or stop > stored.shape[3]:
+            stored = self._grow(stored, new, stop)
+        stored[..., self.length : stop, :] = new
+        self.layers[layer] = stored
+        return stored[..., :stop, :]
 
-    def _roomy(self, kept: mx.array | None, new: mx.array, stop: int) -> mx.array:
-        room = -stop % STEP + stop - self.held
-        empty = mx.zeros((*new.shape[:3], room, new.shape[4]), dtype=new.dtype)
-        return empty if kept is None else mx.concatenate([kept[..., : self.held, :], empty], axis=3)
+    def _grow(self, stored: mx.array | None, new: mx.array, stop: int) -> mx.array:
+        added = -stop % GROWTH + stop - self.length
+        empty = mx.zeros((*new.shape[:3], added, new.shape[4]), dtype=new.dtype)
+        return empty if stored is None else mx.concatenate([stored[..., : self.length, :], empty], axis=3)
 
     def keep(self, rows: list[int]) -> None:
-        """Forget all rows but these."""
+        """Keep only these rows."""
         self.starts = [self.starts[row] for row in rows]
-        self.layers = [kept if kept is None else kept[:, mx.array(rows)] for kept in self.layers]
+        self.layers = [stored if stored is None else stored[:, mx.array(rows)] for stored in self.layers]
         self.trim()
 
-    def restart(self, rows: list[int], again: Cache) -> None:
-        """Let rows begin anew with what another cache holds of them."""
-        first = self.held - again.held
-        for kept, fresh in zip(self.layers, again.layers, strict=True):
-            if kept is not None and fresh is not None:
-                kept[:, mx.array(rows), :, first : self.held] = fresh[..., : again.held, :]
+    def restart(self, rows: list[int], again: KVCache) -> None:
+        """Replace the contents of some rows by those of another, shorter cache."""
+        first = self.length - again.length
+        for stored, other in zip(self.layers, again.layers, strict=True):
+            if stored is not None and other is not None:
+                stored[:, mx.array(rows), :, first : self.length] = other[..., : again.length, :]
         for row in rows:
             self.starts[row] = first
         self.trim()
 
-    def join(self, other: Cache) -> None:
-        """Take in the rows of another cache. All end at the same place from then on."""
-        held = max(self.held, other.held)
+    def join(self, other: KVCache) -> None:
+        """Add the rows of another cache, padding the shorter of the two at the left."""
+        length = max(self.length, other.length)
         pairs = zip(self.layers, other.layers, strict=True)
         self.layers = [
-            mx.concatenate([_ending_at(held, mine, self.held), _ending_at(held, more, other.held)], axis=1)
+            mx.concatenate([_pad_left(length, mine, self.length), _pad_left(length, more, other.length)], axis=1)
             for mine, more in pairs
             if mine is not None and more is not None
         ]
         self.starts = [
-            *(start + held - self.held for start in self.starts),
-            *(start + held - other.held for start in other.starts),
+            *(start + length - self.length for start in self.starts),
+            *(start + length - other.length for start in other.starts),
         ]
-        self.held = held
+        self.length = length
 
     def trim(self) -> None:
-        """Drop the places before all rows' beginnings."""
+        """Drop the positions that are padding in every row."""
         if spare := min(self.starts):
-            self.layers = [kept if kept is None else kept[..., spare:, :] for kept in self.layers]
+            self.layers = [stored if stored is None else stored[..., spare:, :] for stored in self.layers]
             self.starts = [start - spare for start in self.starts]
-            self.held -= spare
+            self.length -= spare
 
 
-def _ending_at(place: int, kept: mx.array, held: int) -> mx.array:
-    """The places in use of a layer, after as much padding as lets them end there."""
-    used = kept[..., :held, :]
-    if held == place:
-        return used
-    return mx.concatenate([mx.zeros((*kept.shape[:3], place - held, kept.shape[4]), dtype=kept.dtype), used], axis=3)
+def _pad_left(length: int, stored: mx.array, used: int) -> mx.array:
+    """The `used` first positions of a layer, padded at the left to `length`."""
+    values = stored[..., :used, :]
+    if used == length:
+        return values
+    padding = mx.zeros((*stored.shape[:3], length - used, stored.shape[4]), dtype=stored.dtype)
+    return mx.concatenate([padding, values], axis=3)

@@ -1,8 +1,8 @@
-"""Training: a network, batches and a mixer in; checkpoints and a log out.
+"""The training loop: takes a network, batches and a mixer; writes checkpoints and a metrics log.
 
-Every step is a function of the state before it and of its own number: batches, dropout and the learning rate
-are drawn from (seed, step). So a run that is interrupted and resumed ends where an undisturbed one ends, bit
-for bit on the CPU. Knows nothing of text, of teachers beyond their logits, or of what the student is for.
+Every step is a function of the previous state and of the step number: batches, dropout and the learning rate are
+derived from (seed, step). So a run that is interrupted and resumed ends bit-identical to an uninterrupted one on the
+CPU. Knows nothing of text, of teachers beyond their logits, or of what the student is for.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ from ...plugins.interfaces import Mixer, Teacher, Tracker
 from .. import checkpoint as checkpoints
 from ..generation.score import token_nlls
 from .distributed import SINGLE_PROCESS, BatchShard, ProcessGroup
-from .loss import Opinion, Targets, TopK, mixed_loss, slope_squares, term_names, totals
-from .metrics_log import Balance, Journal, Overfitting
-from .on_policy import OnPolicy, judged
+from .loss import LazyLogits, Targets, TopK, grad_squared_norms, mixed_loss, term_names, term_totals
+from .metrics_log import MetricsLog, OverfittingMonitor, TermBalanceMonitor
+from .on_policy import OnPolicyGenerator, soft_target_coverage
 from .optimizers import AdamW, LearningRateSchedule, Tree, flatten, global_norm, restore_moments, unflatten
 from .parallel import StreamPool
 from .precision import LOSS_SCALE, MAX_OVERFLOWS, cast_parameters
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, mx.array]
-Asked = Callable[[mx.array], mx.array | Opinion]
+TeacherForward = Callable[[mx.array], mx.array | LazyLogits]
+TARGET_ARRAYS = ("hard", "weight", "from_teacher", "from_student", "has_soft")  # same names in a batch and in Targets
 
 
-class Rows(Protocol):
-    """One batch, as the data room packs it: arrays [B, T]."""
+class BatchLike(Protocol):
+    """One batch as the data package builds it: arrays [B, T], those of soft targets optional."""
 
     @property
     def inputs(self) -> Array:
-        """Tokens to read."""
+        """Input tokens."""
 
     @property
     def hard(self) -> Array:
@@ -51,32 +52,32 @@ class Rows(Protocol):
 
     @property
     def weight(self) -> Array:
-        """How much each counts."""
+        """Loss weight of each position."""
 
     @property
     def from_teacher(self) -> Array:
-        """Whether a teacher wrote it."""
+        """1 for text that a teacher wrote."""
 
     @property
     def soft_ids(self) -> Array | None:
-        """Of stored soft targets the tokens that are named [B, T, k]."""
+        """Token ids of stored soft targets [B, T, k]."""
 
     @property
     def soft_log_probs(self) -> Array | None:
-        """Their log-probabilities."""
+        """Their log-probabilities [B, T, k]."""
 
     @property
     def soft_residual(self) -> Array | None:
-        """The logarithm of what is left for all others."""
+        """The log-probability of all other tokens together."""
 
     @property
     def has_soft(self) -> Array | None:
-        """Whether there is a soft target."""
+        """1 where there is a soft target."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The figures of a training run."""
+class TrainSettings:
+    """The hyperparameters and intervals of a training run."""
 
     steps: int
     accumulate: int
@@ -92,114 +93,113 @@ class Settings:
 
 
 @dataclass
-class State:
-    """All that a checkpoint brings back."""
+class TrainState:
+    """Everything that a checkpoint restores."""
 
     parameters: Tree
     moments: Tree
     step: int = 0
     best_step: int | None = None
     best_loss: float = math.inf
-    overflows: int = 0  # in a row, in this sitting
-    last: list[Arrays] = field(default_factory=list)  # this process's parts of the last batch
+    overflows: int = 0  # in a row; not saved
+    last_parts: list[Arrays] = field(default_factory=list)  # this process's parts of the last batch; not saved
 
 
 @dataclass
-class Job:
-    """What is trained, on what, and who is told."""
+class TrainingJob:
+    """What `train` needs: the network, the data, the loss, the settings, and where results go."""
 
     model: nn.Module
     vocab_size: int
     mixer: Mixer
-    batch: Callable[[int], Rows]
-    validation: Callable[[], Iterable[Rows]]
-    settings: Settings
+    batch: Callable[[int], BatchLike]
+    validation: Callable[[], Iterable[BatchLike]]
+    settings: TrainSettings
     student: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    folder: Path
-    log: Path
-    teacher: Asked | None = None  # tokens [B, T] to logits [B, T, V], or to hidden states with a head
-    on_policy: OnPolicy | None = None
+    metadata: Mapping[str, Any]  # saved in each checkpoint's state.json
+    checkpoint_folder: Path
+    metrics_file: Path
+    teacher: TeacherForward | None = None  # tokens [B, T] to logits [B, T, V], or to hidden states with a head
+    on_policy: OnPolicyGenerator | None = None
     console: Console = field(default_factory=Console)
     trackers: Sequence[Tracker] = ()
     sample: Callable[[], str] | None = None
     stream_pool: StreamPool = field(default_factory=lambda: StreamPool(1))
     group: ProcessGroup = SINGLE_PROCESS
-    shard: BatchShard | None = None  # of every batch, as `batch` gives it; all of it when not set
+    shard: BatchShard | None = None  # the rows of every batch that `batch` returns; None for all of them
 
 
-def train(job: Job, state: State) -> State:
-    """Take the state to the last step. Interrupted, it saves and says so."""
+def train(job: TrainingJob, state: TrainState) -> TrainState:
+    """Train to the last step and return the state. On a stop signal, save a checkpoint and raise `Interrupted`."""
     settings, group = job.settings, job.group
-    journal = Journal(job.log if group.is_main else None, settings.steps, state.step, job.console, job.trackers)
-    watch, balance = Overfitting(job.console), Balance(job.console)
+    log = MetricsLog(job.metrics_file if group.is_main else None, settings.steps, state.step, job.console, job.trackers)
+    overfitting, balance = OverfittingMonitor(job.console), TermBalanceMonitor(job.console)
     with group.barrier():
-        _save(job, state)  # also when it is the very first: there is always something to go back to
-    with asked_to_stop() as stop, journal:
+        _save(job, state)  # step 0 too, so that there is always a checkpoint to return to
+    with stop_on_signal() as stop, log:
         while state.step < settings.steps:
-            values = advance(job, state)
+            values = train_step(job, state)
             with group.barrier():
-                _must_be_finite(job, state.step - 1, values)
-                watch.trained(values)
-                journal.step(state.step, values)
-            looked = _due(state.step, settings.evaluate_every, settings.steps)
-            loss, lengths = (evaluate(job), gradient_norms(job, state)) if looked else (math.inf, {})
+                _check_finite(job, state.step - 1, values)
+                overfitting.record_step(values)
+                log.log_step(state.step, values)
+            evaluated = _is_due(state.step, settings.evaluate_every, settings.steps)
+            loss, norms = (evaluate(job), gradient_norms(job, state)) if evaluated else (math.inf, {})
             with group.barrier() as vote:
-                better = looked and _look(job, state, loss, lengths, journal, watch, balance)
-                if better or _due(state.step, settings.checkpoint_every, settings.steps):
-                    journal.keep()
+                improved = evaluated and _record_evaluation(job, state, loss, norms, log, overfitting, balance)
+                if improved or _is_due(state.step, settings.checkpoint_every, settings.steps):
+                    log.sync()
                     _save(job, state)
                 if job.sample and settings.sample_every and state.step % settings.sample_every == 0:
                     job.console.print(f"  {job.sample()}")
                 vote.stop = bool(stop)
             if vote.stop:
                 with group.barrier():
-                    journal.keep()
+                    log.sync()
                     _save(job, state)
                 raise Interrupted(f"stopped after step {state.step} of {settings.steps}; everything is saved")
     return state
 
 
-def _look(
-    job: Job,
-    state: State,
+def _record_evaluation(
+    job: TrainingJob,
+    state: TrainState,
     loss: float,
-    lengths: Mapping[str, float],
-    journal: Journal,
-    watch: Overfitting,
-    balance: Balance,
+    norms: Mapping[str, float],
+    log: MetricsLog,
+    overfitting: OverfittingMonitor,
+    balance: TermBalanceMonitor,
 ) -> bool:
-    """Take note of a validation loss: whether it is the best so far. And of how much each term weighs in truth."""
+    """Log a validation loss and the gradient norms of the terms; return whether the loss is the best so far."""
     if not math.isfinite(loss):
-        raise _diverged(job, state.step, f"validation loss {loss}")
-    journal.evaluation(state.step, loss, lengths)
-    watch.evaluated(state.step, loss, state.best_loss)
-    balance.evaluated(state.step, lengths)
-    better = loss < state.best_loss
-    if better:
+        raise _divergence_error(job, state.step, f"validation loss {loss}")
+    log.log_evaluation(state.step, loss, norms)
+    overfitting.record_evaluation(state.step, loss, state.best_loss)
+    balance.record_evaluation(state.step, norms)
+    improved = loss < state.best_loss
+    if improved:
         state.best_step, state.best_loss = state.step, loss
-    return better
+    return improved
 
 
-def _due(step: int, every: int, steps: int) -> bool:
+def _is_due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
 
 
-def advance(job: Job, state: State) -> dict[str, Any]:
-    """One step: gradients of every part of the batch, summed in a fixed order, then AdamW."""
+def train_step(job: TrainingJob, state: TrainState) -> dict[str, Any]:
+    """One step: the gradients of all parts of the batch, added in a fixed order, then AdamW. Returns the metrics."""
     settings, step = job.settings, state.step
-    batch = arrays_of(job.batch(step))
-    shard = job.shard or BatchShard.of(
-        SINGLE_PROCESS, len(batch["inputs"]), settings.accumulate * job.stream_pool.count
-    )
+    batch = batch_arrays(job.batch(step))
+    parts_of_batch = settings.accumulate * job.stream_pool.count
+    shard = job.shard or BatchShard.of(SINGLE_PROCESS, len(batch["inputs"]), parts_of_batch)
     if job.on_policy:
-        with job.group.barrier() if job.on_policy.judge else nullcontext():  # who is asked may fail one process alone
-            batch = job.on_policy.continued(job.model, batch, shard, step)
+        with job.group.barrier() if job.on_policy.scorer else nullcontext():  # a scorer may fail in one process only
+            batch = job.on_policy.generate(job.model, batch, shard, step)
     job.model.train()
-    parts = list(_parts(batch, shard))
+    parts = list(_split(batch, shard))
     loss, terms, gradients = _gradients(job, parts, shard, step)
     rate = settings.schedule(step)
-    norm = None if _overflowed(job, state, gradients) else _update(job, state, gradients, rate, step)
+    norm = None if _has_overflowed(job, state, gradients) else _update(job, state, gradients, rate, step)
     values = {
         "loss": loss.item(),
         "terms": {name: term.item() for name, term in terms.items()},
@@ -207,14 +207,14 @@ def advance(job: Job, state: State) -> dict[str, Any]:
         "gradient_norm": None if norm is None else norm.item(),
         "tokens": batch["inputs"].shape[1] * shard.batch_rows,
     }
-    if job.on_policy and job.on_policy.judge:
-        values["judged"] = judged(batch)
-    state.step, state.last = step + 1, parts
+    if job.on_policy and job.on_policy.scorer:
+        values["judged"] = soft_target_coverage(batch)
+    state.step, state.last_parts = step + 1, parts
     return values
 
 
-def _overflowed(job: Job, state: State, gradients: Arrays) -> bool:
-    """Whether float16 could not hold the gradient: then the step moves nothing."""
+def _has_overflowed(job: TrainingJob, state: TrainState, gradients: Arrays) -> bool:
+    """Whether the gradient overflows float16, so that this step must not update the parameters."""
     if job.settings.precision != "float16":
         return False
     job.model.update(state.parameters)
@@ -222,45 +222,47 @@ def _overflowed(job: Job, state: State, gradients: Arrays) -> bool:
     return 0 < state.overflows < MAX_OVERFLOWS
 
 
-def _update(job: Job, state: State, gradients: dict[str, mx.array], rate: float, step: int) -> mx.array:
-    """Move the parameters. The gradients are used up: MLX writes over what nobody holds."""
-    streams = _streams(job, gradients)
-    slopes = unflatten(gradients)
+def _update(job: TrainingJob, state: TrainState, gradients: dict[str, mx.array], rate: float, step: int) -> mx.array:
+    """Update the parameters; return the gradient norm. Empties `gradients`, so that MLX can reuse their memory."""
+    streams = _assign_streams(job, gradients)
+    grads = unflatten(gradients)
     gradients.clear()
     state.parameters, state.moments, norm = job.settings.optimizer.update(
-        state.parameters, slopes, state.moments, mx.array(rate), mx.array(step), streams
+        state.parameters, grads, state.moments, mx.array(rate), mx.array(step), streams
     )
-    del slopes
+    del grads
     job.model.update(state.parameters)
     mx.eval(state.parameters, state.moments, norm)
     return norm
 
 
-def _gradients(job: Job, parts: Sequence[Arrays], shard: BatchShard, step: int) -> tuple[mx.array, Arrays, Arrays]:
-    """The loss of a batch, its terms and its gradient: one part a stream, summed over processes."""
+def _gradients(
+    job: TrainingJob, parts: Sequence[Arrays], shard: BatchShard, step: int
+) -> tuple[mx.array, Arrays, Arrays]:
+    """The loss of a batch, its terms and its gradient: one part per stream at a time, then summed over processes."""
     number, weights = mx.array(step), job.mixer.weights(step)
-    whole = _totals(job, parts)
-    value = _valued(job)
-    loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in whole}, Arrays()
+    totals = _loss_denominators(job, parts)
+    value_and_grad = _value_and_grad(job)
+    loss, terms, gradients = mx.array(0.0), {name: mx.array(0.0) for name in totals}, Arrays()
     for start in range(0, len(parts), job.stream_pool.count):
 
-        def compute(lane: int, start: int = start) -> Any:
-            place = shard.first_part + start + lane
+        def compute(i: int, start: int = start) -> Any:
+            place = shard.first_part + start + i
             mx.random.seed((job.settings.seed * 1_000_003 + step * 1009 + place) % 2**63)
-            return value(parts[start + lane], number, weights, whole)
+            return value_and_grad(parts[start + i], number, weights, totals)
 
-        done = job.stream_pool.map(compute, len(parts) - start)
-        while done:
-            (part, shares), slopes = done.pop(0)
-            loss, terms = loss + part, {name: terms[name] + shares[name] for name in terms}
-            gradients = _sum(job, gradients, flatten(slopes))
-            del slopes  # or MLX could not write over them
+        results = job.stream_pool.map(compute, len(parts) - start)
+        while results:
+            (part_loss, part_terms), grads = results.pop(0)
+            loss, terms = loss + part_loss, {name: terms[name] + part_terms[name] for name in terms}
+            gradients = _add(job, gradients, flatten(grads))
+            del grads  # or MLX could not reuse their memory
         mx.eval(loss, terms, gradients)
-    return _of_all(job, loss, terms, gradients)
+    return _all_reduce(job, loss, terms, gradients)
 
 
-def _of_all(job: Job, loss: mx.array, terms: Arrays, gradients: Arrays) -> tuple[mx.array, Arrays, Arrays]:
-    """The sums over all machines, at their own scale again."""
+def _all_reduce(job: TrainingJob, loss: mx.array, terms: Arrays, gradients: Arrays) -> tuple[mx.array, Arrays, Arrays]:
+    """The sums over all processes, divided by the loss scale."""
     values = job.group.sum({"": loss, **terms})
     if job.group.world_size > 1:
         gradients = job.group.sum(gradients)
@@ -270,130 +272,127 @@ def _of_all(job: Job, loss: mx.array, terms: Arrays, gradients: Arrays) -> tuple
     return values.pop(""), values, gradients
 
 
-def _valued(job: Job) -> Callable[..., Any]:
-    """The loss of a part and its gradient with respect to the weights as they are kept, in float32."""
+def _value_and_grad(job: TrainingJob) -> Callable[..., Any]:
+    """A function that returns the loss of a part, its terms, and the gradient with respect to the float32 weights."""
     if job.settings.precision == "float32":
-        value = nn.value_and_grad(job.model, _part_loss)
-        return lambda *arguments: value(job.model, job, *arguments)
+        value_and_grad = nn.value_and_grad(job.model, _part_loss)
+        return lambda *arguments: value_and_grad(job.model, job, *arguments)
     masters = job.model.trainable_parameters()
 
     def loss(parameters: Tree, *arguments: Any) -> Any:
         job.model.update(cast_parameters(job.model, parameters, job.settings.precision))
         return _part_loss(job.model, job, *arguments)
 
-    slopes = mx.value_and_grad(loss)
-    return lambda *arguments: slopes(masters, *arguments)
+    loss_and_grad = mx.value_and_grad(loss)
+    return lambda *arguments: loss_and_grad(masters, *arguments)
 
 
-def _sum(job: Job, some: dict[str, mx.array], more: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Two gradients added up, each parameter's on its own stream; neither is left."""
-    if not some:
+def _add(job: TrainingJob, total: dict[str, mx.array], more: dict[str, mx.array]) -> dict[str, mx.array]:
+    """total + more for each parameter, on the parameter's stream. Empties both arguments."""
+    if not total:
         return more
     added = {}
-    for name, stream in _streams(job, some).items():
+    for name, stream in _assign_streams(job, total).items():
         with mx.stream(stream):
-            added[name] = some.pop(name) + more.pop(name)
+            added[name] = total.pop(name) + more.pop(name)
     return added
 
 
-def _streams(job: Job, arrays: Mapping[str, mx.array]) -> dict[str, mx.Stream]:
-    """Which stream works on which parameter, outside of the network."""
+def _assign_streams(job: TrainingJob, arrays: Mapping[str, mx.array]) -> dict[str, mx.Stream]:
+    """The stream that works on each parameter outside of the network."""
     return job.stream_pool.assign({name: value.size for name, value in arrays.items()})
 
 
-def arrays_of(batch: Rows) -> dict[str, Array]:
-    """The arrays of a batch by their names, those of soft targets where there are any."""
+def batch_arrays(batch: BatchLike) -> dict[str, Array]:
+    """The arrays of a batch by name, without those of soft targets if there are none."""
     names = ("inputs", "hard", "weight", "from_teacher", "soft_ids", "soft_log_probs", "soft_residual", "has_soft")
     return {name: value for name in names if (value := getattr(batch, name)) is not None}
 
 
-def _parts(batch: Mapping[str, Array], shard: BatchShard) -> Iterator[Arrays]:
-    """This process's rows of a batch cut into their parts, as arrays of the accelerator."""
+def _split(batch: Mapping[str, Array], shard: BatchShard) -> Iterator[Arrays]:
+    """This process's rows of a batch, split into parts, as MLX arrays."""
     for start, stop in pairwise((0, *shard.part_ends)):
         yield {name: mx.array(value[start:stop]) for name, value in batch.items()}
 
 
-def _targets(job: Job, part: Arrays) -> Targets:
-    """The targets of a part of a batch, with what the teacher thinks of them, or thought when it was stored."""
-    rows = {name: value.reshape(-1) for name, value in part.items() if value.ndim == 2 and name in KNOWN}
+def _targets(job: TrainingJob, part: Arrays) -> Targets:
+    """The targets of a part, with the teacher's distribution: computed now, or stored in the batch."""
+    rows = {name: value.reshape(-1) for name, value in part.items() if value.ndim == 2 and name in TARGET_ARRAYS}
     soft: dict[str, Any] = {}
     if job.teacher is not None:
-        soft = {"has_soft": mx.ones(rows["hard"].shape), **_opinion(job.teacher(part["inputs"]))}
+        soft = {"has_soft": mx.ones(rows["hard"].shape), **_teacher_targets(job.teacher(part["inputs"]))}
     elif "soft_ids" in part:
         ids, logs = (part[name].reshape(rows["hard"].size, -1) for name in ("soft_ids", "soft_log_probs"))
         soft = {"sparse": TopK(ids, logs, part["soft_residual"].reshape(-1))}
     return Targets(**{"has_soft": mx.zeros(rows["hard"].shape), **rows, **soft})
 
 
-KNOWN = ("hard", "weight", "from_teacher", "from_student", "has_soft")  # of a batch, by the names they have in targets
+def _teacher_targets(output: mx.array | LazyLogits) -> dict[str, Any]:
+    """The teacher's output for a part, one row per position, without a gradient."""
+    if isinstance(output, LazyLogits):
+        hidden = mx.stop_gradient(output.hidden)
+        return {"lazy_logits": LazyLogits(hidden.reshape(-1, hidden.shape[-1]), output.head)}
+    return {"teacher_logits": mx.stop_gradient(output).reshape(-1, output.shape[-1])}
 
 
-def _opinion(asked: mx.array | Opinion) -> dict[str, Any]:
-    """A teacher's opinion of a part, row by row, without a gradient."""
-    if isinstance(asked, Opinion):
-        hidden = mx.stop_gradient(asked.hidden)
-        return {"opinion": Opinion(hidden.reshape(-1, hidden.shape[-1]), asked.head)}
-    return {"teacher_logits": mx.stop_gradient(asked).reshape(-1, asked.shape[-1])}
-
-
-def _totals(job: Job, parts: Sequence[Arrays]) -> Arrays:
-    """What the terms of the batch's rows are divided by, for their mean at the scale of the precision."""
+def _loss_denominators(job: TrainingJob, parts: Sequence[Arrays]) -> Arrays:
+    """What each term's sum over rows is divided by: the sum of the row weights over the loss scale."""
     factor = LOSS_SCALE[job.settings.precision]
-    return {name: mx.maximum(total, 1e-9) / factor for name, total in _counted(job, parts).items()}
+    return {name: mx.maximum(total, 1e-9) / factor for name, total in _batch_totals(job, parts).items()}
 
 
-def _counted(job: Job, parts: Sequence[Arrays]) -> Arrays:
-    """How much all rows of the batch, those of other machines too, count in each term."""
+def _batch_totals(job: TrainingJob, parts: Sequence[Arrays]) -> Arrays:
+    """The sum of each term's row weights over the whole batch, over all processes."""
     targets = [_targets(job, part) for part in parts]
     names = term_names(job.mixer, job.vocab_size, targets[0])
-    counts = [totals(job.mixer, some, names, job.settings.chunk) for some in targets]
-    return job.group.sum({name: mx.stack([count[name] for count in counts]).sum() for name in names})
+    totals = [term_totals(job.mixer, each, names, job.settings.chunk) for each in targets]
+    return job.group.sum({name: mx.stack([total[name] for total in totals]).sum() for name in names})
 
 
 def _part_loss(
     model: nn.Module,
-    job: Job,
+    job: TrainingJob,
     part: Arrays,
     step: mx.array,
     weights: Mapping[str, float],
-    whole: Arrays,
+    totals: Arrays,
 ) -> tuple[mx.array, Arrays]:
-    """A part's share of the batch's loss, and of each of its terms."""
+    """A part's contribution to the loss of the batch and to each of its terms."""
     hidden = model(part["inputs"])
     hidden = hidden.reshape(-1, hidden.shape[-1])
     targets = _targets(job, part)
-    return mixed_loss(job.mixer, hidden, model.head, targets, step, weights, whole, job.settings.chunk)
+    return mixed_loss(job.mixer, hidden, model.head, targets, step, weights, totals, job.settings.chunk)
 
 
-def gradient_norms(job: Job, state: State) -> dict[str, float]:
-    """How long each weighted term's gradient at the logits is, over the last batch of all machines.
+def gradient_norms(job: TrainingJob, state: TrainState) -> dict[str, float]:
+    """The L2 norm of each weighted term's gradient at the logits, over the last batch of all processes.
 
     Terms that count none of its rows are left out.
     """
     step, weights = state.step - 1, job.mixer.weights(state.step - 1)
-    counts = {name: float(count.item()) for name, count in _counted(job, state.last).items()}  # type: ignore[arg-type]
-    counts = {name: count for name, count in counts.items() if count > 0}
-    squares = dict.fromkeys(counts, 0.0)
-    for part in state.last:
+    totals = {name: float(total.item()) for name, total in _batch_totals(job, state.last_parts).items()}  # type: ignore[arg-type]
+    totals = {name: total for name, total in totals.items() if total > 0}
+    squares = dict.fromkeys(totals, 0.0)
+    for part in state.last_parts:
         hidden, targets = job.model(part["inputs"]), _targets(job, part)
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        settings = (mx.array(step), weights, counts, job.settings.chunk)
-        for name, square in slope_squares(job.mixer, hidden, job.model.head, targets, *settings).items():
+        arguments = (mx.array(step), weights, totals, job.settings.chunk)
+        for name, square in grad_squared_norms(job.mixer, hidden, job.model.head, targets, *arguments).items():
             squares[name] += square
-    whole = job.group.sum({name: mx.array(square) for name, square in squares.items()})
-    return {name: float(square.item()) ** 0.5 for name, square in whole.items()}  # type: ignore[arg-type]
+    summed = job.group.sum({name: mx.array(square) for name, square in squares.items()})
+    return {name: float(square.item()) ** 0.5 for name, square in summed.items()}  # type: ignore[arg-type]
 
 
-def evaluate(job: Job) -> float:
-    """Mean surprise, in nats a token, over the validation batches, each computed by one of the machines."""
+def evaluate(job: TrainingJob) -> float:
+    """The mean cross-entropy in nats per token over the validation batches, which the processes share."""
     job.model.eval()
     total = count = 0.0
     for i, batch in enumerate(job.validation()):
         if i % job.group.world_size != job.group.rank:
             continue
         hidden = job.model(mx.array(batch.inputs))
-        surprise = token_nlls(hidden.reshape(-1, hidden.shape[-1]), job.model.head, mx.array(batch.hard.reshape(-1)))
-        total += float(mx.sum(surprise * mx.array(batch.weight.reshape(-1))).item())  # type: ignore[arg-type]
+        losses = token_nlls(hidden.reshape(-1, hidden.shape[-1]), job.model.head, mx.array(batch.hard.reshape(-1)))
+        total += float(mx.sum(losses * mx.array(batch.weight.reshape(-1))).item())  # type: ignore[arg-type]
         count += float(batch.weight.sum())
     if job.group.world_size > 1:
         both = job.group.sum({"total": mx.array(total), "count": mx.array(count)})
@@ -401,18 +400,18 @@ def evaluate(job: Job) -> float:
     return total / count
 
 
-def _must_be_finite(job: Job, step: int, values: Mapping[str, Any]) -> None:
+def _check_finite(job: TrainingJob, step: int, values: Mapping[str, Any]) -> None:
     loss, norm = values["loss"], values["gradient_norm"]
     if not (math.isfinite(loss) and (norm is None or math.isfinite(norm))):
-        raise _diverged(job, step, f"loss {loss}, gradient norm {norm}")
+        raise _divergence_error(job, step, f"loss {loss}, gradient norm {norm}")
 
 
-def _diverged(job: Job, step: int, what: str) -> TrainingError:
-    """The error of training that cannot go on. Weights whose very next step fails were no good checkpoint."""
-    for checkpoint in checkpoints.every(job.folder):
+def _divergence_error(job: TrainingJob, step: int, what: str) -> TrainingError:
+    """The error for a loss that is not finite. Moves aside a checkpoint whose very next step failed."""
+    for checkpoint in checkpoints.every(job.checkpoint_folder):
         if checkpoint.step == step > 0 and job.group.is_main:
             checkpoints.set_aside(checkpoint, "diverged")
-    good, _ = checkpoints.newest_good(job.folder) if job.group.is_main else (None, None)
+    good, _ = checkpoints.newest_good(job.checkpoint_folder) if job.group.is_main else (None, None)
     kept = f"the last good checkpoint is {good.path}" if good else "there is no good checkpoint"
     return TrainingError(
         f"the loss is no longer a number after step {step} ({what}); {kept}",
@@ -420,67 +419,67 @@ def _diverged(job: Job, step: int, what: str) -> TrainingError:
     )
 
 
-def _save(job: Job, state: State) -> None:
-    """Write a checkpoint, unless it is there already, and drop those no longer needed."""
+def _save(job: TrainingJob, state: TrainState) -> None:
+    """Write a checkpoint, unless it exists already, and delete those that are no longer needed."""
     if not job.group.is_main:
         return
-    folder = checkpoints.step_folder(job.folder, state.step)
+    folder = checkpoints.step_folder(job.checkpoint_folder, state.step)
     if not folder.exists():
-        facts = {
-            **job.facts,
+        saved = {
+            **job.metadata,
             "step": state.step,
             "best_step": state.best_step,
             "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
         }
-        checkpoints.save(folder, flatten(state.parameters), flatten(state.moments), dict(job.student), facts)
-    checkpoints.prune(job.folder, job.settings.keep, state.best_step)
+        checkpoints.save(folder, flatten(state.parameters), flatten(state.moments), dict(job.student), saved)
+    checkpoints.prune(job.checkpoint_folder, job.settings.keep, state.best_step)
 
 
-def fresh(model: nn.Module, optimizer: AdamW) -> State:
+def initial_state(model: nn.Module, optimizer: AdamW) -> TrainState:
     """The state before the first step."""
     parameters = model.trainable_parameters()
-    return State(parameters, optimizer.initial_moments(parameters))
+    return TrainState(parameters, optimizer.initial_moments(parameters))
 
 
-def restored(model: nn.Module, saved: checkpoints.Checkpoint) -> State:
-    """The state that a checkpoint holds; the network gets its weights."""
-    weights, facts = saved.weights(), saved.state
+def restore_state(model: nn.Module, checkpoint: checkpoints.Checkpoint) -> TrainState:
+    """The state that a checkpoint holds. Loads its weights into the network."""
+    weights, saved = checkpoint.weights(), checkpoint.state
     model.load_weights(list(weights.items()))
-    parameters, best = model.trainable_parameters(), facts["best_loss"]
-    moments = restore_moments(parameters, saved.moments())
+    parameters, best = model.trainable_parameters(), saved["best_loss"]
+    moments = restore_moments(parameters, checkpoint.moments())
     mx.eval(parameters, moments)
-    return State(
+    return TrainState(
         parameters,
         moments,
-        facts["step"],
-        facts["best_step"],
+        saved["step"],
+        saved["best_step"],
         math.inf if best is None else best,
     )
 
 
-class Stop:
-    """Whether the user has asked to stop."""
+class StopRequest:
+    """True once the user has asked to stop."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __bool__(self) -> bool:
-        return self.asked
+        return self.requested
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Stop]:
-    """Turn the first Ctrl-C into a wish that is granted after the step; the second stops at once."""
-    stop = Stop()
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the current step; the second stops at once."""
+    stop = StopRequest()
 
-    def wish(number: int, frame: object) -> None:
-        if stop.asked:
+    def request(number: int, frame: object) -> None:
+        if stop.requested:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.requested = True
 
     try:
-        before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, where signals do not arrive anyway
+        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread receives signals
         yield stop
         return
     try:
@@ -490,9 +489,9 @@ def asked_to_stop() -> Iterator[Stop]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def asked(teacher: Teacher) -> Asked:
-    """How a teacher is asked in every step: for hidden states, if it offers them with its head, or else for logits."""
+def teacher_forward(teacher: Teacher) -> TeacherForward:
+    """The function that a step calls for the teacher's output: hidden states and head if it has them, else logits."""
     local: Any = teacher
     if not (hasattr(local, "hidden") and hasattr(local, "head")):
         return teacher.logits
-    return lambda tokens: Opinion(local.hidden(tokens), local.head)
+    return lambda tokens: LazyLogits(local.hidden(tokens), local.head)
