@@ -4,6 +4,7 @@
     python docs/walk.py --write           writes what was printed into the pages
     python docs/walk.py --chapter 03      one chapter only, after those that its front matter names: `needs: [01]`
     python docs/walk.py --folder F ...    works in F, and leaves out needed chapters that were walked there before
+    python docs/walk.py --steps 100       trains no run for more than 100 steps: faster, and outputs are not compared
 
 What is run are ```` ```console ```` blocks (lines with `$ ` are commands, `> ` goes on with one, all others are what it
 printed), ```` ```sh ```` blocks (a command a line, what it prints is not shown) and ```` ```python ```` blocks (what
@@ -178,21 +179,48 @@ class Ran:
     code: int
 
 
+# A program that stands in for `distillkit`: `run` trains for fewer steps, unless the command names their number.
+SHORT_RUNS = """\
+#!{python}
+import os, sys
+
+words = sys.argv[1:]
+if words[:1] == ["run"] and "--resume" not in words and not any("train.steps" in word for word in words):
+    from distillkit.recipe.recipe import load
+
+    if load(words[1]).train.steps > {steps}:
+        words += ["--set", "train.steps={steps}", "--set", "train.warmup=10"]
+os.execv("{distillkit}", ["distillkit", *words])
+"""
+
+
 class Folder:
     """Where the walk happens: a folder, and the variables of a shell in it."""
 
-    def __init__(self, path: Path, **variables: str) -> None:
+    def __init__(self, path: Path, steps: int | None = None, **variables: str) -> None:
         self.path = path.resolve()
         self.own = self.path / ".walk"
         self.variables = variables
+        self.programs = Path(sys.executable).parent
         (self.own / "home").mkdir(parents=True, exist_ok=True)
+        if steps is not None:
+            self._shorten_runs(steps)
+
+    def _shorten_runs(self, steps: int) -> None:
+        """Put a program named `distillkit` before the real one that trains for at most so many steps."""
+        program = self.own / "bin" / "distillkit"
+        program.parent.mkdir(exist_ok=True)
+        real = self.programs / "distillkit"
+        program.write_text(SHORT_RUNS.format(python=sys.executable, steps=steps, distillkit=real), encoding="utf-8")
+        program.chmod(0o755)
+        self.variables["PATH"] = os.pathsep.join(map(str, (program.parent, self.programs, os.environ.get("PATH", ""))))
 
     def environment(self) -> dict[str, str]:
         """A shell without keys, colours, or anything that this one was told about distillkit."""
         dropped = ("DISTILLKIT_", "PYTHON", "VIRTUAL_ENV", "CLICOLOR", "FORCE_COLOR")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped) and not k.endswith("_API_KEY")}
         return kept | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PATH": f"{self.programs}{os.pathsep}{os.environ.get('PATH', '')}",
             "HOME": str(self.own / "home"),
             "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),  # fonts are found once
             "DISTILLKIT_HOME": str(self.path),
@@ -423,13 +451,16 @@ def main() -> None:
     what.add_argument("--check", action="store_true", help="fail where something else is printed")
     parser.add_argument("--chapter", help="one chapter only, after those that it needs")
     parser.add_argument("--folder", type=Path, help="work here, and keep it; otherwise in a fresh one")
+    parser.add_argument("--steps", type=int, help="train no run for more steps than this; not with --write or --check")
     said = parser.parse_args()
+    if said.steps is not None and (said.write or said.check):
+        parser.error("--steps changes what is printed, so it goes with neither --write nor --check")
     try:
         pages = chapters(said.chapter)
         asked = pages if said.chapter is None else [page for page in pages if page.name.startswith(said.chapter)]
         with contextlib.ExitStack() as stack:
             path = said.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-            found = whole(pages, Folder(path), asked, said.write, said.check)
+            found = whole(pages, Folder(path, said.steps), asked, said.write, said.check)
     except Wrong as error:
         sys.exit(str(error))
     if found:
