@@ -381,7 +381,7 @@ def test_every_message_of_the_chapter_on_trouble_stands_in_the_code() -> None:
 
 @pytest.mark.slow
 def test_the_whole_guide_walked_as_a_new_user_would(tmp_path: Path) -> None:
-    begun = time.monotonic()  # every command must succeed; `make walk` trains for as long as the pages say, and compares
+    begun = time.monotonic()  # every command must succeed; `make walk` trains in full and compares what is printed
     ran = subprocess.run(
         [sys.executable, "docs/walk.py", "--folder", str(tmp_path), "--steps", "100"],
         cwd=ROOT,
