@@ -126,10 +126,10 @@ class Row(NamedTuple):
 
 def _rows(prompts: list[str], samples: int, seed: int, *, named: bool) -> list[Row]:
     """A row a sample. In a file its seed hangs on its name, so that prompts and samples can be added."""
-    from ..judging.sampling import seed_of
+    from ..judging.sampling import derive_seed
 
     rows = [(f"{i}#{sample}", prompt, sample) for i, prompt in enumerate(prompts) for sample in range(samples)]
-    return [Row(name, prompt, seed_of(seed, name) if named else seed + i) for name, prompt, i in rows]
+    return [Row(name, prompt, derive_seed(seed, name) if named else seed + i) for name, prompt, i in rows]
 
 
 def _write_lines(student: Trained, rows: list[Row], sampling: Sampling, max_tokens: int, out: IO[str]) -> None:

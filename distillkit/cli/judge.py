@@ -19,7 +19,7 @@ from .run_stages import agreed, begin, go_on, is_run
 
 if TYPE_CHECKING:
     from ..core.run_folder import Run
-    from ..judging.anchors import Order
+    from ..judging.anchors import AnchorResult
 
 OF_A_JUDGE = re.compile(r"\s*judge\.\d+\.(?!name\s*=)")  # an override that needs the judge to be there
 
@@ -140,22 +140,22 @@ def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json
 
     run = find(where) if is_run(where) else None
     context = load_context(ctx, recipe_of(_recipe_file(where), overrides))
-    stories = [anchor.sample for anchor in anchors.anchors()]
+    stories = [anchor.sample for anchor in anchors.load_anchors()]
     subject = SubjectBuilder(context, run).without_student(stories, "anchors are graded")
     agreed(context, None, planning.asked_by_judges(context, subject, subject), yes)
-    runner, orders, silent, protocols = JudgeRunner(context, {}, lambda spent: None), list["Order"](), [], {}
+    runner, orders, silent, protocols = JudgeRunner(context, {}, lambda spent: None), list["AnchorResult"](), [], {}
     for table, one in context.judges():
         try:
-            verdict = runner.run(table, one, subject)
+            result = runner.run(table, one, subject)
         except NoStudentError:
             silent.append(one.name)
             continue
-        orders += anchors.orders(one.name, verdict.grades, one.lower_is_better)
-        protocols[one.name] = verdict.protocol.hash
+        orders += anchors.correlate_with_quality(one.name, result.grades, one.lower_is_better)
+        protocols[one.name] = result.protocol.hash
     rows = [order.to_json() for order in orders]
     if run:
         run.record(anchors={"protocols": protocols, "orders": rows})
-    show(rows if as_json else orders, as_json, lambda found: anchors.text(found, silent))
+    show(rows if as_json else orders, as_json, lambda found: anchors.format_results(found, silent))
 
 
 def _calibrate(where: str, file: Path, as_json: bool) -> None:
@@ -167,5 +167,5 @@ def _calibrate(where: str, file: Path, as_json: bool) -> None:
     run = find(where)
     if not (rows := read_grades(run)):
         raise UsageError(f"the run {run.name} has no grades", f"Judge it: distillkit judge {run.name} --judge rubric")
-    found = calibration.agreements(calibration.by_people(file), calibration.by_judges(rows))
-    show([one.to_json() for one in found] if as_json else found, as_json, calibration.text)
+    found = calibration.compare_with_people(calibration.read_human_grades(file), calibration.scores_by_judge(rows))
+    show([one.to_json() for one in found] if as_json else found, as_json, calibration.format_agreements)

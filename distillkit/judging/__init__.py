@@ -1,1 +1,1 @@
-"""Samples to grades: the student writes, judges say what they think of it."""
+"""Judging: prompts for samples, judges' protocols, and tests of the judges themselves (anchors, calibration)."""

@@ -1,8 +1,8 @@
-"""The judge stage: a subject is shown to each judge, and what they say is kept, with the protocol they said it by.
+"""Runs judges: shows each a subject, validates its grades, and records the protocol under which it graded.
 
-Grades of unlike protocols do not compare, so every grade carries a hash of all that decides it but the subject: the
-judge's own facts (prompt, schema, scale, options), whom it asked, and which model the answers say they are from. Knows
-neither networks nor files: whoever calls brings the student, the documents and a way to ask a teacher.
+Grades under different protocols are not comparable. Each grade therefore carries a hash of everything that determines
+it except the subject: the judge's own facts (prompt, schema, scale, options), its teacher's identity, and the model
+that the answers name. Knows neither networks nor files: the caller provides student, documents and teacher.
 """
 
 from __future__ import annotations
@@ -20,57 +20,57 @@ from ..core.records import Answer, Document, Grade, Metric, Request, Sample
 from ..plugins.interfaces import Judge, Scorer, Subject
 from ..stats import components
 
-Ask = Callable[[Sequence[Request]], Sequence[Answer]]
-LARGEST = 1e100  # of a score: squares of larger ones, and so their spread, are no numbers
-KIN = {"o": "gpt", "chatgpt": "gpt", "codellama": "llama"}  # models whose names hide their family
+AskTeacher = Callable[[Sequence[Request]], Sequence[Answer]]
+MAX_ABS_SCORE = 1e100  # the square of a larger score overflows, and so does the variance
+FAMILY_ALIASES = {"o": "gpt", "chatgpt": "gpt", "codellama": "llama"}  # models whose names do not begin with the family
 
 
 @dataclass
-class Asker:
-    """A way to ask a teacher that remembers who answered."""
+class JudgeTeacher:
+    """A judge's teacher: asks it, and records the models that its answers name."""
 
-    ask: Ask
-    who: Mapping[str, Any] = field(default_factory=dict)  # what decides the answers: provider and identity
-    models: set[str] = field(default_factory=set)  # as the answers report them
+    ask: AskTeacher
+    identity: Mapping[str, Any] = field(default_factory=dict)  # what determines the answers: provider and identity
+    models: set[str] = field(default_factory=set)
 
     def __call__(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        """Ask, and note the models."""
+        """The answers to the requests."""
         answers = self.ask(requests)
         self.models |= {answer.model for answer in answers if answer.model}
         return answers
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a judge sees of a run. `read_train` is called only by judges that look at the training text."""
+class RunSubject:
+    """A run as judges see it. `read_train` is called only if a judge reads the training text."""
 
     samples: Sequence[Sample]
     held_out: Sequence[Document]
     student: Scorer
     read_train: Callable[[], Iterable[str]]
     others: Sequence[Subject] = ()
-    asker: Ask | None = None
+    teacher: AskTeacher | None = None
     name: str = "the student"
 
     @property
     def train_text(self) -> Iterable[str]:
-        """The documents that were trained on."""
+        """The training documents."""
         return self.read_train()
 
     def ask(self, requests: Sequence[Request]) -> Sequence[Answer] | None:
-        """Answers of the judge's teacher, or None when it has none."""
-        return None if self.asker is None else self.asker(requests)
+        """Answers of the judge's teacher, or None if it has none."""
+        return None if self.teacher is None else self.teacher(requests)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that decides a judge's grades but the subject, and its hash."""
+    """Everything that determines a judge's grades except the subject."""
 
     facts: Mapping[str, Any]
 
     @property
     def hash(self) -> str:
-        """Equal protocols, equal hashes."""
+        """A hash of the facts."""
         return digest(self.facts)[:16]
 
     def to_json(self) -> dict[str, Any]:
@@ -79,8 +79,8 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """All that one judge said, what it comes to, and what its design could have seen."""
+class JudgeResult:
+    """A judge's grades, the metrics and protocol of these grades, and the design analysis of repeated grades."""
 
     judge: str
     grades: list[Grade]
@@ -89,115 +89,117 @@ class Verdict:
     design: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The grades as lines for `grades.jsonl`."""
-        mark = self.protocol.hash
-        return [{"judge": self.judge, "protocol": mark, **grade.to_json()} for grade in self.grades]
+        """The grades as rows of `grades.jsonl`."""
+        protocol = self.protocol.hash
+        return [{"judge": self.judge, "protocol": protocol, **grade.to_json()} for grade in self.grades]
 
     @property
-    def reach(self) -> str:
-        """What this design can see, in words; nothing where samples were graded once."""
-        name = "overall" if "overall" in self.design else next(iter(self.design), "")
-        found = self.design.get(name) or {"detectable": None}
-        if found["detectable"] is None:
+    def power_summary(self) -> str:
+        """The judge's noise and the minimum detectable difference in words; "" if no sample was graded twice."""
+        criterion = "overall" if "overall" in self.design else next(iter(self.design), "")
+        design = self.design.get(criterion) or {"detectable": None}
+        if design["detectable"] is None:
             return ""
-        noise = (found["variance"]["noise"] or 0.0) ** 0.5
+        deviation = (design["variance"]["noise"] or 0.0) ** 0.5
         return (
-            f"{self.judge}: grades of one sample spread by {noise:.2f}; "
-            f"two runs must be about {found['detectable']:.2f} apart in {name} to be told apart"
+            f"{self.judge}: repeated grades of a sample have standard deviation {deviation:.2f}; "
+            f"minimum detectable difference in {criterion}: {design['detectable']:.2f}"
         )
 
 
-def judge(judge: Judge, subject: Subject) -> Verdict:
-    """Ask one judge; what it does wrong is said in its name."""
+def run_judge(judge: Judge, subject: Subject) -> JudgeResult:
+    """Let a judge grade a subject. Errors of the judge are reported under its name."""
     who = f"the judge {judge.name!r}"
     try:
-        grades = [_checked(who, grade) for grade in judge.grade(subject)]
-        metrics = {**judge.summarise(grades), **_by_temperature(judge, grades, subject.samples)}
-        facts = protocol(judge, getattr(subject, "asker", None))
+        grades = [_validate(who, grade) for grade in judge.grade(subject)]
+        metrics = {**judge.summarise(grades), **_metrics_by_temperature(judge, grades, subject.samples)}
+        protocol = build_protocol(judge, getattr(subject, "teacher", None))
     except DistillkitError:
         raise
     except (Exception, SystemExit) as error:
         raise DistillkitError(f"{who} failed: {type(error).__name__}: {error}") from error
     for name, metric in metrics.items():
-        if not isinstance(metric, Metric) or not _is_number(metric.value):
-            raise DistillkitError(f"{who} made no number of its grades of {name!r}: {metric}")
-    return Verdict(judge.name, grades, metrics, facts, {} if judge.compares else designs(grades))
+        if not isinstance(metric, Metric) or not _is_finite(metric.value):
+            raise DistillkitError(f"{who} returned no numeric metric for {name!r}: {metric}")
+    return JudgeResult(judge.name, grades, metrics, protocol, {} if judge.compares else analyze_designs(grades))
 
 
-def would_ask(judge: Judge, subject: Subject) -> list[Request]:
-    """The requests that a judge foresees."""
+def planned_requests(judge: Judge, subject: Subject) -> list[Request]:
+    """The requests that a judge will send for a subject."""
     try:
         return list(judge.requests(subject))
     except DistillkitError:
         raise
     except Exception as error:
-        told = f"the judge {judge.name!r} could not say what it would ask: {type(error).__name__}: {error}"
-        raise DistillkitError(told) from error
+        message = f"the judge {judge.name!r} failed to list its requests: {type(error).__name__}: {error}"
+        raise DistillkitError(message) from error
 
 
-def protocol(judge: Judge, asker: Ask | None = None) -> Protocol:
-    """By what a judge grades: its own facts, whom it asks, and who answered."""
+def build_protocol(judge: Judge, teacher: AskTeacher | None = None) -> Protocol:
+    """The protocol of a judge: its own facts, its teacher's identity, and the models that answered."""
     facts = {"judge": judge.name, **judge.facts()}
-    if isinstance(asker, Asker):
-        facts |= {"teacher": dict(asker.who), "models": sorted(asker.models)}
+    if isinstance(teacher, JudgeTeacher):
+        facts |= {"teacher": dict(teacher.identity), "models": sorted(teacher.models)}
     return Protocol(facts)
 
 
-def _by_temperature(judge: Judge, grades: Sequence[Grade], samples: Sequence[Sample]) -> dict[str, Metric]:
-    """Where samples were written at several temperatures, the metrics at each of them, beside those of all."""
-    warm = {sample.id: sample.temperature for sample in samples}
+def _metrics_by_temperature(judge: Judge, grades: Sequence[Grade], samples: Sequence[Sample]) -> dict[str, Metric]:
+    """The metrics at each temperature, `overall@0.5`, if samples were drawn at several; otherwise none."""
+    temperatures = {sample.id: sample.temperature for sample in samples}
     metrics: dict[str, Metric] = {}
-    for one in (there := sorted({t for t in warm.values() if t is not None})):
-        own = [grade for grade in grades if grade.sample is not None and warm.get(grade.sample) == one]
-        if own and len(there) > 1:
-            metrics |= {f"{name}@{one:g}": metric for name, metric in judge.summarise(own).items()}
+    for temperature in (distinct := sorted({t for t in temperatures.values() if t is not None})):
+        selected = [g for g in grades if g.sample is not None and temperatures.get(g.sample) == temperature]
+        if selected and len(distinct) > 1:
+            metrics |= {f"{name}@{temperature:g}": metric for name, metric in judge.summarise(selected).items()}
     return metrics
 
 
-def designs(grades: Sequence[Grade]) -> dict[str, dict[str, Any]]:
-    """For each criterion that samples were graded by more than once: where its spread comes from.
+def analyze_designs(grades: Sequence[Grade]) -> dict[str, dict[str, Any]]:
+    """For each criterion with repeated grades of samples: variance components and the minimum detectable difference.
 
-    And the smallest difference that two runs judged so could show.
+    The components are the variances between prompts, between samples of a prompt, and between grades of a sample. The
+    detectable difference is that between two runs that are judged by this design.
     """
-    found = {}
+    designs = {}
     for criterion in dict.fromkeys(grade.criterion for grade in grades if grade.sample is not None):
-        of = [grade for grade in grades if grade.criterion == criterion and grade.sample is not None]
+        selected = [grade for grade in grades if grade.criterion == criterion and grade.sample is not None]
         prompts, samples = (
-            [str(value) for value in values] for values in zip(*((g.cluster, g.sample) for g in of), strict=True)
+            [str(value) for value in values] for values in zip(*((g.cluster, g.sample) for g in selected), strict=True)
         )
-        if len(of) == len(set(samples)):
+        n_prompts, n_samples, n_grades = len(set(prompts)), len(set(samples)), len(selected)
+        if n_grades == n_samples:
             continue
-        parts, count = components([grade.score for grade in of], prompts, samples), len(set(prompts))
-        found[criterion] = {
-            "prompts": count,
-            "samples": len(set(samples)),
-            "grades": len(of),
-            "variance": asdict(parts),
-            "detectable": parts.detectable(count, max(1, len(set(samples)) // count), len(of) // len(set(samples))),
+        variance = components([grade.score for grade in selected], prompts, samples)
+        designs[criterion] = {
+            "prompts": n_prompts,
+            "samples": n_samples,
+            "grades": n_grades,
+            "variance": asdict(variance),
+            "detectable": variance.detectable(n_prompts, max(1, n_samples // n_prompts), n_grades // n_samples),
         }
-    return found
+    return designs
 
 
-def family(model: str | None) -> str | None:
-    """The family that a model's name speaks of: gpt, llama, qwen ...; None where it speaks of none."""
+def model_family(model: str | None) -> str | None:
+    """The family that a model's name begins with, such as gpt, llama or qwen; None if there is none."""
     found = re.match(r"[a-z]+", (model or "").rpartition("/")[2].lower())
-    return KIN.get(found[0], found[0]) if found else None
+    return FAMILY_ALIASES.get(found[0], found[0]) if found else None
 
 
-def _checked(who: str, grade: object) -> Grade:
-    """A grade that can be counted, or the judge's fault said plainly."""
+def _validate(who: str, grade: object) -> Grade:
+    """The grade, if it is one with a finite score and weight. Raises DistillkitError otherwise."""
     if not isinstance(grade, Grade):
-        raise DistillkitError(f"{who} gave a {type(grade).__name__} where a Grade was due")
-    countable = all(_is_number(value) and abs(float(value)) <= LARGEST for value in (grade.score, grade.weight))
-    if not countable or grade.weight < 0:
-        of = grade.sample or grade.document or "the student"
+        raise DistillkitError(f"{who} returned a {type(grade).__name__} instead of a Grade")
+    valid = all(_is_finite(value) and abs(float(value)) <= MAX_ABS_SCORE for value in (grade.score, grade.weight))
+    if not valid or grade.weight < 0:
+        graded = grade.sample or grade.document or "the student"
         raise DistillkitError(
-            f"{who} gave {of} a score of {grade.score!r}, weighing {grade.weight!r}, for {grade.criterion!r}",
-            f"Both must be numbers of at most {LARGEST:g}, and no weight below 0.",
+            f"{who} gave {graded} a score of {grade.score!r} with weight {grade.weight!r} for {grade.criterion!r}",
+            f"Both must be numbers of at most {MAX_ABS_SCORE:g} in magnitude, and the weight must not be negative.",
         )
     return grade
 
 
-def _is_number(value: object) -> bool:
-    """Whether a value can be averaged. True and False can: they are 1 and 0."""
+def _is_finite(value: object) -> bool:
+    """Whether a value is a finite number. True and False count as 1 and 0."""
     return isinstance(value, Real) and math.isfinite(value)

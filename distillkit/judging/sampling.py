@@ -1,7 +1,7 @@
-"""Samples: what the student writes to a set of beginnings. Knows no network; a writer is handed in.
+"""Plans and generates the samples that judges grade. Knows no network; the caller passes a generate function.
 
-What is to be written is a list of rows first, each with its prompt, its seed and its temperature, so that rows which
-somebody wrote before need not be written again, and a plan can count them.
+Samples are planned first, each with prompt, seed and temperature, so that a plan can count them and samples that were
+generated before can be reused.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 from ..core.errors import UsageError
 from ..core.records import Document, Sample
 
-Write = Callable[[Sequence[str], Sequence[int], float], Iterable[str]]
-Beginning = Callable[[str], str]
-STORIES = "stories"  # the word for the beginnings that ship with distillkit
+Generate = Callable[[Sequence[str], Sequence[int], float], Iterable[str]]  # prompts, seeds, temperature -> completions
+TakePrompt = Callable[[str], str]  # a document's text -> its beginning
+STORIES = "stories"  # the value of `sampling.prompts` for the prompts that ship with distillkit
 
 
 @dataclass(frozen=True)
-class Row:
-    """One sample that is to be written."""
+class PlannedSample:
+    """A sample that is to be generated."""
 
     id: str
     prompt: str
@@ -33,43 +33,43 @@ class Row:
 
     @property
     def key(self) -> tuple[str, int, float]:
-        """What decides the sample, beside the student and how it draws."""
+        """What determines the sample besides the student and its sampling options."""
         return self.prompt, self.seed, self.temperature
 
     def sample(self, completion: str) -> Sample:
-        """The sample, once it is written."""
+        """The sample with its completion."""
         return Sample(self.id, self.prompt, completion, self.seed, self.temperature)
 
 
-def held_out_prompts(documents: Sequence[Document], count: int, beginning: Beginning) -> list[tuple[str, str]]:
-    """Ids and beginnings of held-out documents, spread evenly; all serve once before one serves twice."""
+def held_out_prompts(documents: Sequence[Document], count: int, take_prompt: TakePrompt) -> list[tuple[str, str]]:
+    """Ids and beginnings of evenly spaced held-out documents. No document repeats before all were used."""
     if not documents:
-        raise UsageError("there are no held-out documents to begin samples with", "Raise data.held_out.")
+        raise UsageError("there are no held-out documents to take prompts from", "Raise data.held_out.")
     rounds, rest = divmod(count, len(documents))
     spread = [documents[i * len(documents) // rest] for i in range(rest)]
     chosen = [*documents] * rounds + spread
-    return [(document.id, beginning(document.text)) for document in chosen]
+    return [(document.id, take_prompt(document.text)) for document in chosen]
 
 
 def story_prompts(count: int) -> list[tuple[str, str]]:
-    """Ids and texts of the beginnings that ship with distillkit, from the top again when there are too few."""
-    return _numbered(STORIES, stories(), count)
+    """Ids and texts of the prompts that ship with distillkit, repeated if there are too few."""
+    return _numbered(STORIES, load_story_prompts(), count)
 
 
-def stories() -> list[str]:
-    """The beginnings of children's stories that ship with distillkit; most are cut in the middle of a sentence."""
+def load_story_prompts() -> list[str]:
+    """The beginnings of children's stories that ship with distillkit; most end in the middle of a sentence."""
     text = resources.files("distillkit.judging").joinpath("stories.txt").read_text(encoding="utf-8")
     return text.splitlines()
 
 
 def file_prompts(path: Path, count: int) -> list[tuple[str, str]]:
-    """Ids and prompts from a file with one prompt a line, from the top again when there are too few."""
+    """Ids and prompts from a file with one prompt per line, repeated if there are too few."""
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the prompts in {path} cannot be read: {error}") from error
     if not lines:
-        raise UsageError(f"{path} holds no prompts", "Write one a line.")
+        raise UsageError(f"{path} contains no prompts", "Write one prompt per line.")
     return _numbered(path.name, lines, count)
 
 
@@ -77,33 +77,35 @@ def _numbered(name: str, lines: Sequence[str], count: int) -> list[tuple[str, st
     return [(f"{name}:{i % len(lines) + 1}", lines[i % len(lines)]) for i in range(count)]
 
 
-def rows(
+def plan_samples(
     prompts: Sequence[tuple[str, str]], count: int, seed: int, repeats: int = 1, temperatures: Sequence[float] = (1.0,)
-) -> list[Row]:
-    """At each temperature `count` samples, `repeats` of each prompt in turn; a prompt that occurs again goes on.
+) -> list[PlannedSample]:
+    """`count` samples at each temperature, `repeats` of each prompt in turn. Samples of a prompt are numbered.
 
-    A sample's seed hangs on its id alone, so that what is written to a prompt stays when more prompts are asked for.
+    The seed of a sample depends only on `seed` and the sample's id, so that samples stay the same if more are planned.
     """
-    times: dict[str, int] = {}
-    found = []
+    numbers: dict[str, int] = {}
+    planned = []
     for temperature in temperatures:
         for name, prompt in islice((pair for pair in prompts for _ in range(repeats)), count):
-            own = f"{name}#{times.get(name, 0)}"
-            times[name] = times.get(name, 0) + 1
-            found.append(Row(own, prompt, seed_of(seed, own), temperature))
-    return found
+            sample_id = f"{name}#{numbers.get(name, 0)}"
+            numbers[name] = numbers.get(name, 0) + 1
+            planned.append(PlannedSample(sample_id, prompt, derive_seed(seed, sample_id), temperature))
+    return planned
 
 
-def seed_of(seed: int, name: str) -> int:
-    """A seed for one sample, unlike its neighbours'."""
+def derive_seed(seed: int, name: str) -> int:
+    """A 32-bit seed derived from a seed and a name by SHA-256."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "big")
 
 
-def samples(wanted: Sequence[Row], write: Write, kept: Mapping[Any, str] | None = None) -> list[Sample]:
-    """A sample a row: those that are kept, by their keys, and the others written now, a temperature at a time."""
-    known = dict(kept or {})
-    for temperature in dict.fromkeys(row.temperature for row in wanted):
-        due = [row for row in wanted if row.temperature == temperature and row.key not in known]
-        texts = write([row.prompt for row in due], [row.seed for row in due], temperature) if due else []
-        known |= {row.key: text for row, text in zip(due, texts, strict=True)}
-    return [row.sample(known[row.key]) for row in wanted]
+def generate_samples(
+    planned: Sequence[PlannedSample], generate: Generate, existing: Mapping[Any, str] | None = None
+) -> list[Sample]:
+    """The planned samples. Existing completions are reused by key, the others are generated per temperature."""
+    completions = dict(existing or {})
+    for temperature in dict.fromkeys(one.temperature for one in planned):
+        missing = [one for one in planned if one.temperature == temperature and one.key not in completions]
+        texts = generate([one.prompt for one in missing], [one.seed for one in missing], temperature) if missing else []
+        completions |= {one.key: text for one, text in zip(missing, texts, strict=True)}
+    return [one.sample(completions[one.key]) for one in planned]

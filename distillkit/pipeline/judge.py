@@ -28,20 +28,22 @@ def judge(session: RunSession) -> None:
     subject = SubjectBuilder(context, run).subject(student, session.compared_runs)
     spent = dict(run.info.get("spent_on_judges") or {})
     runner = JudgeRunner(context, spent, lambda spent: run.record(spent_on_judges=spent))
-    verdicts, judges = [], []
+    results, judges = [], []
     for table, one in context.judges():
         session.console.print(f"Judging: {one.name}.")
         _warn_of_same_family(session, table, one)
-        verdicts.append(runner.run(table, one, subject))
+        results.append(runner.run(table, one, subject))
         judges.append(one)
-        if verdicts[-1].reach:
-            session.console.print(f"  {verdicts[-1].reach}")
-    write_jsonl(run.grades, [row for verdict in verdicts for row in verdict.rows()])
+        if results[-1].power_summary:
+            session.console.print(f"  {results[-1].power_summary}")
+    write_jsonl(run.grades, [row for result in results for row in result.rows()])
     _record_held_out(session)
     run.record(
-        judges={v.judge: {name: metric.to_json() for name, metric in v.metrics.items()} for v in verdicts},
-        judges_protocol={v.judge: v.protocol.to_json() for v in verdicts},
-        judges_design={v.judge: v.design for v in verdicts if v.design},
+        judges={
+            result.judge: {name: metric.to_json() for name, metric in result.metrics.items()} for result in results
+        },
+        judges_protocol={result.judge: result.protocol.to_json() for result in results},
+        judges_design={result.judge: result.design for result in results if result.design},
         lower_is_better={one.name: sorted(one.lower_is_better) for one in judges},
         neither_is_better={one.name: sorted(one.neither_is_better) for one in judges},
         together=[one.name for one in judges if one.together],
@@ -60,7 +62,7 @@ def _warn_of_same_family(session: RunSession, table: JudgeTable, judge: Judge) -
     found, teacher = session.context.judge_teacher(table, judge), session.context.teacher
     if found is None or teacher is None:
         return
-    of_teacher, of_judge = (protocol.family(getattr(one.options, "model", None)) for one in (teacher, found[0]))
+    of_teacher, of_judge = (protocol.model_family(getattr(one.options, "model", None)) for one in (teacher, found[0]))
     if of_teacher is not None and of_teacher == of_judge:
         session.warn(
             f"the judge {judge.name!r} asks a model of the teacher's own family, {of_teacher}: models grade their kin "
@@ -74,11 +76,11 @@ class JudgeRunner:
     def __init__(self, context: Context, spent: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
         self.context, self.spent, self.tell = context, spent, tell
 
-    def run(self, table: JudgeTable, judge: Judge, subject: protocol.Judged) -> protocol.Verdict:
+    def run(self, table: JudgeTable, judge: Judge, subject: protocol.RunSubject) -> protocol.JudgeResult:
         """What one judge says of a subject."""
         found = self.context.judge_teacher(table, judge)
         if found is None:
-            return protocol.judge(judge, subject)
+            return protocol.run_judge(judge, subject)
         teacher, teacher_table = found
 
         def ask(requests: Sequence[Request]) -> Sequence[Answer]:
@@ -91,7 +93,9 @@ class JudgeRunner:
                     self.spent[judge.name] = done.spent
                     self.tell(self.spent)
 
-        return protocol.judge(judge, replace(subject, asker=protocol.Asker(ask, teacher_identity(teacher))))
+        return protocol.run_judge(
+            judge, replace(subject, teacher=protocol.JudgeTeacher(ask, teacher_identity(teacher)))
+        )
 
 
 def teacher_identity(teacher: Teacher) -> dict[str, Any]:

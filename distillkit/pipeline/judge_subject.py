@@ -35,10 +35,12 @@ class SubjectBuilder:
     # ------------------------------------------------------------------------------------------ samples
 
     @cached_property
-    def rows(self) -> list[sampling.Row]:
+    def rows(self) -> list[sampling.PlannedSample]:
         """What is to be written."""
         table = self.table
-        return sampling.rows(self._prompts(), table.count, self.context.recipe.seed, table.repeats, table.temperatures)
+        return sampling.plan_samples(
+            self._prompts(), table.count, self.context.recipe.seed, table.repeats, table.temperatures
+        )
 
     def _prompts(self) -> list[tuple[str, str]]:
         table, count = self.table, ceil(self.table.count / self.table.repeats)
@@ -98,7 +100,7 @@ class SubjectBuilder:
             how = Sampling(temperature, **self.table.how)
             return (one.text for one in student.write(prompts, seeds, how, self.table.max_tokens))
 
-        samples = sampling.samples(self.rows, write, self.kept())
+        samples = sampling.generate_samples(self.rows, write, self.kept())
         write_jsonl(self.run.samples, [sample.to_json() for sample in samples])
         prompts = {"prompts": self.table.prompts, "digest": digest(sorted({row.prompt for row in self.rows}))}
         made = {"made_of": self.made_of, "sha256": file_digest(self.run.samples), "weights": student.weights_sha256}
@@ -126,9 +128,9 @@ class SubjectBuilder:
 
     # ------------------------------------------------------------------------------------------ subjects
 
-    def subject(self, student: Any, others: Sequence[Run] = ()) -> protocol.Judged:
+    def subject(self, student: Any, others: Sequence[Run] = ()) -> protocol.RunSubject:
         """What judges see; samples that are missing are written."""
-        return protocol.Judged(
+        return protocol.RunSubject(
             samples=self.written(student),
             held_out=self.context.corpus.held_out_documents,
             student=student,
@@ -137,11 +139,11 @@ class SubjectBuilder:
             name=self.run.name if self.run else self.context.recipe.name,
         )
 
-    def imagined(self, others: Sequence[Run] = (), wordy: bool = True) -> protocol.Judged:
+    def imagined(self, others: Sequence[Run] = (), wordy: bool = True) -> protocol.RunSubject:
         """The same before anything is written, for a judge to say what it would ask."""
         return self.without_student(self.foreseen(wordy), "it is only being planned", others)
 
-    def without_student(self, samples: Sequence[Sample], why: str, others: Sequence[Run] = ()) -> protocol.Judged:
+    def without_student(self, samples: Sequence[Sample], why: str, others: Sequence[Run] = ()) -> protocol.RunSubject:
         """Samples that no student is at hand for: foreseen ones, or anchors."""
         name = self.run.name if self.run else self.context.recipe.name
         around = [compared_subject(run) for run in others]
@@ -149,14 +151,16 @@ class SubjectBuilder:
         def train_text() -> Iterator[str]:
             return self.context.corpus.train_text()
 
-        return protocol.Judged(samples, self._held_out, MissingStudent(why), train_text, around, None, name)
+        return protocol.RunSubject(samples, self._held_out, MissingStudent(why), train_text, around, None, name)
 
 
 def compared_subject(run: Run) -> Subject:
     """A further run, as far as its folder shows it."""
     if not (samples := read_samples(run)):
         raise UsageError(UNWRITTEN.format(name=run.name), f"Write them: distillkit judge {run.name} --samples 50")
-    return protocol.Judged(samples, (), MissingStudent(f"{run.name} is only compared with"), lambda: (), name=run.name)
+    return protocol.RunSubject(
+        samples, (), MissingStudent(f"{run.name} is only compared with"), lambda: (), name=run.name
+    )
 
 
 class NoStudentError(UsageError):

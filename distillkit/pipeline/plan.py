@@ -14,7 +14,7 @@ from typing import Any, cast
 from ..core.console import format_duration
 from ..core.records import Price, Request, Usage
 from ..core.run_folder import STAGES, Run
-from ..judging.protocol import Judged, would_ask
+from ..judging.protocol import RunSubject, planned_requests
 from ..plugins.interfaces import Judge, Teacher
 from ..recipe.recipe import names_recipe
 from ..recipe.schema import TeacherTable
@@ -136,19 +136,19 @@ def judging(context: Context, run: Run | None = None, others: Sequence[Run] = ()
     return {"samples": len(wordy.samples), "missing": subjects.missing, "judges": asked_by_judges(context, wordy, bare)}
 
 
-def asked_by_judges(context: Context, wordy: Judged, bare: Judged) -> list[dict[str, Any]]:
+def asked_by_judges(context: Context, wordy: RunSubject, bare: RunSubject) -> list[dict[str, Any]]:
     """For each judge that asks a teacher: how much, over samples that are long and over those that are short."""
     found = ((judge, context.judge_teacher(table, judge)) for table, judge in context.judges())
     return [_asked_by(context, judge, *whom, wordy, bare) for judge, whom in found if whom is not None]
 
 
 def _asked_by(
-    context: Context, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: Judged, bare: Judged
+    context: Context, judge: Judge, teacher: Teacher, table: TeacherTable, wordy: RunSubject, bare: RunSubject
 ) -> dict[str, Any]:
     policy = request_policy(context, table, shard=None, batch=False)
-    requests = would_ask(judge, wordy)
+    requests = planned_requests(judge, wordy)
     with open_answer_store() as cache:
-        due, short = (_unknown(teacher, of, cache) for of in (requests, would_ask(judge, bare)))
+        due, short = (_unknown(teacher, of, cache) for of in (requests, planned_requests(judge, bare)))
         probes = _to_find_out(teacher, requests, cache) if due else 0
     # Of samples without a word a judge may ask nothing, or more.
     least, read = sorted(sum(tokens_of(teacher, request) for request in of) for of in (short, due))

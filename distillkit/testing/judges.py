@@ -13,8 +13,7 @@ from typing import Any
 
 from ..core.errors import DistillkitError, UsageError
 from ..core.records import Answer, Grade, Metric, Request
-from ..judging.protocol import Judged, Verdict, would_ask
-from ..judging.protocol import judge as asked
+from ..judging.protocol import JudgeResult, RunSubject, planned_requests, run_judge
 from ..plugins.discovery import describe_error
 from ..plugins.interfaces import Judge
 from .fixtures import Pupil, documents, samples
@@ -35,30 +34,30 @@ def check_judge(cls: type[Judge], options: Mapping[str, Any] | None = None, *, t
     return run_checks("judges", cls, options, checks, teacher=teacher)
 
 
-def subject_of(case: Case) -> Judged:
+def subject_of(case: Case) -> RunSubject:
     """What the judge is shown."""
     ask: Ask | None = case.extra["teacher"]
 
-    def asker(requests: Sequence[Request]) -> list[Answer]:
+    def ask_all(requests: Sequence[Request]) -> list[Answer]:
         answers = [ask(request) for request in requests] if ask else []
         return [Answer(answer) if isinstance(answer, str) else answer for answer in answers]
 
     train = documents("train")
-    subject = Judged(
+    subject = RunSubject(
         samples=samples(),
         held_out=documents("held-out"),
         student=Pupil(),
         read_train=lambda: (document.text for document in train),
-        asker=asker if ask else None,
+        teacher=ask_all if ask else None,
     )
     shorter = [replace(sample, completion=sample.completion[:20]) for sample in subject.samples]
     return replace(subject, others=[replace(subject, name="another", samples=shorter)])
 
 
-def verdict_of(case: Case, subject: Judged) -> Verdict:
+def result_of(case: Case, subject: RunSubject) -> JudgeResult:
     """What the host makes of what a judge says."""
     try:
-        return asked(case.build(), subject)
+        return run_judge(case.build(), subject)
     except DistillkitError as error:
         remedy = "A judge that asks a teacher needs one: check_judge(..., teacher=lambda request: ...)."
         raise CheckError(str(error), remedy if case.extra["teacher"] is None else "") from error
@@ -70,7 +69,7 @@ def verdict_of(case: Case, subject: Judged) -> Verdict:
 def grades_its_subject(case: Case) -> None:
     """Samples and documents by their ids; every grade can be kept as a line of JSON."""
     subject = subject_of(case)
-    grades = verdict_of(case, subject).grades
+    grades = result_of(case, subject).grades
     expect(grades, "it gave no grade at all", "Yield Grade(criterion, score, sample=...) for what it was shown.")
     _are_of(grades, [sample.id for sample in subject.samples], "sample")
     _are_of(grades, [document.id for document in subject.held_out], "document")
@@ -87,16 +86,16 @@ def _are_of(grades: Iterable[Grade], known: Sequence[str], kind: str) -> None:
 
 def summarises_its_grades(case: Case) -> None:
     """Metrics are numbers inside their intervals, and the same when the grades were read from disk."""
-    verdict = verdict_of(case, subject_of(case))
-    for name, metric in verdict.metrics.items():
+    result = result_of(case, subject_of(case))
+    for name, metric in result.metrics.items():
         bounds = [bound for bound in (metric.low, metric.high) if bound is not None]
         finite = all(math.isfinite(bound) for bound in bounds)
         within = all(low is None or high is None or low <= high for low, high in _pairs(metric))
         expect(finite and within, f"the metric {name!r} is {metric}", "low <= value <= high, all finite.")
-    kept = [Grade.from_json(json.loads(json.dumps(row))) for row in verdict.rows()]
+    kept = [Grade.from_json(json.loads(json.dumps(row))) for row in result.rows()]
     again = case.build().summarise(kept)
     remedy = "summarise() may look at the grades alone: the host calls it with those of grades.jsonl, too."
-    expect(again == verdict.metrics, f"of its grades from disk it makes {again}, before {verdict.metrics}", remedy)
+    expect(again == result.metrics, f"of its grades from disk it makes {again}, before {result.metrics}", remedy)
 
 
 def _pairs(metric: Metric) -> list[tuple[float | None, float | None]]:
@@ -105,7 +104,7 @@ def _pairs(metric: Metric) -> list[tuple[float | None, float | None]]:
 
 def is_repeatable(case: Case) -> None:
     """The same subject, the same grades."""
-    one, two = (verdict_of(case, subject_of(case)) for _ in range(2))
+    one, two = (result_of(case, subject_of(case)) for _ in range(2))
     remedy = "Draw by a seed of its own, and let no clock or order of a set decide."
     expect(one.rows() == two.rows(), "shown the same again, it graded otherwise", remedy)
 
@@ -123,7 +122,7 @@ def handles_empty_samples(case: Case) -> None:
     subject = subject_of(case)
     wordless = replace(subject, samples=[replace(sample, completion="") for sample in subject.samples])
     try:
-        would_ask(case.build(), wordless)
+        planned_requests(case.build(), wordless)
     except DistillkitError as error:
         remedy = "Leave out in requests() what it cannot ask."
         raise CheckError(f"of samples without a word, {error}", remedy) from error
@@ -132,18 +131,18 @@ def handles_empty_samples(case: Case) -> None:
 
 def handles_refused_requests(case: Case) -> None:
     """A teacher that gives no answer says "refused" instead: that sample has no grade."""
-    refused = replace(subject_of(case), asker=lambda requests: [Answer("", finish="refused") for _ in requests])
+    refused = replace(subject_of(case), teacher=lambda requests: [Answer("", finish="refused") for _ in requests])
     _says_so(case, refused, "when its teacher refuses")
 
 
 def handles_a_missing_teacher(case: Case) -> None:
     """Without a teacher it grades all the same, or refuses in words."""
-    _says_so(case, replace(subject_of(case), asker=None), "without a teacher")
+    _says_so(case, replace(subject_of(case), teacher=None), "without a teacher")
 
 
-def _says_so(case: Case, subject: Judged, when: str) -> None:
+def _says_so(case: Case, subject: RunSubject, when: str) -> None:
     try:
-        asked(case.build(), subject)
+        run_judge(case.build(), subject)
     except UsageError:
         return
     except DistillkitError as error:

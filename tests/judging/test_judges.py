@@ -223,9 +223,9 @@ def test_the_name_of_a_bundled_recipe_means_its_newest_run(home: Path, tmp_path:
 
 def test_a_judge_of_the_teachers_family_is_warned_of() -> None:
     kin = ["gpt-4.1", "openai/gpt-oss-20b", "o3-mini", "chatgpt-4o-latest"]
-    assert {protocol.family(name) for name in kin} == {"gpt"}
-    assert protocol.family("meta-llama/Llama-3.3-70B") == protocol.family("llama-3.1-8b-instant") == "llama"
-    assert protocol.family("") is None
+    assert {protocol.model_family(name) for name in kin} == {"gpt"}
+    assert protocol.model_family("meta-llama/Llama-3.3-70B") == protocol.model_family("llama-3.1-8b-instant") == "llama"
+    assert protocol.model_family("") is None
 
 
 # ------------------------------------------------------------------------------------------ a judge in this process
@@ -368,9 +368,9 @@ def test_a_refusal_is_an_abstention() -> None:
 
 
 def test_a_judge_without_a_teacher_says_what_to_do() -> None:
-    subject = protocol.Judged([story("s#0", PLAIN)], (), MissingStudent("a test"), lambda: ())
-    with pytest.raises(UsageError, match="the judge 'rubric' asks a teacher, and has none"):
-        protocol.judge(Rubric(), subject)
+    subject = protocol.RunSubject([story("s#0", PLAIN)], (), MissingStudent("a test"), lambda: ())
+    with pytest.raises(UsageError, match="the judge 'rubric' needs a teacher, but none is configured"):
+        protocol.run_judge(Rubric(), subject)
 
 
 def test_json_is_read_whole_or_not_at_all() -> None:
@@ -461,9 +461,12 @@ def test_pairs_are_asked_in_both_orders_and_a_change_of_mind_is_a_tie() -> None:
     judge = Judge()
     judge.quality = lambda text: float("good" in text)
     subject = Asked(best.samples, judge, [middle, worst], "best")
-    verdict = protocol.judge(Pairwise(), subject)  # type: ignore[arg-type]
+    verdict = protocol.run_judge(Pairwise(), subject)  # type: ignore[arg-type]
     assert len(subject.requests) == 2 * 30 * 3 == len({r.id for r in subject.requests})
-    assert (verdict.design, verdict.reach) == ({}, "")  # each pair is graded once, though a sample stands in two
+    assert (verdict.design, verdict.power_summary) == (
+        {},
+        "",
+    )  # each pair is graded once, though a sample stands in two
     metrics = verdict.metrics
     assert metrics["best over worst"].value > metrics["best over middle"].value > 0.6
     assert metrics["best over worst"].low > 0.5  # type: ignore[operator]
@@ -473,7 +476,7 @@ def test_pairs_are_asked_in_both_orders_and_a_change_of_mind_is_a_tie() -> None:
     assert strengths[0].low > strengths[2].high  # type: ignore[operator]
 
     judge.spoil = lambda reply, said: json.dumps({**reply, "better": "A"})  # whatever comes first
-    fickle = protocol.judge(Pairwise(), Asked(best.samples, judge, [worst], "best")).metrics  # type: ignore[arg-type]
+    fickle = protocol.run_judge(Pairwise(), Asked(best.samples, judge, [worst], "best")).metrics  # type: ignore[arg-type]
     assert fickle["best over worst"].value == 0.5
     assert fickle["order decided"].value == 1
     assert "strength of best" not in fickle
@@ -486,18 +489,18 @@ def test_runs_that_never_met_have_win_rates_and_no_strengths() -> None:
         for prompts, name in ("pa", "pb", "qc", "qd")
     )
     a.others = [b, c, d]
-    found = protocol.judge(Pairwise(), a).metrics  # type: ignore[arg-type]
+    found = protocol.run_judge(Pairwise(), a).metrics  # type: ignore[arg-type]
     assert {name for name in found if " of " in name or " over " in name} == {"a over b", "c over d"}
 
 
 def test_pairs_need_others_prompts_in_common_and_names() -> None:
-    alone = protocol.judge(Pairwise(), of_run("a", 1, random.Random(0)))  # type: ignore[arg-type]
+    alone = protocol.run_judge(Pairwise(), of_run("a", 1, random.Random(0)))  # type: ignore[arg-type]
     assert (alone.grades, alone.metrics) == ([], {})
     other = Asked([story("elsewhere#0", PLAIN)], name="b")
     with pytest.raises(UsageError, match="no prompt in common"):
-        protocol.judge(Pairwise(), Asked([story("s#0", PLAIN)], others=[other]))  # type: ignore[arg-type]
+        protocol.run_judge(Pairwise(), Asked([story("s#0", PLAIN)], others=[other]))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="two runs have one name"):
-        protocol.judge(Pairwise(), Asked([story("s#0", PLAIN)], others=[Asked([story("s#0", PLAIN)])]))  # type: ignore[arg-type]
+        protocol.run_judge(Pairwise(), Asked([story("s#0", PLAIN)], others=[Asked([story("s#0", PLAIN)])]))  # type: ignore[arg-type]
 
 
 def test_a_run_is_set_against_another(home: Path, server: Provider) -> None:
@@ -557,7 +560,7 @@ def test_what_would_do_nothing_is_refused(home: Path, words: tuple[str, ...], to
 def by(judge: Any, texts: Sequence[str], **more: Any) -> dict[str, float]:
     """The metrics of texts."""
     subject = SimpleNamespace(samples=[story(f"p{i}#0", t) for i, t in enumerate(texts)], held_out=(), name="x", **more)
-    return {name: metric.value for name, metric in protocol.judge(judge, subject).metrics.items()}
+    return {name: metric.value for name, metric in protocol.run_judge(judge, subject).metrics.items()}
 
 
 def test_diversity_is_what_counting_by_hand_says() -> None:
@@ -576,7 +579,7 @@ def test_diversity_is_what_counting_by_hand_says() -> None:
 def test_what_was_written_at_another_temperature_does_not_decide_how_diverse_a_text_is() -> None:
     texts = ["The fox ran into the wood and slept.", "The fox ran home to sleep in bed."]
     warm = [replace(story(f"p{i}#{k}", t), temperature=k) for k in (0.0, 1.0) for i, t in enumerate(texts)]
-    alone, found = by(Diversity(), texts), protocol.judge(Diversity(), SimpleNamespace(samples=warm)).metrics  # type: ignore[arg-type]
+    alone, found = by(Diversity(), texts), protocol.run_judge(Diversity(), SimpleNamespace(samples=warm)).metrics  # type: ignore[arg-type]
     for metric, value in alone.items():
         assert [found[metric + at].value for at in ("", "@0", "@1")] == pytest.approx([value] * 3)
 
@@ -681,7 +684,7 @@ def test_a_hundred_megabytes_are_searched_in_seconds() -> None:
 
 
 def test_there_are_twenty_anchors_in_four_steps() -> None:
-    found = anchors.anchors()
+    found = anchors.load_anchors()
     assert Counter(anchor.level for anchor in found) == {4: 5, 3: 5, 2: 5, 1: 5}
     assert len({anchor.sample.id for anchor in found}) == 20
     for clean, shuffled in zip(found[::4], found[1::4], strict=True):
@@ -689,25 +692,29 @@ def test_there_are_twenty_anchors_in_four_steps() -> None:
 
 
 def test_a_judge_that_sees_quality_passes_and_one_that_does_not_fails(home: Path, server: Provider) -> None:
-    levels = {anchor.sample.completion: anchor.level for anchor in anchors.anchors()}
+    levels = {anchor.sample.completion: anchor.level for anchor in anchors.load_anchors()}
     judge = Judge()
     judge.quality = lambda text: levels[text] / 4
     server.rule = judge
     words = ("--anchors", "--yes", "--json", "--set", "judge.1.name=perplexity", "--set", "judge.2.name=diversity")
     (row,) = [r for r in json.loads(distillkit(home, "judge", "tales/1", *words).stdout) if r["criterion"] == "overall"]
     assert row["value"] == pytest.approx(1)
-    assert row["says"] == "tells good stories from bad ones"
-    assert distillkit(home, "judge", "tales/1", "--anchors").output.count("tells good stories from bad ones") >= 5
+    assert row["says"] == "ranks stories by quality"
+    assert distillkit(home, "judge", "tales/1", "--anchors").output.count("ranks stories by quality") >= 5
 
-    blind = [Grade("g", float(i % 3), sample=anchor.sample.id) for i, anchor in enumerate(anchors.anchors())]
-    wrong = [Grade("g", -float(anchor.level), sample=anchor.sample.id) for anchor in anchors.anchors()]
-    alike = [Grade("g", 1.0, sample=anchor.sample.id) for anchor in anchors.anchors()]
-    said = [anchors.orders("j", grades, frozenset())[0].sentence for grades in (blind, wrong, alike)]
-    assert said == ["does not follow their quality", "turns their order around", "gives all of them the same"]
+    blind = [Grade("g", float(i % 3), sample=anchor.sample.id) for i, anchor in enumerate(anchors.load_anchors())]
+    wrong = [Grade("g", -float(anchor.level), sample=anchor.sample.id) for anchor in anchors.load_anchors()]
+    alike = [Grade("g", 1.0, sample=anchor.sample.id) for anchor in anchors.load_anchors()]
+    said = [anchors.correlate_with_quality("j", grades, frozenset())[0].conclusion for grades in (blind, wrong, alike)]
+    assert said == [
+        "not correlated with quality",
+        "ranks stories in reverse order of quality",
+        "gives all stories the same grade",
+    ]
     of_one_quality = blind[::4]  # the five as they were written
     for graded in (wrong[:3], of_one_quality):
-        assert anchors.orders("j", graded, frozenset())[0].sentence == "too few were graded to tell"
-    assert anchors.orders("j", wrong, frozenset({"g"}))[0].sentence == "tells good stories from bad ones"
+        assert anchors.correlate_with_quality("j", graded, frozenset())[0].conclusion == "too few grades to tell"
+    assert anchors.correlate_with_quality("j", wrong, frozenset({"g"}))[0].conclusion == "ranks stories by quality"
 
 
 def test_judges_are_calibrated_by_people(home: Path, server: Provider, tmp_path: Path) -> None:
@@ -748,7 +755,7 @@ def test_a_table_of_grades_that_is_no_use_is_refused(tmp_path: Path, text: str, 
     file = tmp_path / "people.csv"
     file.write_text(text)
     with pytest.raises(UsageError, match=told):
-        calibration.agreements(calibration.by_people(file), {"j": {"grammar": {"s#0": 1.0}}})
+        calibration.compare_with_people(calibration.read_human_grades(file), {"j": {"grammar": {"s#0": 1.0}}})
 
 
 # ------------------------------------------------------------------------------------------------------ protocols
@@ -756,8 +763,8 @@ def test_a_table_of_grades_that_is_no_use_is_refused(tmp_path: Path, text: str, 
 
 def test_a_protocol_hangs_on_all_that_decides_a_grade_and_on_nothing_else() -> None:
     def of(model: str = "m", who: str = "w", **options: Any) -> str:
-        asker = protocol.Asker(lambda requests: [], {"provider": who}, {model})
-        return protocol.protocol(Rubric(Rubric.Options(**options)), asker).hash
+        asker = protocol.JudgeTeacher(lambda requests: [], {"provider": who}, {model})
+        return protocol.build_protocol(Rubric(Rubric.Options(**options)), asker).hash
 
     same = of()
     assert of() == same
@@ -773,8 +780,8 @@ def test_a_judge_whose_requests_cannot_be_foreseen_is_blamed() -> None:
         def requests(self, subject: Any) -> Any:
             raise KeyError("x")
 
-    with pytest.raises(DistillkitError, match="the judge 'lost' could not say what it would ask: KeyError"):
-        protocol.would_ask(Lost(), Asked([]))  # type: ignore[arg-type]
+    with pytest.raises(DistillkitError, match="the judge 'lost' failed to list its requests: KeyError"):
+        protocol.planned_requests(Lost(), Asked([]))  # type: ignore[arg-type]
 
 
 WORDLESS = """
@@ -826,7 +833,7 @@ def test_several_temperatures_have_figures_of_their_own_and_repeats_tell_noise_a
             pairs = zip(subject.samples, noise[places].tolist(), strict=True)
             return [Grade("g", s.temperature * 10 + one, sample=s.id) for s, both in pairs for one in both]
 
-    verdict = protocol.judge(Warm(), Asked(samples))  # type: ignore[arg-type]
+    verdict = protocol.run_judge(Warm(), Asked(samples))  # type: ignore[arg-type]
     assert verdict.metrics["g@1"].value > verdict.metrics["g"].value > verdict.metrics["g@0.5"].value
     design = verdict.design["g"]
     assert design["variance"]["noise"] == pytest.approx(noise.var(axis=1, ddof=1).mean())
@@ -911,7 +918,9 @@ def test_judges_order_a_ladder_of_training_and_see_what_is_spoilt(tmp_path: Path
         for how in (str_, words_shuffled, going_round)
     }
     found = {
-        (judge.name, name): {m: v.value for m, v in protocol.judge(judge, SimpleNamespace(samples=own)).metrics.items()}  # type: ignore[arg-type]
+        (judge.name, name): {
+            m: v.value for m, v in protocol.run_judge(judge, SimpleNamespace(samples=own)).metrics.items()
+        }  # type: ignore[arg-type]
         for judge in (Diversity(), TeacherLikelihood())
         for name, own in spoilt.items()
     }

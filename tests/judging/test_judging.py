@@ -19,7 +19,15 @@ from distillkit.core.errors import DistillkitError, UsageError
 from distillkit.core.records import Answer, Document, Grade, Metric, Request, Sample
 from distillkit.data.tokenizer import Tokenizer, train_bpe
 from distillkit.judging import protocol
-from distillkit.judging.sampling import Row, file_prompts, held_out_prompts, rows, samples, stories, story_prompts
+from distillkit.judging.sampling import (
+    PlannedSample,
+    file_prompts,
+    generate_samples,
+    held_out_prompts,
+    load_story_prompts,
+    plan_samples,
+    story_prompts,
+)
 from distillkit.plugins.interfaces import Judge
 from distillkit.stats import mean_interval
 
@@ -39,7 +47,7 @@ def echo(prompts: Sequence[str], seeds: Sequence[int], temperature: float) -> It
 
 
 def written(prompts: Sequence[tuple[str, str]], seed: int = 0, **more: Any) -> list[Sample]:
-    return samples(rows(prompts, len(prompts), seed, **more), echo)
+    return generate_samples(plan_samples(prompts, len(prompts), seed, **more), echo)
 
 
 @given(st.integers(1, 60), st.integers(1, 200))
@@ -78,7 +86,7 @@ def test_further_samples_of_a_prompt_are_numbered_and_have_seeds_of_their_own() 
 
 
 def test_a_prompt_is_written_to_as_often_as_is_asked_at_every_temperature() -> None:
-    wanted = rows(held_out_prompts(documents(3), 3, first_word), 5, 1, repeats=2, temperatures=[1.0, 0.5])
+    wanted = plan_samples(held_out_prompts(documents(3), 3, first_word), 5, 1, repeats=2, temperatures=[1.0, 0.5])
     assert [row.id for row in wanted[:5]] == ["d0#0", "d0#1", "d1#0", "d1#1", "d2#0"]
     assert [row.temperature for row in wanted] == [1.0] * 5 + [0.5] * 5
     assert len({row.id for row in wanted}) == len({row.seed for row in wanted}) == 10
@@ -86,14 +94,14 @@ def test_a_prompt_is_written_to_as_often_as_is_asked_at_every_temperature() -> N
 
 
 def test_what_a_row_is_written_with_hangs_neither_on_how_many_there_are_nor_on_the_other_temperatures() -> None:
-    few = rows(story_prompts(3), 3, 7)
-    many = rows(story_prompts(40), 40, 7, temperatures=[1.0, 0.3])
+    few = plan_samples(story_prompts(3), 3, 7)
+    many = plan_samples(story_prompts(40), 40, 7, temperatures=[1.0, 0.3])
     assert many[:3] == few
-    assert {row.seed for row in rows(story_prompts(3), 3, 8)}.isdisjoint({row.seed for row in few})
+    assert {row.seed for row in plan_samples(story_prompts(3), 3, 8)}.isdisjoint({row.seed for row in few})
 
 
 def test_what_is_kept_is_not_written_again_and_the_rest_in_one_go_a_temperature() -> None:
-    wanted = rows(story_prompts(4), 4, 0, temperatures=[1.0, 0.5])
+    wanted = plan_samples(story_prompts(4), 4, 0, temperatures=[1.0, 0.5])
     calls = []
 
     def write(prompts: Sequence[str], seeds: Sequence[int], temperature: float) -> Iterable[str]:
@@ -101,16 +109,18 @@ def test_what_is_kept_is_not_written_again_and_the_rest_in_one_go_a_temperature(
         return echo(prompts, seeds, temperature)
 
     kept = {row.key: "kept" for row in wanted[1:3]}
-    texts = [sample.completion for sample in samples(wanted, write, kept)]
+    texts = [sample.completion for sample in generate_samples(wanted, write, kept)]
     assert calls == [(2, 1.0), (4, 0.5)]
     assert texts[1:3] == ["kept", "kept"]
     assert texts[0] == f"{wanted[0].prompt}/{wanted[0].seed}/1"
-    assert samples(wanted, write, {row.key: "kept" for row in wanted}) == [row.sample("kept") for row in wanted]
+    assert generate_samples(wanted, write, {row.key: "kept" for row in wanted}) == [
+        row.sample("kept") for row in wanted
+    ]
     assert len(calls) == 2  # nobody is woken for nothing
 
 
 def test_the_beginnings_that_ship_are_many_all_different_and_most_cut_in_a_sentence() -> None:
-    texts = stories()
+    texts = load_story_prompts()
     assert len(texts) == len(set(texts)) >= 100
     assert all(text == text.strip() and 30 < len(text) < 300 for text in texts)
     whole = [text for text in texts if text[-1] in ".!?"]
@@ -137,7 +147,7 @@ def test_prompts_of_a_file_are_its_lines_from_the_top_again_when_there_are_too_f
 def test_a_file_without_prompts_or_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=r"empty\.txt holds no prompts"):
+    with pytest.raises(UsageError, match=r"empty\.txt contains no prompts"):
         file_prompts(tmp_path / "empty.txt", 1)
     for name in ("binary.txt", "missing.txt", "."):
         with pytest.raises(UsageError, match="cannot be read"):
@@ -146,11 +156,11 @@ def test_a_file_without_prompts_or_that_cannot_be_read_is_said(tmp_path: Path) -
 
 def test_a_writer_that_writes_too_little_is_noticed() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        samples(rows([("a", "x"), ("b", "y")], 2, 0), lambda prompts, seeds, temperature: ["only one"])
+        generate_samples(plan_samples([("a", "x"), ("b", "y")], 2, 0), lambda prompts, seeds, temperature: ["only one"])
 
 
 def test_a_sample_is_kept_with_its_prompts_name_and_its_temperature() -> None:
-    sample = Row("d0#3", "One", 5, 0.5).sample(" day")
+    sample = PlannedSample("d0#3", "One", 5, 0.5).sample(" day")
     told = sample.to_json()
     assert told == {
         **{"id": "d0#3", "prompt": "One", "completion": " day", "seed": 5},
@@ -190,9 +200,9 @@ class Scores:
         return self.scores
 
 
-def subject(held_out: Sequence[Document] = (), student: Any = None, **more: Any) -> protocol.Judged:
+def subject(held_out: Sequence[Document] = (), student: Any = None, **more: Any) -> protocol.RunSubject:
     told = written(held_out_prompts(documents(3), 6, first_word))
-    return protocol.Judged(told, held_out, student or Scores(), lambda: iter(["a story"]), **more)
+    return protocol.RunSubject(told, held_out, student or Scores(), lambda: iter(["a story"]), **more)
 
 
 class Says(Judge):
@@ -225,7 +235,7 @@ def test_a_judge_sees_the_run_and_its_words_are_kept() -> None:
             assert subject.ask([Request("r", prompt="?")]) is None
             return [Grade("words", len(s.completion.split()), sample=s.id, note="n") for s in subject.samples]
 
-    verdict = protocol.judge(Length(), subject())
+    verdict = protocol.run_judge(Length(), subject())
     assert verdict.judge == "length"
     assert verdict.metrics == {"words": Metric(1.0, 1.0, 1.0, 3)}
     lines = verdict.rows()
@@ -241,32 +251,32 @@ def test_a_judge_with_a_teacher_asks_it() -> None:
         asked.extend(requests)
         return [Answer("8")] * len(requests)
 
-    assert subject(asker=asker).ask([Request("r", prompt="?")]) == [Answer("8")]
+    assert subject(teacher=asker).ask([Request("r", prompt="?")]) == [Answer("8")]
     assert len(asked) == 1
 
 
 def test_a_judge_that_fails_is_blamed_by_name() -> None:
     for judge in (Says(ValueError("no idea")), Says(Grade("a", 1), ValueError("no idea"))):
         with pytest.raises(DistillkitError, match="the judge 'says' failed: ValueError: no idea"):
-            protocol.judge(judge, subject())
+            protocol.run_judge(judge, subject())
 
     class None_(Says):  # noqa: N801
         def grade(self, subject: Any) -> Any:
             return None
 
     with pytest.raises(DistillkitError, match="the judge 'says' failed: TypeError"):
-        protocol.judge(None_(), subject())
+        protocol.run_judge(None_(), subject())
 
 
 def test_an_error_that_is_already_clear_stays_what_it_is() -> None:
     with pytest.raises(UsageError, match=r"^no samples$"):
-        protocol.judge(Says(UsageError("no samples")), subject())
+        protocol.run_judge(Says(UsageError("no samples")), subject())
 
 
 @pytest.mark.parametrize("given", ["8", 8, None, {"criterion": "a", "score": 1}])
 def test_what_is_no_grade_is_blamed_on_its_judge(given: Any) -> None:
-    with pytest.raises(DistillkitError, match=rf"'says' gave a {type(given).__name__} where a Grade was due"):
-        protocol.judge(Says(Grade("a", 1), given), subject())
+    with pytest.raises(DistillkitError, match=rf"'says' returned a {type(given).__name__} instead of a Grade"):
+        protocol.run_judge(Says(Grade("a", 1), given), subject())
 
 
 @pytest.mark.parametrize(
@@ -285,22 +295,22 @@ def test_what_is_no_grade_is_blamed_on_its_judge(given: Any) -> None:
 )
 def test_a_score_that_cannot_be_averaged_is_blamed_on_its_judge(grade: Grade) -> None:
     with pytest.raises(DistillkitError, match=r"the judge 'says' gave d0#0 a score of .* for 'fun'"):
-        protocol.judge(Says(grade), subject())
+        protocol.run_judge(Says(grade), subject())
 
 
 def test_numbers_of_any_kind_are_scores() -> None:
     scores = [1, 1.0, np.float32(1), np.int64(1), True]
-    assert protocol.judge(Says(*(Grade("a", score) for score in scores)), subject()).metrics["a"].value == 1
+    assert protocol.run_judge(Says(*(Grade("a", score) for score in scores)), subject()).metrics["a"].value == 1
 
 
 @pytest.mark.parametrize("metrics", [{"a": 1.0}, {"a": None}, {"a": Metric(math.nan)}, {"a": Metric(math.inf)}])
 def test_a_summary_without_a_number_is_blamed_on_its_judge(metrics: Any) -> None:
-    with pytest.raises(DistillkitError, match="the judge 'says' made no number of its grades of 'a'"):
-        protocol.judge(Says(metrics=metrics), subject())
+    with pytest.raises(DistillkitError, match="the judge 'says' returned no numeric metric for 'a'"):
+        protocol.run_judge(Says(metrics=metrics), subject())
 
 
 def test_a_judge_may_have_nothing_to_say() -> None:
-    verdict = protocol.judge(Says(), subject())
+    verdict = protocol.run_judge(Says(), subject())
     assert (verdict.grades, verdict.metrics, verdict.rows()) == ([], {}, [])
 
 
@@ -308,7 +318,7 @@ def test_by_default_grades_of_one_prompt_are_one_cluster() -> None:
     rng = np.random.default_rng(0)
     luck = {f"d{i}": float(rng.integers(0, 10)) for i in range(20)}
     grades = [Grade("fun", luck[name], sample=f"{name}#{k}") for name in luck for k in range(10)]
-    metrics = protocol.judge(Says(*grades, *(Grade("size", i) for i in range(4))), subject()).metrics
+    metrics = protocol.run_judge(Says(*grades, *(Grade("size", i) for i in range(4))), subject()).metrics
     assert metrics["fun"].n == 20
     alone = mean_interval(list(luck.values()), [1.0] * 20, list(luck))
     assert (metrics["fun"].value, metrics["fun"].n) == (pytest.approx(alone.value), alone.n)
@@ -396,7 +406,7 @@ def nats_in_float64(trained: Any, text: str) -> tuple[float, int]:
 
 
 def test_perplexity_is_what_an_independent_float64_computation_says(trained: Any) -> None:
-    verdict = protocol.judge(Perplexity(), subject(HELD_OUT, trained))
+    verdict = protocol.run_judge(Perplexity(), subject(HELD_OUT, trained))
     nats, tokens = np.array([nats_in_float64(trained, document.text) for document in HELD_OUT]).T
     sizes = np.array([len(document.text.encode()) for document in HELD_OUT])
     assert max(tokens) > 4 * CONTEXT
@@ -410,7 +420,7 @@ def test_perplexity_is_what_an_independent_float64_computation_says(trained: Any
 
 
 def test_intervals_of_perplexity_are_over_documents_and_hold_their_value(trained: Any) -> None:
-    metrics = protocol.judge(Perplexity(), subject(HELD_OUT, trained)).metrics
+    metrics = protocol.run_judge(Perplexity(), subject(HELD_OUT, trained)).metrics
     assert set(metrics) == {"loss", "bits_per_byte", "perplexity"}
     for metric in metrics.values():
         assert metric.n == len(HELD_OUT)
@@ -432,26 +442,26 @@ def test_a_student_that_knows_nothing_is_as_surprised_as_its_vocabulary_is_large
 
     model = Gpt(Gpt.Options(layers=1, heads=1, width=4, context=CONTEXT)).build(tokenizer.vocab_size)
     model.load_weights([(name, mx.zeros_like(value)) for name, value in flatten(model.parameters()).items()])
-    metrics = protocol.judge(Perplexity(), subject(HELD_OUT, Trained(model, tokenizer, CONTEXT))).metrics
+    metrics = protocol.run_judge(Perplexity(), subject(HELD_OUT, Trained(model, tokenizer, CONTEXT))).metrics
     assert metrics["perplexity"].value == pytest.approx(tokenizer.vocab_size, rel=1e-5)
 
 
 def test_loss_weighs_tokens_and_bits_weigh_bytes() -> None:
     student = Scores([Fixed(nats=10, tokens=10, bytes=20), Fixed(nats=90, tokens=30, bytes=180)])
-    metrics = protocol.judge(Perplexity(), subject(documents(2), student)).metrics
+    metrics = protocol.run_judge(Perplexity(), subject(documents(2), student)).metrics
     assert metrics["loss"].value == pytest.approx(100 / 40)
     assert metrics["bits_per_byte"].value == pytest.approx(100 / math.log(2) / 200)
     assert metrics["perplexity"].value == pytest.approx(math.exp(2.5))
 
 
 def test_one_document_gives_values_without_intervals() -> None:
-    metrics = protocol.judge(Perplexity(), subject(documents(1), Scores([Fixed(5, 5, 5)]))).metrics
+    metrics = protocol.run_judge(Perplexity(), subject(documents(1), Scores([Fixed(5, 5, 5)]))).metrics
     assert metrics["perplexity"] == Metric(math.e, None, None, 1)
 
 
 def test_an_empty_document_has_an_end_to_be_surprised_by_and_no_bytes() -> None:
     student = Scores([Fixed(2, 1, 0), Fixed(8, 4, 8)])
-    metrics = protocol.judge(Perplexity(), subject(documents(2), student)).metrics
+    metrics = protocol.run_judge(Perplexity(), subject(documents(2), student)).metrics
     assert metrics["loss"].value == pytest.approx(2)
     assert metrics["bits_per_byte"].value == pytest.approx(1 / math.log(2))
 
@@ -459,19 +469,19 @@ def test_an_empty_document_has_an_end_to_be_surprised_by_and_no_bytes() -> None:
 def test_a_student_that_diverged_is_said_and_not_reported() -> None:
     student = Scores([Fixed(math.nan, 5, 5), Fixed(1, 5, 5)])
     with pytest.raises(DistillkitError, match="the judge 'perplexity' gave d0 a score of nan"):
-        protocol.judge(Perplexity(), subject(documents(2), student))
+        protocol.run_judge(Perplexity(), subject(documents(2), student))
 
 
 def test_a_loss_whose_exponential_is_no_number_has_no_perplexity_but_bits_per_byte() -> None:
     bound = Scores([Fixed(6 * 10, 10, 40), Fixed(200 * 10, 10, 40)])  # the interval ends above 709
-    metrics = protocol.judge(Perplexity(), subject(documents(2), bound)).metrics
+    metrics = protocol.run_judge(Perplexity(), subject(documents(2), bound)).metrics
     assert metrics["perplexity"].value == pytest.approx(math.exp(103))
     assert metrics["perplexity"].high is None
     assert metrics["loss"].high is not None
     lost = Scores([Fixed(900 * 10, 10, 40), Fixed(910 * 10, 10, 40)])
-    assert set(protocol.judge(Perplexity(), subject(documents(2), lost)).metrics) == {"loss", "bits_per_byte"}
+    assert set(protocol.run_judge(Perplexity(), subject(documents(2), lost)).metrics) == {"loss", "bits_per_byte"}
 
 
 def test_nothing_to_judge_by_is_said() -> None:
     with pytest.raises(UsageError, match="no held-out documents"):
-        protocol.judge(Perplexity(), subject())
+        protocol.run_judge(Perplexity(), subject())
