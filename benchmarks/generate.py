@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=["cpu", "gpu"], help="not what MLX chooses")
     asked = parser.parse_args(arguments)
     if asked.device:
-        blas.use(asked.device)
+        blas.use_device(asked.device)
     model = student()
     writers: dict[str, Callable[[Rows, int], Rows]] = {"ours": lambda given, tokens: ours(model, given, tokens)}
     if theirs := mlx_lm_writer(model):

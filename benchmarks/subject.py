@@ -23,7 +23,7 @@ def stepper(engine: str, problem: str, device: str | None) -> Callable[[int], fl
     if device and not engine.startswith("torch"):
         from distillkit.student import blas
 
-        blas.use(device)
+        blas.use_device(device)
     what = problems.problem(problem)
     if engine == "distillkit":
         import ours

@@ -35,7 +35,7 @@ def main() -> None:
     """Measure, and tell."""
     options = _options()
     if options.device:
-        blas.use(options.device)
+        blas.use_device(options.device)
     runs = _runs(options.problem, options.rounds, options.steps + 1, options.device)
     if options.installed:
         runs[INSTALLED] = [subject(INSTALLED, options.problem, 1)]

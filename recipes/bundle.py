@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from distillkit.student import checkpoint
-from distillkit.student.trained import locate
+from distillkit.student.trained import find_checkpoint
 
 
 def main(run: str, folder: Path) -> None:
@@ -19,7 +19,7 @@ def main(run: str, folder: Path) -> None:
 
     from distillkit.data.tokenizer import Tokenizer
 
-    made, tokenizer = locate(run)
+    made, tokenizer = find_checkpoint(run)
     weights = {name: value.astype(mx.float16) for name, value in made.weights().items()}
     kept = {key: made.state[key] for key in ("step", "data", "tokenizer", "seed", "train")}
     checkpoint.save(folder, weights, None, made.student, kept)

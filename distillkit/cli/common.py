@@ -47,8 +47,8 @@ def _on(ctx: click.Context, parameter: click.Parameter, device: str | None) -> N
     if device:
         from ..student import blas
 
-        blas.insist_on_mlx()
-        blas.use(device)
+        blas.require_mlx()
+        blas.use_device(device)
 
 
 device_option = click.option(
@@ -79,7 +79,7 @@ def plugins_of(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugin
     from ..plugins.manager import Plugins
     from ..student import blas
 
-    blas.insist_on_mlx()
+    blas.require_mlx()
     return Plugins.load(ctx.obj["plugins"], requirements)
 
 

@@ -44,7 +44,7 @@ def export(
     from ..core import run_folder
     from ..student import blas
 
-    blas.insist_on_mlx()
+    blas.require_mlx()
     if push:
         from ..student.interchange import upload
 

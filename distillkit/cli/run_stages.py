@@ -192,7 +192,7 @@ def _process_group() -> ProcessGroup:
     from ..student import blas
     from ..student.training.distributed import init_process_group
 
-    blas.insist_on_mlx()
+    blas.require_mlx()
     return init_process_group()
 
 

@@ -49,9 +49,9 @@ def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | N
 def _names(where: str) -> list[str]:
     """What clients may call the student: its run, as it was asked for, and its recipe."""
     from ..core import run_folder
-    from ..student.trained import locate
+    from ..student.trained import find_checkpoint
 
-    checkpoint, _ = locate(where)
+    checkpoint, _ = find_checkpoint(where)
     folder = checkpoint.path.resolve().parent.parent
     if checkpoint.path.resolve().parent.name != "checkpoints" or not (folder / "run.json").is_file():
         return list(dict.fromkeys([Path(where).name, where]))

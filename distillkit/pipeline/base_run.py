@@ -13,7 +13,7 @@ from ..core.run_folder import Run, runs_of
 from ..data.tokenizer import is_trained
 from ..recipe.messages import Loc
 from ..recipe.recipe import Recipe, load
-from ..student.checkpoint import reached
+from ..student.checkpoint import last_step
 
 FROM: Loc = ("student", "from")
 # What `--set` says of these holds for the first recipe, too: both must read alike, and a small trial is small in both.
@@ -60,20 +60,20 @@ def refuse_other_tokens(recipe: Recipe, other: Recipe) -> None:
 def runs_that_fit(recipe: Recipe) -> tuple[str | None, str | None]:
     """Of the runs that teach just what a recipe would: the newest that is trained, and the newest that is not."""
     fitting = [run for run in runs_of(recipe.name) if _fits(run, recipe)]
-    trained = [str(run.path) for run in fitting if reached(run.checkpoints) >= recipe.train.steps]
-    begun = [str(run.path) for run in fitting if reached(run.checkpoints) < recipe.train.steps]
+    trained = [str(run.path) for run in fitting if last_step(run.checkpoints) >= recipe.train.steps]
+    begun = [str(run.path) for run in fitting if last_step(run.checkpoints) < recipe.train.steps]
     return trained[-1] if trained else None, begun[-1] if begun else None
 
 
 def others(recipe: Recipe) -> list[str]:
     """Trained runs of a recipe's name that teach something else."""
     sound = [run for run in runs_of(recipe.name) if _is_sound(run)]
-    return [run.name for run in sound if not _fits(run, recipe) and reached(run.checkpoints)]
+    return [run.name for run in sound if not _fits(run, recipe) and last_step(run.checkpoints)]
 
 
 def recorded(run: Run) -> str | None:
     """What a run began with, once it has been trained for a while; it does not begin again."""
-    return load(str(run.recipe)).student.from_ if reached(run.checkpoints) else None
+    return load(str(run.recipe)).student.from_ if last_step(run.checkpoints) else None
 
 
 def _fits(run: Run, recipe: Recipe) -> bool:

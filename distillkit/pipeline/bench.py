@@ -29,7 +29,7 @@ from ..student import blas
 from ..student.generation.generate import generate_tokens
 from ..student.generation.sampling import Sampling
 from ..student.model.gpt import GPTConfig, count_parameters
-from ..student.trained import Trained, locate, parameters
+from ..student.trained import Trained, find_checkpoint, parameter_counts
 from ..student.training import precision
 from ..student.training.loop import TrainingJob, initial_state, teacher_forward, train_step
 from ..student.training.parallel import StreamPool, enable_checkpointing, keep_freed_memory
@@ -62,7 +62,7 @@ def measure(context: Context, run: Run, steps: int) -> Report:
     writing = [_writing(subject, rows) for rows in TEXTS]
     say(f"Training, {steps} steps on a copy.")
     training, activations = _training(subject, steps)  # the last, for it moves the weights
-    sizes = parameters(subject.student.model)
+    sizes = parameter_counts(subject.student.model)
     return {
         "schema": SCHEMA,
         "run": run.name,
@@ -89,7 +89,7 @@ class Subject:
     """The student of a run, and what its recipe has a step made of."""
 
     def __init__(self, context: Context, run: Run) -> None:
-        self.context, self.step = context, locate(run.path)[0].step
+        self.context, self.step = context, find_checkpoint(run.path)[0].step
         self.student = Trained.load(run.path)
         self.context_length, self.vocab_size = self.student.context, self.student.tokenizer.vocab_size
         self.table = context.recipe.train

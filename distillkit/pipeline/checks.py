@@ -19,9 +19,9 @@ def check(context: Context) -> None:
     if context.recipe.begins_with_recipe:
         must_begin(context.recipe)
     elif context.recipe.student.from_:
-        from ..student.trained import locate
+        from ..student.trained import find_checkpoint
 
-        locate(context.recipe.student.from_)
+        find_checkpoint(context.recipe.student.from_)
     table = context.recipe.teacher
     if context.teacher is not None and table is not None:
         context.teacher.identity()

@@ -21,7 +21,7 @@ from ..recipe.schema import TeacherTable
 from ..student import blas
 from ..student import checkpoint as checkpoints
 from ..student.checkpoint import Checkpoint
-from ..student.trained import filled
+from ..student.trained import with_default_options
 from ..student.training import precision
 from ..student.training.distributed import ProcessGroup
 from .context import Context
@@ -54,7 +54,7 @@ class Continuity:
 
     def check(self) -> None:
         """Refuse a recipe that the run's newest checkpoint does not fit, before anything is asked."""
-        saved, _ = checkpoints.newest_good(self.run.checkpoints)
+        saved, _ = checkpoints.newest_valid(self.run.checkpoints)
         if saved is None:
             return
         self._must_be_the_same(saved, self.before_labels(), BEFORE_LABELS)
@@ -102,7 +102,7 @@ class Continuity:
 
     def must_be_alike(self, origin: Checkpoint, tokenizer: Path) -> None:
         """Refuse to begin with the weights of another network, or of one that reads other tokens."""
-        theirs, ours = filled(origin.student), self.student()
+        theirs, ours = with_default_options(origin.student), self.student()
         if theirs["arch"] != ours["arch"] or _shape(theirs) != _shape(ours):
             sides = ({"student": {"arch": one["arch"], "options": _shape(one)}} for one in (theirs, ours))
             raise UsageError(
@@ -173,7 +173,7 @@ class Continuity:
                 f"{self.run.name} was brought in from elsewhere, so there is no training to go on with",
                 f'Begin a run with its weights: student.from = "{self.run.name}".',
             )
-        before = {**saved.state, "student": filled(saved.state["student"])}
+        before = {**saved.state, "student": with_default_options(saved.state["student"])}
         changed = [key for key in keys if before.get(key) != facts[key]]
         if changed:
             raise UsageError(

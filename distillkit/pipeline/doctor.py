@@ -265,7 +265,7 @@ def _backend(problems: Problems) -> bool:
     from ..student import blas
 
     try:
-        blas.insist_on_mlx()
+        blas.require_mlx()
     except DistillkitError as error:
         problems.add(ERROR, error.message, error.hint)
         return False
@@ -281,10 +281,10 @@ def _blas(problems: Problems) -> Report:
     tests = []
     if sys.platform == "linux":
         for candidate in library.candidates():
-            fault = verify.fault(candidate, again=True)
+            fault = verify.find_fault(candidate, force=True)
             tests.append({"source": candidate.source, "path": candidate.path, "fault": fault or None})
     if chosen.warning:
-        problems.add(WARNING, chosen.warning, f"Install a working library: {blas.REMEDY}.")
+        problems.add(WARNING, chosen.warning, f"Install a working library: {blas.INSTALL_HINT}.")
     return {
         "name": chosen.name,
         "kernel": chosen.kernel or None,

@@ -33,7 +33,7 @@ def create_run(context: Context, plan: Mapping[str, Any]) -> Run:
 
 def describe(context: Context) -> dict[str, Any]:
     """Metadata of a run: versions, hashes, sizes, the device."""
-    from ..student.trained import parameters
+    from ..student.trained import parameter_counts
 
     recipe, corpus = context.recipe, context.corpus
     return {
@@ -46,7 +46,7 @@ def describe(context: Context) -> dict[str, Any]:
             "vocab_size": corpus.tokenizer.vocab_size,
             "fingerprint": corpus.tokenizer.fingerprint,
         },
-        "student": {"arch": recipe.student.arch, "parameters": parameters(context.network)},
+        "student": {"arch": recipe.student.arch, "parameters": parameter_counts(context.network)},
     }
 
 

@@ -41,9 +41,9 @@ OVERHEAD = (1.3, 4.0)  # how much longer a step takes than its matrix products a
 
 def foresee(context: Context, run: Run | None = None) -> dict[str, Any]:
     """What a run of these parts would ask, use and take; one that is there already has written some samples."""
-    from ..student.trained import parameters
+    from ..student.trained import parameter_counts
 
-    sizes = parameters(context.network)
+    sizes = parameter_counts(context.network)
     return {
         "schema": 1,
         "recipe": context.recipe.name,
@@ -115,9 +115,9 @@ def teaching(context: Context, stages: Sequence[str] = STAGES, run: Run | None =
 
 def steps_left(context: Context, run: Run | None) -> int:
     """How many steps a run still has to make; a new one, all of them."""
-    from ..student.checkpoint import reached
+    from ..student.checkpoint import last_step
 
-    return max(0, context.recipe.train.steps - (reached(run.checkpoints) if run else 0))
+    return max(0, context.recipe.train.steps - (last_step(run.checkpoints) if run else 0))
 
 
 def _judged_in_steps(context: Context, stages: Sequence[str], run: Run | None) -> dict[str, int]:

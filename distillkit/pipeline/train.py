@@ -24,7 +24,7 @@ from ..plugins.interfaces import Tracker
 from ..student import blas
 from ..student import checkpoint as checkpoints
 from ..student.model.gpt import GPT, initialise
-from ..student.trained import Trained, locate
+from ..student.trained import Trained, find_checkpoint
 from ..student.training import loop
 from ..student.training.distributed import BatchShard
 from ..student.training.loop import TrainingJob, TrainState, evaluate, initial_state, restore_state, teacher_forward
@@ -183,12 +183,12 @@ class TrainStage:
 
     def _newest(self) -> checkpoints.Checkpoint | None:
         remove_stale_parts(self.run.checkpoints)
-        saved, faults = checkpoints.newest_good(self.run.checkpoints)
+        saved, faults = checkpoints.newest_valid(self.run.checkpoints)
         for fault in faults:
             self.console.warn(f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again"))
             # What is damaged is out of the way, so that it is written anew when its step comes.
-        for damaged in checkpoints.every(self.run.checkpoints)[-len(faults) :] if faults else []:
-            checkpoints.set_aside(damaged)
+        for damaged in checkpoints.list_checkpoints(self.run.checkpoints)[-len(faults) :] if faults else []:
+            checkpoints.move_aside(damaged)
         return saved
 
     def _job(self, facts: dict[str, Any], trackers: Sequence[Tracker], streams: int) -> TrainingJob:
@@ -264,7 +264,7 @@ class TrainStage:
 
     def _warm_start(self, job: TrainingJob) -> None:
         """Take the weights of another student of the same shape that reads the same tokens."""
-        origin, tokenizer = locate(self.recipe.student.from_ or "")
+        origin, tokenizer = find_checkpoint(self.recipe.student.from_ or "")
         origin.verify()
         self.continuity.must_be_alike(origin, tokenizer)
         job.model.load_weights(list(origin.weights().items()))
@@ -293,7 +293,7 @@ class TrainStage:
 
     def _saved(self, job: TrainingJob) -> dict[str, Any]:
         """What a sitting came to that did not end: the state that the next one goes on from."""
-        saved, _ = checkpoints.newest_good(self.run.checkpoints)
+        saved, _ = checkpoints.newest_valid(self.run.checkpoints)
         return self._came_to(restore_state(job.model, saved)) if saved else {}
 
     def _came_to(self, state: TrainState) -> dict[str, Any]:

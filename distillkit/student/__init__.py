@@ -1,6 +1,6 @@
-"""The student: its network, its losses, its training. The fast BLAS is loaded before anything imports mlx.
+"""The student: its network, training, generation, serving and export. Importing it loads a fast BLAS before mlx.
 
-Names are looked up when they are used, so that loading the BLAS does not load mlx.
+Public names are imported on first use, so that loading the BLAS does not import mlx.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from .trained import Trained, fingerprint
 
 _HOME = {"Sampling": "generation.sampling", "Trained": "trained", "fingerprint": "trained"}
-_MODULES = {"exporting": "interchange.exporting"}  # under the name that authors of exporters know
+_MODULES = {"exporting": "interchange.exporting"}  # the name that exporter plugins use
 
 __all__ = ["Sampling", "Trained", "fingerprint"]
 
 blas.load()
-blas.feed_streams()
+blas.widen_graph_evaluation()
 
 
 def __getattr__(name: str) -> Any:

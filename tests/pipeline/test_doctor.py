@@ -126,7 +126,7 @@ def test_a_missing_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise UsageError("MLX has no backend here", "Install one.")
 
-    monkeypatch.setattr(blas, "insist_on_mlx", missing)
+    monkeypatch.setattr(blas, "require_mlx", missing)
     report, code = examined()
     assert (code, problems(report, "error")) == (1, "MLX has no backend here")
 

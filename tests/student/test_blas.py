@@ -132,35 +132,35 @@ def test_without_any_library_mlxs_own_is_used_and_the_remedy_named(monkeypatch: 
 def test_results_are_kept_for_this_file_and_a_forced_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tested = []
-    monkeypatch.setattr(verify, "_tested", lambda candidate: (tested.append(candidate), ("", True))[1])
+    monkeypatch.setattr(verify, "_run_test", lambda candidate: (tested.append(candidate), ("", True))[1])
     copy = tmp_path / "libscipy_openblas.so"
     shutil.copy(packaged().path, copy)
     candidate = Candidate("a copy", str(copy), "scipy_")
-    assert [verify.fault(candidate) for _ in range(3)] == ["", "", ""]
+    assert [verify.find_fault(candidate) for _ in range(3)] == ["", "", ""]
     assert len(tested) == 1
-    verify.fault(candidate, again=True)
+    verify.find_fault(candidate, force=True)
     assert len(tested) == 2
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
-    verify.fault(candidate)
+    verify.find_fault(candidate)
     assert len(tested) == 3
     os.utime(copy, ns=(1, 1))
-    verify.fault(candidate)
+    verify.find_fault(candidate)
     assert len(tested) == 4
     file = verify.results_file()
     assert file is not None
     assert file.stat().st_mode & 0o022 == 0
     assert file.parent.stat().st_mode & 0o777 == 0o700
     file.write_text("{nonsense")
-    verify.fault(candidate)
+    verify.find_fault(candidate)
     assert len(tested) == 5
 
 
 def test_a_test_that_takes_too_long_is_ended_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(verify, "SECONDS", 0.0)
-    assert verify.fault(packaged()).startswith("testing it took longer than 0 s")
+    monkeypatch.setattr(verify, "TIMEOUT", 0.0)
+    assert verify.find_fault(packaged()).startswith("testing it took longer than 0 s")
     monkeypatch.undo()
-    assert verify.fault(packaged()) == ""
+    assert verify.find_fault(packaged()) == ""
 
 
 def test_a_library_is_tested_in_a_process_that_uses_mlx_already(
@@ -170,8 +170,8 @@ def test_a_library_is_tested_in_a_process_that_uses_mlx_already(
 
     mx.eval(mx.ones((2, 2)) @ mx.ones((2, 2)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(verify, "SECONDS", 60.0)
-    assert verify.fault(packaged(), again=True) == ""
+    monkeypatch.setattr(verify, "TIMEOUT", 60.0)
+    assert verify.find_fault(packaged(), force=True) == ""
 
 
 @pytest.mark.parametrize("where", ["a thread", "a process that ignores its children"])
@@ -182,8 +182,8 @@ def test_a_library_is_tested_wherever_it_is_asked_for(
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN if where != "a thread" else signal.SIG_DFL)
     try:
         with ThreadPoolExecutor(1) as pool:
-            found = pool.submit(verify.fault, packaged()) if where == "a thread" else None
-            assert (found.result() if found else verify.fault(packaged())) == ""
+            found = pool.submit(verify.find_fault, packaged()) if where == "a thread" else None
+            assert (found.result() if found else verify.find_fault(packaged())) == ""
     finally:
         signal.signal(signal.SIGCHLD, before)
 
@@ -195,13 +195,13 @@ def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert verify.results_file() is None
-    assert verify.fault(packaged()) == ""
+    assert verify.find_fault(packaged()) == ""
 
 
 def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "distillkit").write_text("a file in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert verify.fault(packaged()) == ""
+    assert verify.find_fault(packaged()) == ""
 
 
 def test_a_library_of_the_system_comes_after_the_wheels_and_once(
@@ -233,7 +233,7 @@ def test_only_names_of_blas_and_lapack_are_given_to_mlx(monkeypatch: pytest.Monk
     given = {}
     monkeypatch.setattr(elf, "load_aliases", given.update)
     opened = library.Library.open(packaged())
-    opened.serve_mlx()
+    opened.expose_to_mlx()
     assert {"cblas_sgemm", "cblas_dgemm", "ssyevd_"} <= given.keys()
     assert all(library.BLAS_NAME.fullmatch(name) for name in given)
     sgemm = opened.function("cblas_sgemm")

@@ -155,7 +155,7 @@ def losses(run: Run) -> list[float]:
 def assert_close(one: Run, other: Run) -> None:
     """The same losses and the same weights, but for the order of additions."""
     assert losses(one) == pytest.approx(losses(other), rel=1e-4)
-    ours, theirs = (checkpoints.every(run.checkpoints)[-1].weights() for run in (one, other))
+    ours, theirs = (checkpoints.list_checkpoints(run.checkpoints)[-1].weights() for run in (one, other))
     for name, value in ours.items():
         np.testing.assert_allclose(np.array(value), np.array(theirs[name]), atol=1e-4, rtol=1e-3, err_msg=name)
 
@@ -176,7 +176,7 @@ def test_two_processes_learn_what_one_learns_and_leave_one_set_of_files(home: Pa
     assert_close(alone, crowd)
     assert files_of(crowd) == files_of(alone)
     assert [path.name for path in sorted((home / "reports" / "tiny").iterdir())] == ["1", "2"]
-    numerics = checkpoints.every(crowd.checkpoints)[-1].state["numerics"]
+    numerics = checkpoints.list_checkpoints(crowd.checkpoints)[-1].state["numerics"]
     assert (numerics["processes"], numerics["parts"]) == (2, 4)
     assert crowd.info["status"] == "done"
 
@@ -279,4 +279,4 @@ def test_when_one_process_dies_the_other_ends_too(home: Path, which: int) -> Non
     os.kill(pids[which], signal.SIGKILL)
     child.communicate(timeout=60)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert checkpoints.newest_good(find("tiny/1").checkpoints)[0] is not None
+    assert checkpoints.newest_valid(find("tiny/1").checkpoints)[0] is not None

@@ -308,7 +308,7 @@ def test_aliases_for_arm_hold_absolute_addresses(tmp_path: Path) -> None:
         pytest.skip("needs readelf (Debian: binutils)")
     addresses = {"cblas_sgemm": 0x0000_FFFF_8000_1000, "ssyevd_": 0x0000_AAAA_0000_0040}
     image = tmp_path / "aliases.so"
-    image.write_bytes(elf.aliases(addresses, "aarch64"))
+    image.write_bytes(elf.build_alias_library(addresses, "aarch64"))
 
     def told(*options: str) -> list[list[str]]:
         done = subprocess.run(["readelf", "--wide", *options, image], capture_output=True, text=True, check=True)
@@ -325,7 +325,9 @@ def test_aliases_for_arm_hold_absolute_addresses(tmp_path: Path) -> None:
 def test_openblas_for_arm_has_all_that_mlx_for_arm_needs_of_blas_and_lapack(arm_libraries: Path) -> None:
     (openblas,) = arm_libraries.glob("scipy_openblas32/lib/libscipy_openblas*.so")
     exported = {name for name, section, _ in elf.symbols(openblas.read_bytes()) if section != elf.SHN_UNDEF}
-    needed = {name for name in elf.undefined(arm_libraries / "mlx" / "lib" / "libmlx.so") if BLAS_NAME.fullmatch(name)}
+    needed = {
+        name for name in elf.undefined_symbols(arm_libraries / "mlx" / "lib" / "libmlx.so") if BLAS_NAME.fullmatch(name)
+    }
     assert {"cblas_sgemm", "cblas_dgemm", "ssyevd_"} <= needed
     assert "scipy_cblas_sgemm" in exported
     assert {f"scipy_{name}" for name in needed} <= exported

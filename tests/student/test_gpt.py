@@ -20,7 +20,7 @@ from distillkit.student.model.attention import causal_attention
 from distillkit.student.model.cpu.math import silu
 from distillkit.student.model.gpt import GPT, GPTConfig, count_parameters, initialise
 from distillkit.student.model.layers import RMSNorm
-from distillkit.student.trained import filled, parameters
+from distillkit.student.trained import parameter_counts, with_default_options
 from distillkit.student.training.optimizers import flatten
 from support.students import SMALL, f64, lively, random_array, shapes, softmax
 
@@ -239,7 +239,7 @@ NANO = GPTConfig(
 
 
 def test_parameters_are_those_of_the_seeds() -> None:
-    assert parameters(GPT(SEED)) == {"total": 52_990_464, "unique": 33_691_776}
+    assert parameter_counts(GPT(SEED)) == {"total": 52_990_464, "unique": 33_691_776}
     assert count_parameters(GPT(replace(SEED, tied=False))) == 52_990_464
     # tokens, head, and in each block queries, keys and values, two matrices of the MLP, two norms
     block = 512 * 1536 + 1536 + 512 * 2048 + 2048 + 2048 * 512 + 512 + 4 * 512
@@ -280,6 +280,6 @@ def test_options_that_cannot_be_are_refused() -> None:
 def test_students_of_older_checkpoints_have_what_was_the_only_way_then() -> None:
     before = {"layers": 4, "heads": 4, "width": 192, "hidden": None, "context": 128, "dropout": 0.0, "bias": True}
     before |= {"tied": True, "activation": "relu"}
-    now = filled({"arch": "gpt", "options": before, "vocab_size": 2048})
+    now = with_default_options({"arch": "gpt", "options": before, "vocab_size": 2048})
     assert now["options"] == Gpt.Options.model_validate(before).model_dump(mode="json")
     assert now["options"]["positions"] == "learned"

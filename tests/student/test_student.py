@@ -24,7 +24,7 @@ from distillkit.plugins.interfaces import Mixer, signal_suffices
 from distillkit.recipe.schedules import SHAPES
 from distillkit.student.generation.score import document_nlls, scoring_windows
 from distillkit.student.model.gpt import GPT, GPTConfig, count_parameters, initialise
-from distillkit.student.trained import Trained, parameters
+from distillkit.student.trained import Trained, parameter_counts
 from distillkit.student.training.loop import TrainingJob, TrainSettings, initial_state, train_step
 from distillkit.student.training.loss import Targets, mixed_loss, row_weights
 from distillkit.student.training.optimizers import AdamW, LearningRateSchedule, flatten, unflatten
@@ -460,7 +460,7 @@ SEED_53M = {"layers": 8, "width": 384, "heads": 8, "hidden": 1536, "context": 51
 def test_the_53m_student_has_exactly_so_many_parameters(tied: bool, unique: int) -> None:
     model = Gpt(Gpt.Options(**SEED_53M, tied=tied)).build(50257)
     assert count_parameters(model) == unique
-    assert parameters(model) == {"total": 52_990_464, "unique": unique}
+    assert parameter_counts(model) == {"total": 52_990_464, "unique": unique}
 
 
 def layer_norm(x: Array, weight: Array, bias: Array | float) -> Array:

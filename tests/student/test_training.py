@@ -260,7 +260,7 @@ def test_an_extended_run_that_is_stopped_has_no_figures_of_its_first_end(home: P
     with pytest.raises(TrainingError):
         sit("train.steps=40", "train.learning_rate=1e30", resume=True)
     run = newest("tiny")
-    (kept,) = checkpoints.every(run.checkpoints)[-1:]
+    (kept,) = checkpoints.list_checkpoints(run.checkpoints)[-1:]
     assert run.info["training"]["steps"] == kept.step
     assert weights(run) == checkpoints.weights_digest(kept.weights())
     assert build_report(run)["missing"] == ["train"]
@@ -310,7 +310,7 @@ def kill_and_go_on(home: Path, kills: int, steps: int, seed: int, longest: float
     assert weights(run) == undisturbed(f"train.steps={steps}")
     assert train_steps(run) == list(range(1, steps + 1))
     assert not list(run.path.rglob("*.part"))
-    for checkpoint in checkpoints.every(run.checkpoints):
+    for checkpoint in checkpoints.list_checkpoints(run.checkpoints):
         checkpoint.verify()
 
 
@@ -419,7 +419,7 @@ def test_a_changed_chunk_is_used_and_told(home: Path) -> None:
     run, told = stopped_at(5), Told()
     sit("train.chunk=64", resume=True, console=told)
     assert "Changed since the last sitting: train.chunk was auto and is 64." in told.lines
-    assert checkpoints.every(run.checkpoints)[-1].state["numerics"]["chunk"] == 64
+    assert checkpoints.list_checkpoints(run.checkpoints)[-1].state["numerics"]["chunk"] == 64
 
 
 def test_going_on_with_more_cores_keeps_the_number_of_streams(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,7 +434,7 @@ def test_a_run_that_goes_on_with_another_blas_kernel_says_that_it_is_close_and_g
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, told = stopped_at(5), Told()
-    numerics = checkpoints.every(run.checkpoints)[-1].state["numerics"]
+    numerics = checkpoints.list_checkpoints(run.checkpoints)[-1].state["numerics"]
     here = blas.load()
     assert (numerics["blas"], numerics["kernel"]) == (here.name, here.kernel)
     monkeypatch.setattr(blas, "load", lambda: replace(here, kernel="Nehalem"))
@@ -489,7 +489,7 @@ def test_the_same_step_may_be_damaged_again_and_again(home: Path) -> None:
 def test_when_every_checkpoint_is_damaged_training_starts_again(home: Path) -> None:
     run, told = stopped_at(7), Told()
     count = len(steps_of(run))
-    for checkpoint in checkpoints.every(run.checkpoints):
+    for checkpoint in checkpoints.list_checkpoints(run.checkpoints):
         flip_a_bit(checkpoint.path / "model.safetensors")
     sit(resume=True, console=told)
     assert len(told.warnings("starting again")) == count
@@ -554,7 +554,7 @@ def test_weights_that_diverged_are_no_good_checkpoint(home: Path, every: int) ->
     with pytest.raises(TrainingError) as caught:
         sit(*often, "train.learning_rate=1e30", "train.keep=20")
     run = newest("tiny")
-    good, faults = checkpoints.newest_good(run.checkpoints)
+    good, faults = checkpoints.newest_valid(run.checkpoints)
     assert good is not None
     assert faults == []
     assert str(good.path) in caught.value.message
@@ -590,7 +590,7 @@ def test_the_very_first_state_is_saved(home: Path) -> None:
 
 def test_the_seed_decides_the_first_weights_and_the_order_of_the_text(home: Path) -> None:
     runs = [sit("train.steps=1", "train.keep=9", "train.learning_rate=1e-30", f"seed={seed}") for seed in (1, 1, 2)]
-    first = [checkpoints.weights_digest(checkpoints.every(run.checkpoints)[0].weights()) for run in runs]
+    first = [checkpoints.weights_digest(checkpoints.list_checkpoints(run.checkpoints)[0].weights()) for run in runs]
     losses = [read_jsonl(run.metrics)[0]["loss"] for run in runs]
     assert first[0] == first[1] != first[2]
     assert losses[0] == losses[1] != losses[2]
@@ -599,7 +599,7 @@ def test_the_seed_decides_the_first_weights_and_the_order_of_the_text(home: Path
 def test_a_student_that_is_half_trained_writes(home: Path) -> None:
     run = stopped_at(5)
     student = Trained.load(run.path)
-    saved = checkpoints.every(run.checkpoints)[-1]
+    saved = checkpoints.list_checkpoints(run.checkpoints)[-1]
     assert saved.step == 5
     assert checkpoints.weights_digest(flatten(student.model.parameters())) == checkpoints.weights_digest(
         saved.weights()
@@ -812,7 +812,7 @@ def test_half_precision_learns_nearly_the_same_and_keeps_float32(home: Path, pre
     assert train_losses(half) == pytest.approx(train_losses(full), rel=2e-2)
     assert train_losses(half) != train_losses(full)
     assert told.warnings("many times slower than float32")
-    saved = checkpoints.every(half.checkpoints)[-1]
+    saved = checkpoints.list_checkpoints(half.checkpoints)[-1]
     assert saved.state["numerics"]["precision"] == precision
     for file in ("model", "optimizer"):
         arrays: Any = mx.load(str(saved.path / f"{file}.safetensors"))
@@ -847,7 +847,7 @@ def test_a_gradient_that_float16_cannot_hold_is_left_out(home: Path, monkeypatch
     run = newest("tiny")
     norms = [row["gradient_norm"] for row in read_jsonl(run.metrics) if row["kind"] == "train"]
     assert norms == [None] * (MAX_OVERFLOWS - 1)
-    first, *_, last = checkpoints.every(run.checkpoints)
+    first, *_, last = checkpoints.list_checkpoints(run.checkpoints)
     assert checkpoints.weights_digest(first.weights()) == checkpoints.weights_digest(last.weights())
 
 

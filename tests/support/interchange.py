@@ -14,7 +14,7 @@ from distillkit.core.run_folder import Run
 from distillkit.data.tokenizer import GPT2_PATTERN, PUBLISHED, Tokenizer, build
 from distillkit.student.interchange.importing import Found, run_of
 from distillkit.student.model.gpt import GPTConfig
-from distillkit.student.trained import parameters
+from distillkit.student.trained import parameter_counts
 from distillkit.student.training.optimizers import flatten
 from support.paths import SHARED
 from support.students import lively, tokenizer
@@ -27,7 +27,7 @@ def run_with(shape: GPTConfig, name: str = "student", seed: int = 0, scale: floa
     """A run of a student with random weights, in DISTILLKIT_HOME."""
     model = lively(shape, seed, scale)
     imported = {"from": "student.pt", "kind": "made by a test"}
-    facts = {"imported": imported, "student": {"arch": "gpt", "parameters": parameters(model)}}
+    facts = {"imported": imported, "student": {"arch": "gpt", "parameters": parameter_counts(model)}}
     found = Found("test", shape, flatten(model.parameters()), tokenizer=words or tokenizer(), facts=facts)
     return run_of(found, name, {}, {"started": "2026-01-01T00:00:00Z"})
 

@@ -202,7 +202,9 @@ def of_run(run: Run) -> dict[str, Any]:
     found = {
         "report": timeless(read_json(run.report)) if run.report.is_file() else None,
         "files": {file.name: file.read_text() for file in files if file.is_file()},
-        "checkpoints": {one.path.name: one.sums["model.safetensors"] for one in checkpoints.every(run.checkpoints)},
+        "checkpoints": {
+            one.path.name: one.checksums["model.safetensors"] for one in checkpoints.list_checkpoints(run.checkpoints)
+        },
         "packed": {path.parent.name: read_json(path)["digest"] for path in sorted(run.answers.glob("*/manifest.json"))},
         "training": {key: value for key, value in run.info.get("training", {}).items() if key != "seconds"},
         "status": run.info["status"],
@@ -240,7 +242,7 @@ def whole(home: Path, swept: bool = True) -> bool:
         assert run.info["run"] == run.name
         assert run.recipe.is_file()
         assert (run.tokenizer / "spec.json").is_file()
-        for checkpoint in checkpoints.every(run.checkpoints):
+        for checkpoint in checkpoints.list_checkpoints(run.checkpoints):
             checkpoint.verify()
     for path in home.glob("cache/data/[!.]*/corpus.json"):
         Corpus(path.parent).verify()

@@ -212,7 +212,7 @@ def stop_at(step: int, times: int, *overrides: str, recipe: str = "tiny") -> Run
 
 
 def steps_of(run: Run) -> list[int]:
-    return [checkpoint.step for checkpoint in checkpoints.every(run.checkpoints)]
+    return [checkpoint.step for checkpoint in checkpoints.list_checkpoints(run.checkpoints)]
 
 
 def train_steps(run: Run) -> list[int]:

@@ -1,9 +1,9 @@
-"""ELF shared libraries: read the names that one needs, and write one that gives functions other names.
+"""ELF shared libraries: read the symbols that a library needs, and build one that defines aliases of functions.
 
-OpenBLAS of the wheel `scipy-openblas32` exports `scipy_cblas_sgemm` where MLX looks for `cblas_sgemm`. `aliases` makes
-a library in memory whose dynamic symbols are absolute addresses of functions that are already loaded: the dynamic
-linker then finds them under the new names. It holds no code, is never written to a disk, and takes under a
-millisecond. Absolute symbols (SHN_ABS) are not relocated by glibc since 2.28; MLX needs a newer one anyway.
+OpenBLAS of the wheel `scipy-openblas32` exports `scipy_cblas_sgemm` where MLX looks for `cblas_sgemm`.
+`build_alias_library` builds a library in memory whose dynamic symbols are the absolute addresses of functions that are
+already loaded: the dynamic linker then finds them under the new names. It contains no code, is never written to disk,
+and takes under a millisecond. glibc does not relocate absolute symbols (SHN_ABS) since 2.28; MLX needs a newer one.
 
 Knows nothing of BLAS. Standard library only.
 """
@@ -31,14 +31,14 @@ EHDR, PHDR, SHDR, SYM, DYN = (struct.Struct(f"<{fields}") for fields in (
 PAGE = 0x10000  # the largest page size of either architecture
 
 
-def undefined(library: Path) -> list[str]:
-    """The names of the symbols that a 64-bit little-endian library takes from others."""
+def undefined_symbols(library: Path) -> list[str]:
+    """The names of the symbols that a 64-bit little-endian library imports from others."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as image:
         return [name for name, _, _ in symbols(image, only_undefined=True) if name]
 
 
 def symbols(image: bytes | mmap.mmap, *, only_undefined: bool = False) -> Iterator[tuple[str, int, int]]:
-    """The dynamic symbols of a library: name, section index and value."""
+    """The dynamic symbols of a library as (name, section index, value)."""
     if image[:6] != b"\x7fELF\x02\x01":
         raise ValueError("not a 64-bit little-endian ELF file")
     header = EHDR.unpack_from(image)
@@ -51,11 +51,11 @@ def symbols(image: bytes | mmap.mmap, *, only_undefined: bool = False) -> Iterat
                 yield names[name : names.index(b"\0", name)].decode("utf-8", "replace"), section, value
 
 
-def aliases(addresses: Mapping[str, int], machine: str = "") -> bytes:
-    """The image of a shared library that defines each name as an absolute address; an OSError for other machines."""
+def build_alias_library(addresses: Mapping[str, int], machine: str = "") -> bytes:
+    """The bytes of a shared library that defines each name as an absolute address. Raises OSError on other machines."""
     machine = machine or platform.machine()
     if machine not in EM:
-        raise OSError(f"libraries for {machine} are not known here")
+        raise OSError(f"alias libraries are not supported on {machine}")
     names = ["", *addresses, "distillkit-aliases.so"]
     strings = b"".join(name.encode() + b"\0" for name in names)
     offsets = [0]
@@ -80,24 +80,24 @@ def aliases(addresses: Mapping[str, int], machine: str = "") -> bytes:
     )  # fmt: skip
     image += PHDR.pack(PT_LOAD, PF_R | PF_W, 0, 0, 0, size, size, PAGE)
     image += PHDR.pack(PT_DYNAMIC, PF_R | PF_W, *[dynamic] * 3, *[size - dynamic] * 2, 8)
-    image += PHDR.pack(PT_GNU_STACK, PF_R | PF_W, 0, 0, 0, 0, 0, 16)  # without it the stack would become executable
+    image += PHDR.pack(PT_GNU_STACK, PF_R | PF_W, 0, 0, 0, 0, 0, 16)  # without it the stack would be executable
     image = (image + table + hashes + strings).ljust(dynamic, b"\0")
     return image + b"".join(DYN.pack(*entry) for entry in entries)
 
 
 def load_aliases(addresses: Mapping[str, int]) -> ctypes.CDLL:
-    """Put the names into the global symbol table of this process; an OSError where that is not possible."""
+    """Put the names into the global symbol table of this process. Raises OSError if that fails."""
     handle = os.memfd_create("distillkit-aliases")
     try:
         with os.fdopen(os.dup(handle), "wb") as stream:
-            stream.write(aliases(addresses))
+            stream.write(build_alias_library(addresses))
         return ctypes.CDLL(f"/proc/self/fd/{handle}", mode=ctypes.RTLD_GLOBAL)
     finally:
         os.close(handle)
 
 
 def _hash_table(names: list[str]) -> bytes:
-    """A DT_HASH table with one bucket for each symbol; symbol 0 is the undefined one."""
+    """A DT_HASH table with one bucket per symbol; symbol 0 is the undefined one."""
     buckets, chains = [0] * max(1, len(names)), [0] * (len(names) + 1)
     for symbol, name in enumerate(names, 1):
         bucket = _hash(name) % len(buckets)

@@ -1,8 +1,8 @@
-"""Tests a BLAS before it is trusted: a child process multiplies matrices with it and compares them with NumPy.
+"""Tests a BLAS before it is used: a child process multiplies matrices with it and compares the results with NumPy's.
 
-A library may be built for another CPU, and then its first product ends the process; or it may compute wrong numbers.
+A library may be built for another CPU, so that its first product crashes the process, or it may compute wrong numbers.
 The child is a fork of this process and not a new Python, so that it runs on the same CPU, emulated or not. The result
-is kept in the user's cache folder for this CPU and this very file: a machine tests a library once.
+is cached in the user's cache folder for this CPU and this file, so that a machine tests a library only once.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from typing import Any, NoReturn
 
 from ...core import cpu
 from ...core.files import file_digest, read_json, write_json
-from .library import Candidate, Library, libmlx
+from .library import Candidate, Library, find_libmlx
 
 FORMAT = 1
-FINE = "fine"
-SECONDS = 120.0  # an emulated CPU is slow
-# M, N, K: single numbers, thin and square, with odd remainders, and larger than the blocks of the kernels.
+PASSED = "fine"
+TIMEOUT = 120.0  # an emulated CPU is slow
+# M, N, K: scalars, thin and square matrices, odd remainders, and sizes larger than the blocks of the kernels.
 SHAPES = [(1, 1, 1), (3, 5, 7), (1, 300, 129), (300, 1, 129), (64, 64, 64), (97, 131, 193), (8, 520, 260)]
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
-# Signals by which faulty code ends a process, here and the next time.
+# Signals by which faulty code ends a process reproducibly.
 CRASHES = {signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP}
 
 
-def fault(candidate: Candidate, *, again: bool = False) -> str:
-    """What is wrong with a library on this CPU, or ""; tested if `again` is set or no result is kept."""
-    cached = _Results(candidate)
-    if not again and (known := cached.get()) is not None:
+def find_fault(candidate: Candidate, *, force: bool = False) -> str:
+    """What is wrong with a library on this CPU, or "". Cached; `force` tests it again."""
+    cache = _ResultCache(candidate)
+    if not force and (known := cache.get()) is not None:
         return known
-    found, lasting = _tested(candidate)
-    if lasting:
-        cached.put(found)
-    return found
+    fault, reproducible = _run_test(candidate)
+    if reproducible:
+        cache.put(fault)
+    return fault
 
 
 def results_file() -> Path | None:
-    """Where results are kept: `distillkit/blas.json` in the user's cache folder; None for a user without a home."""
+    """The cache file, `distillkit/blas.json` in the user's cache folder; None for a user without a home."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():
         try:
@@ -57,8 +57,8 @@ def results_file() -> Path | None:
     return base / "distillkit" / "blas.json"
 
 
-class _Results:
-    """The kept result of one library on this CPU. A file that cannot be read or written only costs time."""
+class _ResultCache:
+    """The cached result of one library on this CPU. If the file cannot be read or written, the test runs again."""
 
     def __init__(self, candidate: Candidate) -> None:
         self.file, self.path = results_file(), candidate.path
@@ -67,19 +67,19 @@ class _Results:
         self.status = [status.st_size, status.st_mtime_ns, status.st_ino]
 
     def get(self) -> str | None:
-        """What was found before, or None."""
+        """The cached result, or None."""
         known = self.rows["libraries"].get(self.path)
         if not isinstance(known, dict) or known.get("status") != self.status:
             return None
-        found = self.rows["results"].get(self._key(known["sha256"]))
-        return found if isinstance(found, str) else None
+        fault = self.rows["results"].get(self._key(known["sha256"]))
+        return fault if isinstance(fault, str) else None
 
-    def put(self, found: str) -> None:
-        """Keep what was found."""
+    def put(self, fault: str) -> None:
+        """Store a result."""
         sha256 = file_digest(Path(self.path))
-        rows = self._rows()  # another process may have added to them meanwhile
+        rows = self._rows()  # another process may have written to it meanwhile
         rows["libraries"][self.path] = {"status": self.status, "sha256": sha256}
-        rows["results"][self._key(sha256)] = found
+        rows["results"][self._key(sha256)] = fault
         if self.file is None:
             return
         with suppress(OSError):
@@ -95,8 +95,8 @@ class _Results:
         return {"format": FORMAT, "libraries": {}, "results": {}}
 
     def _key(self, sha256: str) -> str:
-        """All that decides which code runs: the CPU, a forced kernel, the library, and the MLX that calls it."""
-        mlx = libmlx()
+        """A hash of what determines the code that runs: CPU, forced kernel, library, and the MLX that calls it."""
+        mlx = find_libmlx()
         parts = [cpu.identity(), os.environ.get("OPENBLAS_CORETYPE", ""), sha256, str(mlx and mlx.stat().st_size)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -104,10 +104,10 @@ class _Results:
 # ------------------------------------------------------------------------------------------ parent and child
 
 
-def _tested(candidate: Candidate) -> tuple[str, bool]:
-    """What is wrong, and whether another test would surely find the same."""
+def _run_test(candidate: Candidate) -> tuple[str, bool]:
+    """What is wrong, or "", and whether another test would find the same."""
     reading, writing = os.pipe()
-    with warnings.catch_warnings():  # Python warns of forks beside threads; the child takes none of their locks
+    with warnings.catch_warnings():  # Python warns of fork with threads; the child takes no locks
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
@@ -117,18 +117,18 @@ def _tested(candidate: Candidate) -> tuple[str, bool]:
     with os.fdopen(reading, "rb") as pipe:
         os.set_blocking(reading, False)
         *_, last = ["starting", *(pipe.read() or b"").decode("utf-8", "replace").splitlines()]
-    if last == FINE:
+    if last == PASSED:
         return "", True
     if code is None:
-        return f"testing it took longer than {SECONDS:.0f} s, while {last}", False
+        return f"testing it took longer than {TIMEOUT:.0f} s, while {last}", False
     if code < 0:
-        return f"a test process ended with {_name(-code)} while {last}", -code in CRASHES
+        return f"a test process ended with {_signal_name(-code)} while {last}", -code in CRASHES
     return last, True
 
 
 def _wait(pid: int) -> int | None:
-    """The exit code of a child, negative for a signal, or None if it did not end in time and was killed."""
-    deadline = time.monotonic() + SECONDS
+    """The exit code of a child, negative for a signal; None if it exceeded the time limit and was killed."""
+    deadline = time.monotonic() + TIMEOUT
     try:
         while time.monotonic() < deadline:
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -137,12 +137,12 @@ def _wait(pid: int) -> int | None:
             time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    except ChildProcessError:  # it has ended, in a process that ignores SIGCHLD: only the pipe says how
+    except ChildProcessError:  # SIGCHLD is ignored, so the exit code is lost and only the pipe tells the result
         return 1
     return None
 
 
-def _name(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return f"{signal.Signals(number).name} ({(signal.strsignal(number) or '').lower()})"
     except ValueError:
@@ -150,29 +150,29 @@ def _name(number: int) -> str:
 
 
 def _child(candidate: Candidate, pipe: int) -> NoReturn:
-    """Test a library and end. Each line in the pipe says what is being done; the last is FINE, or what is wrong."""
+    """Test a library and exit. Each line in the pipe is a progress message; the last is PASSED or the fault."""
     try:
-        _silence()
+        _silence_output()
         os.write(pipe, b"importing NumPy\n")
-        import numpy  # noqa: F401 - a wheel that this CPU cannot run is found out here
+        import numpy  # noqa: F401 - fails here if this CPU cannot run the wheel
 
         os.write(pipe, b"loading it\n")
         library = Library.open(candidate)
         library.set_threads(1)
         os.write(pipe, b"multiplying matrices\n")
         _check_products(library)
-        if libmlx() is not None and "mlx.core" not in sys.modules:  # its threads are not in this child
+        if find_libmlx() is not None and "mlx.core" not in sys.modules:  # a fork lacks MLX's threads
             os.write(pipe, b"multiplying matrices through MLX\n")
             _check_mlx(library)
-        os.write(pipe, FINE.encode())
+        os.write(pipe, PASSED.encode())
         os._exit(0)
-    except BaseException as error:  # noqa: BLE001 - it is told to the parent, and the child must not return
+    except BaseException as error:  # noqa: BLE001 - reported to the parent; the child must not return
         os.write(pipe, f"{error or type(error).__name__}\n".encode())
     os._exit(1)
 
 
-def _silence() -> None:
-    """A crash of the child is expected: no core dump, no traceback."""
+def _silence_output() -> None:
+    """Suppress core dumps and tracebacks, because a crash of the child is an expected outcome."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     faulthandler.disable()
     for number in CRASHES | {signal.SIGINT, signal.SIGTERM}:
@@ -186,7 +186,7 @@ def _silence() -> None:
 
 
 def _check_products(library: Library) -> None:
-    """Raise an ArithmeticError where a product is not what NumPy says."""
+    """Raise an ArithmeticError if a product differs from NumPy's."""
     import numpy as np
 
     for name, kind, number, digits in (
@@ -207,7 +207,7 @@ def _check_products(library: Library) -> None:
 
 
 def _problem(shape: tuple[int, int, int], left: bool, right: bool, kind: Any, digits: float) -> tuple[Any, ...]:
-    """Matrices A, B (transposed if asked for) and C, what 0.5 AB + 2 C is, and how far off it may be."""
+    """Matrices A, B (each possibly transposed) and C, the expected 0.5 A B + 2 C, and the allowed error."""
     import numpy as np
 
     random, (m, n, k) = np.random.default_rng(0), shape
@@ -221,7 +221,7 @@ def _problem(shape: tuple[int, int, int], left: bool, right: bool, kind: Any, di
 
 
 def _padded(values: Any, kind: Any) -> Any:
-    """The values as a part of a wider matrix, whose other columns a product must leave alone."""
+    """The values as part of a wider matrix whose other columns are NaN and must not be touched."""
     import numpy as np
 
     whole = np.full((values.shape[0], values.shape[1] + 3), np.nan, dtype=kind)
@@ -230,13 +230,13 @@ def _padded(values: Any, kind: Any) -> Any:
 
 
 def _pointer(matrix: Any) -> tuple[ctypes.c_void_p, ctypes.c_int]:
-    """Its address, and the number of elements from row to row."""
+    """The address of a matrix, and its leading dimension."""
     return ctypes.c_void_p(matrix.ctypes.data), ctypes.c_int(matrix.strides[0] // matrix.itemsize)
 
 
 def _check_mlx(library: Library) -> None:
-    """Raise an ArithmeticError where a product of MLX is not what NumPy says."""
-    library.serve_mlx()
+    """Raise an ArithmeticError if a product by MLX differs from NumPy's."""
+    library.expose_to_mlx()
     import mlx.core as mx
     import numpy as np
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core.files import read_json
 from ...core.run_folder import Run
-from ..trained import Trained, parameters
+from ..trained import Trained, parameter_counts
 
 Report = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ def _report(run: Run) -> Report:
 
 
 def _lede(report: Report, student: Trained) -> str:
-    sizes = parameters(student.model)
+    sizes = parameter_counts(student.model)
     counted = f"{sizes['unique']:,} parameters"
     if sizes["total"] != sizes["unique"]:
         counted += f" ({sizes['total']:,} counting those that are used twice)"

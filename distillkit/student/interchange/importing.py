@@ -26,7 +26,7 @@ from ...recipe.schema import NAME, NAME_WORDS
 from .. import checkpoint
 from ..model.gpt import GPT, GPTConfig, named_parameters
 from ..model.positions import sinusoidal_table
-from ..trained import parameters
+from ..trained import parameter_counts
 from ..training.optimizers import unflatten
 from . import hf_tokenizer, safetensors
 from .hf_weights import Arrays, from_gpt2, from_llama, shape_of, turned
@@ -70,8 +70,8 @@ def read(path: Path, tokenizer: str | None, ranks: str | None, heads: int | None
     file = path / "model.safetensors" if path.is_dir() else path
     found.facts = {
         "imported": {"from": path.name, "kind": found.kind, "sha256": file_digest(file) if file.is_file() else None},
-        "student": {"arch": "gpt", "parameters": parameters(model)},
-        "parameters": parameters(model),
+        "student": {"arch": "gpt", "parameters": parameter_counts(model)},
+        "parameters": parameter_counts(model),
         "notes": found.notes,
     }
     return found

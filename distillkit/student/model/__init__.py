@@ -1,1 +1,1 @@
-"""The student's network."""
+"""The student's network: a GPT, its layers, and its KV cache."""

@@ -408,10 +408,10 @@ def _check_finite(job: TrainingJob, step: int, values: Mapping[str, Any]) -> Non
 
 def _divergence_error(job: TrainingJob, step: int, what: str) -> TrainingError:
     """The error for a loss that is not finite. Moves aside a checkpoint whose very next step failed."""
-    for checkpoint in checkpoints.every(job.checkpoint_folder):
+    for checkpoint in checkpoints.list_checkpoints(job.checkpoint_folder):
         if checkpoint.step == step > 0 and job.group.is_main:
-            checkpoints.set_aside(checkpoint, "diverged")
-    good, _ = checkpoints.newest_good(job.checkpoint_folder) if job.group.is_main else (None, None)
+            checkpoints.move_aside(checkpoint, "diverged")
+    good, _ = checkpoints.newest_valid(job.checkpoint_folder) if job.group.is_main else (None, None)
     kept = f"the last good checkpoint is {good.path}" if good else "there is no good checkpoint"
     return TrainingError(
         f"the loss is no longer a number after step {step} ({what}); {kept}",
@@ -446,7 +446,7 @@ def restore_state(model: nn.Module, checkpoint: checkpoints.Checkpoint) -> Train
     weights, saved = checkpoint.weights(), checkpoint.state
     model.load_weights(list(weights.items()))
     parameters, best = model.trainable_parameters(), saved["best_loss"]
-    moments = restore_moments(parameters, checkpoint.moments())
+    moments = restore_moments(parameters, checkpoint.optimizer_arrays())
     mx.eval(parameters, moments)
     return TrainState(
         parameters,

@@ -191,7 +191,7 @@ class Precisely:
 @contextmanager
 def _blamed(where: Path) -> Iterator[None]:
     """Say in a sentence why mlx-lm could not load a model."""
-    blas.insist_on_mlx()
+    blas.require_mlx()
     try:
         yield
     except Exception as error:
