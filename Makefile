@@ -13,7 +13,7 @@ WORKERS ?= 2
 PLUGINS := $(wildcard plugins/distillkit-*)
 
 .PHONY: help run test test-slow test-plugins test-plugins-slow check audit docs figures walk trust lock clean study
-.PHONY: bench bench-53m bench-quickstart bench-writing bench-tokens bench-soft
+.PHONY: acceptance bench bench-53m bench-quickstart bench-writing bench-tokens bench-soft
 
 help:
 	@echo "make run          install, then distil the quickstart's student (RECIPE=... for another)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-slow    the tests that take long"
 	@echo "make test-plugins the packages of plugins/, each installed with what it needs"
 	@echo "make trust        what is promised of answers, weights, keys and disks, tried in full and written to docs/trust.md"
+	@echo "make acceptance   the experiments that are too long for CI, each once, results as JSON (SMALL=--small)"
 	@echo "make bench        measure every claim of benchmarks/README.md (RESULTS=... for another folder)"
 	@echo "make study        what each way to distil is worth: 80 minutes, written to docs/study.md"
 	@echo "make check        format, lint, types, generated docs, secrets, no code from data"
@@ -74,6 +75,10 @@ audit:
 	$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install "pip-audit>=2.9"
 	$(VENV)/audit/bin/pip-audit --disable-pip --require-hashes --desc -r requirements.lock -r requirements-dev.lock \
 		-r requirements-docs.lock $(addprefix --ignore-vuln ,$(ARGUED))
+
+# Continues where an earlier call stopped.
+acceptance: $(VENV)/.dev
+	$(BIN)/python benchmarks/acceptance.py $(SMALL) --results $(RESULTS)/acceptance
 
 # Every claim, also when one does not hold. Peers (torch, mlx-lm) are measured where they are installed.
 bench:
