@@ -2,9 +2,10 @@
 
     python benchmarks/acceptance.py [NAME ...] [--small] [--again] [--list] [--results FOLDER]
 
-An experiment is a command. Its result, `FOLDER/NAME.json`, holds the machine, the command, its duration and exit code, and what the
-command itself wrote to `{json}`. An experiment with a successful result is skipped, so an interrupted session continues where it stopped;
-`--again` repeats it. `--small` runs the reduced forms, which take minutes; their results are kept apart, as `NAME.small.json`.
+An experiment is a command. Its result, `FOLDER/NAME.json`, holds the machine, the command, its duration and exit code,
+and what the command itself wrote to `{json}`. An experiment with a successful result is skipped, so an interrupted call
+continues where it stopped; `--again` repeats it. `--small` runs the reduced forms, which take minutes; their results
+are kept apart, as `NAME.small.json`.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def succeeded(file: Path) -> bool:
 
 
 def _machine() -> dict[str, Any]:
-    """The CPU, its cores and the packages; in a child process, because MLX must be imported after the BLAS is loaded."""
+    """The CPU, its cores and the packages; found in a child, since MLX must be imported after the BLAS is loaded."""
     code = (
         "import json; from distillkit.student import blas; blas.load();"
         "from distillkit.pipeline.bench import machine; print(json.dumps(machine()))"

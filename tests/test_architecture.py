@@ -217,7 +217,7 @@ def test_the_public_api_has_exactly_the_expected_names():
 # ---------------------------------------------------------------------------------------- the layout of tests/
 
 # Folders of tests/ beside those that mirror the package.
-OTHER_TEST_FOLDERS = {"chaos", "docs", "support", "trust"}
+OTHER_TEST_FOLDERS = {"benchmarks", "chaos", "docs", "support", "trust"}
 
 
 def test_the_tests_mirror_the_package():
