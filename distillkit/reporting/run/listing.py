@@ -50,7 +50,7 @@ def format_listing(rows: Rows, colour: bool = False) -> str:
     if not rows:
         return "There are no runs yet. Start one: distillkit run quickstart\n"
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for head in ("run", "status", "parameters", "judged", "steps", "started"):
+    for head in ("run", "status", "parameters", "metric", "steps", "started"):
         table.add_column(head, justify="right" if head in ("parameters", "steps") else "left")
     for row in rows:
         table.add_row(*map(Text, _cells(row)))
@@ -60,7 +60,7 @@ def format_listing(rows: Rows, colour: bool = False) -> str:
 def _cells(row: Mapping[str, Any]) -> list[str]:
     counts = ["" if row[key] is None else formatting.format_count(row[key]) for key in ("parameters", "steps")]
     value = formatting.format_interval(row).partition(" [")[0]
-    judged = f"{formatting.readable_name(row['metric'])} {value}" if row["metric"] else ""
+    metric = f"{formatting.readable_name(row['metric'])} {value}" if row["metric"] else ""
     started = formatting.format_time(row["started"]).removesuffix(" UTC") if row["started"] else ""
     name, status = formatting.one_line(row["run"]), formatting.one_line(row["status"])
-    return [name, status, counts[0], judged, counts[1], started]
+    return [name, status, counts[0], metric, counts[1], started]

@@ -28,7 +28,7 @@ def format_report(report: Report, colour: bool = False) -> str:
     parts += [Text(f"! {alert}", style="yellow") for alert in summary.missing_stage_alerts(report)]
     parts += [Text(f"! {formatting.printable(warning)}", style="yellow") for warning in report["warnings"]]
     metrics = summary.metrics(report)
-    sections = {**({"judged": metrics} if metrics else {}), **summary.sections(report)}
+    sections = {**({"metrics": metrics} if metrics else {}), **summary.sections(report)}
     # Left to the page: on a terminal it would push the metrics off the screen.
     sections.pop(summary.ENVIRONMENT, None)
     return terminal.render(Group(*parts, terminal.sections_table(sections), Text(HINT, style="dim")), colour)
