@@ -1,12 +1,12 @@
-"""The conformance kit: what the host relies on, as checks that a plugin's own tests call.
+"""Conformance checks that a plugin's own tests call: they verify what the host relies on.
 
     from distillkit.testing import check_teacher
 
-    def test_it_keeps_its_promises():
+    def test_conformance():
         check_teacher(Hello, {"words": "bye."})
 
-Each check tries the promises of a role one after another and raises an AssertionError that names every broken one, says
-what was found and what to do. It returns the names of those that were kept. Needs no test framework, and knows none.
+Each function runs all checks of a role. It returns the names of the checks, or raises an AssertionError that lists
+every failed check with what was found and how to fix it. It does not depend on a test framework.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ..student import blas  # the fast BLAS is loaded before any plugin's test imports mlx
+from ..student import blas  # the fast BLAS must be loaded before a plugin's test imports mlx
 
 if TYPE_CHECKING:
     from .exporters import check_exporter

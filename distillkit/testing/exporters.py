@@ -1,6 +1,6 @@
-"""What an exporter owes the host: files that were looked at again, the same each time, in a folder of any name.
+"""Checks of exporters: verified, reproducible files, in a folder of any name.
 
-Hands it a small run that is done. Does not know the format.
+The exporter is given a small finished run. Does not know its format.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from ..plugins.discovery import describe_error
 from ..plugins.interfaces import Exporter
 from .fixtures import finished_run
 from .framework import Case, CheckError, expect, run_checks
-from .trackers import sums
+from .trackers import digests
 
 
 def check_exporter(
     cls: type[Exporter], options: Mapping[str, Any] | None = None, *, run: Run | None = None, repeatable: bool = True
 ) -> list[str]:
-    """Hold an exporter against its promises. `run` is a run of yours, if a small GPT will not do.
+    """Check an exporter. `run` replaces the default run, a small GPT, if the exporter needs another student.
 
-    Say `repeatable=False` of one that writes times or other things that differ each time.
+    Pass `repeatable=False` if its files contain times or other values that differ between exports.
     """
     checks = [writes_and_verifies_files, accepts_any_folder_name, leaves_the_run_unchanged, refuses_an_untrained_run]
     if repeatable:
@@ -32,39 +32,39 @@ def check_exporter(
 
 def run_of(case: Case) -> Run:
     """The run to export."""
-    given: Run | None = case.extra["run"]
-    return given or finished_run(case.empty_folder("run"))
+    run: Run | None = case.extra["run"]
+    return run or finished_run(case.empty_folder("run"))
 
 
 def writes_and_verifies_files(case: Case) -> None:
-    """A list of lines for the user; what nobody looked at again may be wrong."""
+    """It writes files and returns a list of lines that say what it verified."""
     folder = case.empty_folder("export")
-    told = case.build().export(run_of(case), folder)
-    good = isinstance(told, list) and told and all(isinstance(line, str) and line for line in told)
-    expect(good, f"it returned {told!r}", "Return a list of lines, one for each thing that was checked.")
-    expect(sums(folder), "it wrote no file", "Write to the folder that it is handed.")
+    lines = case.build().export(run_of(case), folder)
+    is_valid = isinstance(lines, list) and lines and all(isinstance(line, str) and line for line in lines)
+    expect(is_valid, f"it returned {lines!r}", "Return a list of lines, one for each thing that was verified.")
+    expect(digests(folder), "it wrote no file", "Write to the folder that is passed to it.")
 
 
 def accepts_any_folder_name(case: Case) -> None:
-    """Also one with blanks, and a name that is not ASCII."""
+    """The folder's name may contain spaces and non-ASCII characters."""
     folder = case.empty_folder("export") / "Schüler 漢字"
     folder.mkdir()
     case.build().export(run_of(case), folder)
-    expect(sums(folder), f"it wrote nothing to a folder named {folder.name!r}", "Hand its path on as it is.")
+    expect(digests(folder), f"it wrote nothing to a folder named {folder.name!r}", "Use its path unchanged.")
 
 
 def leaves_the_run_unchanged(case: Case) -> None:
-    """What is exported is not changed."""
+    """It does not modify the run."""
     run = run_of(case)
-    before = sums(run.path)
+    before = digests(run.path)
     case.build().export(run, case.empty_folder("export"))
-    expect(sums(run.path) == before, "it changed the run", "Write to the folder that it is handed, nowhere else.")
+    expect(digests(run.path) == before, "it changed the run", "Write only to the folder that is passed to it.")
 
 
 def refuses_an_untrained_run(case: Case) -> None:
-    """A run that was never trained cannot be exported."""
+    """It refuses a run without a checkpoint with a DistillkitError."""
     empty = Run(case.empty_folder("empty"))
-    remedy = "Raise a UsageError that says so."
+    remedy = "Raise a UsageError that says that the run has no checkpoint."
     try:
         case.build().export(empty, case.empty_folder("export"))
     except DistillkitError:
@@ -75,11 +75,11 @@ def refuses_an_untrained_run(case: Case) -> None:
 
 
 def is_repeatable(case: Case) -> None:
-    """The same run, the same bytes."""
+    """Two exports of a run are byte-identical."""
     run = run_of(case)
     one, two = case.empty_folder("export"), case.empty_folder("export")
     for folder in (one, two):
         case.build().export(run, folder)
-    differ = sorted(name for name in sums(one) if sums(one)[name] != sums(two).get(name))
-    remedy = "Write no times; if it must, say check_exporter(..., repeatable=False)."
-    expect(not differ, f"exported twice, {', '.join(differ[:3])} differs", remedy)
+    different = sorted(name for name in digests(one) if digests(one)[name] != digests(two).get(name))
+    remedy = "Write no times. If it has to, call check_exporter(..., repeatable=False)."
+    expect(not different, f"exported twice, {', '.join(different[:3])} differs", remedy)

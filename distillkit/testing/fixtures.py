@@ -1,6 +1,6 @@
-"""What plugins are tried on: texts of all kinds, a small student that anybody can compute, and a run on disk.
+"""Inputs for the checks: unusual texts, a simple student, a tokenizer, and a finished run on disk.
 
-Nothing here is random: the same in every process.
+Everything is deterministic.
 """
 
 from __future__ import annotations
@@ -28,38 +28,39 @@ TEXTS = {
 
 @dataclass
 class Likelihood:
-    """How likely one text is to the pupil."""
+    """The negative log-likelihood of a text, and its length."""
 
     nats: float
     tokens: int
     bytes: int
 
 
-class Pupil:
-    """A student of one rule: every byte is as likely as any other, but for spaces, which are ten times likelier."""
+class ByteStudent:
+    """A student with a fixed byte distribution: uniform, except that spaces are ten times as likely."""
 
     def generate(self, prompts: Sequence[str], *, max_tokens: int, seed: int = 0) -> list[Sample]:
-        """Words of the prompt, again and again."""
+        """Repeat the words of each prompt."""
         return [
             Sample(f"{i}#0", prompt, " ".join((prompt.split() or ["fox"]) * max_tokens)[:max_tokens], seed + i)
             for i, prompt in enumerate(prompts)
         ]
 
     def score(self, texts: Sequence[str]) -> list[Likelihood]:
-        """By the rule; the end of a text is one token more."""
-        rest = math.log(256 + 9)
+        """Score each text; its end counts as one more token."""
+        byte_nats = math.log(256 + 9)
         sizes = [(text.encode("utf-8", "replace"), text.count(" ")) for text in texts]
         return [
-            Likelihood(rest * (len(raw) + 1) - math.log(10) * spaces, len(raw) + 1, len(raw)) for raw, spaces in sizes
+            Likelihood(byte_nats * (len(raw) + 1) - math.log(10) * spaces, len(raw) + 1, len(raw))
+            for raw, spaces in sizes
         ]
 
     def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> list[Likelihood]:
-        """By the same rule, for which it does not matter what stood before."""
+        """The same as `score`: probabilities do not depend on the prompt."""
         return self.score(texts)
 
 
 def samples() -> list[Sample]:
-    """Two samples to each text as a prompt: one as it should be, one that is empty."""
+    """Two samples for each text as a prompt: an ordinary one and an empty one."""
     return [
         Sample(f"{i}#{k}", prompt, completion, seed=10 * i + k)
         for i, prompt in enumerate(TEXTS.values())
@@ -68,20 +69,20 @@ def samples() -> list[Sample]:
 
 
 def documents(kind: str) -> list[Document]:
-    """Some stories, and each of the texts that is not empty."""
+    """Some stories, and all non-empty texts of TEXTS."""
     texts = [f"{STORY}This is story {kind} {i}." for i in range(6)] + [text for text in TEXTS.values() if text]
     return [Document(f"{kind}:{i}", text) for i, text in enumerate(texts)]
 
 
 def tokenizer() -> Tokenizer:
-    """Byte pairs learnt from the stories."""
+    """A BPE tokenizer trained on the stories."""
     from ..data.tokenizer import train_bpe
 
     return train_bpe(iter([document.text for document in documents("train")] * 20), 300)
 
 
 def finished_run(folder: Path) -> Run:
-    """A run as it lies there when it is done: a small GPT with random weights, its tokenizer, and the records."""
+    """A finished run on disk: a small GPT with random weights, its tokenizer and its records."""
     import mlx.core as mx
 
     from ..core.files import write_json, write_jsonl, write_text
@@ -91,17 +92,17 @@ def finished_run(folder: Path) -> Run:
     from ..student import checkpoint
     from ..student.training.optimizers import flatten
 
-    run, words = Run(folder / "reports" / "testing" / "1"), tokenizer()
-    shape = {"layers": 2, "heads": 2, "width": 16, "context": 32}
-    built = current_plugins().build("students", "gpt", shape)
-    network = built.build(words.vocab_size)  # type: ignore[attr-defined]
+    run, bpe = Run(folder / "reports" / "testing" / "1"), tokenizer()
+    options = {"layers": 2, "heads": 2, "width": 16, "context": 32}
+    architecture = current_plugins().build("students", "gpt", options)
+    network = architecture.build(bpe.vocab_size)  # type: ignore[attr-defined]
     key, weights = mx.random.key(0), {}
     for name, value in flatten(network.parameters()).items():
-        key, own = mx.random.split(key)
-        weights[name] = 0.3 * mx.random.normal(value.shape, key=own)
-    student = {"arch": "gpt", "options": shape, "vocab_size": words.vocab_size}
+        key, subkey = mx.random.split(key)
+        weights[name] = 0.3 * mx.random.normal(value.shape, key=subkey)
+    student = {"arch": "gpt", "options": options, "vocab_size": bpe.vocab_size}
     run.path.mkdir(parents=True)
-    words.save(run.tokenizer)
+    bpe.save(run.tokenizer)
     checkpoint.save(checkpoint.step_folder(run.checkpoints, 6), weights, None, student, {"step": 6})
     write_text(run.recipe, 'name = "testing"\n[train]\nsteps = 6\n')
     write_jsonl(run.metrics, [{"kind": "train", "step": step, "loss": 5.0 - step / 10} for step in range(1, 7)])

@@ -1,6 +1,6 @@
-"""What a tracker owes the host: it listens, whatever comes, and leaves the run as it was.
+"""Checks of trackers: they accept all values and do not modify the run.
 
-Tells it of a small run that is done. Does not know where it writes to.
+The tracker is given a small finished run. Does not know where it writes to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VALUES = {"loss": 5.25, "hard": 5.0, "soft": 0.25, "learning_rate": 3e-4, "gradi
 
 
 def check_tracker(cls: type[Tracker], options: Mapping[str, Any] | None = None) -> list[str]:
-    """Hold a tracker against its promises. `options` are those of a recipe's [[tracker]] table: let it work offline."""
+    """Check a tracker. `options` are those of a recipe's [[tracker]] table; choose ones that work offline."""
     checks = [
         tracks_a_complete_run,
         tracks_a_resumed_run,
@@ -32,7 +32,7 @@ def check_tracker(cls: type[Tracker], options: Mapping[str, Any] | None = None) 
 
 
 def run_of(case: Case) -> Run:
-    """A run on disk, in a folder of its own."""
+    """A finished run in a new folder."""
     return finished_run(case.empty_folder("run"))
 
 
@@ -45,19 +45,19 @@ def _follow(tracker: Tracker, run: Run, steps: range = range(1, 4)) -> None:
 
 
 def tracks_a_complete_run(case: Case) -> None:
-    """Start, some steps, an evaluation at a step that was told of already, finish."""
+    """Start, some steps, an evaluation at a step that was already logged, finish."""
     _follow(case.build(), run_of(case))
 
 
 def tracks_a_resumed_run(case: Case) -> None:
-    """A resumed run is told of again, by a new object, from a later step on."""
+    """A resumed run is tracked by a new instance, starting at a later step."""
     run = run_of(case)
     _follow(case.build(), run)
     _follow(case.build(), run, range(3, 6))
 
 
 def handles_an_interrupted_run(case: Case) -> None:
-    """Nobody calls `finish` then, and another run follows."""
+    """`finish` may never be called, and another run may follow."""
     run = run_of(case)
     tracker = case.build()
     tracker.start(run)
@@ -66,30 +66,32 @@ def handles_an_interrupted_run(case: Case) -> None:
 
 
 def handles_unusual_values(case: Case) -> None:
-    """None at all, a name that is new, a loss that is not a number; and it leaves them as they were."""
+    """No values, new names, NaN and infinity; the values passed to it are not modified."""
     run, tracker = run_of(case), case.build()
     tracker.start(run)
-    for step, told in enumerate(({}, {"loss": float("nan")}, {"loss": float("inf"), "new/name": 1.0}, VALUES)):
-        kept = copy.deepcopy(told)
-        tracker.log(step, told)
-        expect(str(kept) == str(told), f"it made {told} of {kept}", "Copy the values before you change them.")
+    for step, values in enumerate(({}, {"loss": float("nan")}, {"loss": float("inf"), "new/name": 1.0}, VALUES)):
+        before = copy.deepcopy(values)
+        tracker.log(step, values)
+        expect(
+            str(before) == str(values), f"it changed {before} to {values}", "Copy the values before you change them."
+        )
     report = read_json(run.report)
-    kept = copy.deepcopy(report)
+    before = copy.deepcopy(report)
     tracker.finish(report)
-    expect(kept == report, "it changed the report", "Copy the report before you change it.")
+    expect(before == report, "it changed the report", "Copy the report before you change it.")
 
 
 def leaves_the_run_unchanged(case: Case) -> None:
-    """It may add files to the run's folder, and changes none that stands there."""
+    """It may add files to the run's folder, but does not change existing ones."""
     run = run_of(case)
-    before = sums(run.path)
+    before = digests(run.path)
     _follow(case.build(), run)
-    after = sums(run.path)
+    after = digests(run.path)
     changed = [name for name in before if after.get(name) != before[name]]
-    expect(not changed, f"it changed {', '.join(changed[:3])} of the run", "Write to a file or folder of your own.")
+    expect(not changed, f"it changed {', '.join(changed[:3])} of the run", "Write to a new file or folder.")
 
 
-def sums(folder: Path) -> dict[str, str]:
+def digests(folder: Path) -> dict[str, str]:
     """The digest of every file of a folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {str(file.relative_to(folder)): file_digest(file) for file in files}

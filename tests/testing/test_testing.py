@@ -465,7 +465,7 @@ TEACHERS = [
     Bad(framework.can_be_constructed, Echo, {"__init__": forgets}, "its options are not those it was constructed with"),
     Bad(framework.can_be_constructed, Echo, {"__init__": fails}, "it raised ZeroDivisionError: division by zero"),
     Bad(teachers.has_a_json_identity, Echo, {"identity": lambda self: {1, 2}}, "cannot be serialised as JSON"),
-    Bad(teachers.has_a_json_identity, Echo, {"identity": lambda self: next(COUNT)}, "built alike"),
+    Bad(teachers.has_a_json_identity, Echo, {"identity": lambda self: next(COUNT)}, "with the same options"),
     Bad(teachers.answers_an_ordinary_request, Echo, {"answer": lambda self, request: "words"}, "gave a str"),
     Bad(teachers.answers_an_ordinary_request, Echo, {"answer": fails}, "failed: ZeroDivisionError"),
     Bad(teachers.answers_an_ordinary_request, Echo, {"answer": prints}, "it printed 'here I am'"),
@@ -479,27 +479,27 @@ TEACHERS = [
         teachers.handles_any_text,
         Echo,
         {"answer": lambda self, request: Answer(request.prompt[0])},
-        "asked to go on from an empty text: it raised IndexError",
+        "asked to continue an empty text: it raised IndexError",
     ),
     Bad(
         teachers.handles_any_text,
         Echo,
         {"answer": lambda self, request: Answer(request.prompt.encode("ascii").decode() or "x")},
-        "asked to go on from a text that is not ASCII: it raised UnicodeEncodeError",
+        "asked to continue a text that is not ASCII: it raised UnicodeEncodeError",
     ),
     Bad(
         teachers.handles_prompts_and_messages,
         Echo,
         {"answer": lambda self, request: Answer(request.prompt.upper() or "x")},
-        "asked by messages: it raised AttributeError",
+        "asked with messages: it raised AttributeError",
     ),
     Bad(
         teachers.gives_cacheable_answers,
         Echo,
         {"identity": lambda self: {"now": next(COUNT)}},
-        "3 of 3 requests were asked a second time",
+        "3 of 3 requests were sent a second time",
     ),
-    Bad(teachers.answers_concurrent_requests, Slow, {"answer": mixed_up}, "asked at once it says"),
+    Bad(teachers.answers_concurrent_requests, Slow, {"answer": mixed_up}, "asked concurrently it answers"),
     Bad(
         teachers.answers_concurrent_requests,
         Echo,
@@ -511,7 +511,7 @@ TEACHERS = [
         teachers.reports_finish_and_usage,
         Echo,
         {"answer": lambda self, request: Answer("x", finish="eos")},
-        "it finished by 'eos'",
+        "its answer has finish = 'eos'",
     ),
     Bad(
         teachers.reports_finish_and_usage,
@@ -531,7 +531,7 @@ TEACHERS = [
         {"answer": lambda self, request: Answer(str(random.random()))},
         "repeatable=False",
     ),
-    Bad(teachers.scores_given_text, Echo, {"reads": True}, "asked for no words, it said"),
+    Bad(teachers.scores_given_text, Echo, {"reads": True}, "asked for max_tokens = 0, it answered"),
     Bad(teachers.returns_logprobs, Echo, {"signal": "top_logprobs"}, "its answer has no tokens"),
     Bad(
         teachers.returns_logprobs,
@@ -543,7 +543,7 @@ TEACHERS = [
         teachers.returns_logits,
         Local,
         {"logits": lambda self, tokens: Local.logits(self, tokens[:, ::-1])[:, ::-1]},
-        "another last token changes logits before it",
+        "changing the last token changes earlier logits",
     ),
     Bad(teachers.returns_logits, Local, {"logits": lambda self, tokens: Local.logits(self, tokens)[0]}, "(2, 9"),
     Bad(
@@ -553,7 +553,7 @@ TEACHERS = [
             "hidden": lambda self, tokens: 2 * self.trained.model(tokens),
             "head": property(lambda self: self.trained.model.head),
         },
-        "its head makes other logits",
+        "head applied to hidden states differs",
     ),
 ]
 
@@ -574,7 +574,12 @@ def naive(loss: Any, logits: Any) -> Any:
 
 
 MIXERS = [
-    Bad(mixers.returns_named_terms, Hard, rows(lambda loss, logits: loss.mean()), "the term 'hard' is () for 12 rows"),
+    Bad(
+        mixers.returns_named_terms,
+        Hard,
+        rows(lambda loss, logits: loss.mean()),
+        "the term 'hard' is of shape () for 12 rows",
+    ),
     Bad(
         mixers.returns_named_terms,
         Hard,
@@ -588,9 +593,11 @@ MIXERS = [
         mixers.masks_rows,
         Hard,
         {"where": lambda self, targets: {"hard": targets.weight / 2}},
-        "Say 0 or 1 for each row",
+        "Return 0 or 1 for each row",
     ),
-    Bad(mixers.keeps_rows_independent, Hard, rows(lambda loss, logits: loss - loss.mean()), "when it is alone"),
+    Bad(
+        mixers.keeps_rows_independent, Hard, rows(lambda loss, logits: loss - loss.mean()), "when it is computed alone"
+    ),
     Bad(
         mixers.is_chunk_independent,
         Hard,
@@ -601,7 +608,7 @@ MIXERS = [
         mixers.is_repeatable,
         Hard,
         rows(lambda loss, logits: loss * mx.random.uniform(shape=loss.shape)),
-        "second time",
+        "differs when computed again",
     ),
     Bad(mixers.stays_finite_at_extremes, Hard, rows(naive), "is not finite"),
     Bad(
@@ -631,12 +638,14 @@ class Forgetful(Length):
 
 
 JUDGES = [
-    Bad(judges.grades_its_subject, Length, {"grade": lambda self, subject: []}, "gave no grade at all"),
-    Bad(judges.grades_its_subject, Length, grades(lambda s: Grade("x", 1.0, sample="y")), "it was not shown"),
+    Bad(judges.grades_its_subject, Length, {"grade": lambda self, subject: []}, "it yielded no grades"),
+    Bad(
+        judges.grades_its_subject, Length, grades(lambda s: Grade("x", 1.0, sample="y")), "which is not in the subject"
+    ),
     Bad(judges.grades_its_subject, Length, grades(lambda s: Grade("x", float("nan"))), "a score of nan"),
     Bad(judges.grades_its_subject, Length, grades(lambda s: 3), "gave a int where a Grade was due"),
     Bad(judges.grades_its_subject, Asks, {}, "check_judge(..., teacher=lambda request: ...)"),
-    Bad(judges.summarises_its_grades, Forgetful, {}, "of its grades from disk it makes"),
+    Bad(judges.summarises_its_grades, Forgetful, {}, "metrics of stored grades are"),
     Bad(
         judges.summarises_its_grades,
         Length,
@@ -644,7 +653,10 @@ JUDGES = [
         "low <= value <= high",
     ),
     Bad(
-        judges.is_repeatable, Length, grades(lambda s: Grade("x", random.random(), sample=s.id)), "it graded otherwise"
+        judges.is_repeatable,
+        Length,
+        grades(lambda s: Grade("x", random.random(), sample=s.id)),
+        "the same subject got different grades",
     ),
     Bad(
         judges.handles_an_empty_subject,
@@ -656,13 +668,13 @@ JUDGES = [
         judges.handles_empty_samples,
         Length,
         {"requests": lambda self, subject: [judge_request()] * (9 // max(len(s.completion) for s in subject.samples))},
-        "of samples without a word, the judge 'length' could not say what it would ask: ZeroDivisionError",
+        "with empty samples, the judge 'length' could not say what it would ask: ZeroDivisionError",
     ),
     Bad(
         judges.handles_empty_samples,
         Length,
         {"grade": lambda self, s: [Grade("x", 1 / sum(len(one.completion) for one in s.samples))] if s.samples else []},
-        "of samples without a word it failed: ZeroDivisionError",
+        "with empty samples it failed: ZeroDivisionError",
     ),
     Bad(
         judges.handles_refused_requests,
@@ -710,10 +722,15 @@ class Handle(Numbers):
 
 SOURCES = [
     Bad(sources.names_its_splits, Numbers, {"splits": ("valid",)}, 'Write splits = ("train",)'),
-    Bad(sources.has_a_json_fingerprint, Numbers, {"fingerprint": lambda self: id(self) + next(COUNT)}, "alike"),
+    Bad(
+        sources.has_a_json_fingerprint,
+        Numbers,
+        {"fingerprint": lambda self: id(self) + next(COUNT)},
+        "with the same options",
+    ),
     Bad(sources.yields_documents, Numbers, yields(), "the split 'train' has no documents"),
     Bad(sources.yields_documents, Numbers, yields(None), "Yield Document(id, text)"),
-    Bad(sources.yields_documents, Numbers, yields("half \ud83e"), "holds half a character"),
+    Bad(sources.yields_documents, Numbers, yields("half \ud83e"), "contains half a character"),
     Bad(
         sources.gives_unique_ids,
         Numbers,
@@ -724,9 +741,9 @@ SOURCES = [
         sources.keeps_document_order,
         Numbers,
         {"documents": lambda self, split: iter(random.sample(list(Numbers.documents(self, split)), 10))},
-        "is another the second time",
+        "differs when read again",
     ),
-    Bad(sources.allows_concurrent_readers, Handle, {}, "two readers side by side"),
+    Bad(sources.allows_concurrent_readers, Handle, {}, "two interleaved readers"),
 ]
 
 
@@ -772,22 +789,27 @@ STUDENTS = [
         "Return hidden states [B, T, D]",
     ),
     Bad(students.offers_its_head, Mean, network(head=None), "its network has no head"),
-    Bad(students.offers_its_head, Mean, network(head=property(lambda self: (self.out.weight.T, None))), "a weight of"),
+    Bad(
+        students.offers_its_head,
+        Mean,
+        network(head=property(lambda self: (self.out.weight.T, None))),
+        "a weight of shape",
+    ),
     Bad(
         students.is_causal,
         Mean,
         network(__call__=lambda self, tokens: Net.__call__(self, tokens[:, ::-1])[:, ::-1]),
-        "Mask what comes later",
+        "Mask later tokens",
     ),
     Bad(
         students.keeps_rows_independent,
         Mean,
         network(__call__=lambda self, t: Net.__call__(self, t) - Net.__call__(self, t).mean(axis=0)),
-        "another row beside it",
+        "another row of the batch",
     ),
-    Bad(students.is_reproducible_from_a_seed, Mean, {"network": Unseeded}, "the same seed gives other weights"),
-    Bad(students.reloads_from_its_weights, Mean, {"network": Hidden}, "after a trip through a checkpoint"),
-    Bad(students.trains_every_parameter, Mean, {"network": Idle}, "nothing depends on idle"),
+    Bad(students.is_reproducible_from_a_seed, Mean, {"network": Unseeded}, "the same seed gives different weights"),
+    Bad(students.reloads_from_its_weights, Mean, {"network": Hidden}, "restored from a checkpoint"),
+    Bad(students.trains_every_parameter, Mean, {"network": Idle}, "the loss does not depend on idle"),
 ]
 
 
