@@ -134,15 +134,15 @@ def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json
     """Whether the judges of a recipe tell good stories from bad ones."""
     from ..core.run_folder import find
     from ..judging import anchors
-    from ..pipeline import plan as planning
+    from ..pipeline.costs import estimate_judge_calls
     from ..pipeline.judge import JudgeRunner
     from ..pipeline.judge_subject import NoStudentError, SubjectBuilder
 
     run = find(where) if is_run(where) else None
     context = load_context(ctx, recipe_of(_recipe_file(where), overrides))
     stories = [anchor.sample for anchor in anchors.load_anchors()]
-    subject = SubjectBuilder(context, run).without_student(stories, "anchors are graded")
-    agreed(context, None, planning.asked_by_judges(context, subject, subject), yes)
+    subject = SubjectBuilder(context, run).subject_without_student(stories, "anchors are graded")
+    agreed(context, None, estimate_judge_calls(context, subject, subject), yes)
     runner, orders, silent, protocols = JudgeRunner(context, {}, lambda spent: None), list["AnchorResult"](), [], {}
     for table, one in context.judges():
         try:

@@ -20,9 +20,10 @@ def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool
     Of a RUN: what judging it would ask, by the samples that it has written.
     """
     from ..core.run_folder import find
-    from ..pipeline import plan as planning
+    from ..pipeline.plan import build_plan
+    from ..pipeline.plan_text import format_plan
 
     run = find(where) if is_run(where) else None
     recipe = recipe_of(str(run.recipe) if run else where, overrides)
-    foreseen = planning.foresee(load_context(ctx, recipe, batch=batch), run)
-    show(foreseen, as_json, planning.text)
+    foreseen = build_plan(load_context(ctx, recipe, batch=batch), run)
+    show(foreseen, as_json, format_plan)

@@ -94,14 +94,15 @@ def _started(ctx: click.Context, recipe: Recipe, overrides: tuple[str, ...], yes
 def _first_run(wanted_by: str, begun: str | None, context: Context, yes: bool) -> str:
     """The folder of a run that another one begins with, if the user agrees: to what is left of it, or to a new one."""
     from ..pipeline import base_run
-    from ..pipeline import plan as planning
+    from ..pipeline.plan import build_plan
+    from ..pipeline.plan_text import format_summary
 
     if begun:
         _settle(context, STAGES, yes, Run(Path(begun)))
         return begun
     other = context.recipe
-    foreseen = planning.foresee(context)
-    asking = f"{wanted_by} begins with the student of {other.name}, which is trained first:\n{planning.brief(foreseen)}"
+    foreseen = build_plan(context)
+    asking = f"{wanted_by} begins with the student of {other.name}, which is trained first:\n{format_summary(foreseen)}"
     there = base_run.others(other)
     instead = (
         f" There is {there[-1]}, trained otherwise; to begin with it: --set student.from={there[-1]}" if there else ""
@@ -117,13 +118,14 @@ def _first_run(wanted_by: str, begun: str | None, context: Context, yes: bool) -
 
 def _new_run(context: Context, stages: tuple[str, ...], yes: bool) -> Run:
     """The folder of a new run, once it is sure that it can be run."""
-    from ..pipeline import plan as planning
     from ..pipeline.new_run import create_run
+    from ..pipeline.plan import build_plan
+    from ..pipeline.plan_text import format_summary
 
     context.console.print(f"distillkit {__version__}: {context.recipe.name}")
     _must_be_possible(context, stages)
-    foreseen = planning.foresee(context)
-    context.console.print(planning.brief(foreseen))
+    foreseen = build_plan(context)
+    context.console.print(format_summary(foreseen))
     _settle(context, stages, yes)
     return create_run(context, foreseen)
 
@@ -141,12 +143,13 @@ def _settle(
     context: Context, stages: tuple[str, ...], yes: bool, run: Run | None = None, others: Sequence[Run] = ()
 ) -> None:
     """Count what stages would ask, of a new run or of what is left of one, and have the user agree to what it costs."""
-    from ..pipeline import plan as planning
 
-    teaching = planning.teaching(context, stages, run)
-    writes_anew = "train" in stages and planning.steps_left(context, run) > 0
+    from ..pipeline.costs import estimate_judges, estimate_teacher, remaining_steps
+
+    teaching = estimate_teacher(context, stages, run)
+    writes_anew = "train" in stages and remaining_steps(context, run) > 0
     of = None if writes_anew else run
-    judges = planning.judging(context, of, others)["judges"] if "judge" in stages else []
+    judges = estimate_judges(context, of, others)["judges"] if "judge" in stages else []
     agreed(context, teaching, judges, yes)
 
 
@@ -198,9 +201,10 @@ def _process_group() -> ProcessGroup:
 
 def agreed(context: Context, teaching: dict[str, Any] | None, judges: Sequence[dict[str, Any]], yes: bool) -> None:
     """Before money is spent: is there a key, and does the user agree? Without a terminal only --yes does."""
-    from ..pipeline import plan as planning
 
-    told = [planning.spending(context, teaching), planning.judges_spending(context, judges)]
+    from ..pipeline.costs import describe_judge_costs, describe_teacher_cost
+
+    told = [describe_teacher_cost(context, teaching), describe_judge_costs(context, judges)]
     if asking := "; ".join(words for words in told if words):
         agree(
             f"{asking}. Go on?",

@@ -34,7 +34,7 @@ from ..student.training.parallel import StreamPool, enable_checkpointing, keep_f
 from .checks import check_row_shares
 from .continuity import Continuity
 from .on_policy import Reader, must_be_counted
-from .plan import MANY_EPOCHS, better, slow_start
+from .plan import MAX_USEFUL_EPOCHS, suggest_settings, warmup_warning
 from .session import RunSession
 from .soft_targets import SoftTargets
 from .step_config import on_policy, settings, streams_of
@@ -59,7 +59,7 @@ class TrainStage:
         """Run the stage in the main process: warn, start the trackers, train, and record the result."""
         with self.group.barrier():
             self._warn_of_epochs(self.batches.epochs(self.recipe.train.steps))
-            if warning := slow_start(self.context):
+            if warning := warmup_warning(self.context):
                 self.session.warn(warning)
             self.session.trackers = [GuardedTracker(one, self.session.warn) for one in self.context.trackers()]
             for tracker in self.session.trackers:
@@ -67,10 +67,10 @@ class TrainStage:
         self.run.record(training=self.train(self.session.trackers))
 
     def _warn_of_epochs(self, epochs: float) -> None:
-        if epochs > MANY_EPOCHS:
+        if epochs > MAX_USEFUL_EPOCHS:
             self.session.warn(
-                f"each token is seen {epochs:.1f} times, and from about {MANY_EPOCHS} on a student learns by heart: "
-                f"{better(self.context, epochs)}"
+                f"each token is seen {epochs:.1f} times; from about {MAX_USEFUL_EPOCHS} on, a student memorises its "
+                f"text: {suggest_settings(self.context, epochs)}"
             )
 
     def train(self, trackers: Sequence[Tracker] = ()) -> dict[str, Any]:

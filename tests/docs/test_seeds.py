@@ -26,10 +26,12 @@ from distillkit.cli.main import cli
 from distillkit.core.errors import DataError, DistillkitError, Interrupted, UsageError
 from distillkit.core.run_folder import Run, runs_of
 from distillkit.data.tokenizer import Tokenizer
-from distillkit.pipeline import base_run, plan
+from distillkit.pipeline import base_run
 from distillkit.pipeline.checks import check
 from distillkit.pipeline.context import Context
 from distillkit.pipeline.pipeline import Pipeline
+from distillkit.pipeline.plan import build_plan
+from distillkit.pipeline.plan_text import format_plan
 from distillkit.plugins.manager import Plugins, current_plugins
 from distillkit.recipe.recipe import bundled, load
 from support.chat_provider import serving
@@ -251,16 +253,16 @@ def test_every_seed_checks_and_plans_offline_with_the_parameters_that_it_says(na
     parts = Context(recipe, Plugins.load())
     if find_spec("datasets"):
         check(parts)
-    foreseen = plan.foresee(parts)
+    foreseen = build_plan(parts)
     assert foreseen["student"]["parameters"]["unique"] == SIZES[name]
     assert foreseen["data"]["here"] is False
     assert foreseen["data"]["train"]["tokens"] == FIGURES[name]["data.tokens"]
     assert foreseen["training"]["epochs"] == pytest.approx(EPOCHS[name], abs=0.01)
     if recipe.teacher:
         assert foreseen["teacher"]["calls"] == recipe.teacher.prompts == 1100
-    text = plan.text(foreseen)
+    text = format_plan(foreseen)
     assert f"{SIZES[name]:,}" in text
-    assert ("learns by heart" in text) == (EPOCHS[name] >= 4)
+    assert ("memorises its text" in text) == (EPOCHS[name] >= 4)
     assert ("distillkit plan tinystories_53m_base" in text) == (name in ("tinystories_53m", "finewebedu_53m"))
 
 
@@ -335,7 +337,7 @@ def test_the_line_that_brings_the_temperature_back_is_what_it_takes(home: Path) 
 def test_what_is_better_than_the_warning_is_no_longer_warned_of(name: str, keys: list[list[str]]) -> None:
     def advice(*overrides: str) -> str:
         parts = Context(Plugins.load().check(load(name, overrides)), Plugins.load())
-        return plan.foresee(parts)["training"]["advice"] or ""
+        return build_plan(parts)["training"]["advice"] or ""
 
     ways = [re.findall(r"([\w.]+) = ([\d_]+)", way) for way in advice().split(" or ")]
     assert [[key for key, _ in way] for way in ways] == keys
@@ -350,7 +352,7 @@ def test_more_text_of_a_prompts_file_is_asked_for_in_lines_and_only_where_there_
         (home / "prompts.txt").write_text("".join(f"Tell of fox {i}.\n" for i in range(lines)))
         keys = (*told, "teacher.prompts_file=prompts.txt", "teacher.prompts=0", "train.steps=20000", *more)
         parts = Context(Plugins.load(("told.py",)).check(load("base.toml", keys)), current_plugins())
-        return plan.foresee(parts)["training"]["advice"] or ""
+        return build_plan(parts)["training"]["advice"] or ""
 
     few, many = advice(20), advice(9000)
     assert re.search(r"at least [\d,]+ lines in teacher\.prompts_file", few)
@@ -418,7 +420,7 @@ def test_a_key_that_is_missing_is_said_before_any_text_is_read(home: Path, monke
 @pytest.mark.usefixtures("home", "offline")
 def test_a_warm_up_that_never_ends_is_told() -> None:
     told = distillkit("plan", "slm_nano_1m", "--set", "train.steps=20")
-    assert "train.warmup = 200 is longer than the run: the learning rate only gets to 0.0002 of 0.002" in told
+    assert "train.warmup = 200 is longer than the run: the learning rate only reaches 0.0002 of 0.002" in told
     assert "for a trial that learns: train.warmup = 2" in told
     short = distillkit("plan", "slm_nano_1m", "--set", "train.steps=20", "--set", "train.warmup=2")
     assert "train.warmup" not in short

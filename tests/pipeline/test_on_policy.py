@@ -22,11 +22,13 @@ from distillkit.core.records import LOG_ZERO, Answer, Request
 from distillkit.core.run_folder import newest
 from distillkit.data.batches import Batches
 from distillkit.data.corpus import pack_texts
-from distillkit.pipeline import plan
 from distillkit.pipeline.checks import check, teacher_errors
+from distillkit.pipeline.costs import describe_teacher_cost, estimate_teacher
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.on_policy import Reader, must_be_counted, readable
 from distillkit.pipeline.pipeline import Pipeline
+from distillkit.pipeline.plan import build_plan
+from distillkit.pipeline.plan_text import format_plan, format_summary
 from distillkit.pipeline.teacher_calls import open_answer_store
 from distillkit.student.model.gpt import GPTConfig
 from distillkit.student.trained import Trained
@@ -241,32 +243,32 @@ def test_whoever_reads_in_steps_or_answers_a_file_must_have_a_key_though_no_prom
 
 def test_the_plan_counts_what_is_to_be_judged_and_says_that_it_may_cost(home: Path) -> None:
     parts = assemble(*FOREIGN, *READS[1:])
-    foreseen = plan.foresee(parts)
+    foreseen = build_plan(parts)
     assert foreseen["teacher"]["judged"] == {"rows": 8, "tokens": 8 * 16}
-    assert "8 rows that the student writes" in plan.text(foreseen)
+    assert "8 rows that the student writes" in format_plan(foreseen)
     paid = assemble(*FOREIGN, *READS[1:], *wire("https://a.example/v1"))
-    assert str(plan.spending(paid, plan.teaching(paid))).startswith("8 calls to compatible may cost money")
+    assert str(describe_teacher_cost(paid, estimate_teacher(paid))).startswith("8 calls to compatible may cost money")
 
 
 def test_the_first_lines_of_a_run_say_what_the_teacher_reads_in_its_steps_and_what_that_costs(home: Path) -> None:
     priced = "teacher.price={input=1000.0, output=1.0}"
-    foreseen = plan.foresee(assemble(*FOREIGN, *READS[1:], *wire("https://a.example/v1"), priced))
+    foreseen = build_plan(assemble(*FOREIGN, *READS[1:], *wire("https://a.example/v1"), priced))
     assert (
-        "0 calls to compatible, 0 answers are known already, 8 rows are judged in the steps; cost: $0."
-        in plan.brief(foreseen)
+        "0 calls to compatible, 0 answers are cached, 8 rows are scored during training; cost: $0."
+        in format_summary(foreseen)
     )
 
 
 def test_what_is_in_batches_is_told_beside_what_is_known(home: Path) -> None:
-    foreseen = plan.foresee(assemble("teacher.prompts=3"))
+    foreseen = build_plan(assemble("teacher.prompts=3"))
     foreseen["teacher"] |= {"calls": 0, "sent_off": 3}
-    for told in (plan.brief(foreseen), plan.text(foreseen)):
-        assert "answers are known already, 3 are in batches" in told
+    for told in (format_summary(foreseen), format_plan(foreseen)):
+        assert "answers are cached, 3 are in batches" in told
 
 
 def test_what_is_judged_in_the_steps_is_counted_by_the_stage_that_trains(home: Path) -> None:
     parts = assemble(*FOREIGN, *READS[1:], *wire("https://a.example/v1"), "teacher.prompts=3")
-    counts = [plan.teaching(parts, stages) for stages in (("label",), ("train",), ("label", "train"))]
+    counts = [estimate_teacher(parts, stages) for stages in (("label",), ("train",), ("label", "train"))]
     assert [(one["calls"], one["judged"]["rows"]) for one in counts if one] == [(3, 0), (0, 8), (3, 8)]
 
 
@@ -275,7 +277,7 @@ def test_steps_that_were_made_are_not_paid_for_again(home: Path, provider: Provi
     how = ("teacher.prompt_tokens=4", "teacher.top_logprobs=2", "teacher.price={input=1000.0, output=1.0}")
     run = sit(*FOREIGN, *READS, *wire(provider.url), *how)
     counts = [
-        plan.teaching(assemble(*FOREIGN, *READS, *wire(provider.url), *how, f"train.steps={steps}"), run=run)
+        estimate_teacher(assemble(*FOREIGN, *READS, *wire(provider.url), *how, f"train.steps={steps}"), run=run)
         for steps in (4, 6)
     ]
     assert [one["judged"]["rows"] for one in counts if one] == [0, 4]

@@ -16,9 +16,10 @@ from distillkit.core.errors import DistillkitError, Interrupted, UsageError
 from distillkit.core.files import read_jsonl
 from distillkit.core.run_folder import newest
 from distillkit.data.corpus import pack_texts
-from distillkit.pipeline import plan
 from distillkit.pipeline.checks import check, check_soft_targets
 from distillkit.pipeline.pipeline import Pipeline
+from distillkit.pipeline.plan import build_plan
+from distillkit.pipeline.plan_text import format_plan
 from distillkit.pipeline.soft_targets import SoftTargets
 from distillkit.pipeline.training_data import HELD_OUT, held_out_stream, training_batches, training_streams
 from distillkit.reporting.run.report import build_report, write_report
@@ -217,12 +218,12 @@ def test_answers_of_one_token_are_too_little_to_look_at_and_do_not_end_a_run(hom
 
 def test_the_plan_counts_the_bytes(home: Path) -> None:
     parts = assemble("teacher.store=true")
-    soft = plan.foresee(parts)["teacher"]["soft"]
+    soft = build_plan(parts)["teacher"]["soft"]
     assert soft["positions"] == parts.corpus.train.tokens + 12 * (8 + 20)
     assert (soft["bytes_a_position"], soft["bytes"]) == (84, 84 * soft["positions"])
-    assert re.search(r"soft targets\s+about .* at most 84 bytes", plan.text(plan.foresee(parts)))
-    assert plan.foresee(assemble(*FOREIGN))["teacher"]["soft"]["bytes"] == 12 * (20 * 44 + (8 + 20) * 4)
-    assert plan.foresee(assemble("mixer.name=hard"))["teacher"]["soft"] is None
+    assert re.search(r"soft targets\s+about .* at most 84 bytes", format_plan(build_plan(parts)))
+    assert build_plan(assemble(*FOREIGN))["teacher"]["soft"]["bytes"] == 12 * (20 * 44 + (8 + 20) * 4)
+    assert build_plan(assemble("mixer.name=hard"))["teacher"]["soft"] is None
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_a_teacher_that_reads_less_than_the_student_is_refused_by_the_check(
         check(longer)
     assert "student.context = 16" in caught.value.hint
     with pytest.raises(UsageError, match="the teacher reads 16 tokens"):
-        plan.foresee(longer)  # and whoever did not check is refused its logits
+        build_plan(longer)  # and whoever did not check is refused its logits
     assert asked.calls == 0
     check(assemble("student.context=12", f"teacher.store={store}"))
 

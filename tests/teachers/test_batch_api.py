@@ -808,7 +808,7 @@ def test_label_batch_as_a_user_meets_it(provider: Any, tmp_path: Path) -> None:
     on = f"label {tmp_path / 'reports/batched/1'} --batch"
     assert said.stderr.endswith(f"Go on: distillkit {on}\n")
     plan = distillkit("plan", "batched.toml", "--batch").stdout
-    assert "0 (0 of 4 answers are known already, 4 are in batches)" in plan
+    assert "0 (0 of 4 answers are cached, 4 are in batches)" in plan
     said = distillkit("label", "batched.toml")
     assert (said.returncode, "in a batch that has not been collected" in said.stderr) == (2, True), said.stderr
     said = distillkit("run", "batched/1", "--resume")
