@@ -53,10 +53,10 @@ def ask(
     with open_answer_store() as store:
         if policy.batch:
             return label_in_batches(
-                teacher, requests, store, _batch_folder(), policy=policy, console=console, done=done
+                teacher, requests, store, _batch_folder(), policy=policy, console=console, result=done
             )
         check = partial(batch_state.refuse_batched, _batch_folder(), store)
-        return label(teacher, requests, store, policy=policy, console=console, done=done, check=check)
+        return label(teacher, requests, store, policy=policy, console=console, result=done, check=check)
 
 
 def refuse_batched_requests(context: Context) -> None:

@@ -430,11 +430,11 @@ def test_what_a_plea_to_slow_down_taught_holds_in_the_next_step_too(home: Path, 
     reader = Reader(assemble(*wired(provider.url)), {})
     reader.policy = replace(reader.policy, clock=unhurried.clock)
     reads(reader, 1)
-    before = reader.policy.rate_state.width
+    before = reader.policy.rate_state.concurrency
     provider.rule = lambda call: echoing(call) if len(provider.calls) > 3 else error(429, "slow", retry_after="9")
     reads(reader, 2)
     assert unhurried.time >= 9
-    assert reader.policy.rate_state.width < before
+    assert reader.policy.rate_state.concurrency < before
 
 
 @pytest.mark.parametrize(

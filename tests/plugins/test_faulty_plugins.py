@@ -184,7 +184,7 @@ FAULTS = [
     Fault(
         "leaves, awaited",
         method("Teacher", "exit(0)").replace(*AWAITED),
-        "it wanted to leave the program",
+        "the plugin called exit()",
         exit_code=1,
         loads=True,
     ),

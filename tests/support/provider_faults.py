@@ -209,7 +209,7 @@ FAULTS = [
 
 
 @dataclass
-class Row:
+class FaultResult:
     """The outcome of a fault."""
 
     fault: Fault
@@ -223,7 +223,7 @@ class Row:
     answers: dict[str, Any]
 
 
-def tried(fault: Fault) -> Row:
+def tried(fault: Fault) -> FaultResult:
     """Label six prompts, one of which meets the fault. If that stops the stage, label again without the fault."""
     with tempfile.TemporaryDirectory() as folder, serving() as provider, DiskAnswerStore(Path(folder)) as cache:
         provider.on(FAULTY, *fault.acts)
@@ -231,7 +231,7 @@ def tried(fault: Fault) -> Row:
         done, became, message, traced = LabelResult([], []), "", "", ""
         try:
             label(
-                teacher(provider.url), asked, cache, policy=RequestPolicy(clock=fault.clock(), timeout=2.0), done=done
+                teacher(provider.url), asked, cache, policy=RequestPolicy(clock=fault.clock(), timeout=2.0), result=done
             )
         except DistillkitError as failure:
             became, message, traced = f"exit {failure.exit_code}", str(failure), traceback.format_exc()
@@ -246,13 +246,13 @@ def tried(fault: Fault) -> Row:
 
 def _row(
     fault: Fault, provider: Provider, done: LabelResult, calls: int, became: str, message: str, leaked: bool
-) -> Row:
+) -> FaultResult:
     answers = {request.prompt: answer for request, _, answer in done.answered}
     if not became:
         of_it = answers.get(FAULTY)
         became = "refused" if of_it is None else "cut" if of_it.finish == "length" else "answered"
     wrong = sum(answer.text != f"to {prompt}" or answer.finish == REFUSED for prompt, answer in answers.items())
-    return Row(
+    return FaultResult(
         fault,
         calls,
         became,
@@ -274,13 +274,13 @@ OUTCOMES = {
 }
 
 
-def page(rows: list[Row]) -> str:
+def page(rows: list[FaultResult]) -> str:
     """docs/trust.md with the table in it."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     return before + BEGIN + table(rows) + END + rest.partition(END)[2]
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[FaultResult]) -> str:
     """The table and its introduction, in Markdown."""
     lost, twice, wrong = (sum(getattr(row, name) for row in rows) for name in ("lost", "twice", "wrong"))
     lines = [
@@ -292,7 +292,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table_row(row: Row) -> str:
+def _table_row(row: FaultResult) -> str:
     outcome = "answered" if row.became == "answered" and row.calls == 1 else OUTCOMES[row.became]
     return f"| {row.fault.name} | {row.calls} | {outcome} | {row.lost} | {row.twice} | {row.wrong} |"
 

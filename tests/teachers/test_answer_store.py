@@ -31,7 +31,7 @@ from distillkit.core.errors import CorruptError, DistillkitError, UsageError
 from distillkit.core.packing import pack, unpack
 from distillkit.core.records import Answer, Request, Token, Usage
 from distillkit.teachers.answers import archive, explain, maintenance
-from distillkit.teachers.answers.disk import LOG, DiskAnswerStore, answer_key, key_fields
+from distillkit.teachers.answers.disk import WAL_PAGES, DiskAnswerStore, answer_key, key_fields
 from distillkit.teachers.answers.leases import LEASE_SECONDS, Leases
 from distillkit.teachers.asking.label import count_known, label
 from support.cli_process import program
@@ -226,7 +226,7 @@ def test_a_claim_is_of_one_owner_until_it_is_freed(tmp_path: Path) -> None:
         assert one.claim(["a", "b"]) == {"a", "b"}
         assert two.claim(["b", "c"]) == {"c"}
         assert one.claim(["a", "b", "c"]) == {"a", "b"}
-        one.free()
+        one.release()
         assert two.claim(["a", "b", "c"]) == {"a", "b", "c"}
         assert one.claim(["a"]) == set()
     with DiskAnswerStore(tmp_path) as three:
@@ -242,7 +242,7 @@ def test_what_is_freed_while_others_are_claimed_is_for_the_next_claim(
 
         def then_freed(self: Leases, keys: list[str]) -> dict[str, str]:
             found = taken(self, keys)
-            two.free()
+            two.release()
             return found
 
         assert two.claim(["a"]) == {"a"}
@@ -457,7 +457,7 @@ def test_two_that_wait_for_each_other_free_what_they_have_asked_for(tmp_path: Pa
                 if "waiting" in text:
                     others = answer_key(key_fields("counting", teacher.identity(), requests[3]))
                     free.append(two.claim([others]) == {others})
-                    two.free()
+                    two.release()
 
         free: list[bool] = []
         assert label(teacher, requests, one, console=Freeing()).asked == 4
@@ -467,7 +467,7 @@ def test_two_that_wait_for_each_other_free_what_they_have_asked_for(tmp_path: Pa
 def test_a_thread_empties_the_log_so_that_whoever_writes_need_not(cache: DiskAnswerStore) -> None:
     database = cache.folder / "cache.db"
     often = "PRAGMA wal_autocheckpoint"
-    with cache.emptied_aside():
+    with cache.background_checkpoints():
         [[pages]] = cache._rows._sql(often).fetchall()
         for i in range(50):
             keep(cache, Answer("x" * 40_000), i)  # 2 MB, which SQLite alone would leave in the log
@@ -475,9 +475,9 @@ def test_a_thread_empties_the_log_so_that_whoever_writes_need_not(cache: DiskAns
         while database.stat().st_size < 2_000_000 and time.monotonic() < until:
             time.sleep(0.05)
     assert database.stat().st_size > 2_000_000
-    assert pages > LOG
+    assert pages > WAL_PAGES
     assert len(cache) == 50
-    assert cache._rows._sql(often).fetchall() == [(LOG,)]
+    assert cache._rows._sql(often).fetchall() == [(WAL_PAGES,)]
     assert "log" not in {thread.name for thread in threading.enumerate()}
 
 

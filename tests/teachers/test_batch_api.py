@@ -77,7 +77,7 @@ def send(
     policy: RequestPolicy | None = None,
 ) -> LabelResult:
     folder, policy = cache.folder.parent / "batches", policy or RequestPolicy(wait=wait)
-    return label_in_batches(teacher, requests, cache, folder, policy=policy, console=console, polls=QUICK)
+    return label_in_batches(teacher, requests, cache, folder, policy=policy, console=console, poll_interval=QUICK)
 
 
 def sat(
@@ -86,7 +86,9 @@ def sat(
     """What a sitting came to, however it ended."""
     done, folder = LabelResult([], []), cache.folder.parent / "batches"
     try:
-        label_in_batches(teacher, requests, cache, folder, policy=RequestPolicy(**policy), done=done, polls=QUICK)
+        label_in_batches(
+            teacher, requests, cache, folder, policy=RequestPolicy(**policy), result=done, poll_interval=QUICK
+        )
     except DistillkitError as error:
         return done, error
     return done, None
@@ -265,7 +267,7 @@ def test_what_another_process_sends_off_while_it_is_waited_for_is_not_asked_for_
                 whats = {key: what for _, key, what in rows}
                 part = batch_state.create(folder, whats, id="a", teacher="alone", identity="i", endpoint="e")
                 part.save(status="submitted", batch="batch-1")
-                batching.free()
+                batching.release()
 
         with pytest.raises(UsageError, match="4 of the requests are in a batch") as error:
             label(Alone(), prompts(4), cache, console=SentMeanwhile(), check=partial(check, cache))
@@ -328,7 +330,7 @@ def test_tries_are_counted_on_by_a_sitting_that_sends_what_another_one_could_not
     for told in ("could not make a batch", "1 of 3 requests were not answered"):
         with pytest.raises(TeacherError, match=told):
             send(batcher(url), prompts(3), cache)
-    assert there.asked.count("prompt 1") == batch.TRIES
+    assert there.asked.count("prompt 1") == batch.MAX_ATTEMPTS
 
 
 def test_the_batch_of_another_recipe_takes_nothing_of_a_budget(provider: Any, cache: DiskAnswerStore) -> None:
@@ -379,7 +381,7 @@ def test_tries_are_counted_though_another_recipe_sits_between(provider: Any, cac
     assert texts(send(batcher(url), others(1), cache)) == ["to other 0"]
     _, error = sat(batcher(url), prompts(3), cache, wait=True)
     assert "1 of 3 requests were not answered in batches" in str(error)
-    assert there.asked.count("prompt 1") == batch.TRIES
+    assert there.asked.count("prompt 1") == batch.MAX_ATTEMPTS
     assert left(cache) == []
 
 
@@ -394,7 +396,7 @@ def test_a_part_that_another_process_drops_during_a_look_is_left_out(
 
     def dropped_first(path: Path, *given: Any, **named: Any) -> Any:
         if path.name.startswith(gone.id):
-            gone.drop()
+            gone.delete()
         return plain(path, *given, **named)
 
     monkeypatch.setattr(Path, step, dropped_first)
@@ -407,14 +409,14 @@ def test_a_part_that_is_dropped_before_it_is_read_again_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = batch_state.create(tmp_path, {"a": {}}, id="a", teacher="t", identity="i", endpoint="e")
-    assert part.read() == part
+    assert part.reload() == part
 
     def read_json(path: Path) -> Any:
-        part.drop()
+        part.delete()
         return files.read_json(path)
 
     monkeypatch.setattr(batch_state, "read_json", read_json)
-    assert part.read() is None
+    assert part.reload() is None
 
 
 # ------------------------------------------------------------------------------------------------- what fails
@@ -517,7 +519,7 @@ def test_answers_to_what_was_not_asked_are_not_kept(provider: Any, cache: DiskAn
     there.fate = lambda key, body: planted if body["prompt"] == "prompt 0" and len(there.batches) == 1 else 200
     console = Said()
     assert texts(send(batcher(url), prompts(2), cache, console)) == TO[:2]
-    assert any("what was not asked" in line for line in console.lines)
+    assert any("one that was not sent" in line for line in console.lines)
     assert len(cache) == 2
 
 
@@ -644,7 +646,7 @@ def test_a_damaged_state_is_said_and_nothing_is_sent(provider: Any, cache: DiskA
     there, url = provider
     (cache.folder.parent / "batches").mkdir()
     (cache.folder.parent / "batches" / "abc.json").write_text(text)
-    with pytest.raises(CorruptError, match=r"abc\.json does not say") as error:
+    with pytest.raises(CorruptError, match=r"abc\.json is not a valid record") as error:
         send(batcher(url), prompts(1), cache)
     assert "delete the file" in error.value.hint
     assert there.files == {}
@@ -657,7 +659,7 @@ def test_what_another_process_collects_during_a_look_is_not_given_up(
     there.looks = 1
     with pytest.raises(LimitReached, match="1 batch is pending"):
         send(batcher(url), prompts(5), cache, wait=False)
-    look, looks = batch._Stage._pending, []
+    look, looks = batch._BatchSession._is_pending, []
 
     with DiskAnswerStore(cache.folder) as other:
         (part,) = batch_state.load_all(cache.folder.parent / "batches")
@@ -669,7 +671,7 @@ def test_what_another_process_collects_during_a_look_is_not_given_up(
                 send(batcher(url), prompts(5), other)
             return look(stage)
 
-        monkeypatch.setattr(batch._Stage, "_pending", late)
+        monkeypatch.setattr(batch._BatchSession, "_is_pending", late)
         assert texts(send(batcher(url), prompts(5), cache)) == TO[:5]
     assert len(there.batches) == 1
 
@@ -686,7 +688,7 @@ def test_what_another_process_finds_as_it_is_about_to_be_sent_off_is_sent_once(
             send(batcher(url), prompts(3), other, wait=False)
         return part
 
-    monkeypatch.setattr(batch_state, "begin", found)
+    monkeypatch.setattr(batch_state, "create", found)
     assert texts(send(batcher(url), prompts(3), cache)) == TO[:3]
     assert Counter(there.asked) == {f"prompt {i}": 1 for i in range(3)}
 
@@ -702,11 +704,11 @@ def test_what_was_paid_for_is_not_dropped_where_nobody_knows_what_was_asked(
     (asked,) = (cache.folder.parent / "batches").glob("*.asked.jsonl")
     whole = asked.read_bytes()
     asked.unlink() if left == 0 else asked.write_bytes(b"".join(whole.splitlines(keepends=True)[:left]))
-    batch_state._asked.cache_clear()  # as another process finds it
+    batch_state._read_requests.cache_clear()  # as another process finds it
     with pytest.raises(CorruptError, match=rf"names {left} of the 5 requests of its batch"):
         send(batcher(url), prompts(5), cache)
     asked.write_bytes(whole)
-    batch_state._asked.cache_clear()
+    batch_state._read_requests.cache_clear()
     assert texts(send(batcher(url), prompts(5), cache)) == TO[:5]
     assert len(there.batches) == 1
 
@@ -727,7 +729,8 @@ folder = Path({folder!r})
 with DiskAnswerStore(folder / "teachers") as cache:
     try:
         policy, polls = RequestPolicy(wait=True), (0.05, 0.1)
-        done = label_in_batches(batcher({url!r}), prompts(6), cache, folder / "batches", policy=policy, polls=polls)
+        batches = folder / "batches"
+        done = label_in_batches(batcher({url!r}), prompts(6), cache, batches, policy=policy, poll_interval=polls)
         print(len(done.answers))
     except DistillkitError as error:
         print(error)
@@ -876,7 +879,9 @@ def test_a_budget_keeps_what_it_has_no_room_for_out_of_batches(provider: Any, ca
     policy = RequestPolicy(wait=True, max_usd=3 * Price(1.0, 1.0).of(most), price=Price(2.0, 2.0))
     done, folder = LabelResult([], []), cache.folder.parent / "batches"
     with pytest.raises(LimitReached, match=r"teacher\.max_usd"):
-        label_in_batches(built_in("openai", url), prompts(120), cache, folder, policy=policy, done=done, polls=QUICK)
+        label_in_batches(
+            built_in("openai", url), prompts(120), cache, folder, policy=policy, result=done, poll_interval=QUICK
+        )
     assert 1 <= len(there.asked) < 120
     assert len(there.batches) > 1  # what was really used made room for more
     assert done.spent["usd"] <= policy.max_usd

@@ -47,7 +47,7 @@ from distillkit.teachers.client import api_keys, logprobs, replies
 from support.chat_provider import PROBE, Act, Call, PerMinute, Provider, error, serving
 from support.cli_process import TINY, distillkit, program
 from support.paths import ROOT, SHARED, TESTS
-from support.provider_faults import FAULTS, FAULTY, KEY, PAGE, Row, fast_clock, page, requests, teacher, tried
+from support.provider_faults import FAULTS, FAULTY, KEY, PAGE, FaultResult, fast_clock, page, requests, teacher, tried
 from support.training import fill_the_disk
 
 
@@ -71,7 +71,7 @@ def fast(**more: Any) -> RequestPolicy:
 
 
 @once
-def row(index: int) -> Row:
+def row(index: int) -> FaultResult:
     os.environ["DISTILLKIT_API_KEY"] = KEY
     try:
         return tried(FAULTS[index])
@@ -121,14 +121,14 @@ def test_a_server_that_starts_again_loses_and_repeats_nothing(cache: DiskAnswerS
 
         class Stopping(Compatible):
             async def answer(self, request: Request) -> Answer:
-                if len(done.found) >= 10 and not stopped:
+                if len(done.by_key) >= 10 and not stopped:
                     stopped.append(True)
                     first.stop()
                     stopped.append(Provider(0.02).start(port))
                 return await super().answer(request)
 
         own = Stopping(Compatible.Options(model="m", base_url=first.url))
-        label(own, requests(30), cache, policy=policy, done=done)
+        label(own, requests(30), cache, policy=policy, result=done)
     second = stopped[1]
     second.stop()
     assert len(done.answers) == 30
@@ -233,7 +233,7 @@ def test_a_window_spreads_and_is_never_overfull() -> None:
     window, now, starts = SlidingWindow(600, 60.0), 0.0, []
     for _ in range(2000):
         now += window.wait(1, now) + random.Random(len(starts)).random() * 0.02
-        window.take(1, now)
+        window.reserve(1, now)
         starts.append(now)
     rate = (len(starts) - 1) / (starts[-1] - starts[0]) * 60
     assert 0.95 * 600 <= rate <= 600
@@ -243,13 +243,13 @@ def test_a_window_spreads_and_is_never_overfull() -> None:
 def test_a_burst_before_the_limit_was_known_is_counted() -> None:
     window = SlidingWindow(10, 60.0)
     for _ in range(10):
-        window.take(1, 0.0)
+        window.reserve(1, 0.0)
     assert window.wait(1, 50.0) >= 10.0
 
 
 def test_what_others_use_is_believed() -> None:
     window = SlidingWindow(100, 60.0)
-    window.hear(Allowance("requests", 60.0, 100, remaining=0, reset=12.0), 0.0)
+    window.update(Allowance("requests", 60.0, 100, remaining=0, reset=12.0), 0.0)
     assert 11.9 <= window.wait(1, 0.0) <= 12.1
     assert window.wait(1, 12.5) == 0
 
@@ -261,38 +261,38 @@ def shared(given: float, span: float, *heard: Allowance) -> RateLimiter:
     async def sleep(seconds: float) -> None:
         at[0] += seconds
 
-    limits = RateLimiter(Budget(), 8, given={("requests", span): given}, clock=Clock(lambda: at[0], sleep))
-    limits.fine(asyncio.run(limits.turn(Usage(1, 1))), Usage(1, 1))
+    limits = RateLimiter(Budget(), 8, recipe_limits={("requests", span): given}, clock=Clock(lambda: at[0], sleep))
+    limits.record_success(asyncio.run(limits.acquire(Usage(1, 1))), Usage(1, 1))
     for allowance in heard:
-        limits.hear(allowance)
+        limits.update_allowance(allowance)
     at[0] = 3.0
     return limits
 
 
 def test_what_others_use_of_the_providers_limit_is_not_charged_to_the_recipes() -> None:
     limits = shared(30, MINUTE, Allowance("requests", MINUTE, 500, remaining=399, reset=12.0))
-    assert asyncio.run(limits.turn(Usage(1, 1))).began == 3.0
+    assert asyncio.run(limits.acquire(Usage(1, 1))).started_at == 3.0
     limits = shared(1000, DAY, Allowance("requests", DAY, 14_400, remaining=9_399, reset=179.0))
-    assert asyncio.run(limits.turn(Usage(1, 1))).began == 3.0
+    assert asyncio.run(limits.acquire(Usage(1, 1))).started_at == 3.0
 
 
 def test_a_limit_of_the_providers_that_others_use_up_is_the_one_that_is_named() -> None:
     limits = shared(1000, DAY, Allowance("requests", DAY, 14_400, remaining=0, reset=179.0))
     with pytest.raises(LimitReached, match="14,400 requests a day are allowed"):
-        asyncio.run(limits.turn(Usage(1, 1)))
+        asyncio.run(limits.acquire(Usage(1, 1)))
 
 
 def test_what_was_asked_before_the_provider_said_anything_is_not_taken_for_that_of_others() -> None:
     window = SlidingWindow(1000, DAY)
-    window.take(990, -DAY + 3600)
-    window.hear(Allowance("requests", DAY, 1000, remaining=10, reset=DAY), 0.0)
-    window.take(10, 0.0)
+    window.reserve(990, -DAY + 3600)
+    window.update(Allowance("requests", DAY, 1000, remaining=10, reset=DAY), 0.0)
+    window.reserve(10, 0.0)
     assert 3600 <= window.wait(1, 0.0) <= 3601
 
 
 def test_tokens_are_settled_when_they_are_known() -> None:
     window = SlidingWindow(1000, 60.0)
-    entry = window.take(900, 0.0)
+    entry = window.reserve(900, 0.0)
     assert window.wait(100, 0.0) > 50
     window.settle(entry, 100)
     assert window.wait(100, 0.0) < 7
@@ -319,7 +319,7 @@ def test_limits_of_a_day_stop_the_stage_and_wait_sleeps_instead(provider: Provid
     with pytest.raises(LimitReached, match="5 requests a day") as stopped:
         label(teacher(provider.url), requests(12), cache, policy=policy)
     assert stopped.value.exit_code == 3
-    assert "Go on after 20" in stopped.value.hint
+    assert "Continue after 20" in stopped.value.hint
     assert "of 12 answers are kept" in stopped.value.hint
     asked = len(provider.calls)
     assert asked == 5
@@ -381,7 +381,7 @@ def test_a_budget_is_never_passed(provider: Provider, cache: DiskAnswerStore) ->
             requests(500, max_tokens=20),
             cache,
             policy=fast(max_usd=60.0, price=price, concurrency=16),
-            done=done,
+            result=done,
         )
     spent = len(provider.calls) * cost
     assert 40 < spent <= 60
@@ -420,7 +420,7 @@ def test_a_budget_that_is_used_up_frees_what_was_claimed(
 def test_what_another_process_leaves_is_asked_in_the_same_sitting(provider: Provider, tmp_path: Path) -> None:
     with DiskAnswerStore(tmp_path) as mine, DiskAnswerStore(tmp_path) as theirs:
         theirs.claim(answer_keys(teacher(provider.url), requests(6))[:4])
-        freeing = threading.Timer(0.6, theirs.free)
+        freeing = threading.Timer(0.6, theirs.release)
         freeing.start()
         done = label(teacher(provider.url), requests(6), mine, policy=fast(concurrency=2))
         freeing.join()
@@ -995,7 +995,7 @@ def test_a_daily_limit_exits_with_3_and_says_when_to_go_on(home: Path, provider:
     done = distillkit(home, "label", "wired.toml", "--set", "teacher.concurrency=1")
     assert done.returncode == 3
     assert "1 of 6 answers are kept" in done.stderr
-    assert "Go on after 20" in done.stderr
+    assert "Continue after 20" in done.stderr
 
 
 FAILURES: dict[str, Callable[[Call], Act | None]] = {

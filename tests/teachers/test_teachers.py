@@ -466,7 +466,7 @@ def test_an_error_that_is_already_clear_stays_what_it_is(
         label(kind(fails_on="prompt 3", error=fresh), prompts(5), cache, concurrency=1)
     assert raised.value.message == error.message
     assert raised.value.hint.startswith(error.hint)
-    assert raised.value.hint.endswith("3 of 5 answers are kept; asking again asks only for the others.")
+    assert raised.value.hint.endswith("3 of 5 answers are kept; the same command requests only the others.")
 
 
 def test_a_failure_is_never_kept_as_an_answer(cache: DiskAnswerStore) -> None:
@@ -587,7 +587,7 @@ def test_a_teacher_that_gives_no_answer_is_blamed_by_name(cache: DiskAnswerStore
             return given  # type: ignore[no-any-return]
 
     for teacher in (Wrong(), WrongLater()):
-        with pytest.raises(TeacherError, match=r"the teacher 'wrong' gave an? .* where an Answer was due"):
+        with pytest.raises(TeacherError, match=r"the teacher 'wrong' returned an? .* instead of an Answer"):
             label(teacher, prompts(1), cache)
     assert len(cache) == 0
 
@@ -618,7 +618,7 @@ def test_a_teacher_may_answer_in_batches_and_in_any_order(cache: DiskAnswerStore
     [
         (lambda pairs: pairs[:3], "left 2 of 5 requests without an answer", 3),
         (lambda pairs: [*pairs, pairs[0]], "answered a request twice", 5),
-        (lambda pairs: [(Request("x", prompt="x"), Answer("x"))], "one that it was not asked", 0),
+        (lambda pairs: [(Request("x", prompt="x"), Answer("x"))], "one that was not sent", 0),
         (lambda pairs: [answer for _, answer in pairs], "failed: TypeError", 0),
     ],
 )

@@ -466,14 +466,14 @@ TEACHERS = [
     Bad(framework.can_be_constructed, Echo, {"__init__": fails}, "it raised ZeroDivisionError: division by zero"),
     Bad(teachers.has_a_json_identity, Echo, {"identity": lambda self: {1, 2}}, "cannot be serialised as JSON"),
     Bad(teachers.has_a_json_identity, Echo, {"identity": lambda self: next(COUNT)}, "with the same options"),
-    Bad(teachers.answers_an_ordinary_request, Echo, {"answer": lambda self, request: "words"}, "gave a str"),
+    Bad(teachers.answers_an_ordinary_request, Echo, {"answer": lambda self, request: "words"}, "returned a str"),
     Bad(teachers.answers_an_ordinary_request, Echo, {"answer": fails}, "failed: ZeroDivisionError"),
     Bad(teachers.answers_an_ordinary_request, Echo, {"answer": prints}, "it printed 'here I am'"),
     Bad(
         teachers.answers_an_ordinary_request,
         Echo,
         {"answer": lambda self, request: Slow.answer(self, request)},
-        "gave a coroutine where an Answer was due",
+        "returned a coroutine instead of an Answer",
     ),
     Bad(
         teachers.handles_any_text,

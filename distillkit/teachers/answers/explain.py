@@ -67,7 +67,7 @@ def _parsed(file: Path) -> dict[str, Any]:
 
 def _only(cache: DiskAnswerStore, prefix: str) -> str:
     """The one key that begins so."""
-    found = cache.starting(prefix) if len(prefix) >= FEWEST else []
+    found = cache.keys_with_prefix(prefix) if len(prefix) >= FEWEST else []
     if len(found) == 1:
         return found[0]
     hint = f"A key, its first {FEWEST} characters or more, or a JSON file; or one recipe alone."

@@ -1,9 +1,9 @@
-"""Who is asking for what, so that two processes with one recipe ask each prompt once.
+"""Leases on keys, so that two processes with one recipe send each request once.
 
-A claim is a row beside the answers: this key is asked for by that owner. An owner is a process; it beats every few
-seconds. A claim whose owner's process is gone, or has not beaten for a lease, is free for whoever finds it. Both
-are seen without a clock that two machines would have to share: whoever waits counts the beats by a clock of its own.
-Does not know answers.
+A lease is a row in the database of the answers: this key is being requested by that owner. An owner is one store of one
+process; a thread of it increments a heartbeat counter every few seconds. A lease is free again when its owner's process
+has ended, or when the counter has not changed for `lease` seconds. Neither needs clocks that agree between machines:
+each process times the others' heartbeats with its own clock. Does not know answers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from uuid import uuid4
 
 from ...core.processes import current_process, has_ended
 
-LEASE_SECONDS = 30.0  # seconds without a beat after which an owner counts as dead
-BEATS = 6  # of one lease
-AT_ONCE = 500
+LEASE_SECONDS = 30.0  # without a heartbeat, after which an owner counts as dead
+HEARTBEATS_PER_LEASE = 6
+KEYS_PER_QUERY = 500
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS Claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL) WITHOUT ROWID",
@@ -30,83 +30,87 @@ TABLES = (
 
 
 class Leases:
-    """The claims of one owner, in the database of a cache."""
+    """The leases of one owner, in the database of an answer store."""
 
     def __init__(self, rows: Any, lease: float = LEASE_SECONDS) -> None:
+        """`rows`: the diskcache database. `lease`: seconds."""
         self.rows, self.lease, self.owner = rows, lease, uuid4().hex
-        self.seen: dict[str, tuple[int, float]] = {}  # the last beat of each other owner, and when it was new
+        self.heartbeats: dict[
+            str, tuple[int, float]
+        ] = {}  # of other owners: the last count, and when it was first seen
         self.stop = threading.Event()
-        self.heart: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
 
     def claim(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that are now this owner's, new ones and old ones."""
+        """Acquire leases on keys. Returns the keys that this owner holds now, new and old."""
         wanted = list(keys)
-        if self.heart is None:
-            self._begin()
-        self._bury()
-        taken = self._taken(wanted)
-        free = [key for key in wanted if key not in taken]
+        if self.thread is None:
+            self._register()
+        self._free_dead_owners()
+        owners = self._owners(wanted)
+        free = [key for key in wanted if key not in owners]
         if free:
             with self.rows.transact():
                 rows = ((key, self.owner) for key in free)
                 self.rows._con.executemany("INSERT OR IGNORE INTO Claims VALUES (?, ?)", rows)
-            taken = self._taken(wanted)
-        # A key that another owner freed between the two looks is nobody's now, and for the next claim to take.
-        return {key for key in wanted if taken.get(key) == self.owner}
+            owners = self._owners(wanted)
+        # A key that another owner released between the two queries is free, and is left for the next call.
+        return {key for key in wanted if owners.get(key) == self.owner}
 
     def close(self) -> None:
-        """Free everything. Where the disk refuses even that, the claims end with this process, or a lease later."""
+        """Release all leases. If the disk refuses the write, they end with this process, or when they expire."""
         import diskcache
 
         self.stop.set()
-        if self.heart is not None:
-            self.heart.join()
+        if self.thread is not None:
+            self.thread.join()
             with suppress(diskcache.Timeout, sqlite3.Error):
                 self._remove([self.owner])
 
-    def _begin(self) -> None:
+    def _register(self) -> None:
+        """Add this owner to the database, and start its heartbeat."""
         with self.rows.transact():
             for table in TABLES:
                 self.rows._sql(table)
-            mine = (self.owner, *current_process())
-            self.rows._sql("INSERT INTO Owners VALUES (?, ?, ?, ?, 0)", mine)
-        self.heart = threading.Thread(target=self._beat, name="claims", daemon=True)
-        self.heart.start()
+            owner = (self.owner, *current_process())
+            self.rows._sql("INSERT INTO Owners VALUES (?, ?, ?, ?, 0)", owner)
+        self.thread = threading.Thread(target=self._send_heartbeats, name="leases", daemon=True)
+        self.thread.start()
 
-    def _beat(self) -> None:
-        """Say that this owner lives. What a full or locked disk refuses is tried again at the next beat."""
+    def _send_heartbeats(self) -> None:
+        """Increment the heartbeat until stopped. A write that a full or locked disk refuses is retried next time."""
         import diskcache
 
-        while not self.stop.wait(self.lease / BEATS):
+        while not self.stop.wait(self.lease / HEARTBEATS_PER_LEASE):
             try:
                 self.rows._sql("UPDATE Owners SET beat = beat + 1 WHERE owner = ?", (self.owner,))
             except (diskcache.Timeout, sqlite3.Error):
-                continue  # whoever puts answers away meets the same disk, and says so
-        self.rows.close()  # the connection of this thread
+                continue  # storing answers meets and reports the same error
+        self.rows.close()  # this thread's connection
 
-    def _taken(self, keys: list[str]) -> dict[str, str]:
-        """Who asks for which of the keys."""
-        taken: dict[str, str] = {}
-        for start in range(0, len(keys), AT_ONCE):
-            some = keys[start : start + AT_ONCE]
+    def _owners(self, keys: list[str]) -> dict[str, str]:
+        """The owner of each key that is leased."""
+        owners: dict[str, str] = {}
+        for start in range(0, len(keys), KEYS_PER_QUERY):
+            some = keys[start : start + KEYS_PER_QUERY]
             query = f"SELECT key, owner FROM Claims WHERE key IN ({', '.join('?' * len(some))})"
-            taken.update(self.rows._sql(query, some).fetchall())
-        return taken
+            owners.update(self.rows._sql(query, some).fetchall())
+        return owners
 
-    def _bury(self) -> None:
-        """Free what the dead had claimed."""
+    def _free_dead_owners(self) -> None:
+        """Remove the owners whose process has ended or whose heartbeat stopped, with their leases."""
         query = "SELECT owner, place, pid, born, beat FROM Owners WHERE owner != ?"
         others = self.rows._sql(query, (self.owner,)).fetchall()
-        dead = [owner for owner, *process, beat in others if has_ended(*process) or self._silent(owner, beat)]
+        dead = [owner for owner, *process, beat in others if has_ended(*process) or self._has_expired(owner, beat)]
         if dead:
             self._remove(dead)
 
-    def _silent(self, owner: str, beat: int) -> bool:
-        """Whether an owner has not beaten for a lease, since this one first looked."""
+    def _has_expired(self, owner: str, beat: int) -> bool:
+        """Whether an owner's heartbeat has not changed for a lease, since this owner first saw it."""
         now = time.monotonic()
-        last, since = self.seen.get(owner, (None, now))
+        last, since = self.heartbeats.get(owner, (None, now))
         if last != beat:
-            self.seen[owner] = (beat, now)
+            self.heartbeats[owner] = (beat, now)
             return False
         return now - since > self.lease
 

@@ -14,7 +14,7 @@ from typing import Any
 from ...core.errors import CorruptError, UsageError
 from ...core.packing import is_packed, unpack_columns
 from ...core.records import REFUSED, Answer, Usage
-from .disk import DAMAGE, DiskAnswerStore, Row, answer_key, opened
+from .disk import DAMAGE, DiskAnswerStore, StoredRow, answer_key, parse_row
 
 LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()  # there are no later dates
 SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -28,7 +28,7 @@ def validate_row(key: str, text: str | None) -> dict[str, Any]:
     if text is None:
         raise CorruptError("it is not text, and was not read")
     try:
-        values = opened(text)
+        values = parse_row(text)
         _held(key, values)
     except DAMAGE as error:
         raise CorruptError(f"{type(error).__name__}: {error}") from error
@@ -81,7 +81,7 @@ class RowSummary:
         return self.models[0] if self.models else ""
 
 
-def summarise_row(row: Row) -> RowSummary | None:
+def summarise_row(row: StoredRow) -> RowSummary | None:
     """What a row says of itself, or None when it cannot be read."""
     try:
         values = json.loads(row.text or "")
@@ -113,7 +113,7 @@ class SourceTotals:
     bytes: int = 0
     times: list[float] = field(default_factory=list)
 
-    def add(self, row: Row, summary: RowSummary) -> None:
+    def add(self, row: StoredRow, summary: RowSummary) -> None:
         """Count one more."""
         answer = summary.values.get("answer") or {}
         self.answers += summary.kind == "answer"
@@ -157,14 +157,14 @@ def _date(moment: float) -> str:
 
 def verify(cache: DiskAnswerStore, repair: bool = False) -> dict[str, Any]:
     """Hold every row against what it must be; those that are not are named, and dropped if asked to."""
-    bad: list[tuple[Row, str]] = []
+    bad: list[tuple[StoredRow, str]] = []
     seen = 0
     for row in cache.rows():
         seen += 1
         try:
             validate_row(row.key, row.text)
         except CorruptError as error:
-            bad.append((row.empty(), error.message))
+            bad.append((row.without_text(), error.message))
     dropped = cache.drop(row for row, _ in bad) if repair and bad else 0
     named = [{"row": row.number, "key": row.key, "fault": fault} for row, fault in bad]
     return {"schema": 1, "folder": str(cache.folder), "rows": seen, "damaged": named, "dropped": dropped}
@@ -175,7 +175,7 @@ def verify(cache: DiskAnswerStore, repair: bool = False) -> dict[str, Any]:
 
 def select_rows(
     cache: DiskAnswerStore, provider: str | None = None, model: str | None = None, older_than: str | None = None
-) -> Iterator[Row]:
+) -> Iterator[StoredRow]:
     """The rows that a person means: all that is said of them must be so. Damaged rows say nothing."""
     if provider is None and model is None and older_than is None:
         raise UsageError("nothing says what to drop", "Give --provider, --model or --older-than 30d.")
@@ -188,7 +188,7 @@ def select_rows(
             and (model is None or model in said.models)
             and said.time < before
         ):
-            yield row.empty()
+            yield row.without_text()
 
 
 def parse_age(text: str) -> float:

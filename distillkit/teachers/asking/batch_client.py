@@ -1,6 +1,6 @@
-"""The Batch API of providers, through the client that a teacher hands out: upload, make, look, fetch.
+"""A client of the Batch API, on top of the SDK client that a teacher provides: upload, submit, poll, download.
 
-What may be asked for twice is tried again; making a batch is not. Knows files of requests, not what is in them.
+Calls are retried, except for the one that makes a batch. Knows files of requests, but not what is in them.
 """
 
 from __future__ import annotations
@@ -15,137 +15,137 @@ from ..client import api_keys
 from .batch_state import BatchRecord
 from .retries import retry_batch_call
 
-HOPELESS = (400, 401, 403, 404, 413, 422)  # asking again gives the same
-RETRIED = (408, 409, 429, 498, 500, 502, 503, 504)
-UNREACHED = ("APIConnectionError", "APITimeoutError")  # as the SDKs of all providers call them
+PERMANENT_STATUSES = (400, 401, 403, 404, 413, 422)  # a retry would get the same response
+RETRYABLE_STATUSES = (408, 409, 429, 498, 500, 502, 503, 504)
+CONNECTION_ERRORS = ("APIConnectionError", "APITimeoutError")  # class names, the same in the SDKs of all providers
 
 
-class Client(Protocol):
-    """Who hands out a client."""
+class ClientFactory(Protocol):
+    """The part of a teacher that creates the SDK's client."""
 
     @property
     def name(self) -> str:
         """The name of the teacher."""
 
     def client(self) -> Any:
-        """A new client of the provider's SDK, plain or asynchronous, without retries; whoever asks for it closes it."""
+        """A new SDK client, synchronous or asynchronous, without retries. The caller closes it."""
 
 
-class Provider:
+class BatchClient:
     """The batches of one teacher at its provider."""
 
-    def __init__(self, teacher: Client) -> None:
+    def __init__(self, teacher: ClientFactory) -> None:
         self.teacher = teacher
         self._runner: asyncio.Runner | None = None
         self._client: Any = None
 
     @property
     def client(self) -> Any:
-        """The client, made when it is first needed."""
+        """The SDK client, created on first use."""
         if self._client is None:
             self._client = self.teacher.client()
         return self._client
 
-    def upload(self, part: BatchRecord, lines: bytes) -> str:
-        """Hand over the file of requests; its id."""
-        content = (f"distillkit-{part.id}.jsonl", lines)
-        file = self._tried("upload requests", lambda: self.client.files.create(file=content, purpose="batch"))
+    def upload(self, record: BatchRecord, lines: bytes) -> str:
+        """Upload the file of requests, and return its id."""
+        content = (f"distillkit-{record.id}.jsonl", lines)
+        file = self._retry("upload requests", lambda: self.client.files.create(file=content, purpose="batch"))
         return str(file.id)
 
-    def submit(self, part: BatchRecord) -> str:
-        """Make a batch of an uploaded file; its id. A plain no is not a batch, and the next sitting begins anew."""
+    def submit(self, record: BatchRecord) -> str:
+        """Make a batch of an uploaded file, and return its id. After a rejection the record is reset to "new"."""
         try:
             batch = self._wait(
                 self.client.batches.create(
-                    input_file_id=part.file,
-                    endpoint=part.endpoint,
+                    input_file_id=record.file,
+                    endpoint=record.endpoint,
                     completion_window="24h",
-                    metadata={"distillkit": part.id},
+                    metadata={"distillkit": record.id},
                 )
             )
-        except Exception as error:  # noqa: BLE001 - whatever an SDK raises is said without the key
-            failed = self._failed("make a batch", error)
-            failed.hint = "The same command goes on from here; it first looks whether the batch was made all the same."
-            if getattr(error, "status_code", None) in (*HOPELESS, 429):
-                part.save(status="new", file=None)
-                failed.hint = "No batch was made. The same command tries again."
-            raise failed from None
+        except Exception as error:  # noqa: BLE001 - errors of any SDK are reported without the key
+            failure = self._failure("make a batch", error)
+            failure.hint = "The same command continues; it first looks whether the batch was made all the same."
+            if getattr(error, "status_code", None) in (*PERMANENT_STATUSES, 429):
+                record.save(status="new", file=None)
+                failure.hint = "No batch was made. The same command tries again."
+            raise failure from None
         return str(batch.id)
 
-    def find(self, part: BatchRecord) -> str | None:
-        """The batch that was made of a part's file, if one was."""
+    def find(self, record: BatchRecord) -> str | None:
+        """The id of the batch that was made of the record's file, if there is one."""
         try:
-            return next((str(one.id) for one in self._batches() if one.input_file_id == part.file), None)
+            return next((str(batch.id) for batch in self._batches() if batch.input_file_id == record.file), None)
         except TeacherError as error:
             error.hint = (
-                f"So it is not known whether a batch was made of the file {part.file}. Try again; if that does not "
-                f"help, look for it at the provider, and if there is none, delete {part.path}: it is asked again."
+                f"It is not known whether a batch was made of the file {record.file}. Try again; if that does not "
+                f"help, look for it at the provider, and if there is none, delete {record.path}: it is requested again."
             )
             raise
 
     def _batches(self) -> Iterator[Any]:
-        """All batches of the account, page by page where there are pages."""
-        page = self._tried("list batches", lambda: self.client.batches.list())
+        """All batches of the account, page by page."""
+        page = self._retry("list batches", lambda: self.client.batches.list())
         while True:
             yield from page.data or ()
             if not getattr(page, "has_next_page", lambda: False)():
                 return
-            page = self._tried("list batches", page.get_next_page)
+            page = self._retry("list batches", page.get_next_page)
 
-    def look(self, part: BatchRecord) -> Any:
-        """A batch as it stands at the provider."""
+    def retrieve(self, record: BatchRecord) -> Any:
+        """The provider's current state of a batch."""
         try:
-            return self._tried("look at a batch", lambda: self.client.batches.retrieve(part.batch))
+            return self._retry("look at a batch", lambda: self.client.batches.retrieve(record.batch))
         except TeacherError as error:
-            error.hint = f"If the provider no longer has it, delete {part.path}: what it asked is asked again."
+            error.hint = f"If the provider no longer has the batch, delete {record.path}: it is requested again."
             raise
 
-    def lines(self, batch: Any) -> Iterator[dict[str, Any]]:
-        """What came of a batch: the lines of both of its files."""
+    def results(self, batch: Any) -> Iterator[dict[str, Any]]:
+        """The result lines of a batch, from its file of answers and its file of errors."""
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             for number, line in enumerate(self._content(file).split(b"\n"), 1):
                 if line.strip():
-                    yield self._line(line, f"line {number} of {file}")
+                    yield self._result(line, f"line {number} of {file}")
 
-    def _line(self, line: bytes, where: str) -> dict[str, Any]:
-        """One line of a result file: whose it is, and what came of it."""
+    def _result(self, line: bytes, where: str) -> dict[str, Any]:
+        """One result line: `custom_id`, and a `response` or an `error`."""
         try:
             values = api_keys.parse_json(line.decode(), self._secret)
             if isinstance(values["custom_id"], str) and isinstance(values.get("response") or {}, dict):
                 return cast(dict[str, Any], values)
-            raise ValueError("it is no line of a batch")
+            raise ValueError("it is not a result of a batch")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TeacherError(
-                f"what came of a batch cannot be read: {where}: {error}", "The same command fetches it again."
+                f"the results of a batch cannot be read: {where}: {error}", "The same command downloads them again."
             ) from error
 
     def _content(self, file: str) -> bytes:
-        def fetch() -> Any:
+        def download() -> Any:
             return self._wait(self.client.files.content(file)).read()
 
-        return cast(bytes, self._tried("fetch answers", fetch))
+        return cast(bytes, self._retry("download answers", download))
 
     def close(self) -> None:
-        """Close connections."""
+        """Close the connections."""
         if self._client is not None:
             self._wait(self._client.close())
         if self._runner is not None:
             self._runner.close()
 
-    def _tried(self, what: str, call: Callable[[], Any]) -> Any:
-        """Call, and call again after what passes by."""
+    def _retry(self, action: str, call: Callable[[], Any]) -> Any:
+        """The result of a call, which is repeated after temporary failures."""
         try:
-            return retry_batch_call(lambda: self._wait(call()), _passes)
-        except Exception as error:  # noqa: BLE001 - whatever an SDK raises is said without the key
-            raise self._failed(what, error) from None
+            return retry_batch_call(lambda: self._wait(call()), _is_temporary)
+        except Exception as error:  # noqa: BLE001 - errors of any SDK are reported without the key
+            raise self._failure(action, error) from None
 
-    def _failed(self, what: str, error: Exception) -> TeacherError:
-        """A failure in the SDK's words, without its traceback: both may quote the key."""
-        told = self.hidden(f"{type(error).__name__}: {error}")
-        return TeacherError(f"the teacher {self.teacher.name!r} could not {what}: {told}")
+    def _failure(self, action: str, error: Exception) -> TeacherError:
+        """A failure in the SDK's words, without its traceback and without the key: both may contain it."""
+        message = self.redact(f"{type(error).__name__}: {error}")
+        return TeacherError(f"the teacher {self.teacher.name!r} could not {action}: {message}")
 
-    def hidden(self, text: str) -> str:
-        """What a provider said, without the key that its client holds."""
+    def redact(self, text: str) -> str:
+        """A provider's text without the client's key."""
         return api_keys.redact(text, self._secret)
 
     @property
@@ -153,19 +153,19 @@ class Provider:
         return getattr(self.client, "api_key", None)
 
     def _wait(self, value: Any) -> Any:
-        """A value, or what an asynchronous client will give, on one loop for as long as its connections live."""
+        """The value; an awaitable is awaited, on one loop for as long as the client's connections live."""
         if not inspect.isawaitable(value):
             return value
         if self._runner is None:
             self._runner = asyncio.Runner()
 
-        async def waited() -> Any:
+        async def await_value() -> Any:
             return await value
 
-        return self._runner.run(waited())
+        return self._runner.run(await_value())
 
 
-def _passes(error: BaseException) -> bool:
-    """Whether a failure may be over in a moment."""
+def _is_temporary(error: BaseException) -> bool:
+    """Whether a retry may succeed."""
     status = getattr(error, "status_code", None)
-    return status in RETRIED or (status is None and type(error).__name__ in UNREACHED)
+    return status in RETRYABLE_STATUSES or (status is None and type(error).__name__ in CONNECTION_ERRORS)

@@ -1,8 +1,8 @@
-"""Batches that were sent off, on disk: what each asks, and how far it has come. Another process goes on another day.
+"""Records of submitted batches on disk: the requests and the state of each, so that another process can continue.
 
-A part is one batch. Its state is written before and after every step, each time whole or not at all; `submitting` is
-what remains of a process that ended between asking the provider and hearing from it; `queued` waits for other parts.
-Knows no provider, and not whose recipe wants what.
+The state of a batch is written atomically before and after every step. `submitting` remains if a process ended between
+submitting a batch and receiving its id; a `queued` batch waits for other batches to end. Knows no provider, and does
+not know which recipe needs which request.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ SUBMITTED_STATES = ("submitting", "submitted")
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """One batch. A collected one is kept for what is still to be said of it.
+    """The state of one batch. A collected batch is kept as long as `failed` or `owed` has entries.
 
-    `failed` is what was not answered: key to [reason, whether to ask again]. `owed` is what an answer cost, by its
-    usage, that only another recipe wants than the one that collected it: whoever wants it counts it.
+    `failed`: key to [reason, whether to retry] of requests without an answer. `owed`: key to usage of answers that the
+    collecting recipe does not need. The recipe that needs such an answer counts its cost.
     """
 
     folder: Path
     id: str
     teacher: str
-    identity: str  # the digest of it
+    identity: str  # digest of the teacher's identity
     endpoint: str
     count: int
     attempt: int = 1
@@ -48,80 +48,80 @@ class BatchRecord:
 
     @property
     def path(self) -> Path:
-        """Where its state stands."""
+        """The file of the state."""
         return self.folder / f"{self.id}.json"
 
     @property
-    def asked(self) -> dict[str, dict[str, Any]]:
-        """What was asked, under its keys."""
-        found = _asked(self._asked_file)
-        if len(found) != self.count and self.path.exists():  # else another process has just dropped it
+    def requests(self) -> dict[str, dict[str, Any]]:
+        """The key fields of the batch's requests, by key."""
+        requests = _read_requests(self._requests_file)
+        if len(requests) != self.count and self.path.exists():  # else another process has just deleted it
             raise CorruptError(
-                f"{self._asked_file} names {len(found)} of the {self.count} requests of its batch",
-                f"Bring it back, or look for the batch at the provider and delete {self.path}; "
-                "what it asked is asked again.",
+                f"{self._requests_file} names {len(requests)} of the {self.count} requests of its batch",
+                f"Restore it, or look for the batch at the provider and delete {self.path}; "
+                "its requests are then sent again.",
             )
-        return found
+        return requests
 
     @property
-    def _asked_file(self) -> Path:
+    def _requests_file(self) -> Path:
         return self.folder / f"{self.id}.asked.jsonl"
 
     def save(self, **changes: Any) -> BatchRecord:
-        """The part one step further, on disk before anything else is done."""
-        after = replace(self, **changes)
-        write_json(after.path, {"format": FORMAT, **{k: v for k, v in asdict(after).items() if k != "folder"}})
-        return after
+        """A changed copy of the record, which is on disk when this returns."""
+        changed = replace(self, **changes)
+        write_json(changed.path, {"format": FORMAT, **{k: v for k, v in asdict(changed).items() if k != "folder"}})
+        return changed
 
-    def collected(self, failed: Mapping[str, tuple[str, bool]], owed: Mapping[str, dict[str, int] | None]) -> None:
-        """Keep what is still to be said of it; when that is nothing, it goes."""
+    def save_collected(self, failed: Mapping[str, tuple[str, bool]], owed: Mapping[str, dict[str, int] | None]) -> None:
+        """Record that the results were collected. Without failed and unbilled requests the record is deleted."""
         if failed or owed:
             self.save(status="collected", failed=failed, owed=owed)
         else:
-            self.drop()
+            self.delete()
 
-    def forget(self, keys: Iterable[str]) -> None:
-        """Forget that some keys failed."""
-        if gone := self.failed.keys() & set(keys):
-            self.collected({key: why for key, why in self.failed.items() if key not in gone}, self.owed)
+    def clear_failures(self, keys: Iterable[str]) -> None:
+        """Remove keys from the failed ones."""
+        if cleared := self.failed.keys() & set(keys):
+            self.save_collected({key: why for key, why in self.failed.items() if key not in cleared}, self.owed)
 
-    def read(self) -> BatchRecord | None:
-        """The part as it stands on disk now, or None when it is gone."""
+    def reload(self) -> BatchRecord | None:
+        """The record as it is on disk now, or None if it was deleted."""
         return _read(self.path)
 
-    def drop(self) -> None:
-        """Forget it: first the state, without which the rest means nothing."""
-        for path in (self.path, self._asked_file):
+    def delete(self) -> None:
+        """Delete the files: the state first, because the other one means nothing without it."""
+        for path in (self.path, self._requests_file):
             path.unlink(missing_ok=True)
 
 
 def new_id() -> str:
-    """An id for a new part. Claim it before the part begins: as soon as that is on disk, another process may see it."""
+    """An id for a new record. Claim a lease on it before `create`: other processes see it as soon as it exists."""
     return uuid4().hex[:16]
 
 
-def create(folder: Path, asked: Mapping[str, dict[str, Any]], **facts: Any) -> BatchRecord:
-    """A new part on disk; its state is written last."""
+def create(folder: Path, requests: Mapping[str, dict[str, Any]], **values: Any) -> BatchRecord:
+    """Write a new record. Its state is written last."""
     make_private_folder(folder)
-    part = BatchRecord(folder=folder, count=len(asked), **facts)
-    with atomic_write(part._asked_file) as file:
-        file.write_bytes(to_json_lines({"key": key, "asked": what} for key, what in asked.items()))
-    return part.save()
+    record = BatchRecord(folder=folder, count=len(requests), **values)
+    with atomic_write(record._requests_file) as file:
+        file.write_bytes(to_json_lines({"key": key, "asked": fields} for key, fields in requests.items()))
+    return record.save()
 
 
 def to_json_lines(rows: Iterable[dict[str, Any]]) -> bytes:
-    """JSON lines as ASCII, which holds even half an emoji."""
+    """JSON lines as ASCII, which can hold lone surrogates."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode("ascii")
 
 
 def load_all(folder: Path) -> list[BatchRecord]:
-    """All parts, oldest first, without those that another process drops meanwhile."""
+    """All records, oldest first, without those that another process deletes meanwhile."""
     files = [path for path in folder.glob("*.json") if not path.name.startswith(".")] if folder.is_dir() else []
-    return [part for path in sorted(files, key=_age) if (part := _read(path)) is not None]
+    return [record for path in sorted(files, key=_modified) if (record := _read(path)) is not None]
 
 
-def _age(path: Path) -> tuple[int, str]:
-    """What parts are sorted by; for one that is gone anything will do."""
+def _modified(path: Path) -> tuple[int, str]:
+    """The sort key of records. For a deleted file any value will do."""
     try:
         return path.stat().st_mtime_ns, path.name
     except FileNotFoundError:
@@ -129,61 +129,62 @@ def _age(path: Path) -> tuple[int, str]:
 
 
 @lru_cache(maxsize=64)
-def _asked(file: Path) -> dict[str, dict[str, Any]]:
-    """What was asked in a part; the file of a part never changes."""
+def _read_requests(file: Path) -> dict[str, dict[str, Any]]:
+    """The requests of a batch, cached because their file never changes."""
     return {row["key"]: row["asked"] for row in read_jsonl(file)}
 
 
 def _read(path: Path) -> BatchRecord | None:
-    """The part whose state a file holds, or None when it is gone."""
+    """The record in a file, or None if the file was deleted."""
     try:
         values = read_json(path)
         if values.pop("format") != FORMAT or values["status"] not in STATES:
-            raise ValueError("its format or its status is unknown")
-        part = BatchRecord(folder=path.parent, **values)
-        if part.id != path.stem:
-            raise ValueError("it has another part's name")
-        return part
+            raise ValueError("unknown format or status")
+        record = BatchRecord(folder=path.parent, **values)
+        if record.id != path.stem:
+            raise ValueError("the file has the name of another batch")
+        return record
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptError(
-            f"{path} does not say how far its batch has come: {error}",
-            "Look for the batch at the provider, then delete the file; what it asked is asked again.",
+            f"{path} is not a valid record of a batch: {error}",
+            "Look for the batch at the provider, then delete the file; its requests are then sent again.",
         ) from error
 
 
 def keys_in_batches(folder: Path, keys: Iterable[str], states: Iterable[str] = STATES[:-1]) -> dict[str, Path]:
-    """Which of the keys are in a batch that may still answer, or is in one of some states; and in which."""
+    """The keys that are in a batch with one of these states, by default all but "collected"; and its file."""
     wanted, states = set(keys), set(states)
-    return {key: part.path for part in load_all(folder) if part.status in states for key in part.asked if key in wanted}
+    records = [record for record in load_all(folder) if record.status in states]
+    return {key: record.path for record in records for key in record.requests if key in wanted}
 
 
 def unbilled_keys(folder: Path) -> set[str]:
-    """The keys whose answers nobody has counted yet who wants them."""
-    return {key for part in load_all(folder) for key in part.owed}
+    """The keys of answers whose cost no recipe has counted yet."""
+    return {key for record in load_all(folder) for key in record.owed}
 
 
 def refuse_batched(folder: Path, cache: DiskAnswerStore, keys: Iterable[str]) -> None:
-    """Refuse to ask one by one for what is in a batch: it would be paid for twice."""
+    """Raise UsageError if keys that are about to be requested are in a batch: they would be paid for twice."""
     found = keys_in_batches(folder, keys, SUBMITTED_STATES)
     answered = {key for key, answer in cache.get_many(found).items() if answer.finish != REFUSED}
     if waiting := found.keys() - answered:
         raise UsageError(
             f"{len(waiting):,} of the requests are in a batch that has not been collected ({found[min(waiting)]})",
-            "Collect it: distillkit label RECIPE --batch. To ask for them again all the same, delete that file.",
+            "Collect it: distillkit label RECIPE --batch. To send them again all the same, delete that file.",
         )
 
 
 def split_lines(
-    lines: Iterable[tuple[str, dict[str, Any]]], most: int, most_bytes: int
+    lines: Iterable[tuple[str, dict[str, Any]]], max_lines: int, max_bytes: int
 ) -> Iterable[list[tuple[str, dict[str, Any]]]]:
-    """Lines in groups, none with too many or too long in all. A line that is too long alone is alone."""
+    """Split lines into groups within both limits. A line that is longer than `max_bytes` gets its own group."""
     group: list[tuple[str, dict[str, Any]]] = []
     size = 0
     for key, line in lines:
         length = len(json.dumps(line)) + 1
-        if group and (len(group) >= most or size + length > most_bytes):
+        if group and (len(group) >= max_lines or size + length > max_bytes):
             yield group
             group, size = [], 0
         group.append((key, line))

@@ -1,7 +1,7 @@
-"""The label stage: requests in, answers out, each asked once in the life of the cache.
+"""Labelling: requests in, answers out. Each request is sent once per cache.
 
-Plain teachers answer on this thread, in their own batches; asynchronous ones are driven by `asking`.
-An answer is on disk before the next one is looked at. Does not know what answers are for.
+Plain teachers answer on this thread, in batches of their own; asynchronous teachers are driven by `scheduler`. Every
+answer is on disk before the next one is handled. Does not know what answers are used for.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ...core.timeouts import time_limit
 from ...plugins.interfaces import Teacher
 from ..answers.disk import DiskAnswerStore, answer_key, key_fields
 from .policy import RequestPolicy
-from .scheduler import MADE_HERE, RequestScheduler, is_asynchronous
+from .scheduler import LOCAL_TIMEOUT, RequestScheduler, is_asynchronous
 
-Row = tuple[Request, str, dict[str, Any]]
-Check = Callable[[Iterable[str]], None]
-SETTLED = 1000  # answers
-PAUSE = 0.25  # seconds between two looks at what another process has answered
+KeyedRequest = tuple[Request, str, dict[str, Any]]  # a request, its key, and the fields that the key is made of
+CheckKeys = Callable[[Iterable[str]], None]
+GC_INTERVAL = 1000  # answers
+POLL_SECONDS = 0.25  # between two checks for answers that another process requests
 
 
-class Identified(Protocol):
-    """What of a teacher decides the keys of its answers."""
+class HasIdentity(Protocol):
+    """The part of a teacher that decides the keys of its answers."""
 
     @property
     def name(self) -> str:
@@ -44,44 +44,44 @@ class Identified(Protocol):
 
 @dataclass
 class LabelResult:
-    """What a label stage came to: the requests, their keys, what is known of them now, and how it was come by."""
+    """The result of labelling: the requests, their keys, the answers known so far, and how they were obtained."""
 
     requests: list[Request]
     keys: list[str]
-    found: dict[str, Answer] = field(default_factory=dict)
-    asked: int = 0
-    cached: int = 0
-    spent: dict[str, float] = field(default_factory=dict)  # usd, requests, tokens: of all sittings
+    by_key: dict[str, Answer] = field(default_factory=dict)
+    asked: int = 0  # answers that the teacher gave now
+    cached: int = 0  # answers that were in the cache
+    spent: dict[str, float] = field(default_factory=dict)  # usd, requests, tokens; earlier sessions included
 
     @property
     def answered(self) -> list[tuple[Request, str, Answer]]:
-        """The requests that have an answer, its key and the answer, in the order of the requests."""
-        rows = ((r, key, self.found.get(key)) for r, key in zip(self.requests, self.keys, strict=True))
+        """Each request that has an answer, its key and its answer, in the order of the requests."""
+        rows = ((r, key, self.by_key.get(key)) for r, key in zip(self.requests, self.keys, strict=True))
         return [(r, key, answer) for r, key, answer in rows if answer is not None and answer.finish != REFUSED]
 
     @property
     def answers(self) -> list[Answer]:
-        """The answers, in the order of the requests; a refusal is none."""
+        """The answers, in the order of the requests, without refused ones."""
         return [answer for _, _, answer in self.answered]
 
     @property
     def replies(self) -> list[Answer]:
-        """One a request, for those who count on it: where there is no answer, one without text that says "refused"."""
-        return [self.found.get(key, Answer("", finish=REFUSED)) for key in self.keys]
+        """One answer for each request. Where there is none, an empty one with `finish = "refused"`."""
+        return [self.by_key.get(key, Answer("", finish=REFUSED)) for key in self.keys]
 
     @property
     def refused(self) -> int:
-        """How many requests are known to get no answer."""
-        return sum(key in self.found and self.found[key].finish == REFUSED for key in self.keys)
+        """The number of requests that are recorded as refused."""
+        return sum(key in self.by_key and self.by_key[key].finish == REFUSED for key in self.keys)
 
     @property
     def truncated(self) -> int:
-        """How many answers were cut at their length."""
+        """The number of answers that were cut at max_tokens."""
         return sum(answer.finish == "length" for answer in self.answers)
 
     @property
     def counts(self) -> dict[str, Any]:
-        """The figures for the record of the run; those that are nothing out of the ordinary are left out."""
+        """The counts for run.json; `refused` and `usd` only if they are not 0."""
         usages = [answer.usage for answer in self.answers if answer.usage]
         extra = {"refused": self.refused, "usd": round(self.spent.get("usd", 0.0), 6)}
         return {
@@ -103,133 +103,136 @@ def label(
     concurrency: int = 8,
     policy: RequestPolicy | None = None,
     console: Console | None = None,
-    done: LabelResult | None = None,
-    check: Check = lambda keys: None,
+    result: LabelResult | None = None,
+    check: CheckKeys = lambda keys: None,
 ) -> LabelResult:
-    """Answer every request, from the cache or by asking. `done` is filled as answers come, even if it ends badly.
+    """Answer every request, from the cache or by the teacher.
 
-    `check` may refuse keys that are about to be asked for; while it looks at them nobody else can.
+    `result` is filled as answers arrive, also if the call ends with an error. `check` may refuse keys that are about to
+    be requested; while it runs, this process has the lease on them.
     """
     console, policy = console or Console(), policy or RequestPolicy(concurrency=concurrency)
     rows = keyed_requests(teacher, requests, policy.shard)
-    done = done or LabelResult([], [])
-    done.requests, done.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
-    wanted = {key: (request, what) for request, key, what in rows}
-    done.found = known_answers(cache, wanted, policy)
-    waiting = {key: request for key, (request, _) in wanted.items() if key not in done.found}
-    due, before = len(waiting), len(done.found)
-    asking = _TeacherCalls(teacher, policy, cache, console, done)
+    result = result or LabelResult([], [])
+    result.requests, result.keys = [request for request, _, _ in rows], [key for _, key, _ in rows]
+    wanted = {key: (request, fields) for request, key, fields in rows}
+    result.by_key = known_answers(cache, wanted, policy)
+    missing = {key: request for key, (request, _) in wanted.items() if key not in result.by_key}
+    total, before = len(missing), len(result.by_key)
+    calls = _TeacherCalls(teacher, policy, cache, console, result)
 
-    def keep(key: str, answer: Answer) -> None:
-        done.found[key] = cache.put(key, wanted[key][1], answer)
-        done.asked += 1
+    def store(key: str, answer: Answer) -> None:
+        result.by_key[key] = cache.put(key, wanted[key][1], answer)
+        result.asked += 1
 
     try:
-        for mine in _portions(cache, waiting, policy, done, console, check):
-            with _short_pauses(cache, len(mine)) as settle, closing(asking.ask(mine)) as answers:
+        for leased in _leased_groups(cache, missing, policy, result, console, check):
+            with _short_pauses(cache, len(leased)) as on_answer, closing(calls.answers(leased)) as answers:
                 for key, answer in answers:
-                    settle()
-                    keep(key, answer)
-                    there = len(done.found) - before
-                    console.progress(asking.progress(there, due), last=there == due)
+                    on_answer()
+                    store(key, answer)
+                    done = len(result.by_key) - before
+                    console.progress(calls.progress(done, total), last=done == total)
     except KeyboardInterrupt as error:
-        for key, answer in asking.left():
-            if key not in done.found:
-                keep(key, answer)
-        raise Interrupted(f"stopped after {done.asked} of {due} answers; they are kept") from error
+        for key, answer in calls.received():
+            if key not in result.by_key:
+                store(key, answer)
+        raise Interrupted(f"stopped after {result.asked} of {total} answers; they are kept") from error
     except DistillkitError as error:
-        if done.asked:
-            kept = f"{done.asked} of {due} answers are kept; asking again asks only for the others."
+        if result.asked:
+            kept = f"{result.asked} of {total} answers are kept; the same command requests only the others."
             error.hint = f"{error.hint} {kept}".strip()
         raise
     finally:
-        cache.free()
-        asking.close()
-    done.cached = len(done.requests) - done.asked
-    return done
+        cache.release()
+        calls.close()
+    result.cached = len(result.requests) - result.asked
+    return result
 
 
 @contextmanager
 def _short_pauses(cache: DiskAnswerStore, requests: int) -> Iterator[Callable[[], None]]:
-    """Of many requests, have Python look for garbage only among what is new since some thousand answers.
+    """For many requests, avoid long pauses of the event loop. Yields a function to call for each answer.
 
-    A look through a hundred thousand that wait takes most of a second, in which nobody is listened to; and whoever
-    empties the cache's log waits for the disk, so that is done aside.
+    A garbage collection over a hundred thousand waiting requests takes most of a second, so only what is new since the
+    last thousand answers is collected. SQLite's log is written back by a thread, because it waits for the disk.
     """
-    if requests < SETTLED:
+    if requests < GC_INTERVAL:
         yield lambda: None
         return
-    came = count(1)
+    answers = count(1)
 
-    def settle() -> None:
-        if next(came) % SETTLED == 0:
+    def on_answer() -> None:
+        if next(answers) % GC_INTERVAL == 0:
             gc.collect()
             gc.freeze()
 
     gc.collect()
     gc.freeze()
     try:
-        with cache.emptied_aside():
-            yield settle
+        with cache.background_checkpoints():
+            yield on_answer
     finally:
         gc.unfreeze()
 
 
 def known_answers(cache: DiskAnswerStore, keys: Iterable[str], policy: RequestPolicy) -> dict[str, Answer]:
-    """What is known and need not be asked again: refusals too, unless they are to be."""
+    """The cached answers that need not be requested again: refused ones too, unless the policy retries them."""
     found = cache.get_many(keys)
     return {key: answer for key, answer in found.items() if not (policy.retry_refused and answer.finish == REFUSED)}
 
 
-def _portions(
+def _leased_groups(
     cache: DiskAnswerStore,
-    waiting: dict[str, Request],
+    missing: dict[str, Request],
     policy: RequestPolicy,
-    done: LabelResult,
+    result: LabelResult,
     console: Console,
-    check: Check,
+    check: CheckKeys,
 ) -> Iterator[dict[str, Request]]:
-    """What this process is to ask for: all that no other one is asking for. What others ask for is waited for."""
-    while waiting:
-        claimed = cache.claim(waiting)
-        check(claimed - done.found.keys())  # before looking: who collects a batch keeps its answers, then drops it
-        done.found |= known_answers(cache, waiting, policy)  # after claiming: others may have answered just before
-        mine = {key: request for key, request in waiting.items() if key in claimed and key not in done.found}
+    """Yield the requests that this process has the lease on. Waits for answers that other processes request."""
+    while missing:
+        leased = cache.claim(missing)
+        check(leased - result.by_key.keys())  # before reading: who collects a batch stores its answers, then drops it
+        result.by_key |= known_answers(cache, missing, policy)  # after claiming: others may just have answered
+        mine = {key: request for key, request in missing.items() if key in leased and key not in result.by_key}
         if mine:
             yield mine
-            cache.free()  # before waiting for others, who may be waiting for these
-        waiting = {key: request for key, request in waiting.items() if key not in done.found}
-        if waiting and not mine:
-            console.progress(f"  waiting for {len(waiting)} answers that another process is asking for")
-            time.sleep(PAUSE)
+            cache.release()  # before waiting for others, who may be waiting for these
+        missing = {key: request for key, request in missing.items() if key not in result.by_key}
+        if missing and not mine:
+            console.progress(f"  waiting for {len(missing)} answers that another process requests")
+            time.sleep(POLL_SECONDS)
 
 
-def answer_keys(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[str]:
-    """Under which keys the answers are kept."""
+def answer_keys(teacher: HasIdentity, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[str]:
+    """The keys under which the answers are stored."""
     return [key for _, key, _ in keyed_requests(teacher, requests, shard)]
 
 
 def count_known(
-    teacher: Identified, requests: Sequence[Request], cache: DiskAnswerStore, policy: RequestPolicy | None = None
+    teacher: HasIdentity, requests: Sequence[Request], cache: DiskAnswerStore, policy: RequestPolicy | None = None
 ) -> int:
-    """How many of the requests need not be asked again."""
+    """The number of requests whose answers are cached and need not be requested again."""
     keys = answer_keys(teacher, requests)
-    found = known_answers(cache, keys, policy) if policy and policy.retry_refused else cache
-    return sum(key in found for key in keys)
+    known = known_answers(cache, keys, policy) if policy and policy.retry_refused else cache
+    return sum(key in known for key in keys)
 
 
-def keyed_requests(teacher: Identified, requests: Sequence[Request], shard: tuple[int, int] | None = None) -> list[Row]:
-    """Each request, its key and what that is made of: all, or one of several shares by the hash of what is asked."""
-    whats = key_fields_of(teacher, requests)
-    rows = [(request, answer_key(what), what) for request, what in zip(requests, whats, strict=True)]
+def keyed_requests(
+    teacher: HasIdentity, requests: Sequence[Request], shard: tuple[int, int] | None = None
+) -> list[KeyedRequest]:
+    """Each request with its key and the key's fields. With a shard (i, n), those whose key modulo n is i - 1."""
+    every = key_fields_of(teacher, requests)
+    rows = [(request, answer_key(fields), fields) for request, fields in zip(requests, every, strict=True)]
     if shard is None:
         return rows
-    part, of = shard
-    return [row for row in rows if int(row[1], 16) % of == part - 1]
+    index, shards = shard
+    return [row for row in rows if int(row[1], 16) % shards == index - 1]
 
 
-def key_fields_of(teacher: Identified, requests: Sequence[Request]) -> list[dict[str, Any]]:
-    """What is asked of whom. Who that is, only plain JSON can say."""
+def key_fields_of(teacher: HasIdentity, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """The values that the key of each request's answer is made of. The teacher's identity must be plain JSON."""
     if not requests:
         return []
     identity = teacher.identity()
@@ -243,78 +246,78 @@ def key_fields_of(teacher: Identified, requests: Sequence[Request]) -> list[dict
 
 
 class _TeacherCalls:
-    """Asks for what is missing; whatever goes wrong is said in the teacher's name."""
+    """Gets missing answers from a teacher. Errors name the teacher."""
 
     def __init__(
-        self, teacher: Teacher, policy: RequestPolicy, cache: DiskAnswerStore, console: Console, done: LabelResult
+        self, teacher: Teacher, policy: RequestPolicy, cache: DiskAnswerStore, console: Console, result: LabelResult
     ) -> None:
-        self.teacher, self.done = teacher, done
-        self.seconds = policy.timeout or MADE_HERE
-        self.who = f"the teacher {teacher.name!r}"
-        self.driven = RequestScheduler(teacher, policy, cache, console) if is_asynchronous(teacher) else None
+        self.teacher, self.result = teacher, result
+        self.timeout = policy.timeout or LOCAL_TIMEOUT
+        self.title = f"the teacher {teacher.name!r}"
+        self.scheduler = RequestScheduler(teacher, policy, cache, console) if is_asynchronous(teacher) else None
 
-    def ask(self, waiting: dict[str, Request]) -> Generator[tuple[str, Answer]]:
-        """Every answer under its key, as it comes."""
-        if not waiting:
+    def answers(self, requests: dict[str, Request]) -> Generator[tuple[str, Answer]]:
+        """Yield each key and its answer, when it arrives."""
+        if not requests:
             return
-        due = set(waiting)
-        named = [replace(request, id=key) for key, request in waiting.items()]
+        missing = set(requests)
+        by_key = [replace(request, id=key) for key, request in requests.items()]
         try:
-            for request, answer in self.driven.answers(named) if self.driven else self._in_turn(named):
-                if request.id not in due:
-                    raise TeacherError(f"{self.who} answered a request twice, or one that it was not asked")
-                due.remove(request.id)
-                yield request.id, checked(self.who, answer)
+            for request, answer in self.scheduler.answers(by_key) if self.scheduler else self._local_answers(by_key):
+                if request.id not in missing:
+                    raise TeacherError(f"{self.title} answered a request twice, or one that was not sent")
+                missing.remove(request.id)
+                yield request.id, validate_answer(self.title, answer)
         except DistillkitError:
             raise
         except (Exception, SystemExit, asyncio.CancelledError) as error:
-            hint = "teacher.timeout says how long it may take." if isinstance(error, TimeoutError) else ""
-            raise TeacherError(f"{self.who} failed: {type(error).__name__}: {error}", hint) from error
+            hint = "Raise teacher.timeout (seconds) to wait longer." if isinstance(error, TimeoutError) else ""
+            raise TeacherError(f"{self.title} failed: {type(error).__name__}: {error}", hint) from error
         finally:
-            self._spent()
-        if due:
-            raise TeacherError(f"{self.who} left {len(due)} of {len(waiting)} requests without an answer")
+            self._update_spent()
+        if missing:
+            raise TeacherError(f"{self.title} left {len(missing)} of {len(requests)} requests without an answer")
 
-    def progress(self, there: int, due: int) -> str:
-        """How far it is, and what it cost so far."""
-        self._spent()
-        money = f", ${self.done.spent['usd']:.4f}" if self.done.spent.get("usd") else ""
-        return f"  {there}/{due} answers{money}"
+    def progress(self, done: int, total: int) -> str:
+        """The progress message: answers, and the cost so far."""
+        self._update_spent()
+        cost = f", ${self.result.spent['usd']:.4f}" if self.result.spent.get("usd") else ""
+        return f"  {done}/{total} answers{cost}"
 
-    def left(self) -> Iterator[tuple[str, Answer]]:
-        """What had come when asking was broken off, and was paid for."""
-        for request, answer in self.driven.came if self.driven else ():
-            yield request.id, checked(self.who, answer)
+    def received(self) -> Iterator[tuple[str, Answer]]:
+        """The answers that had arrived, and may have been paid for, when an interrupt came."""
+        for request, answer in self.scheduler.received if self.scheduler else ():
+            yield request.id, validate_answer(self.title, answer)
 
     def close(self) -> None:
-        """Let go of what asking had opened."""
-        if self.driven:
+        """Close the teacher's connections."""
+        if self.scheduler:
             try:
-                self.driven.close()
+                self.scheduler.close()
             except (Exception, SystemExit) as error:
-                raise TeacherError(f"{self.who} failed to close: {type(error).__name__}: {error}") from error
+                raise TeacherError(f"{self.title} failed to close: {type(error).__name__}: {error}") from error
 
-    def _in_turn(self, requests: list[Request]) -> Iterator[tuple[Request, Any]]:
-        """One after another on this thread, or in the teacher's own batches; each within its time."""
-        alone = type(self.teacher).answers is Teacher.answers
-        pairs = ((request, self.teacher.answer(request)) for request in requests)
-        coming = pairs if alone else iter(self.teacher.answers(requests))
+    def _local_answers(self, requests: list[Request]) -> Iterator[tuple[Request, Any]]:
+        """Answers of a plain teacher, one by one or in batches of its own, each within the time-out."""
+        has_own_batches = type(self.teacher).answers is not Teacher.answers
+        one_by_one = ((request, self.teacher.answer(request)) for request in requests)
+        answers = iter(self.teacher.answers(requests)) if has_own_batches else one_by_one
         while True:
-            with time_limit(self.seconds):
-                pair = next(coming, None)
+            with time_limit(self.timeout):
+                pair = next(answers, None)
             if pair is None:
                 return
             yield pair
 
-    def _spent(self) -> None:
-        if self.driven:
-            self.done.spent = self.driven.budget.spent
+    def _update_spent(self) -> None:
+        if self.scheduler:
+            self.result.spent = self.scheduler.budget.spent
 
 
-def checked(who: str, answer: object) -> Answer:
-    """An answer, or the plugin's fault said plainly. Half an emoji is no text: it becomes U+FFFD."""
+def validate_answer(title: str, answer: object) -> Answer:
+    """The answer, or a TeacherError if it is not an `Answer` with text. Lone surrogates in the text become U+FFFD."""
     if not isinstance(answer, Answer) or not isinstance(answer.text, str):
         found = "an Answer without text" if isinstance(answer, Answer) else f"a {type(answer).__name__}"
-        raise TeacherError(f"{who} gave {found} where an Answer was due")
-    whole = answer.text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return answer if whole == answer.text else replace(answer, text=whole)
+        raise TeacherError(f"{title} returned {found} instead of an Answer")
+    text = answer.text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return answer if text == answer.text else replace(answer, text=text)
