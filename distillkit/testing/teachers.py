@@ -139,7 +139,7 @@ def answers_concurrent_requests(case: Case) -> None:
     """Each of several concurrent requests gets the same answer as when it is sent alone."""
     requests = story_requests(case, 4)
     together = ask(case, case.build(), requests)
-    expect(all(together.found.values()), "some requests got no answer", "Answer every request, or raise an error.")
+    expect(all(together.by_key.values()), "some requests got no answer", "Answer every request, or raise an error.")
     if _repeats(case, requests[:1]):
         with DiskAnswerStore(case.empty_folder("cache")) as store:
             alone = [text for request in requests for text in answer_texts(ask(case, case.build(), [request], store))]
