@@ -144,7 +144,7 @@ def plugins() -> str:
     """The page about plugins: its words are written by hand, what stands between its marks is made."""
     made = {
         **{kind: lambda name=name, kind=kind: _template(name, kind) for kind, name in TUTORIAL.items()},
-        "promises": _promises,
+        "checks": _checks,
         "hooks": surface.hooks_table,
         "roles": surface.roles_text,
     }
@@ -164,15 +164,15 @@ def _template(name: str, kind: str) -> str:
     return f"```python\n{scaffold.render(f'{kind}.py', scaffold.template_values(name, kind)).strip()}\n```\n"
 
 
-def _promises() -> str:
-    """Every promise of every role, from the kit."""
-    rows = ["| check | a plugin ... |", "| --- | --- |"]
+def _checks() -> str:
+    """Every conformance check of every role."""
+    rows = ["| function | checks that a plugin ... |", "| --- | --- |"]
     for roles in ROLES:
         module, kind = importlib.import_module(f"distillkit.testing.{roles}"), roles.removesuffix("s")
         own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
-        asked = [value for value in own if inspect.isfunction(value) and list(_annotations(value)) == ["Case"]]
-        told = ", ".join(promise.__name__.replace("_", " ") for promise in asked if promise.__name__ in _listed(module))
-        rows.append(f"| `check_{kind}` | {told} |")
+        functions = [value for value in own if inspect.isfunction(value) and list(_annotations(value)) == ["Case"]]
+        names = [function.__name__ for function in functions if function.__name__ in _listed(module)]
+        rows.append(f"| `check_{kind}` | {', '.join(name.replace('_', ' ') for name in names)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The conformance kit: our own plugins keep every promise, and each promise is noticed when it is broken."""
+"""The conformance checks: built-in plugins pass all of them, and each check detects a plugin that breaks it."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ OFFERS = [
 
 
 @pytest.mark.parametrize("offer", OFFERS)
-def test_our_own_plugins_keep_every_promise(offer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_built_in_plugins_pass_every_check(offer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     check = getattr(kit, f"check_{offer.role.removesuffix('s')}")
     needs = NEEDS.get((offer.role, offer.name))
@@ -371,7 +371,7 @@ def seven(request: Any) -> str:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_good_plugin_keeps_every_promise(check: str, good: Any, more: dict[str, Any]) -> None:
+def test_a_good_plugin_passes_every_check(check: str, good: Any, more: dict[str, Any]) -> None:
     kept = getattr(kit, f"check_{check}")(good, **more)
     assert kept[:3] == ["implements its interface", "parses its options", "can be constructed"]
     assert len(kept) == len(set(kept))
@@ -382,7 +382,7 @@ def test_a_good_plugin_keeps_every_promise(check: str, good: Any, more: dict[str
 
 @dataclass
 class Bad:
-    """A good class with a fault, the promise that it breaks, and words of what is said."""
+    """A good class with a defect, the check that it fails, and part of the message."""
 
     breaks: Callable[..., None]
     good: Any
@@ -909,7 +909,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("kind", "bad"), [(kind, bad) for kind, bads in KINDS.items() for bad in bads], ids=str)
-def test_a_broken_promise_is_named_with_what_to_do(kind: str, bad: Bad) -> None:
+def test_a_failed_check_is_reported_with_a_remedy(kind: str, bad: Bad) -> None:
     with pytest.raises(AssertionError) as caught:
         getattr(kit, f"check_{kind}")(bad.made, **(bad.more or {}))
     told = str(caught.value)
@@ -920,7 +920,7 @@ def test_a_broken_promise_is_named_with_what_to_do(kind: str, bad: Bad) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_promise_of_every_role_is_broken_by_one_of_these(kind: str) -> None:
+def test_every_check_of_every_role_is_failed_by_one_of_these(kind: str) -> None:
     good = {"teacher": (Echo, Speller, Local), "mixer": (Hard,), "judge": (Length, Asks), "source": (Numbers,)}
     good |= {"student": (Mean,), "tracker": (Lines,), "exporter": (Copy,)}
     more = {Asks: {"teacher": seven}}
@@ -954,7 +954,7 @@ def test_a_refusal_in_words_is_as_good_as_an_answer() -> None:
     assert "handles any text" in kit.check_teacher(Picky)
 
 
-def test_several_broken_promises_are_told_at_once() -> None:
+def test_several_failed_checks_are_reported_together() -> None:
     bad = type(
         "Bad", (Hard,), {"__doc__": "Bad.", "weights": lambda s, step: {"x": 1.0}, "where": lambda s, t: {"y": 1}}
     )
