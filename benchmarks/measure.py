@@ -1,6 +1,6 @@
-"""What all benchmarks share: processes of their own, medians, a table for people and JSON for programs.
+"""Helpers of all benchmarks: run an engine in a separate process, compute medians, print a table and write JSON.
 
-These figures are ratios within one run: machines differ, and are busy with other things. Knows no engine.
+Benchmarks compare ratios within one run, because machines differ and are busy with other work. Knows no engine.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-class Failed(SystemExit):
-    """An engine ended with an error, which this tells the end of."""
+class EngineError(SystemExit):
+    """An engine failed. The message contains the end of its error output."""
 
 
-def subject(engine: str, problem: str, steps: int, device: str | None = None) -> dict[str, Any]:
-    """What one engine took for some steps of a problem, in a process of its own."""
-    command = [sys.executable, str(HERE / "subject.py"), engine, problem, str(steps), *([device] if device else [])]
+def run_engine(engine: str, problem: str, steps: int, device: str | None = None) -> dict[str, Any]:
+    """The times, losses and peak memory of some steps of one engine, run in a separate process."""
+    command = [sys.executable, str(HERE / "run_engine.py"), engine, problem, str(steps), *([device] if device else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Failed(f"{engine} failed:\n{done.stderr.strip()[-2000:]}")
+        raise EngineError(f"{engine} failed:\n{done.stderr.strip()[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle one."""
+    """The median."""
     return statistics.median(values)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of one shape as a Markdown table."""
+    """Rows with the same keys as a Markdown table."""
     names = list(rows[0])
     lines = [names, ["---" for _ in names], *([str(row[name]) for name in names] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def tell(title: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any], path: Path | None) -> None:
-    """Print the table; write the JSON beside it if a path is given."""
+def report(title: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any], path: Path | None) -> None:
+    """Print a table of the results, and write them as JSON if a path is given."""
     from distillkit.student import blas
 
     blas.load()  # before anything imports mlx
     from distillkit.pipeline.bench import machine
 
-    where = machine()
-    print(f"\n{title}\n{where['cpu']}, {where['cores']} cores, {where['packages']}\n\n{table(rows)}\n")
+    computer = machine()
+    print(f"\n{title}\n{computer['cpu']}, {computer['cores']} cores, {computer['packages']}\n\n{table(rows)}\n")
     if path:
-        path.write_text(json.dumps({"title": title, "machine": where, **result}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({"title": title, "machine": computer, **result}, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The step as one would write it in MLX: one stream, no compilation, all logits of a batch at once.
+"""A straightforward training step in MLX: one stream, no compilation, all logits of a batch at once.
 
-What distillkit's own step is measured against: the same network, loss and optimizer, with MLX's parts.
+The baseline for distillkit's own step: the same network, loss and optimizer, from MLX's standard modules.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from problems import Problem, Teacher, rate
+from problems import Problem, Teacher, learning_rate
 
 ACTIVATIONS = {"gelu": nn.gelu, "relu": nn.relu}
 
@@ -31,21 +31,21 @@ class Block(nn.Module):
         parts = mx.split(self.qkv(self.attention_norm(x)), 3, axis=-1)
         q, k, v = (p.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3) for p in parts)
         scale = 1 / math.sqrt(width // self.heads)
-        seen = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
-        x = x + self.out(seen.transpose(0, 2, 1, 3).reshape(batch, length, width))
+        attended = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal")
+        x = x + self.out(attended.transpose(0, 2, 1, 3).reshape(batch, length, width))
         return x + self.down(self.activation(self.up(self.hidden_norm(x))))
 
 
 class Plain(nn.Module):
-    def __init__(self, shape: dict[str, Any], activation: str) -> None:
+    def __init__(self, config: dict[str, Any], activation: str) -> None:
         super().__init__()
-        width = shape["width"]
-        self.tokens, self.positions = nn.Embedding(shape["vocab_size"], width), nn.Embedding(shape["context"], width)
-        self.blocks = [Block(width, shape["hidden"], shape["heads"], activation) for _ in range(shape["layers"])]
+        width = config["width"]
+        self.tokens, self.positions = nn.Embedding(config["vocab_size"], width), nn.Embedding(config["context"], width)
+        self.blocks = [Block(width, config["hidden"], config["heads"], activation) for _ in range(config["layers"])]
         self.norm = nn.LayerNorm(width)
-        self.tied = shape.get("tied", True)
+        self.tied = config.get("tied", True)
         if not self.tied:
-            self.head = nn.Linear(width, shape["vocab_size"], bias=False)
+            self.head = nn.Linear(width, config["vocab_size"], bias=False)
 
     def __call__(self, tokens: mx.array) -> mx.array:
         x = self.tokens(tokens) + self.positions(mx.arange(tokens.shape[1]))
@@ -55,23 +55,23 @@ class Plain(nn.Module):
         return self.tokens.as_linear(x) if self.tied else self.head(x)
 
 
-def network(which: Problem | Teacher) -> Plain:
-    """A network with the weights it begins with."""
-    model = Plain(which.shape, which.activation)
+def network(source: Problem | Teacher) -> Plain:
+    """A network with the problem's initial weights."""
+    model = Plain(source.config, source.activation)
     names = {"attention.qkv": "qkv", "attention.out": "out"}
     weights = {}
-    for name, value in which.weights.items():
-        for ours, plain in names.items():
-            name = name.replace(ours, plain)
+    for name, value in source.weights.items():
+        for distillkit_name, plain_name in names.items():
+            name = name.replace(distillkit_name, plain_name)
         weights["head.weight" if name == "out.weight" else name] = mx.array(value)
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
-    which.weights.clear()
+    source.weights.clear()
     return model
 
 
 def stepper(problem: Problem) -> Callable[[int], float]:
-    """What takes a step and says the loss before it."""
+    """A function that takes a training step and returns the loss before it."""
     model = network(problem)
     teacher = network(problem.teacher) if problem.teacher else None
     optimizer = optim.MultiOptimizer(
@@ -88,9 +88,9 @@ def stepper(problem: Problem) -> Callable[[int], float]:
         loss = mx.sum(nn.losses.cross_entropy(logits, hard) * weight) / total
         if teacher is None:
             return loss
-        theirs = nn.log_softmax(teacher(inputs))
-        apart = mx.sum(mx.exp(theirs) * (theirs - nn.log_softmax(logits)), axis=-1)
-        return problem.alpha * loss + (1 - problem.alpha) * mx.sum(apart * weight) / total
+        teacher_log = nn.log_softmax(teacher(inputs))
+        kl = mx.sum(mx.exp(teacher_log) * (teacher_log - nn.log_softmax(logits)), axis=-1)
+        return problem.alpha * loss + (1 - problem.alpha) * mx.sum(kl * weight) / total
 
     value_and_grad = nn.value_and_grad(model, loss_of)
 
@@ -98,7 +98,7 @@ def stepper(problem: Problem) -> Callable[[int], float]:
         loss, gradients = value_and_grad(model, *(mx.array(part) for part in problem.batch(number)))
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         for each in optimizer.optimizers:
-            each.learning_rate = rate(problem, number)
+            each.learning_rate = learning_rate(problem, number)
         optimizer.update(model, gradients)
         mx.eval(model.parameters(), optimizer.state, loss)
         return float(loss.item())

@@ -1,7 +1,7 @@
-"""What engines are compared on: a network, its weights, its batches, a teacher, figures. The same numbers for all.
+"""The training problems on which engines are compared: network, initial weights, batches, teacher, hyperparameters.
 
-`53m` is the seeds' student (52,990,464 parameters, 4 x 512 random tokens a step); `quickstart` is the recipe of that
-name, its stories and its teacher in every step, without the 200 answers; `tiny` is for tests, with a teacher, too.
+`53m` is the student of the seed recipes (52,990,464 parameters, 4 x 512 random tokens per step); `quickstart` is the
+recipe of that name, with its stories and its teacher but without the 200 answers; `tiny`, with a teacher, is for tests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-SHAPES = {
+CONFIGS = {
     "53m": {"vocab_size": 50257, "layers": 8, "heads": 8, "width": 384, "hidden": 1536, "context": 512, "tied": False},
     "quickstart": {"vocab_size": 2048, "layers": 4, "heads": 4, "width": 128, "hidden": 512, "context": 128},
     "tiny": {"vocab_size": 61, "layers": 2, "heads": 2, "width": 16, "hidden": 32, "context": 12, "tied": False},
@@ -24,9 +24,9 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.toml"
 
 @dataclass
 class Problem:
-    """All that an engine needs to begin."""
+    """Everything that an engine needs."""
 
-    shape: dict[str, Any]
+    config: dict[str, Any]
     activation: str
     weights: dict[str, Array]
     batch: Callable[[int], tuple[Array, Array, Array]]
@@ -39,43 +39,43 @@ class Problem:
 
     @property
     def tokens(self) -> int:
-        """How many a step reads."""
-        return self.rows * int(self.shape["context"])
+        """The number of tokens per step."""
+        return self.rows * int(self.config["context"])
 
 
 @dataclass
 class Teacher:
-    """A student that was trained before: its shape and weights."""
+    """A trained student: its config and weights."""
 
-    shape: dict[str, Any]
+    config: dict[str, Any]
     activation: str
     weights: dict[str, Array]
 
 
 def problem(name: str) -> Problem:
-    """A problem by its name."""
+    """The problem of this name."""
     return {"53m": seed_student, "quickstart": quickstart, "tiny": tiny}[name]()
 
 
 def seed_student(rows: int = 4) -> Problem:
-    """The student of the seeds, on random tokens."""
-    return Problem(SHAPES["53m"], "gelu", _initial(SHAPES["53m"], "gelu"), _random(SHAPES["53m"], rows), rows)
+    """The student of the seed recipes, on random tokens."""
+    return Problem(CONFIGS["53m"], "gelu", _initial(CONFIGS["53m"], "gelu"), _random(CONFIGS["53m"], rows), rows)
 
 
 def tiny(rows: int = 3) -> Problem:
-    """All that the others have, so small that a step takes no time."""
-    shape = SHAPES["tiny"]
-    teacher = Teacher({**shape, "width": 24, "hidden": 48}, "relu", {})
-    teacher.weights = _initial(teacher.shape, "relu", seed=2)
-    weights = _initial(shape, "gelu")
-    return Problem(shape, "gelu", weights, _random(shape, rows), rows, teacher, alpha=0.4, rate=1e-2, warmup=2)
+    """A problem with all features whose steps take almost no time."""
+    config = CONFIGS["tiny"]
+    teacher = Teacher({**config, "width": 24, "hidden": 48}, "relu", {})
+    teacher.weights = _initial(teacher.config, "relu", seed=2)
+    weights = _initial(config, "gelu")
+    return Problem(config, "gelu", weights, _random(config, rows), rows, teacher, alpha=0.4, rate=1e-2, warmup=2)
 
 
-def _random(shape: dict[str, Any], rows: int) -> Callable[[int], tuple[Array, Array, Array]]:
+def _random(config: dict[str, Any], rows: int) -> Callable[[int], tuple[Array, Array, Array]]:
     """Batches of random tokens."""
 
     def batch(step: int) -> tuple[Array, Array, Array]:
-        tokens = np.random.default_rng(step).integers(0, shape["vocab_size"], (2, rows, shape["context"]))
+        tokens = np.random.default_rng(step).integers(0, config["vocab_size"], (2, rows, config["context"]))
         return tokens[0].astype(np.int32), tokens[1].astype(np.int32), np.ones(tokens[0].shape, np.float32)
 
     return batch
@@ -98,9 +98,9 @@ def quickstart() -> Problem:
         return rows.inputs, rows.hard, rows.weight
 
     return Problem(
-        SHAPES["quickstart"],
+        CONFIGS["quickstart"],
         "relu",
-        _initial(SHAPES["quickstart"], "relu"),
+        _initial(CONFIGS["quickstart"], "relu"),
         batch,
         train.batch_size,
         Teacher({**teaching.config.__dict__}, teaching.config.activation, _arrays(teaching)),
@@ -111,17 +111,17 @@ def quickstart() -> Problem:
     )
 
 
-def rate(problem: Problem, step: int) -> float:
-    """The learning rate: warm-up, then half a cosine to a twentieth."""
+def learning_rate(problem: Problem, step: int) -> float:
+    """The learning rate of a step: warm-up, then cosine decay to a twentieth of the peak."""
     from distillkit.student.training.optimizers import LearningRateSchedule
 
     return LearningRateSchedule(problem.rate, problem.rate / 20, problem.warmup, problem.steps)(step)
 
 
-def _initial(shape: dict[str, Any], activation: str, seed: int = 1) -> dict[str, Array]:
+def _initial(config: dict[str, Any], activation: str, seed: int = 1) -> dict[str, Array]:
     from distillkit.student.model.gpt import GPT, GPTConfig, initialise
 
-    model = GPT(GPTConfig(**shape, activation=activation))  # type: ignore[arg-type]
+    model = GPT(GPTConfig(**config, activation=activation))  # type: ignore[arg-type]
     initialise(model, seed)
     return _arrays(model)
 

@@ -1,4 +1,4 @@
-"""The same step in PyTorch's best practice: fused attention, fused AdamW; eager or compiled."""
+"""The same training step in PyTorch, with fused attention and fused AdamW, eager or compiled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from problems import Problem, Teacher, rate
+from problems import Problem, Teacher, learning_rate
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,21 +25,21 @@ class Block(nn.Module):
         batch, length, width = x.shape
         parts = self.attention["qkv"](self.attention_norm(x)).split(width, dim=2)
         q, k, v = (p.view(batch, length, self.heads, -1).transpose(1, 2) for p in parts)
-        seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.attention["out"](seen.transpose(1, 2).reshape(batch, length, width))
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attention["out"](attended.transpose(1, 2).reshape(batch, length, width))
         return x + self.down(self.activation(self.up(self.hidden_norm(x))))
 
 
 class Net(nn.Module):
-    def __init__(self, shape: dict[str, Any], activation: str) -> None:
+    def __init__(self, config: dict[str, Any], activation: str) -> None:
         super().__init__()
-        width = shape["width"]
-        self.tokens, self.positions = nn.Embedding(shape["vocab_size"], width), nn.Embedding(shape["context"], width)
-        blocks = [Block(width, shape["hidden"], shape["heads"], activation) for _ in range(shape["layers"])]
+        width = config["width"]
+        self.tokens, self.positions = nn.Embedding(config["vocab_size"], width), nn.Embedding(config["context"], width)
+        blocks = [Block(width, config["hidden"], config["heads"], activation) for _ in range(config["layers"])]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, shape["vocab_size"], bias=False)
-        if shape.get("tied", True):
+        self.out = nn.Linear(width, config["vocab_size"], bias=False)
+        if config.get("tied", True):
             self.out.weight = self.tokens.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -49,19 +49,19 @@ class Net(nn.Module):
         return self.out(self.norm(x))
 
 
-def network(which: Problem | Teacher, device: str) -> Net:
-    """A network with the weights it begins with."""
-    model = Net(which.shape, which.activation)
-    weights = {name: torch.tensor(value) for name, value in which.weights.items()}
-    if which.shape.get("tied", True):
+def network(source: Problem | Teacher, device: str) -> Net:
+    """A network with the problem's initial weights."""
+    model = Net(source.config, source.activation)
+    weights = {name: torch.tensor(value) for name, value in source.weights.items()}
+    if source.config.get("tied", True):
         weights["out.weight"] = weights["tokens.weight"]
     model.load_state_dict(weights)
-    which.weights.clear()
+    source.weights.clear()
     return model.to(device)
 
 
 def stepper(problem: Problem, compiled: bool = False, device: str | None = None) -> Callable[[int], float]:
-    """What takes a step and says the loss before it."""
+    """A function that takes a training step and returns the loss before it."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = network(problem, device)
@@ -77,19 +77,19 @@ def stepper(problem: Problem, compiled: bool = False, device: str | None = None)
         loss = (functional.cross_entropy(logits, hard.flatten(), reduction="none") * weight.flatten()).sum()
         if teacher is not None:
             with torch.no_grad():
-                theirs = functional.log_softmax(teacher(inputs).flatten(0, 1), -1)
-            ours = functional.log_softmax(logits, -1)
-            apart = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1) * weight.flatten()
-            loss = problem.alpha * loss + (1 - problem.alpha) * apart.sum()
+                teacher_log = functional.log_softmax(teacher(inputs).flatten(0, 1), -1)
+            student_log = functional.log_softmax(logits, -1)
+            kl = functional.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(-1)
+            loss = problem.alpha * loss + (1 - problem.alpha) * (kl * weight.flatten()).sum()
         return loss / weight.sum()
 
-    measured = torch.compile(loss_of) if compiled else loss_of
+    loss_function = torch.compile(loss_of) if compiled else loss_of
 
     def step(number: int) -> float:
         inputs, hard, weight = (torch.tensor(part).to(device) for part in problem.batch(number))
         for group in optimizer.param_groups:
-            group["lr"] = rate(problem, number)
-        loss = measured(inputs.long(), hard.long(), weight)
+            group["lr"] = learning_rate(problem, number)
+        loss = loss_function(inputs.long(), hard.long(), weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

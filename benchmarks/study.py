@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import table, tell
+from measure import report, table
 
 from distillkit.plugins.manager import Plugins
 from distillkit.recipe.recipe import load
@@ -69,7 +69,7 @@ def main() -> None:
             rows.append(_row_of(TEACHER, [teacher]))
             figures[TEACHER] = _figures_of([teacher], None)
         found[corpus] = figures
-        tell(f"{corpus}: {options.seeds} seeds, beside hard labels", rows, figures, None)
+        report(f"{corpus}: {options.seeds} seeds, beside hard labels", rows, figures, None)
         text.append((corpus, rows, figures))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

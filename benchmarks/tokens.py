@@ -1,10 +1,10 @@
-"""Tokenizing: distillkit's, and its packing into files, beside bare tiktoken with the same ranks and threads.
+"""Speed of distillkit's tokenization and packing into files, against tiktoken with the same ranks and threads.
 
     python benchmarks/tokens.py [--megabytes 8] [--rounds 5] [--ranks gpt2.tiktoken] [--json FILE]
 
-Many stories, once as they are and once joined to a few long documents, in turn, round after round; figures are medians,
-ratios are within a round. tiktoken is asked as its documentation says: `encode_ordinary_batch`. GPT-2's ranks are read
-from `--ranks`, or from `../shared/data/gpt2.tiktoken` where that is there. Ends with 1 below the mark of 0.9.
+Input: many stories, once as they are and once joined to a few long documents. The methods take turns for some rounds;
+figures are medians, ratios are within a round. tiktoken is called as documented: `encode_ordinary_batch`. GPT-2's ranks
+are read from `--ranks`, by default `../shared/data/gpt2.tiktoken` if it exists. Exits with 1 if a ratio is below 0.9.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tiktoken
-from measure import median, tell
+from measure import median, report
 
 from distillkit.data import tokenizer as tokenizers
 from distillkit.data.shards import Packer
@@ -34,18 +34,18 @@ BARE, LISTS, ARRAYS, PACKED = "tiktoken", "encode_batch", "encode_arrays", "pack
 
 
 def main() -> int:
-    """Measure, and tell."""
+    """Measure and report."""
     options = _options()
     stories = list(_stories(options.megabytes * 1_000_000))
     texts = {"stories": stories, "long documents": list(_joined(stories))}
     rows, results = [], []
-    for name, ours in _tokenizers(options.ranks):
+    for name, tokenizer in _tokenizers(options.ranks):
         for kind, documents in texts.items():
-            result = {"tokenizer": name, "documents": kind, **_measured(ours, documents, options.rounds)}
+            result = {"tokenizer": name, "documents": kind, **_measured(tokenizer, documents, options.rounds)}
             results.append(result)
             rows += _rows(result)
     title = f"Tokenizing: {tokenizers.threads()} threads, {options.rounds} rounds, medians, ratios within a round"
-    tell(title, rows, {"mark": MARK, "threads": tokenizers.threads(), "results": results}, options.json)
+    report(title, rows, {"mark": MARK, "threads": tokenizers.threads(), "results": results}, options.json)
     slow = [f"{r['tokenizer']}, {r['documents']}" for r in results if min(r["ratios"].values()) < MARK]
     print(f"Slower than {MARK} of tiktoken: {'; '.join(slow)}" if slow else f"All at least {MARK} of tiktoken.")
     return 1 if slow else 0
@@ -61,7 +61,7 @@ def _options() -> argparse.Namespace:
 
 
 def _stories(characters: int) -> Iterator[str]:
-    """Bundled stories, again and again: what they say does not matter for speed, and making them takes long."""
+    """Generated stories, repeated as needed: their content does not affect speed, and generating them is slow."""
     some, written, number = [story(0, i) for i in range(2000)], 0, 0
     while written < characters:
         yield some[number % len(some)]
@@ -81,15 +81,17 @@ def _tokenizers(ranks: Path) -> Iterator[tuple[str, Tokenizer]]:
         yield "gpt2", tokenizers.build("gpt2", ranks=ranks)
 
 
-def _measured(ours: Tokenizer, documents: list[str], rounds: int) -> dict[str, Any]:
-    """The time of each way, round after round, and its speed as a share of tiktoken's."""
-    bare = tiktoken.Encoding("bare", pat_str=ours.pattern, mergeable_ranks=ours.ranks, special_tokens=ours.special)
+def _measured(tokenizer: Tokenizer, documents: list[str], rounds: int) -> dict[str, Any]:
+    """The speed of each method, absolute and relative to tiktoken's."""
+    bare = tiktoken.Encoding(
+        "bare", pat_str=tokenizer.pattern, mergeable_ranks=tokenizer.ranks, special_tokens=tokenizer.special
+    )
     threads, folder = tokenizers.threads(), Path(tempfile.mkdtemp())
     ways: dict[str, Callable[[], Any]] = {
         BARE: lambda: bare.encode_ordinary_batch(documents, num_threads=threads),
-        LISTS: lambda: ours.encode_batch(documents),
-        ARRAYS: lambda: ours.encode_arrays(documents),
-        PACKED: lambda: _pack(ours, documents, folder),
+        LISTS: lambda: tokenizer.encode_batch(documents),
+        ARRAYS: lambda: tokenizer.encode_arrays(documents),
+        PACKED: lambda: _pack(tokenizer, documents, folder),
     }
     _must_agree(ways)
     times: dict[str, list[float]] = {way: [] for way in ways}
@@ -107,13 +109,13 @@ def _measured(ours: Tokenizer, documents: list[str], rounds: int) -> dict[str, A
 
 
 def _must_agree(ways: dict[str, Callable[[], Any]]) -> None:
-    """The ways do the same work, or comparing them means nothing; also warms them up."""
+    """Exit with 1 unless all methods give the same tokens. Also warms them up."""
     expected = ways[BARE]()
     if ways[LISTS]() != expected or [tokens.tolist() for tokens in ways[ARRAYS]()] != expected:
-        raise SystemExit("distillkit's tokens are not tiktoken's")
+        raise SystemExit("distillkit's tokens differ from tiktoken's")
     count = sum(len(tokens) + 1 for tokens in expected)  # with the end of each text
     if ways[PACKED]()["tokens"] != count:
-        raise SystemExit("the packed tokens are not tiktoken's")
+        raise SystemExit("the packed tokens differ from tiktoken's")
 
 
 def _pack(tokenizer: Tokenizer, documents: list[str], folder: Path) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _seconds(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     result = work()
     spent = time.perf_counter() - began
-    del result  # millions of Python's numbers: to forget them takes time, too, but nobody's here
+    del result  # freeing millions of Python numbers takes time that is not measured
     return spent
 
 

@@ -230,7 +230,7 @@ def losses(engine: ModuleType, problems: ModuleType) -> list[float]:
 
 def test_ours_and_the_plain_step_have_the_same_losses(engine: Callable[[str], ModuleType]) -> None:
     problems = engine("problems")
-    ours = losses(engine("ours"), problems)
+    ours = losses(engine("distillkit_engine"), problems)
     assert ours[2] != ours[0]
     assert ours == pytest.approx(losses(engine("plain"), problems), rel=1e-4)
 
@@ -254,4 +254,4 @@ def test_pytorch_has_the_same_losses(
     torch = peer("torch")
     pytorch, problems = engine("pytorch"), engine("problems")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # like to like
-    assert losses(pytorch, problems) == pytest.approx(losses(engine("ours"), problems), rel=1e-4)
+    assert losses(pytorch, problems) == pytest.approx(losses(engine("distillkit_engine"), problems), rel=1e-4)

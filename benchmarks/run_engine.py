@@ -1,6 +1,6 @@
-"""One engine, one problem, some steps, in a process of its own: prints what it took, as JSON.
+"""Runs one engine on one problem in a separate process, and prints the times and losses of its steps as JSON.
 
-python benchmarks/subject.py ENGINE PROBLEM STEPS [cpu|gpu]
+python benchmarks/run_engine.py ENGINE PROBLEM STEPS [cpu|gpu]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ENGINES = ("distillkit", "plain", "plain, as installed", "torch", "torch, compil
 
 
 def stepper(engine: str, problem: str, device: str | None) -> Callable[[int], float]:
-    """The engine's step. What is imported first decides the BLAS that MLX uses."""
+    """The step function of an engine. The order of imports decides which BLAS MLX uses."""
     if engine == "plain, as installed":
         import mlx.core  # noqa: F401 - before distillkit, so it keeps the BLAS of its wheel
     import problems
@@ -24,23 +24,23 @@ def stepper(engine: str, problem: str, device: str | None) -> Callable[[int], fl
         from distillkit.student import blas
 
         blas.use_device(device)
-    what = problems.problem(problem)
+    chosen = problems.problem(problem)
     if engine == "distillkit":
-        import ours
+        import distillkit_engine
 
-        return ours.stepper(what)
+        return distillkit_engine.stepper(chosen)
     if engine.startswith("plain"):
         import plain
 
-        return plain.stepper(what)
+        return plain.stepper(chosen)
     import pytorch
 
     kind = {"cpu": "cpu", "gpu": "cuda", None: None}[device]
-    return pytorch.stepper(what, compiled=engine.endswith("compiled"), device=kind)
+    return pytorch.stepper(chosen, compiled=engine.endswith("compiled"), device=kind)
 
 
 def main(engine: str, problem: str, steps: int, device: str | None = None) -> None:
-    """Take the steps, the first of which is told apart: engines compile then."""
+    """Take the steps. The caller ignores the first, in which engines compile."""
     step = stepper(engine, problem, device)
     seconds, processor, losses = [], [], []
     for number in range(steps):
@@ -53,7 +53,7 @@ def main(engine: str, problem: str, steps: int, device: str | None = None) -> No
 
 
 def _mlx() -> dict[str, int]:
-    """What MLX itself counted, if it is here."""
+    """MLX's own peak memory, if MLX is loaded."""
     if "mlx.core" not in sys.modules:
         return {}
     return {"mlx_peak_bytes": sys.modules["mlx.core"].get_peak_memory()}

@@ -1,4 +1,4 @@
-"""The step that `distillkit train` takes, as it is."""
+"""The training step of `distillkit train`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from distillkit_plugins.mixers import AlphaTemperature, Hard
-from problems import Problem, Teacher, rate
+from problems import Problem, Teacher, learning_rate
 
 from distillkit.core import cpu
 from distillkit.data.batches import Batch
@@ -21,23 +21,23 @@ from distillkit.student.training.optimizers import AdamW
 from distillkit.student.training.parallel import StreamPool, keep_freed_memory
 
 
-def network(which: Problem | Teacher) -> GPT:
-    """A network with the weights it begins with."""
-    model = GPT(GPTConfig(**{**which.shape, "activation": which.activation}))
-    model.load_weights([(name, mx.array(value)) for name, value in which.weights.items()])
+def network(source: Problem | Teacher) -> GPT:
+    """A network with the problem's initial weights."""
+    model = GPT(GPTConfig(**{**source.config, "activation": source.activation}))
+    model.load_weights([(name, mx.array(value)) for name, value in source.weights.items()])
     mx.eval(model.parameters())
-    which.weights.clear()
+    source.weights.clear()
     return model
 
 
 def stepper(problem: Problem) -> Callable[[int], float]:
-    """What takes a step and says the loss before it."""
+    """A function that takes a training step and returns the loss before it."""
     keep_freed_memory()
     mixer, teacher = Hard(), None
     if problem.teacher:
         mixer = AlphaTemperature(AlphaTemperature.Options(alpha=problem.alpha, temperature=1.0))
-        taught = network(problem.teacher).eval()
-        teacher = lambda tokens: LazyLogits(taught(tokens), taught.head)  # noqa: E731
+        teacher_network = network(problem.teacher).eval()
+        teacher = lambda tokens: LazyLogits(teacher_network(tokens), teacher_network.head)  # noqa: E731
     job = replace(job_of(problem, mixer), teacher=teacher)
     state = initial_state(job.model, job.settings.optimizer)
 
@@ -49,15 +49,15 @@ def stepper(problem: Problem) -> Callable[[int], float]:
 
 
 def job_of(problem: Problem, mixer: Mixer) -> TrainingJob:
-    """What the train stage would do with a problem's network and batches, but for files: there are none."""
+    """The job that the train stage would build for a problem, without files."""
     nowhere: Any = None
 
     def batch(step: int) -> Batch:
         inputs, hard, weight = problem.batch(step)
         return Batch(inputs, hard, weight, np.zeros_like(weight))
 
-    model, vocabulary = network(problem), problem.shape["vocab_size"]
-    schedule: Any = lambda step: rate(problem, step)  # noqa: E731
-    settings = TrainSettings(problem.steps, 1, chunk_rows(vocabulary), 100, 100, None, 2, 1, schedule, AdamW())
+    model, vocab_size = network(problem), problem.config["vocab_size"]
+    schedule: Any = lambda step: learning_rate(problem, step)  # noqa: E731
+    settings = TrainSettings(problem.steps, 1, chunk_rows(vocab_size), 100, 100, None, 2, 1, schedule, AdamW())
     pool = StreamPool(min(problem.rows, cpu.cores()) if mx.default_device() == mx.cpu else 1)
-    return TrainingJob(model, vocabulary, mixer, batch, list, settings, {}, {}, nowhere, nowhere, stream_pool=pool)
+    return TrainingJob(model, vocab_size, mixer, batch, list, settings, {}, {}, nowhere, nowhere, stream_pool=pool)
