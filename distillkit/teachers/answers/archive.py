@@ -1,8 +1,8 @@
-"""Answers in a file that travels: JSON lines, plain or compressed, with a header that says where they come from.
+"""Export and import of the answer cache: JSON lines, plain or compressed, with a header that names their sources.
 
-What comes in is trusted with nothing: each line is text of a bounded length, each key must be the digest of what was
-asked, each answer must be whole, and nothing that is there already is overwritten. A file is read to its end before the
-first row of it is kept. Knows no teacher.
+An imported file is not trusted: each line has a limited length, each key must be the digest of its key fields, each
+answer must be complete, and no existing row is overwritten. The whole file is validated before the first row is stored.
+Knows no teacher.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from .disk import DAMAGE, DiskAnswerStore
 from .maintenance import summarise_row, validate_row
 
 FORMAT, VERSION = "distillkit-answers", 1
-LONGEST_LINE = 64 * 2**20
-AT_ONCE = 500
+MAX_LINE_BYTES = 64 * 2**20
+ROWS_PER_TRANSACTION = 500
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
-# ------------------------------------------------------------------------------------------------- out
+# ------------------------------------------------------------------------------------------------- export
 
 
 def export_answers(cache: DiskAnswerStore, file: Path, licence: str | None = None) -> dict[str, Any]:
-    """Write all sound rows of a cache to a file; its header, with the number of damaged rows that were left out."""
+    """Write all valid rows of a cache to a file. Returns the header and the number of damaged rows (`left_out`)."""
     if not file.name.endswith(SUFFIXES):
-        raise UsageError(f"{file} has no known ending", f"End its name in {', '.join(SUFFIXES)}.")
+        raise UsageError(f"{file} has an unknown suffix", f"Use one of {', '.join(SUFFIXES)}.")
     _zstandard(file.suffix == ".zst")
-    with cache.snapshot():  # the header counts what the lines then are
+    with cache.snapshot():  # the header counts the lines that follow
         header, left_out = _header(cache, licence)
-        with atomic_write(file) as part, _writing(part, file.suffix) as stream:
+        with atomic_write(file) as temporary, _open_for_writing(temporary, file.suffix) as stream:
             stream.write(json.dumps(header) + "\n")
             for row in cache.rows():
-                with suppress(CorruptError):  # counted in the header; `verify` names them
+                with suppress(CorruptError):  # counted as left out; `verify` lists them
                     stream.write(json.dumps({"key": row.key, **validate_row(row.key, row.text)}) + "\n")
     return {**header, "left_out": left_out}
 
 
 def _header(cache: DiskAnswerStore, licence: str | None) -> tuple[dict[str, Any], int]:
-    """Where the rows come from, and under which terms; and how many are damaged."""
+    """The header (sources, licence, number of rows), and the number of damaged rows."""
     sources: Counter[tuple[str, str, str]] = Counter()
     left_out = 0
     for row in cache.rows():
@@ -59,8 +59,8 @@ def _header(cache: DiskAnswerStore, licence: str | None) -> tuple[dict[str, Any]
         except CorruptError:
             left_out += 1
         else:
-            said = summarise_row(row)
-            sources[(said.provider, said.model, said.kind) if said else ("", "", "")] += 1
+            summary = summarise_row(row)
+            sources[(summary.provider, summary.model, summary.kind) if summary else ("", "", "")] += 1
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -77,49 +77,50 @@ def _header(cache: DiskAnswerStore, licence: str | None) -> tuple[dict[str, Any]
 
 
 @contextmanager
-def _writing(part: Path, suffix: str) -> Iterator[IO[str]]:
-    """A stream of ASCII lines, compressed as the ending says."""
+def _open_for_writing(file: Path, suffix: str) -> Iterator[IO[str]]:
+    """A stream of ASCII text, compressed according to the suffix."""
     if suffix == ".gz":
-        stream: Any = gzip.open(part, "wt", compresslevel=6, encoding="ascii")  # noqa: SIM115
+        stream: Any = gzip.open(file, "wt", compresslevel=6, encoding="ascii")  # noqa: SIM115
     elif suffix == ".zst":
-        stream = _zstandard(True).open(part, "wt", encoding="ascii")
+        stream = _zstandard(True).open(file, "wt", encoding="ascii")
     else:
-        stream = part.open("w", encoding="ascii")
+        stream = file.open("w", encoding="ascii")
     with stream:
         yield stream
 
 
-# ------------------------------------------------------------------------------------------------- in
+# ------------------------------------------------------------------------------------------------- import
 
 
 def import_answers(cache: DiskAnswerStore, file: Path) -> dict[str, Any]:
-    """Keep the rows of a file that are new; how many there were and were new. A bad file leaves the cache as it was."""
+    """Store the new rows of a file. Returns the header and the counts. An invalid file leaves the cache unchanged."""
     lines = _lines(file)
-    header = _checked_header(file, next(lines, b""))
+    header = _parse_header(file, next(lines, b""))
     rows = sum(1 for _ in _rows(file, lines))
     if rows != header["rows"]:
-        raise CorruptError(f"{file} holds {rows:,} of {header['rows']:,} rows: it was cut short", "Fetch it again.")
+        raise CorruptError(f"{file} is truncated: it has {rows:,} of {header['rows']:,} rows", "Get the file again.")
     again = _rows(file, islice(_lines(file), 1, None))
     new = 0
-    while some := list(islice(again, AT_ONCE)):
+    while some := list(islice(again, ROWS_PER_TRANSACTION)):
         new += cache.add(some)
     return {"schema": 1, "header": header, "rows": rows, "new": new, "known": rows - new}
 
 
-def _checked_header(file: Path, line: bytes) -> dict[str, Any]:
+def _parse_header(file: Path, line: bytes) -> dict[str, Any]:
     try:
         header = json.loads(line)
         if header["format"] != FORMAT or header["version"] > VERSION or not isinstance(header["rows"], int):
             raise ValueError
     except DAMAGE as error:
         raise CorruptError(
-            f"{file} is not an export of answers that this version reads", "Make it with: distillkit cache export FILE"
+            f"{file} is not an export of answers that this version can read",
+            "Create one with: distillkit cache export FILE",
         ) from error
     return header  # type: ignore[no-any-return]
 
 
 def _rows(file: Path, lines: Iterator[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Keys and rows, each held against what it must be."""
+    """Keys and rows, validated."""
     for number, line in enumerate(lines, 2):
         try:
             values = json.loads(line)
@@ -127,53 +128,53 @@ def _rows(file: Path, lines: Iterator[bytes]) -> Iterator[tuple[str, dict[str, A
             yield key, validate_row(key, json.dumps(values))
         except (*DAMAGE, CorruptError) as error:
             raise CorruptError(
-                f"{file}, line {number} is no sound row: {error}", "Nothing of the file was kept."
+                f"{file}, line {number} is not a valid row: {error}", "Nothing was imported from the file."
             ) from error
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    """Lines as bytes, unpacked, none of them longer than anything that we write."""
+    """The decompressed lines. Lines longer than any exported one are refused."""
     try:
-        with _reading(file) as stream:
+        with _open_for_reading(file) as stream:
             number = 0
-            while line := stream.readline(LONGEST_LINE + 1):
+            while line := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                if len(line) > LONGEST_LINE:
-                    raise CorruptError(f"{file}, line {number} is longer than {LONGEST_LINE:,} bytes: refused")
+                if len(line) > MAX_LINE_BYTES:
+                    raise CorruptError(f"{file}, line {number} is longer than {MAX_LINE_BYTES:,} bytes")
                 yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CorruptError(f"{file} cannot be unpacked: {error}", "Fetch it again.") from error
+        raise CorruptError(f"{file} cannot be decompressed: {error}", "Get the file again.") from error
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[IO[bytes]]:
-    """The unpacked bytes of a file; how it is packed is told by its first bytes, not by its name."""
+def _open_for_reading(file: Path) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file. The compression is detected from the first bytes, not from the name."""
     with file.open("rb") as raw:
         magic = raw.read(4)
     if magic[:2] == b"\x1f\x8b":
-        with gzip.open(file, "rb") as unpacked:
-            yield io.BufferedReader(unpacked)
+        with gzip.open(file, "rb") as stream:
+            yield io.BufferedReader(stream)
     elif magic == b"\x28\xb5\x2f\xfd":
         zstandard = _zstandard(True)
         try:
-            with zstandard.open(file, "rb") as unpacked:
-                yield io.BufferedReader(unpacked)
+            with zstandard.open(file, "rb") as stream:
+                yield io.BufferedReader(stream)
         except zstandard.ZstdError as error:
-            raise CorruptError(f"{file} cannot be unpacked: {error}", "Fetch it again.") from error
+            raise CorruptError(f"{file} cannot be decompressed: {error}", "Get the file again.") from error
     else:
         with file.open("rb") as stream:
             yield stream
 
 
 def _zstandard(needed: bool) -> Any:
-    """The package that knows Zstandard, which is optional."""
+    """The optional package zstandard, if it is needed."""
     if not needed:
         return None
     try:
         import zstandard
     except ImportError as error:
         raise UsageError(
-            "files that end in .zst need the package zstandard, which is not installed",
+            ".zst files need the package zstandard, which is not installed",
             "Install it (pip install 'distillkit[zstd]'), or use .jsonl.gz.",
         ) from error
     return zstandard
