@@ -106,7 +106,7 @@ def test_a_page_is_read_as_blocks_commands_and_what_they_print(tmp_path: Path) -
     ],
 )
 def test_a_page_that_cannot_be_read_is_refused_by_its_line(page: str, says: str) -> None:
-    with pytest.raises(walk.Wrong, match=re.escape(says)):
+    with pytest.raises(walk.PageError, match=re.escape(says)):
         assert [walk.steps(block) for block in walk.blocks(Path("x.md"), page)]
 
 
@@ -128,7 +128,7 @@ SAME = [
 
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_numbers_and_times_do_not_count(one: str, other: str) -> None:
-    assert walk.alike(one, other)
+    assert walk.same_output(one, other)
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,15 @@ def test_numbers_and_times_do_not_count(one: str, other: str) -> None:
     [("better", "worse"), ("loss 1.0", "grade 1.0"), ("[1, 2]", "[1]"), ("one\ntwo", "one"), ("facade", "deadly")],
 )
 def test_words_count(one: str, other: str) -> None:
-    assert not walk.alike(one, other)
+    assert not walk.same_output(one, other)
 
 
 def test_a_long_output_is_shortened_on_the_page() -> None:
     lines = [f"line {n}" for n in range(9)]
-    assert walk.shortened("\n".join(lines), {"head": "2", "tail": "1"}) == "line 0\nline 1\n...\nline 8"
-    assert walk.shortened("\n".join(lines), {"head": "2"}) == "line 0\nline 1\n..."
-    assert walk.shortened("a\nb\nc", {"head": "2"}) == "a\nb\nc"
-    assert walk.shortened("a\nb", {}) == "a\nb"
+    assert walk.truncate("\n".join(lines), {"head": "2", "tail": "1"}) == "line 0\nline 1\n...\nline 8"
+    assert walk.truncate("\n".join(lines), {"head": "2"}) == "line 0\nline 1\n..."
+    assert walk.truncate("a\nb\nc", {"head": "2"}) == "a\nb\nc"
+    assert walk.truncate("a\nb", {}) == "a\nb"
 
 
 # ------------------------------------------------------------------------------------------------- walking
@@ -177,7 +177,7 @@ Words.
 
 def walked(folder: Path, page: Path, write: bool = False) -> list[str]:
     """What is not as the page says."""
-    return [str(problem) for problem in walk.walk(page, walk.Folder(folder), write, not write)]
+    return [str(problem) for problem in walk.walk(page, walk.Workspace(folder), write, not write)]
 
 
 def test_what_is_printed_is_written_into_the_page_and_then_compared(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_command_that_ends_otherwise_is_named_and_ends_its_block(tmp_path: Pat
     page = tmp_path / "01_x.md"
     page.write_text("```console\n$ (echo no >&2; exit 4)\n$ touch never\n```\n\n```console\n$ touch ever\n```\n")
     (problem,) = walked(tmp_path / "w", page)
-    assert "ended with 4, not 0: (echo no >&2; exit 4)\nno" in problem
+    assert "exit code 4 instead of 0: (echo no >&2; exit 4)\nno" in problem
     assert sorted(path.name for path in (tmp_path / "w").iterdir()) == [".walk", "ever"]
     assert not list((tmp_path / "w" / ".walk").glob("*.done"))
 
@@ -232,7 +232,7 @@ def test_a_chapter_is_walked_after_those_that_it_needs(tmp_path: Path, monkeypat
         (tmp_path / f"{name}.md").write_text(f"---\nneeds: [{needed}]\n---\n")
     assert [page.stem for page in walk.chapters("04")] == ["01_a", "02_b", "04_d"]
     assert [page.stem for page in walk.chapters()] == ["01_a", "02_b", "03_c", "04_d"]
-    with pytest.raises(walk.Wrong, match=r"no chapter '09'\. There are: 01, 02, 03, 04"):
+    with pytest.raises(walk.PageError, match=r"no chapter '09'\. There are: 01, 02, 03, 04"):
         walk.chapters("09")
 
 
