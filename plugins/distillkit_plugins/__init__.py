@@ -1,1 +1,1 @@
-"""The built-in plugins, one file each. They are found through entry points, like anyone else's."""
+"""The built-in plugins, one file each. They are found through entry points, as all plugins are."""

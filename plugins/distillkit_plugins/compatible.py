@@ -1,4 +1,4 @@
-"""Any server that speaks as OpenAI does: vLLM, llama.cpp, Ollama, LM Studio, mlx_lm.server, and clusters of them."""
+"""The teacher `compatible`: any server with the OpenAI API (vLLM, llama.cpp, Ollama, LM Studio, mlx_lm.server)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from distillkit.teachers.chat import ChatTeacher
 
 
 class Compatible(ChatTeacher):
-    """Any OpenAI-style server, by its base_url; a key, if it wants one, is in DISTILLKIT_API_KEY."""
+    """Any server with the OpenAI API, at base_url; the key, if one is needed, is in DISTILLKIT_API_KEY."""
 
     name = "compatible"
     signal = "top_logprobs"
@@ -17,5 +17,5 @@ class Compatible(ChatTeacher):
 
 @hookimpl
 def register_teachers() -> list[type[Teacher]]:
-    """Offer it."""
+    """The teacher of this module."""
     return [Compatible]

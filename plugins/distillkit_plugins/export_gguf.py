@@ -234,5 +234,5 @@ class LlamaCpp:
 
 @hookimpl
 def register_exporters() -> list[type[Exporter]]:
-    """Offer it."""
+    """The exporter of this module."""
     return [Gguf]

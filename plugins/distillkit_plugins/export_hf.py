@@ -128,5 +128,5 @@ class Transformers:
 
 @hookimpl
 def register_exporters() -> list[type[Exporter]]:
-    """Offer it."""
+    """The exporter of this module."""
     return [HuggingFace]

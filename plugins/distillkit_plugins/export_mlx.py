@@ -151,5 +151,5 @@ class MlxLm:
 
 @hookimpl
 def register_exporters() -> list[type[Exporter]]:
-    """Offer it."""
+    """The exporter of this module."""
     return [Mlx]

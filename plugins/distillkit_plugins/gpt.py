@@ -1,4 +1,4 @@
-"""The built-in student: a pre-norm GPT."""
+"""The student `gpt`: a pre-norm transformer decoder."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ if TYPE_CHECKING:
 
 
 class Gpt(Student):
-    """A pre-norm GPT: as GPT-2 was, or as Llama is, or anything between."""
+    """A pre-norm GPT, configurable from GPT-2 to Llama style."""
 
     name = "gpt"
 
     class Options(Student.Options):
-        """Its size, and of what parts it is made."""
+        """Options of the student `gpt`: size and architecture."""
 
-        layers: int = Field(4, ge=1, le=200, description="transformer blocks")
-        heads: int = Field(4, ge=1, le=200, description="attention heads; they divide the width")
-        width: int = Field(128, ge=1, le=20_000, description="size of a hidden state")
+        layers: int = Field(4, ge=1, le=200, description="number of transformer blocks")
+        heads: int = Field(4, ge=1, le=200, description="number of attention heads; must divide width")
+        width: int = Field(128, ge=1, le=20_000, description="size of hidden states")
         hidden: int | None = Field(
-            None, ge=1, le=100_000, description="size inside a block; four times the width if not set"
+            None, ge=1, le=100_000, description="hidden size of the feed-forward network; 4 x width if not set"
         )
-        context: int = Field(128, ge=2, le=1_000_000, description="the most tokens it reads at once")
-        dropout: float = Field(0.0, ge=0, lt=1, description="share of activations left out while training")
+        context: int = Field(128, ge=2, le=1_000_000, description="context length in tokens")
+        dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate during training")
         bias: bool = Field(
-            True, validation_alias=AliasChoices("bias", "biases"), description="biases in linear layers and norms"
+            True, validation_alias=AliasChoices("bias", "biases"), description="use biases in linear layers and norms"
         )
-        tied: bool = Field(True, description="the head shares the token embedding's weights")
+        tied: bool = Field(True, description="tie the weights of the head to the token embedding")
         activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = Field(
-            "gelu", description="inside a block; swiglu has a third matrix there"
+            "gelu", description="activation of the feed-forward network; swiglu adds a third matrix"
         )
         positions: Literal["learned", "sinusoidal", "rope"] = Field(
             "learned",
-            description="a table that is trained, fixed waves added to tokens, or heads turned by their place",
+            description="learned position embeddings, fixed sinusoidal ones, or rotary embeddings (rope)",
         )
-        norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="how a block's input is normalised")
-        attention_out: bool = Field(True, description="a matrix after attention")
-        final_norm: bool = Field(True, description="a norm before the head")
-        head_bias: bool = Field(False, description="a bias for each token of the vocabulary")
-        qk_norm: bool = Field(False, description="an RMS norm of each query and key")
+        norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="normalisation layer")
+        attention_out: bool = Field(True, description="output projection after attention")
+        final_norm: bool = Field(True, description="normalise before the head")
+        head_bias: bool = Field(False, description="use a bias in the head")
+        qk_norm: bool = Field(False, description="apply RMSNorm to each query and key")
         kv_heads: int | None = Field(
             None,
             ge=1,
             le=200,
-            description="heads of keys and values, shared by the others; as many as heads if not set",
+            description="number of key and value heads (grouped-query attention); equal to heads if not set",
         )
 
         @field_validator("activation", mode="before")
         @classmethod
-        def _as_it_is_spelt_elsewhere(cls, value: Any) -> Any:
+        def _accept_hyphen(cls, value: Any) -> Any:
             return "gelu_tanh" if value == "gelu-tanh" else value
 
         @model_validator(mode="after")
@@ -65,18 +65,16 @@ class Gpt(Student):
             if self.kv_heads and self.heads % self.kv_heads:
                 raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
             if self.positions == "rope" and self.width // self.heads % 2:
-                raise ValueError(
-                    f"rope turns pairs, so a head must be even, not width / heads = {self.width // self.heads}"
-                )
+                raise ValueError(f"rope rotates pairs, so width / heads must be even, not {self.width // self.heads}")
             return self
 
     @property
     def context(self) -> int:
-        """The most tokens it reads at once."""
+        """The context length in tokens."""
         return int(self.options.context)
 
     def build(self, vocab_size: int) -> GPT:
-        """A network with weights that are not yet initialised."""
+        """A network whose weights are not initialised yet."""
         from distillkit.student.model.gpt import GPT, GPTConfig
 
         values = self.options.model_dump()
@@ -86,5 +84,5 @@ class Gpt(Student):
 
 @hookimpl
 def register_students() -> list[type[Student]]:
-    """Offer it."""
+    """The student of this module."""
     return [Gpt]

@@ -1,4 +1,4 @@
-"""Groq: fast, and tightly limited. Its limit on requests counts a day, that on tokens a minute."""
+"""The teacher `groq`. Groq limits requests per day and tokens per minute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from distillkit import Teacher, hookimpl
 from distillkit.teachers.chat import ChatTeacher
 
-PATH = "/openai/v1"  # which the SDK adds by itself
+PATH = "/openai/v1"  # the SDK appends it to the base URL
 
 
 class Groq(ChatTeacher):
@@ -29,12 +29,15 @@ class Groq(ChatTeacher):
     }
 
     class Options(ChatTeacher.Options):
-        """Which model, and how it thinks."""
+        """Options of the teacher `groq`."""
 
-        model: str = Field("openai/gpt-oss-20b", min_length=1, description="the model's name at Groq")
-        base_url: str = Field("https://api.groq.com/openai/v1", description="the address")
-        api: Literal["chat"] = Field("chat", description="Groq only chats")
-        reasoning_effort: str | None = Field("low", description="low is enough for stories; none for other models")
+        model: str = Field("openai/gpt-oss-20b", min_length=1, description="name of the model at Groq")
+        base_url: str = Field("https://api.groq.com/openai/v1", description="base URL of the API")
+        api: Literal["chat"] = Field("chat", description="Groq offers only chat completions")
+        reasoning_effort: str | None = Field(
+            "low",
+            description="reasoning effort; low is enough for stories. Set it to none for models without reasoning",
+        )
 
     def _address(self) -> str:
         return str(self.options.base_url).removesuffix(PATH)
@@ -42,5 +45,5 @@ class Groq(ChatTeacher):
 
 @hookimpl
 def register_teachers() -> list[type[Teacher]]:
-    """Offer it."""
+    """The teacher of this module."""
     return [Groq]

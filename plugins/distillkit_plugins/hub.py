@@ -220,5 +220,5 @@ def _digest(file: Path) -> str:
 
 @hookimpl
 def register_sources() -> list[type[Source]]:
-    """Offer it."""
+    """The source of this module."""
     return [Hub]

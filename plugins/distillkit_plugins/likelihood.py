@@ -1,4 +1,4 @@
-"""The judge that asks a local teacher: how likely it holds what the student wrote."""
+"""The judge `teacher-likelihood`: the likelihood of samples under a local teacher."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from distillkit import Grade, Judge, Subject, hookimpl
 
 
 class TeacherLikelihood(Judge):
-    """How likely the samples are to a local teacher, in bits a byte; less is likelier. Dull text is likely, too."""
+    """Bits per byte of the samples under a local teacher; lower is likelier. Dull text is likely, too."""
 
     name = "teacher-likelihood"
     lower_is_better = frozenset({"bits_per_byte"})
 
     class Options(Judge.Options):
-        """Whose opinion is asked."""
+        """Options of the judge `teacher-likelihood`."""
 
         model: str = Field("tales-teacher", description="a run, a checkpoint folder, or a bundled student's name")
 
     def facts(self) -> dict[str, Any]:
-        """The teacher's weights, whatever they are called."""
+        """The hash of the teacher's weights."""
         from distillkit.student import fingerprint
 
         return {"weights": fingerprint(self.options.model)}
 
     def grade(self, subject: Subject) -> Iterator[Grade]:
-        """One grade a sample that has any text; the prompt does not count."""
+        """One grade for each non-empty sample. The prompt's own tokens do not count."""
         from distillkit.student import Trained
 
-        written = [sample for sample in subject.samples if sample.completion]
+        non_empty = [sample for sample in subject.samples if sample.completion]
         teacher = Trained.load(self.options.model)
-        scores = teacher.score_after([s.prompt for s in written], [s.completion for s in written])
-        for sample, score in zip(written, scores, strict=True):
+        scores = teacher.score_after([s.prompt for s in non_empty], [s.completion for s in non_empty])
+        for sample, score in zip(non_empty, scores, strict=True):
             bits = score.nats / math.log(2)
             yield Grade("bits_per_byte", bits / score.bytes, sample=sample.id, weight=score.bytes)
 
 
 @hookimpl
 def register_judges() -> list[type[Judge]]:
-    """Offer it."""
+    """The judge of this module."""
     return [TeacherLikelihood]

@@ -1,4 +1,4 @@
-"""The judge that looks for the samples in the training text: what is learnt by heart is not written."""
+"""The judge `memorization`: how much of the samples is copied from the training text."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from distillkit.data.overlap import matches
 
 
 class Memorization(Judge):
-    """The longest run of words that a sample shares with the training text, and how much of it is such runs.
+    """The longest sequence of words that a sample shares with the training text, and the share of such sequences.
 
-    The same of held-out documents stands beside it: texts of one kind share many words without copying.
+    Held-out documents are graded in the same way for comparison: similar texts share many words without copying.
     """
 
     name = "memorization"
     lower_is_better = frozenset({"longest", "overlap"})
-    neither_is_better = frozenset({"held_out_longest", "held_out_overlap"})  # of documents, cut as the samples are
+    neither_is_better = frozenset(
+        {"held_out_longest", "held_out_overlap"}
+    )  # of held-out documents, cut to the samples' length
 
     class Options(Judge.Options):
-        """What counts."""
+        """Options of the judge `memorization`."""
 
-        words: int = Field(8, ge=4, description="so many words in a row count as overlap")
+        words: int = Field(8, ge=4, description="number of consecutive shared words that count as overlap")
 
     def grade(self, subject: Subject) -> Iterator[Grade]:
-        """Two grades a sample, and two a held-out document, cut to the length that samples have."""
-        length = sorted(len(sample.completion) for sample in subject.samples)[len(subject.samples) // 2 :][:1]
+        """Two grades for each sample and each held-out document, which is cut to the samples' median length."""
+        median_length = sorted(len(sample.completion) for sample in subject.samples)[len(subject.samples) // 2 :][:1]
         samples = [(sample.id, sample.completion) for sample in subject.samples]
-        unseen = [(document.id, document.text[: length[0]]) for document in subject.held_out] if length else []
-        found = matches([text for _, text in [*samples, *unseen]], subject.train_text)
-        for i, (name, lengths) in enumerate(zip([name for name, _ in [*samples, *unseen]], found, strict=True)):
-            own = i < len(samples)
-            what, sample, document = ("", name, None) if own else ("held_out_", None, name)
-            yield Grade(f"{what}longest", float(max(lengths, default=0)), sample, document)
-            places = len(lengths) - self.options.words + 1
-            if places > 0:
-                share = sum(n >= self.options.words for n in lengths) / places
-                yield Grade(f"{what}overlap", share, sample, document, weight=places)
+        held_out = [(document.id, document.text[: median_length[0]]) for document in subject.held_out if median_length]
+        texts = [*samples, *held_out]
+        found = matches([text for _, text in texts], subject.train_text)
+        for i, ((id_, _), lengths) in enumerate(zip(texts, found, strict=True)):
+            prefix, sample, document = ("", id_, None) if i < len(samples) else ("held_out_", None, id_)
+            yield Grade(f"{prefix}longest", float(max(lengths, default=0)), sample, document)
+            positions = len(lengths) - self.options.words + 1
+            if positions > 0:
+                share = sum(n >= self.options.words for n in lengths) / positions
+                yield Grade(f"{prefix}overlap", share, sample, document, weight=positions)
 
     def summarise(self, grades: Sequence[Grade]) -> dict[str, Metric]:
-        """Means; nobody shares fewer words than none."""
-        found = super().summarise(grades)
-        return {name: replace(m, low=None if m.low is None else max(0.0, m.low)) for name, m in found.items()}
+        """Weighted means; the lower end of an interval is at least 0."""
+        metrics = super().summarise(grades)
+        return {name: replace(m, low=None if m.low is None else max(0.0, m.low)) for name, m in metrics.items()}
 
 
 @hookimpl
 def register_judges() -> list[type[Judge]]:
-    """Offer it."""
+    """The judge of this module."""
     return [Memorization]

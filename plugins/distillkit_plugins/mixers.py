@@ -229,5 +229,5 @@ class TVD(Softened):
 
 @hookimpl
 def register_mixers() -> list[type[Mixer]]:
-    """Offer all."""
+    """The mixers of this module."""
     return [Hard, Sequence, AlphaTemperature, TopKTail, ReverseKL, JSD, SkewKL, TVD]

@@ -1,4 +1,4 @@
-"""OpenAI: log-probabilities from models that do not reason; which parameters a model takes is asked of it."""
+"""The teacher `openai`. Only models without reasoning give log-probabilities; supported parameters are probed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class OpenAI(ChatTeacher):
     }
 
     class Options(ChatTeacher.Options):
-        """Which model."""
+        """Options of the teacher `openai`."""
 
-        model: str = Field("gpt-4.1-nano", min_length=1, description="the model's name at OpenAI")
-        base_url: str = Field("https://api.openai.com/v1", description="the address")
+        model: str = Field("gpt-4.1-nano", min_length=1, description="name of the model at OpenAI")
+        base_url: str = Field("https://api.openai.com/v1", description="base URL of the API")
 
 
 @hookimpl
 def register_teachers() -> list[type[Teacher]]:
-    """Offer it."""
+    """The teacher of this module."""
     return [OpenAI]

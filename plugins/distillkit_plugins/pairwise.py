@@ -149,5 +149,5 @@ def _strengths(wins: Mapping[tuple[str, str], float]) -> dict[str, Metric]:
 
 @hookimpl
 def register_judges() -> list[type[Judge]]:
-    """Offer it."""
+    """The judge of this module."""
     return [Pairwise]

@@ -177,5 +177,5 @@ class Rubric(Judge):
 
 @hookimpl
 def register_judges() -> list[type[Judge]]:
-    """Offer it."""
+    """The judge of this module."""
     return [Rubric]

@@ -225,5 +225,5 @@ def _decode(path: Path, raw: bytes, at: int) -> str:
 
 @hookimpl
 def register_sources() -> list[type[Source]]:
-    """Offer the reading of files."""
+    """The source of this module."""
     return [Text]

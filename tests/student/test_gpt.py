@@ -269,7 +269,7 @@ def test_options_that_cannot_be_are_refused() -> None:
     for wrong, words in (
         ({"heads": 3}, "must divide width"),
         ({"heads": 4, "kv_heads": 3}, "must divide heads"),
-        ({"heads": 4, "width": 12, "positions": "rope"}, "rope turns pairs"),
+        ({"heads": 4, "width": 12, "positions": "rope"}, "rope rotates pairs"),
     ):
         with pytest.raises(ValueError, match=words):
             Gpt.Options.model_validate(wrong)

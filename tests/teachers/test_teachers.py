@@ -863,7 +863,7 @@ def test_an_answer_ends_before_the_first_stop_word(teacher: Checkpoint) -> None:
 
 def test_messages_are_refused_before_anything_is_written(teacher: Checkpoint, cache: DiskAnswerStore) -> None:
     chat = Request("chat", messages=({"role": "user", "content": "Hi"},))
-    with pytest.raises(UsageError, match="continues prompts; it was given messages"):
+    with pytest.raises(UsageError, match="continues prompts, but was given messages"):
         label(teacher, [*stories(3, max_tokens=4), chat], cache)
     assert len(cache) == 0
 
@@ -914,7 +914,7 @@ def test_weights_that_change_before_they_are_loaded_are_refused(
     teacher = teacher_of(trained)
     teacher.identity()
     save_student(trained, tokenizer, 1)
-    with pytest.raises(UsageError, match="changed while its answers were looked for"):
+    with pytest.raises(UsageError, match="changed during this run"):
         label(teacher, stories(2, max_tokens=4), cache)
     assert len(cache) == 0
 
