@@ -1,6 +1,6 @@
-"""The built-in mixers: hard targets alone, beside the teacher's own text, or beside its opinion of every word.
+"""The built-in mixers: hard targets alone, with teacher text, or with soft targets from the teacher's probabilities.
 
-The soft term of each is a divergence between chances, which `targets.both` gives: of dense and sparse targets alike.
+Each soft term is a divergence between two distributions. `targets.both` returns these for dense and sparse targets.
 """
 
 from __future__ import annotations
@@ -28,203 +28,202 @@ class Hard(Mixer):
     signal = "none"
 
     def rows(self, logits: mx.array, targets: Targets, step: mx.array) -> dict[str, mx.array]:
-        """The surprise at each token."""
+        """The cross-entropy of each row."""
         return {"hard": -targets.log_prob(logits)}
 
 
-class Weighed(Mixer):
-    """What mixers of two terms share: alpha weighs the hard one against the other."""
+class WeightedMixer(Mixer):
+    """Base of mixers with two terms: alpha is the weight of the hard one, 1 - alpha that of the other."""
 
     other: str  # the name of the second term
 
     class Options(Mixer.Options):
-        """Alpha 1 is training without a teacher."""
+        """Options of mixers with two terms."""
 
         alpha: Annotated[Schedule, Within(least=0, most=1)] = Field(
-            Schedule.of(0.5), description="weight of the hard loss; the rest goes to the other one"
+            Schedule.of(0.5), description="weight of the hard loss; the other term has weight 1 - alpha"
         )
 
-    def now(self, option: str, step: int | mx.array) -> Any:
-        """What an option is at a step, for it may be a schedule."""
+    def value_at(self, option: str, step: int | mx.array) -> Any:
+        """The value of a scheduled option at a step."""
         return getattr(self.options, option).at(step, self.steps)
 
     def weights(self, step: int) -> Mapping[str, float]:
-        """Alpha, and what is left of one."""
-        alpha = self.now("alpha", step)
+        """The weights alpha and 1 - alpha."""
+        alpha = self.value_at("alpha", step)
         return {"hard": alpha, self.other: 1 - alpha}
 
 
-class Sequence(Weighed):
-    """alpha x cross-entropy with the corpus + (1 - alpha) x cross-entropy with the text that the teacher wrote."""
+class Sequence(WeightedMixer):
+    """alpha x cross-entropy on the corpus + (1 - alpha) x cross-entropy on the teacher's text."""
 
     name = "sequence"
     signal = "text"
     other = "sequence"
 
     def rows(self, logits: mx.array, targets: Targets, step: mx.array) -> dict[str, mx.array]:
-        """The surprise at each token, whoever wrote it."""
-        surprise = -targets.log_prob(logits)
-        return {"hard": surprise, "sequence": surprise}
+        """The cross-entropy of each row, for both terms."""
+        cross_entropy = -targets.log_prob(logits)
+        return {"hard": cross_entropy, "sequence": cross_entropy}
 
     def where(self, targets: Targets) -> Mapping[str, mx.array]:
-        """Each term is a mean over its own rows, however few of them there are."""
+        """Each term is a mean over its own rows: corpus rows, and rows of teacher text."""
         return {"hard": 1 - targets.from_teacher, "sequence": targets.from_teacher}
 
 
-class Soft(Weighed):
-    """What mixers share that compare the student with its teacher's opinion of every word."""
+class SoftMixer(WeightedMixer):
+    """Base of mixers with a soft term: a divergence between teacher and student at each token."""
 
     signal = "top_logprobs"
     other = "soft"
 
     def rows(self, logits: mx.array, targets: Targets, step: mx.array) -> dict[str, mx.array]:
-        """The surprise at each token, and the distance from the teacher's opinion."""
-        heat = self.heat(step)
+        """Cross-entropy and T^2 x divergence of each row."""
+        temperature = self.temperature(step)
         hard = -targets.log_prob(logits)
-        return {"hard": hard, "soft": heat**2 * self.distance(logits, targets, heat, step)}
+        return {"hard": hard, "soft": temperature**2 * self.divergence(logits, targets, temperature, step)}
 
     @abstractmethod
-    def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
-        """How far student and teacher are apart in each row, both at a temperature."""
+    def divergence(self, logits: mx.array, targets: Targets, temperature: Any, step: mx.array) -> mx.array:
+        """The divergence [N] between teacher and student, both at a temperature."""
 
-    def heat(self, step: mx.array) -> Any:
-        """The temperature of a step."""
+    def temperature(self, step: mx.array) -> Any:
+        """The temperature at a step."""
         return 1.0
 
     def where(self, targets: Targets) -> Mapping[str, mx.array]:
-        """Words of the student's own are no hard targets; rows without a soft one do not count in the soft term."""
+        """The hard term excludes rows written by the student; the soft term excludes rows without a soft target."""
         return {"hard": targets.in_text, "soft": targets.has_soft}
 
 
-class Softened(Soft):
-    """Such mixers with a temperature. The factor T^2 keeps the size of the soft gradient when it changes."""
+class TemperatureMixer(SoftMixer):
+    """Base of soft mixers with a temperature T. The factor T^2 keeps gradients at the same scale for every T."""
 
-    class Options(Soft.Options):
-        """Temperature 1 compares both opinions as they are."""
+    class Options(SoftMixer.Options):
+        """Options of soft mixers with a temperature."""
 
         temperature: Annotated[Schedule, Within(above=0, most=100)] = Field(
-            Schedule.of(1.0), description="softens both opinions before they are compared"
+            Schedule.of(1.0), description="temperature of both distributions in the soft term"
         )
 
-    def heat(self, step: mx.array) -> Any:
-        """The temperature of a step."""
-        return self.now("temperature", step)
+    def temperature(self, step: mx.array) -> Any:
+        """The temperature at a step."""
+        return self.value_at("temperature", step)
 
 
-class AlphaTemperature(Softened):
-    """alpha x cross-entropy with the text + (1 - alpha) x T^2 x KL(teacher || student), both softened by T.
+class AlphaTemperature(TemperatureMixer):
+    """alpha x cross-entropy + (1 - alpha) x T^2 x KL(teacher || student), both at temperature T.
 
-    Of the likeliest tokens alone, both sides are softened over these and one for all others. That is an approximation
-    unless T is 1 or all tokens are named.
+    With top-k targets the temperature is applied over the k tokens and the residual. That is an approximation unless T
+    is 1 or k is the vocabulary size.
     """
 
     name = "alpha-temperature"
 
-    class Options(Softened.Options):
-        """As Hinton has it."""
+    class Options(TemperatureMixer.Options):
+        """Options of the mixer `alpha-temperature`."""
 
         temperature: Annotated[Schedule, Within(above=0, most=100)] = Field(
-            Schedule.of(2.0), description="softens both opinions before they are compared"
+            Schedule.of(2.0), description="temperature of both distributions in the soft term"
         )
 
-    def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
-        """The teacher's surprise at the student, beyond its own."""
-        return targets.soft_divergence(logits, heat)
+    def divergence(self, logits: mx.array, targets: Targets, temperature: Any, step: mx.array) -> mx.array:
+        """KL(teacher || student)."""
+        return targets.soft_divergence(logits, temperature)
 
 
-class TopKTail(Soft):
-    """alpha x cross-entropy + (1 - alpha) x KL(teacher || student) over the likeliest tokens, and one for all others.
+class TopKTail(SoftMixer):
+    """alpha x cross-entropy + (1 - alpha) x KL(teacher || student) over the top k tokens and the residual.
 
-    Exact for outcomes so grouped, whatever was left out: nothing is renormalised, nothing set to zero.
+    It is the exact divergence between the grouped distributions: nothing is renormalised or set to zero.
     """
 
     name = "topk-tail"
 
-    def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
-        """The teacher's surprise at the student, beyond its own."""
+    def divergence(self, logits: mx.array, targets: Targets, temperature: Any, step: mx.array) -> mx.array:
+        """KL(teacher || student)."""
         return targets.soft_divergence(logits)
 
 
-class ReverseKL(Softened):
-    """alpha x cross-entropy + (1 - alpha) x T^2 x KL(student || teacher): say nothing that the teacher would not."""
+class ReverseKL(TemperatureMixer):
+    """alpha x cross-entropy + (1 - alpha) x T^2 x KL(student || teacher), which is mode-seeking."""
 
     name = "reverse-kl"
 
-    def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
-        """The student's surprise at the teacher, beyond its own."""
-        theirs, ours = targets.both(logits, heat)
-        return ours.divergence(theirs)
+    def divergence(self, logits: mx.array, targets: Targets, temperature: Any, step: mx.array) -> mx.array:
+        """KL(student || teacher)."""
+        teacher, student = targets.both(logits, temperature)
+        return student.divergence(teacher)
 
 
-class JSD(Softened):
-    """alpha x cross-entropy + (1 - alpha) x T^2 x the Jensen-Shannon divergence, generalised by beta as in GKD.
+class JSD(TemperatureMixer):
+    """alpha x cross-entropy + (1 - alpha) x T^2 x the generalised Jensen-Shannon divergence, as in GKD.
 
-    beta KL(teacher || M) + (1 - beta) KL(student || M), where M = beta teacher + (1 - beta) student. At 0 and 1, where
-    nothing would be left of it, it is the forward and the reverse KL divergence.
+    beta KL(teacher || M) + (1 - beta) KL(student || M), where M = beta teacher + (1 - beta) student. For beta 0 and 1,
+    where this is 0, it is the forward and the reverse KL divergence instead.
     """
 
     name = "jsd"
 
-    class Options(Softened.Options):
-        """Beta 0.5 treats teacher and student alike."""
+    class Options(TemperatureMixer.Options):
+        """Options of the mixer `jsd`."""
 
         beta: Annotated[Schedule, Within(least=0, most=1)] = Field(
             Schedule.of(0.5),
-            description="how much of the teacher is in the mixture; 0 is the forward KL divergence, 1 the reverse",
+            description="weight of the teacher in the mixture M; 0 is the forward KL divergence, 1 the reverse",
         )
 
         @model_validator(mode="after")
-        def _beta_stays_inside(self) -> Self:
+        def _check_beta_schedule(self) -> Self:
             if self.beta.schedule != "constant" and {0.0, 1.0} & set(self.beta.values):
-                raise ValueError("has a beta that reaches 0 or 1 on its way, expected one that stays between them")
+                raise ValueError("has a beta schedule that reaches 0 or 1, expected one that stays between them")
             return self
 
-    def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
-        """How far both are from their mixture."""
-        beta, (theirs, ours) = self.now("beta", step), targets.both(logits, heat)
+    def divergence(self, logits: mx.array, targets: Targets, temperature: Any, step: mx.array) -> mx.array:
+        """The generalised Jensen-Shannon divergence."""
+        beta, (teacher, student) = self.value_at("beta", step), targets.both(logits, temperature)
         if self.options.beta.schedule == "constant" and beta in (0, 1):
-            return ours.divergence(theirs) if beta else theirs.divergence(ours)
-        middle = theirs.mixed(beta, ours)
-        far: mx.array = beta * theirs.divergence(middle) + (1 - beta) * ours.divergence(middle)
-        return far
+            return student.divergence(teacher) if beta else teacher.divergence(student)
+        mixture = teacher.mixed(beta, student)
+        jsd: mx.array = beta * teacher.divergence(mixture) + (1 - beta) * student.divergence(mixture)
+        return jsd
 
 
-class SkewKL(Softened):
-    """alpha x cross-entropy + (1 - alpha) x T^2 x a KL divergence from a mixture of both, as in DistiLLM.
+class SkewKL(TemperatureMixer):
+    """alpha x cross-entropy + (1 - alpha) x T^2 x the skew KL divergence, as in DistiLLM.
 
     Forward: KL(teacher || lambda teacher + (1 - lambda) student). Reverse: KL(student || lambda student + (1 - lambda)
-    teacher). Gradients stay small where the other gives a token next to nothing.
+    teacher). Gradients stay small for tokens to which the second distribution gives almost no probability.
     """
 
     name = "skew-kl"
 
-    class Options(Softened.Options):
-        """Lambda 0 is the plain divergence."""
+    class Options(TemperatureMixer.Options):
+        """Options of the mixer `skew-kl`. With lambda 0 it is the plain KL divergence."""
 
         lambda_: Annotated[Schedule, Within(least=0, below=1)] = Field(
-            Schedule.of(0.1), alias="lambda", description="how much of the first distribution is mixed into the second"
+            Schedule.of(0.1), alias="lambda", description="weight of the first distribution in the mixture"
         )
         direction: Literal["forward", "reverse"] = Field(
-            "forward", description="forward covers all that the teacher would say; reverse says nothing else"
+            "forward", description="forward is mode-covering, reverse is mode-seeking"
         )
 
-    def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
-        """How far the one is from its mixture with the other."""
-        theirs, ours = targets.both(logits, heat)
-        one, other = (theirs, ours) if self.options.direction == "forward" else (ours, theirs)
-        return one.divergence(one.mixed(self.now("lambda_", step), other))
+    def divergence(self, logits: mx.array, targets: Targets, temperature: Any, step: mx.array) -> mx.array:
+        """The skew KL divergence."""
+        teacher, student = targets.both(logits, temperature)
+        first, second = (teacher, student) if self.options.direction == "forward" else (student, teacher)
+        return first.divergence(first.mixed(self.value_at("lambda_", step), second))
 
 
-class TVD(Softened):
-    """alpha x cross-entropy + (1 - alpha) x T^2 x half the sum of |teacher - student| over all tokens."""
+class TVD(TemperatureMixer):
+    """alpha x cross-entropy + (1 - alpha) x T^2 x total variation distance, half the sum of |teacher - student|."""
 
     name = "tvd"
 
-    def distance(self, logits: mx.array, targets: Targets, heat: Any, step: mx.array) -> mx.array:
-        """The mass that would have to move."""
-        theirs, ours = targets.both(logits, heat)
-        apart = (theirs.probs - ours.probs).abs().sum(axis=-1)
-        return apart / 2
+    def divergence(self, logits: mx.array, targets: Targets, temperature: Any, step: mx.array) -> mx.array:
+        """The total variation distance."""
+        teacher, student = targets.both(logits, temperature)
+        return (teacher.probs - student.probs).abs().sum(axis=-1) / 2
 
 
 @hookimpl

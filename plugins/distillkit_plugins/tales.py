@@ -37,7 +37,7 @@ class Tales(Source):
         from distillkit.data.tales import generator
 
         state = hashlib.sha256()
-        for file in sorted(Path(str(generator.__file__)).parent.glob("tales*.py")):
+        for file in sorted(Path(str(generator.__file__)).parent.glob("*.py")):
             state.update(file.read_bytes())
         return {**self.options.model_dump(mode="json"), "generator": state.hexdigest()}
 

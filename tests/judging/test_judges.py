@@ -499,7 +499,7 @@ def test_pairs_need_others_prompts_in_common_and_names() -> None:
     other = Asked([story("elsewhere#0", PLAIN)], name="b")
     with pytest.raises(UsageError, match="no prompt in common"):
         protocol.run_judge(Pairwise(), Asked([story("s#0", PLAIN)], others=[other]))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="two runs have one name"):
+    with pytest.raises(UsageError, match="two runs have the same name"):
         protocol.run_judge(Pairwise(), Asked([story("s#0", PLAIN)], others=[Asked([story("s#0", PLAIN)])]))  # type: ignore[arg-type]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from distillkit_plugins.tales import Tales
 
 from distillkit.core.records import Document
@@ -18,4 +20,5 @@ def test_tales_are_the_same_every_time_and_others_for_another_seed() -> None:
 
 def test_the_fingerprint_of_tales_names_the_generator() -> None:
     assert len(Tales().fingerprint()["generator"]) == 64
+    assert Tales().fingerprint()["generator"] != hashlib.sha256().hexdigest()  # of no file at all
     assert Tales().fingerprint() != Tales(Tales.Options(seed=1)).fingerprint()
