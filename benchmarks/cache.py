@@ -1,11 +1,10 @@
-"""How long the cache takes to read ten thousand answers: text alone, and with 96 tokens and 20 alternatives each.
+"""The time to read 10,000 answers from the cache: text only, and with 96 tokens with 20 alternatives each.
 
     python benchmarks/cache.py [--answers 10000] [--rounds 3] [--write]
 
-Each figure is the median of some rounds, each with a cache that is opened anew; the two slow ones take one round. "Rows
-as they once were" are those of the first version, JSON numbers, which are still read. The log-probabilities are either
-what a model computes in single precision, as most servers give them, or decimal fractions as OpenAI prints them, which
-take doubles.
+Each figure is the median of several rounds that each open the cache again; the two slow ones take one round. "Rows as
+they once were" have the format of the first version, JSON numbers, which can still be read. Log-probabilities are
+either single-precision numbers, as most servers return them, or decimals as OpenAI prints them, which need doubles.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ TOKENS, TOP, VOCABULARY = 96, 20, 5000
 
 
 def words(seed: int) -> list[bytes]:
-    """A vocabulary as a tokenizer has it: short, most with a space before them."""
+    """A vocabulary like that of a tokenizer: short words, most with a leading space."""
     rng = random.Random(seed)
     letters = [rng.choices(b"etaoinshrdlu", k=rng.randint(1, 8)) for _ in range(VOCABULARY)]
     return [(b" " if rng.random() < 0.7 else b"") + bytes(word) for word in letters]
@@ -43,7 +42,7 @@ def single(value: float) -> float:
 
 
 def answers(kind: str) -> Iterator[Answer]:
-    """A hundred answers of one kind: text, singles or decimals."""
+    """100 answers of one kind: text, singles or decimals."""
     rng, vocabulary = random.Random(0), words(1)
     text = " ".join(rng.choices(["the", "fox", "ran", "home", "and"], k=TOKENS))
     plain = Answer(text, usage=Usage(32, TOKENS), model="m")
@@ -58,7 +57,7 @@ def answers(kind: str) -> Iterator[Answer]:
 
 
 def once(answer: Answer) -> dict[str, Any]:
-    """An answer as the first version kept it."""
+    """An answer in the format of the first version."""
     tokens = [
         [token.bytes.decode("latin-1"), token.logprob, [[p.decode("latin-1"), value] for p, value in token.top]]
         for token in answer.tokens
@@ -67,7 +66,7 @@ def once(answer: Answer) -> dict[str, Any]:
 
 
 def fill(folder: Path, count: int, kind: str, old: bool) -> list[str]:
-    """A cache on disk; the keys of its answers."""
+    """Fill a cache on disk and return the keys of its answers."""
     keys = []
     rows = [once(answer) if old else answer.to_json() for answer in answers(kind)]
     with DiskAnswerStore(folder) as cache, cache._rows.transact():
@@ -79,7 +78,7 @@ def fill(folder: Path, count: int, kind: str, old: bool) -> list[str]:
 
 
 def measure(folder: Path, keys: list[str], rounds: int, look: bool) -> float:
-    """Seconds to read all answers, and to look at every token if asked to: the median of some rounds."""
+    """The median seconds to read all answers, and with `look` also to access every token."""
     taken = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -102,7 +101,7 @@ ROWS = (
 
 
 def main() -> None:
-    """Measure, print the table, and write it with the JSON if asked to."""
+    """Measure, print the table, and with --write write it and the JSON."""
     parser = argparse.ArgumentParser(description="Time the cache of answers.")
     parser.add_argument("--answers", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,10 +1,10 @@
-"""What the host costs: 2,000 prompts through `label` against a bare loop over the same SDK, in the same run.
+"""The overhead of labelling: 2,000 prompts through `label` against a bare loop over the same SDK, in the same run.
 
-    python benchmarks/label.py               throughput: 50 ms latency, 64 calls at once, in turns
-    python benchmarks/label.py --rate 600    the rate held at a limit that the provider tells in its headers
-    python benchmarks/label.py --load        processor time a request, memory, and the event loop's longest stop
+    python benchmarks/label.py               throughput: 50 ms latency, 64 concurrent calls, both in turn
+    python benchmarks/label.py --rate 600    the request rate under a limit that the provider announces in its headers
+    python benchmarks/label.py --load        CPU time per request, memory, and the longest block of the event loop
 
-The server is a process of its own, on the loopback interface.
+The server is a separate process on the loopback interface.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WORDS = "once upon a time there was a small fox who " * 4
 
 @contextmanager
 def server(**words: Any) -> Iterator[tuple[str, Any]]:
-    """Its address, and a way to stop it that returns every call it saw."""
+    """The server's address, and a function that stops it and returns every call it received."""
     told = [f"{name}={value}" for name, value in words.items()]
     child = subprocess.Popen(
         [sys.executable, str(SERVER), *told], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -54,11 +54,11 @@ def requests(count: int, run: int) -> list[Request]:
     return [Request(f"r{i}", prompt=f"{WORDS}{run}-{i}", max_tokens=96, seed=i) for i in range(count)]
 
 
-Times = tuple[float, float]  # by the clock, and of the processor
+Times = tuple[float, float]  # wall-clock seconds and CPU seconds
 
 
 def bare(url: str, asked: list[Request], concurrency: int, retries: int = 0) -> Times:
-    """Seconds of a loop over the SDK, with neither cache nor limits, nor retries but its own."""
+    """The time of a loop over the SDK, without cache or limits, and only with the SDK's own retries."""
     import openai
 
     async def go() -> None:
@@ -86,7 +86,7 @@ def bare(url: str, asked: list[Request], concurrency: int, retries: int = 0) -> 
 
 
 def ours(url: str, asked: list[Request], concurrency: int) -> Times:
-    """Seconds of `label`, from an empty cache on the disk, probe included."""
+    """The time of `label` with an empty cache on disk, including the probe."""
     teacher = Compatible(Compatible.Options(model="m", base_url=url))
     with tempfile.TemporaryDirectory() as folder, DiskAnswerStore(Path(folder)) as cache:
         began, worked = time.perf_counter(), time.process_time()
@@ -97,7 +97,7 @@ def ours(url: str, asked: list[Request], concurrency: int) -> Times:
 
 
 def throughput(count: int, concurrency: int, rounds: int, delay: float) -> dict[str, Any]:
-    """Both in turns, so that a busy machine slows both."""
+    """Run both in turn, so that other load on the machine affects both."""
     with server(delay=delay) as (url, _):
         bare(url, requests(50, -1), concurrency)
         ours(url, requests(50, -2), concurrency)
@@ -120,9 +120,9 @@ def throughput(count: int, concurrency: int, rounds: int, delay: float) -> dict[
 
 
 class Watched(Compatible):
-    """The teacher of other measurements, and the longest time in which its loop did nothing else.
+    """A teacher that also measures the longest time for which its event loop was blocked.
 
-    Before the first call, while nothing is out that could wait, and afterwards are told apart.
+    The time before the first call, when nothing could be waiting, is measured separately.
     """
 
     BEAT = 0.01
@@ -133,7 +133,7 @@ class Watched(Compatible):
         self.asked = False
 
     def check(self, requests: Any) -> None:
-        """The first thing that the loop does."""
+        """Start the measurement. This is the first call on the event loop."""
         if self.watch is None:
             self.watch = asyncio.ensure_future(self._watch(time.perf_counter(), _ready()))
         super().check(requests)
@@ -143,9 +143,9 @@ class Watched(Compatible):
         return await super().answer(request)
 
     async def _watch(self, began: float, ready: float) -> None:
-        """Sleep a little, again and again; whatever comes later than it should was held up by the loop.
+        """Sleep repeatedly for a short time. Any delay beyond it means that the loop was blocked.
 
-        For how long this thread was ready and the machine had no core for it is known, and is not the loop's doing.
+        Time in which the thread was runnable but had no core is known and is subtracted.
         """
         nap, asked = 0.0, False
         while True:
@@ -164,7 +164,7 @@ class Watched(Compatible):
 
 
 def _ready() -> float:
-    """Seconds in which this thread could have run and was not let, where the system says."""
+    """The seconds for which this thread was runnable but not scheduled; 0 where the system does not say."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
@@ -172,16 +172,16 @@ def _ready() -> float:
 
 
 def _peak() -> float:
-    """The most memory that this process has held, in MB."""
+    """The peak memory of this process in MB."""
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    status = Path("/proc/self/status").read_text()  # the other figure begins with that of whoever started this process
+    status = Path("/proc/self/status").read_text()  # ru_maxrss starts at that of the parent process
     return int(status.partition("VmHWM:")[2].split()[0]) / 1e3
 
 
 def part(name: str, url: str, count: int, concurrency: int) -> dict[str, Any]:
-    """One of the two, in a process of its own: what it took of the processor and of memory."""
-    import openai  # loaded beforehand, as its cost is that of neither
+    """Measure the CPU time and memory of one of the two, in a separate process."""
+    import openai  # imported beforehand, so that its cost is not measured
 
     assert openai
     asked = requests(count, 0)
@@ -201,7 +201,7 @@ def part(name: str, url: str, count: int, concurrency: int) -> dict[str, Any]:
 
 
 def load(count: int, concurrency: int, delay: float, failing: float) -> dict[str, Any]:
-    """Both under load, one after the other, each with a server of its own that fails now and then."""
+    """Both under load, one after the other, each with its own server that fails some calls."""
     found, log = {}, {}
     for name in ("bare", "ours"):
         with server(delay=delay, failing=failing) as (url, stop):
@@ -227,7 +227,7 @@ def load(count: int, concurrency: int, delay: float, failing: float) -> dict[str
 
 
 def counted(calls: list[tuple[str, float, int]]) -> dict[str, int]:
-    """What a server saw: its calls but for probes, those it failed, and the prompts it answered once and again."""
+    """Counts from a server's log: calls except probes, failed calls, prompts answered, and repeated answers."""
     asked = [(prompt, status) for prompt, _, status in calls if prompt.startswith(WORDS)]
     good = Counter(prompt for prompt, status in asked if status == 200)
     faults = sum(status != 200 for _, status in asked)
@@ -235,7 +235,7 @@ def counted(calls: list[tuple[str, float, int]]) -> dict[str, int]:
 
 
 def rate(per_minute: int, minutes: float) -> dict[str, Any]:
-    """The rate at a limit that is learnt from headers, over every whole minute; and how often it was refused."""
+    """The request rate under a limit that is learnt from headers, over every minute, and the number of refusals."""
     with server(delay=0.05, per_minute=per_minute) as (url, stop):
         ours(url, requests(int(per_minute * minutes), 0), 64)
         calls = stop()
@@ -260,9 +260,9 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--delay", type=float, default=0.05)
-    parser.add_argument("--rate", type=int, help="requests a minute that the server allows")
+    parser.add_argument("--rate", type=int, help="requests per minute that the server allows")
     parser.add_argument("--minutes", type=float, default=1.9)
-    parser.add_argument("--load", action="store_true", help="processor, memory and the loop, under load")
+    parser.add_argument("--load", action="store_true", help="measure CPU time, memory and the event loop under load")
     parser.add_argument("--failing", type=float, default=0.01, help="share of the prompts whose first call fails")
     parser.add_argument("--part", choices=["bare", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)

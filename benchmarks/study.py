@@ -1,10 +1,10 @@
-"""What each signal of a teacher is worth at equal student compute: hard labels beside five ways to distil.
+"""The value of each kind of teacher signal at equal student compute: hard labels against five ways to distil.
 
     python benchmarks/study.py [--seeds 3] [--corpus tales] [--home reports/../study] [--markdown docs/study.md]
 
-Runs the recipes of `recipes/study/`, each with every seed, through the command line; what was done before is not done
-again. Then pairs each way with hard labels, document by document, and writes the table. Seconds are those of this
-machine, the bytes are those kept on disk. `novels` is left out where its text is not there.
+Runs the recipes of `recipes/study/`, each with every seed, through the command line, and skips what was already run.
+Then compares each method with hard labels, paired by document, and writes the table. Seconds are those of this machine,
+bytes are those kept on disk. `novels` is skipped if its text is missing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STAGES = ("label", "train", "report")
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to."""
+    """The results of one run."""
 
     bits: dict[str, float]  # per byte, of each held-out document
     bytes: dict[str, float]
@@ -56,7 +56,7 @@ class Result:
 
 
 def main() -> None:
-    """Run what has not been run, then tell."""
+    """Run what has not been run yet, then report."""
     options = _options()
     home = options.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
@@ -80,9 +80,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--corpus", action="append", choices=list(TEACHERS), help="one of them; may be said twice")
+    parser.add_argument("--corpus", action="append", choices=list(TEACHERS), help="corpus to use; repeatable")
     parser.add_argument("--home", type=Path, default=HERE.parent / "reports" / "study", help="where runs are kept")
-    parser.add_argument("--markdown", type=Path, help="a page whose tables are written anew")
+    parser.add_argument("--markdown", type=Path, help="page whose tables are updated")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -98,7 +98,7 @@ def _corpora() -> list[str]:
 
 
 def _run(home: Path, recipe: str, seed: int) -> Result:
-    """One recipe with one seed, stage by stage, unless that was done before."""
+    """Run one recipe with one seed, stage by stage, and skip the stages that are done."""
     name = f"study_{recipe}" if seed == 1 else f"study_{recipe}_{seed}"
     folder = home / "reports" / name / "1"
     _must_be_of(folder, recipe, name, seed)
@@ -110,7 +110,7 @@ def _run(home: Path, recipe: str, seed: int) -> Result:
 
 
 def _must_be_of(folder: Path, recipe: str, name: str, seed: int) -> None:
-    """Refuse a run that was begun by another recipe than stands there now."""
+    """Refuse a run that was made with a different recipe than the current one."""
     if not (folder / "recipe.toml").is_file():
         return
     made = Plugins.load().check(load(str(RECIPES / f"{recipe}.toml"), _own(name, seed)))
@@ -119,7 +119,7 @@ def _must_be_of(folder: Path, recipe: str, name: str, seed: int) -> None:
 
 
 def _own(name: str, seed: int) -> list[str]:
-    """What a run says beside its recipe."""
+    """The overrides of a run."""
     return [f"seed={seed}", f'name="{name}"']
 
 
@@ -141,7 +141,7 @@ def _times(folder: Path) -> dict[str, Any]:
 
 
 def _timed(home: Path, folder: Path, stage: str, words: list[str]) -> None:
-    """One command; what it took is kept beside the run."""
+    """Run one command and record its time in the run folder."""
     began, used = time.perf_counter(), _processor()
     command = [sys.executable, "-m", "distillkit", *words]
     done = subprocess.run(
@@ -159,7 +159,7 @@ def _processor() -> float:
 
 
 def _result(folder: Path) -> Result:
-    """What a run's folder says."""
+    """The results in a run folder."""
     grades = [json.loads(line) for line in (folder / "grades.jsonl").read_text(encoding="utf-8").splitlines()]
     bits = [grade for grade in grades if grade["criterion"] == "bits_per_byte"]
     info, times = json.loads((folder / "run.json").read_text(encoding="utf-8")), _times(folder)
@@ -179,7 +179,7 @@ def _result(folder: Path) -> Result:
 
 
 def _compared(results: dict[str, list[Result]]) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """A row for each way, paired with hard labels; and the figures behind it."""
+    """A table row for each method, compared with hard labels, and the data behind the table."""
     differences = {arm: _difference(runs, results[""]) for arm, runs in results.items() if arm}
     corrected = dict(
         zip(differences, holm([1.0 if one.p is None else one.p for one in differences.values()]), strict=True)
@@ -199,7 +199,7 @@ def _compared(results: dict[str, list[Result]]) -> tuple[list[dict[str, str]], d
 
 
 def _row_of(name: str, runs: list[Result]) -> dict[str, str]:
-    """What is told of some runs, beside nothing."""
+    """The table row of some runs, without a comparison."""
     return {
         "what the student learns from": name,
         "bits a byte": f"{mean_interval(*_averaged(runs)).value:.4f}",
@@ -224,7 +224,7 @@ def _figures_of(runs: list[Result], difference: dict[str, Any] | None) -> dict[s
 
 
 def _difference(runs: list[Result], hard: list[Result]) -> Difference:
-    """Document by document, each the mean over the seeds; documents are what is resampled."""
+    """The paired difference by document, each averaged over the seeds; the bootstrap resamples documents."""
     ours, theirs = _by_document(runs), _by_document(hard)
     return paired_difference(ours, theirs, weights=runs[0].bytes)
 
@@ -243,7 +243,7 @@ def _mean(run: Result) -> float:
 
 
 def _filled(page: str, tables: list[tuple[str, list[dict[str, str]], dict[str, Any]]]) -> str:
-    """The page with the tables between their marks written anew."""
+    """The page with the tables between their markers replaced."""
     for corpus, rows, _ in tables:
         begin, end = f"<!-- {corpus}: made by benchmarks/study.py -->\n", f"<!-- end of {corpus} -->"
         before, rest = page.split(begin)
