@@ -236,7 +236,7 @@ def test_a_claim_is_of_one_owner_until_it_is_freed(tmp_path: Path) -> None:
 def test_what_is_freed_while_others_are_claimed_is_for_the_next_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = Leases._taken
+    taken = Leases._owners
 
     with DiskAnswerStore(tmp_path) as one, DiskAnswerStore(tmp_path) as two:
 
@@ -246,7 +246,7 @@ def test_what_is_freed_while_others_are_claimed_is_for_the_next_claim(
             return found
 
         assert two.claim(["a"]) == {"a"}
-        monkeypatch.setattr(Leases, "_taken", then_freed)
+        monkeypatch.setattr(Leases, "_owners", then_freed)
         assert one.claim(["a", "b"]) == {"b"}
         assert one.claim(["a", "b"]) == {"a", "b"}
         assert two.claim(["a", "b"]) == set()

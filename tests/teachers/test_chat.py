@@ -389,7 +389,7 @@ def test_a_budget_is_never_passed(provider: Provider, cache: DiskAnswerStore) ->
 
 
 def test_a_budget_in_dollars_needs_a_price(cache: DiskAnswerStore) -> None:
-    with pytest.raises(UsageError, match="max_usd cannot be kept"):
+    with pytest.raises(UsageError, match="max_usd needs a price"):
         label(teacher("https://somewhere.example/v1"), requests(1), cache, policy=fast(max_usd=1.0))
 
 
@@ -659,7 +659,7 @@ def test_the_environment_wins_over_dotenv(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("A_KEY", raising=False)
     assert [api_keys.find_key(name) for name in ("A_KEY", "B_KEY", "EMPTY", "NONE")] == ["one", "three", None, None]
     monkeypatch.setenv("A_KEY", "not a key\n")
-    with pytest.raises(UsageError, match="A_KEY holds characters"):
+    with pytest.raises(UsageError, match="A_KEY contains characters"):
         api_keys.find_key("A_KEY")
 
 

@@ -142,7 +142,7 @@ def test_a_key_is_found_however_json_writes_it(escape: str) -> None:
     written = key.replace("/", escape)
     text = '{"a": ["KEY", {"KEY": "b KEY c"}], "n": 1.5}'.replace("KEY", written)
     assert api_keys.parse_json(text, key) == {
-        "a": [api_keys.HIDDEN, {api_keys.HIDDEN: f"b {api_keys.HIDDEN} c"}],
+        "a": [api_keys.REDACTED, {api_keys.REDACTED: f"b {api_keys.REDACTED} c"}],
         "n": 1.5,
     }
     assert api_keys.parse_json('{"a": "\\u00e9 \\/ b"}', key) == {"a": "é / b"}

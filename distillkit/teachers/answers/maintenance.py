@@ -1,4 +1,4 @@
-"""Maintenance of the answer cache: counts, validation, selection of rows to delete. Calls no teacher, prints nothing."""
+"""Maintenance of the answer cache: counts, validation, selection of rows to delete. Calls no teacher."""
 
 from __future__ import annotations
 

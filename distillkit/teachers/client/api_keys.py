@@ -1,6 +1,6 @@
-"""Keys of providers: from the environment, or from `.env` in the working folder. The environment wins.
+"""API keys: from the environment, or else from `.env` in the working folder. And their redaction in texts.
 
-A key is looked up when a client is made, and put nowhere else. Knows no provider: who needs a key names its variable.
+A key is looked up when a client is created, and is stored nowhere else. Knows no provider: callers name the variable.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 from ...core.errors import UsageError
 from ...core.secrets import REDACTED
 
-PLACEHOLDER_KEY = "none"  # what an SDK is given that insists on a key, where there is none
-SHORTEST = 8  # letters of a key; what is shorter ("EMPTY", "ollama") is a word, and stays in what a teacher says
+PLACEHOLDER_KEY = "none"  # for SDKs that require a key, if there is none
+MIN_LENGTH = 8  # characters of a key. Shorter values ("EMPTY", "ollama") are words, and are not redacted
 
 
 def find_key(variable: str) -> str | None:
-    """The key in a variable, or None where there is none."""
+    """The key in a variable, or None if it is not set."""
     value = (os.environ.get(variable) or read_dotenv(Path(".env")).get(variable) or "").strip()
     if value and not (value.isascii() and value.isprintable() and " " not in value):
         raise UsageError(
-            f"{variable} holds characters that no key has", "Copy the key again, without quotes or spaces."
+            f"{variable} contains characters that cannot be in a key", "Copy the key again, without quotes or spaces."
         )
     return value or None
 
@@ -40,21 +40,21 @@ def read_dotenv(path: Path) -> dict[str, str]:
 
 
 def redact(text: str, secret: str | None) -> str:
-    """A text in which a key does not appear, whoever put it there."""
-    return text.replace(secret, REDACTED) if secret and len(secret) >= SHORTEST and secret in text else text
+    """The text with every occurrence of the key replaced."""
+    return text.replace(secret, REDACTED) if secret and len(secret) >= MIN_LENGTH and secret in text else text
 
 
 def parse_json(text: str, secret: str | None) -> Any:
-    """The value of a JSON text, without the key, however its letters are written there."""
+    """The value of a JSON text, with the key redacted, even if the text writes it with escape sequences."""
     value = json.loads(redact(text, secret))
-    return _without(value, secret) if "\\/" in text or "\\u00" in text else value
+    return _redact_value(value, secret) if "\\/" in text or "\\u00" in text else value
 
 
-def _without(value: Any, secret: str | None) -> Any:
+def _redact_value(value: Any, secret: str | None) -> Any:
     if isinstance(value, str):
         return redact(value, secret)
     if isinstance(value, list):
-        return [_without(item, secret) for item in value]
+        return [_redact_value(item, secret) for item in value]
     if isinstance(value, dict):
-        return {redact(key, secret): _without(item, secret) for key, item in value.items()}
+        return {redact(key, secret): _redact_value(item, secret) for key, item in value.items()}
     return value
