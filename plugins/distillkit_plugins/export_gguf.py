@@ -1,4 +1,4 @@
-"""The exporter `gguf`: one file that llama.cpp runs, as gpt2 or as llama."""
+"""The exporter `gguf`: one file for llama.cpp, as a gpt2 or llama model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
 }
-IN_BLOCK = {
+BLOCK_NAMES = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
     "attn.c_proj": "attn_output",
@@ -49,19 +49,21 @@ IN_BLOCK = {
 
 
 class Gguf(Exporter):
-    """For llama.cpp: one file with weights and tokenizer, in float32."""
+    """For llama.cpp: one file with float32 weights and tokenizer."""
 
     name = "gguf"
 
     def export(self, run: Any, folder: Path) -> list[str]:
-        """Write, load again, compare."""
+        """Write the file, load it again and compare its output with the student's."""
         from distillkit.student.interchange import exporting, hf_tokenizer
 
         student, network = exporting.student_of(run)
         member = exporting.of_family(network)
-        notes = [f"as {member.family}", *member.notes, *fitting(member)]
+        notes = [f"as {member.family}", *member.notes, *compatibility_notes(member)]
         if fault := hf_tokenizer.why_not_gpt2(student.tokenizer):
-            raise UsageError(f"a GGUF file holds its tokenizer, and {fault}", "transformers takes it: --format hf")
+            raise UsageError(
+                f"a GGUF file contains the tokenizer, but {fault}", "Export it for transformers: --format hf"
+            )
         exporting.needed("gguf", "gguf", "export-gguf")
         folder.mkdir(parents=True, exist_ok=True)
         save(folder / FILE, member, student.tokenizer, run.path.resolve().parent.name)
@@ -74,39 +76,39 @@ class Gguf(Exporter):
         return exporting.finish(run, folder, student, reader, bounds, facts)
 
 
-def fitting(member: Member) -> list[str]:
-    """What llama.cpp's graph makes of a student; what it cannot express is refused."""
+def compatibility_notes(member: Member) -> list[str]:
+    """Notes on differences in llama.cpp's implementation. Raises a UsageError if it cannot represent the student."""
     shape = member.shape
     if member.family == "gpt2" and shape.activation == "relu":
         raise UsageError(
-            "llama.cpp's gpt2 has tanh GELU and no other activation, and this student has relu",
-            "transformers takes it: --format hf",
+            "llama.cpp's gpt2 supports only tanh GELU, but this student uses relu",
+            "Export it for transformers: --format hf",
         )
     if member.family == "gpt2" and shape.activation == "gelu":
-        return ["llama.cpp computes exact GELU by its tanh formula, which differs by up to 0.0005"]
+        return ["llama.cpp approximates exact GELU by the tanh formula, which differs by up to 0.0005"]
     return []
 
 
 def save(file: Path, member: Member, tokenizer: Tokenizer, name: str) -> None:
-    """Write figures, tokenizer and weights."""
+    """Write metadata, tokenizer and weights."""
     import gguf
     import mlx.core as mx
     import numpy as np
 
     writer = gguf.GGUFWriter(str(file), member.family)
     writer.add_name(name)
-    _figures(writer, member)
-    _tokens(writer, tokenizer)
+    _write_metadata(writer, member)
+    _write_tokenizer(writer, tokenizer)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for theirs, value in named(member).items():
-        writer.add_tensor(theirs, np.array(value.astype(mx.float32)))
+    for name, value in gguf_weights(member).items():
+        writer.add_tensor(name, np.array(value.astype(mx.float32)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _figures(writer: Any, member: Member) -> None:
+def _write_metadata(writer: Any, member: Member) -> None:
     from distillkit.student.interchange.hf_weights import EPSILON, TURNS
 
     shape, pairs = member.shape, member.shape.heads if member.family == "gpt2" else member.shape.num_kv_heads
@@ -125,8 +127,8 @@ def _figures(writer: Any, member: Member) -> None:
         writer.add_rope_freq_base(TURNS)
 
 
-def _tokens(writer: Any, tokenizer: Tokenizer) -> None:
-    """The vocabulary in GPT-2's letters; ids that no token has are named and never used."""
+def _write_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
+    """Write the vocabulary in GPT-2's byte alphabet; unused ids get placeholder names."""
     import gguf
 
     from distillkit.student.interchange import hf_tokenizer
@@ -144,41 +146,41 @@ def _tokens(writer: Any, tokenizer: Tokenizer) -> None:
     writer.add_token_merges([f"{left} {right}" for left, right in hf_tokenizer.merges(tokenizer)])
     writer.add_bos_token_id(tokenizer.end_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
-    writer.add_add_bos_token(True)  # every text of the student begins after the end of another
+    writer.add_add_bos_token(True)  # the student's texts begin after an end-of-text token
 
 
-def named(member: Member) -> Arrays:
+def gguf_weights(member: Member) -> Arrays:
     """The weights under GGUF's names."""
-    found = {}
+    weights = {}
     for name, value in member.weights.items():
         module, _, what = name.rpartition(".")
         if module.endswith(("q_proj", "k_proj")):
-            value = side_by_side(value, member.shape)
-        found[f"{_module(module)}.{what}"] = value
-    return found
+            value = interleave(value, member.shape)
+        weights[f"{_module(module)}.{what}"] = value
+    return weights
 
 
 def _module(module: str) -> str:
     if module in NAMES:
         return NAMES[module]
     number, _, inner = module.removeprefix("model.layers.").removeprefix("h.").partition(".")
-    return f"blk.{number}.{IN_BLOCK[inner]}"
+    return f"blk.{number}.{BLOCK_NAMES[inner]}"
 
 
-def side_by_side(value: mx.array, shape: GPTConfig) -> mx.array:
-    """Rows of queries or keys with the two coordinates that rope turns beside each other, as llama.cpp wants them."""
+def interleave(value: mx.array, shape: GPTConfig) -> mx.array:
+    """Query or key rows in llama.cpp's order: the two coordinates that rope rotates are adjacent."""
     halves = value.reshape(-1, 2, shape.head_dim // 2, *value.shape[1:])
     return halves.swapaxes(1, 2).reshape(value.shape)
 
 
-def apart(value: mx.array, shape: GPTConfig) -> mx.array:
-    """The inverse of `side_by_side`."""
+def deinterleave(value: mx.array, shape: GPTConfig) -> mx.array:
+    """The inverse of `interleave`."""
     pairs = value.reshape(-1, shape.head_dim // 2, 2, *value.shape[1:])
     return pairs.swapaxes(1, 2).reshape(value.shape)
 
 
 def loaded(file: Path, member: Member) -> Reader:
-    """The file as llama.cpp loads it; where it is not installed, as we read it back."""
+    """The file loaded by llama.cpp, or read back by distillkit if llama_cpp is not installed."""
     from importlib.util import find_spec
 
     if find_spec("llama_cpp"):
@@ -188,7 +190,7 @@ def loaded(file: Path, member: Member) -> Reader:
     by = f"reading the file back with {versions_of('gguf')} (llama_cpp is not installed)"
     shape = member.written_out
     if member.family == "gpt2":
-        shape = replace(shape, activation="gelu_tanh")  # llama.cpp has no other there
+        shape = replace(shape, activation="gelu_tanh")  # the only one that llama.cpp has for gpt2
     return read_back(member.family, shape, weights_of(file, member), by)
 
 
@@ -198,12 +200,12 @@ def weights_of(file: Path, member: Member) -> Arrays:
     import mlx.core as mx
 
     tensors = {tensor.name: mx.array(tensor.data) for tensor in gguf.GGUFReader(str(file)).tensors}
-    found = {}
+    weights = {}
     for name in member.weights:
         module, _, what = name.rpartition(".")
         value = tensors[f"{_module(module)}.{what}"]
-        found[name] = apart(value, member.shape) if module.endswith(("q_proj", "k_proj")) else value
-    return found
+        weights[name] = deinterleave(value, member.shape) if module.endswith(("q_proj", "k_proj")) else value
+    return weights
 
 
 class LlamaCpp:
@@ -222,14 +224,14 @@ class LlamaCpp:
         return self.model.scores[: len(tokens)].copy()
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
-        """The likeliest tokens after tokens, one by one over llama.cpp's cache."""
+        """Tokens from greedy decoding with llama.cpp's KV cache."""
         self.model.reset()
-        found, new = [], list(tokens)
+        generated, new = [], list(tokens)
         for _ in range(count):
             self.model.eval(new)
             new = [int(self.model.scores[self.model.n_tokens - 1].argmax())]
-            found += new
-        return found
+            generated += new
+        return generated
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The exporter `hf`: a folder that transformers loads, as GPT-2 or as Llama, without a line of remote code."""
+"""The exporter `hf`: a folder for transformers, as a GPT-2 or Llama model, without remote code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class HuggingFace(Exporter):
     name = "hf"
 
     def export(self, run: Any, folder: Path) -> list[str]:
-        """Write, load again, compare."""
+        """Write the folder, load it again and compare its output with the student's."""
         from distillkit.student.interchange import exporting, hf_tokenizer
 
         student, network = exporting.student_of(run)
@@ -60,7 +60,7 @@ class HuggingFace(Exporter):
 
 
 def save(folder: Path, member: Member, end_of_text: int) -> None:
-    """Weights and configurations; keys of a GPT-2 stand without the prefix `transformer.`."""
+    """Write weights and configurations. Keys of a GPT-2 have no prefix `transformer.`."""
     import json
 
     import mlx.core as mx
@@ -68,15 +68,15 @@ def save(folder: Path, member: Member, end_of_text: int) -> None:
     from distillkit.student.interchange.hf_weights import configuration, turned
 
     mx.save_safetensors(str(folder / "model.safetensors"), turned(member.weights), {"format": "pt"})
-    whole = configuration(member, end_of_text)
-    ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
-    generation = {**ends, "do_sample": True, "temperature": 0.8, "max_new_tokens": member.shape.context // 2}
-    for name, values in {"config": whole, "generation_config": generation}.items():
+    config = configuration(member, end_of_text)
+    special_tokens = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
+    generation = {**special_tokens, "do_sample": True, "temperature": 0.8, "max_new_tokens": member.shape.context // 2}
+    for name, values in {"config": config, "generation_config": generation}.items():
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def loaded(folder: Path, member: Member) -> Reader:
-    """The folder as transformers loads it; where it is not installed, as we read the files back."""
+    """The folder loaded by transformers, or read back by distillkit if transformers is not installed."""
     from importlib.util import find_spec
 
     if find_spec("transformers") and find_spec("torch"):
@@ -88,7 +88,7 @@ def loaded(folder: Path, member: Member) -> Reader:
 
 
 def weights_of(folder: Path) -> Arrays:
-    """The weights of a folder, matrices as ours stand."""
+    """The weights of a folder, with matrices in distillkit's orientation."""
     import mlx.core as mx
 
     from distillkit.student.interchange.hf_weights import turned
@@ -118,12 +118,12 @@ class Transformers:
             return self.model(self.torch.tensor([list(tokens)])).logits[0].float().numpy()
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
-        """What transformers' own `generate` writes; the end of text does not end it."""
-        begun = self.torch.tensor([list(tokens)])
-        how = {"do_sample": False, "max_new_tokens": count, "temperature": None}
+        """Tokens from greedy decoding with transformers' `generate`, without stopping at end-of-text."""
+        inputs = self.torch.tensor([list(tokens)])
+        options = {"do_sample": False, "max_new_tokens": count, "temperature": None}
         self.model.generation_config.eos_token_id = None
-        written = self.model.generate(begun, attention_mask=self.torch.ones_like(begun), **how)
-        return [int(token) for token in written[0, len(tokens) :]]
+        generated = self.model.generate(inputs, attention_mask=self.torch.ones_like(inputs), **options)
+        return [int(token) for token in generated[0, len(tokens) :]]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The exporter `mlx`: a folder that mlx-lm loads, as gpt2, gpt_bigcode or llama, also quantized."""
+"""The exporter `mlx`: a folder for mlx-lm, as a gpt2, gpt_bigcode or llama model, optionally quantized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from distillkit.student.interchange.exporting import Arrays, Member, Reader
 
-GROUP = 64  # weights that share a scale
+GROUP_SIZE = 64  # weights that share a scale
 USE = """```python
 from mlx_lm import generate, load
 
@@ -24,25 +24,25 @@ print(generate(model, tokenizer, "<|endoftext|>One day", max_tokens=100))
 
 
 class Mlx(Exporter):
-    """For mlx-lm: safetensors and a configuration, with 8 or 4 bits a weight if asked."""
+    """For mlx-lm: safetensors and a configuration, optionally quantized to 8 or 4 bits."""
 
     name = "mlx"
 
     class Options(Exporter.Options):
-        """How small it is made."""
+        """Options of the exporter `mlx`."""
 
-        quantize: Literal[4, 8] | None = Field(None, description="bits a weight; as they are if not set")
+        quantize: Literal[4, 8] | None = Field(None, description="bits per weight; not quantized if not set")
 
     def export(self, run: Any, folder: Path) -> list[str]:
-        """Write, load again, compare."""
+        """Write the folder, load it again and compare its output with the student's."""
         from distillkit.student.interchange import exporting, hf_tokenizer
 
         (student, network), bits = exporting.student_of(run), self.options.quantize
         member = exporting.of_family(network)
-        kind = kind_of(member)
+        kind = model_type(member)
         notes = [f"as {kind}", *member.notes, *([f"{bits} bits a weight"] if bits else [])]
         if fault := hf_tokenizer.why_not(student.tokenizer):
-            raise UsageError(f"mlx-lm loads no folder without a tokenizer.json, and {fault}", "Try --format hf.")
+            raise UsageError(f"mlx-lm needs a tokenizer.json, but {fault}", "Try --format hf.")
         exporting.needed("mlx_lm", "mlx-lm", "export-mlx")
         folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, kind, student.tokenizer.end_of_text, bits)
@@ -56,17 +56,21 @@ class Mlx(Exporter):
 
 
 def bounds(bits: int | None) -> Any:
-    """Rounded weights cannot say the same: their perplexity must be near."""
+    """The allowed differences: exact for unquantized weights, a relative perplexity for quantized ones."""
     from distillkit.student.interchange.exporting import Bounds
 
     if bits is None:
         return Bounds()
     share = {8: 0.02, 4: 0.5}[bits]
-    return Bounds(exact=False, perplexity=share, why=f"{bits} bits are too few for it: take more, or none.")
+    return Bounds(
+        exact=False,
+        perplexity=share,
+        why=f"{bits} bits are too few for this student: use more bits, or do not quantize.",
+    )
 
 
-def kind_of(member: Member) -> str:
-    """Which of mlx-lm's architectures says the same."""
+def model_type(member: Member) -> str:
+    """The model type of mlx-lm that is equivalent to the student."""
     shape = member.shape
     if member.family == "llama":
         return "llama"
@@ -77,16 +81,16 @@ def kind_of(member: Member) -> str:
     if shape.activation == "gelu_tanh":
         raise UsageError(
             "mlx-lm has tanh GELU only in its gpt2, whose head is tied and whose hidden size is four times the width",
-            "A student with exact GELU goes there untied, too. transformers takes this one: --format hf",
+            "Export it for transformers: --format hf. With exact GELU, mlx-lm supports other sizes and untied heads.",
         )
     raise UsageError(
         f"mlx-lm has no GPT-2 with {shape.activation}",
-        "transformers takes this student: --format hf. A student for mlx-lm has gelu, gelu_tanh or swiglu.",
+        "Export it for transformers: --format hf. mlx-lm supports gelu, gelu_tanh and swiglu.",
     )
 
 
 def save(folder: Path, member: Member, kind: str, end_of_text: int, bits: int | None) -> None:
-    """Weights under the names of mlx-lm's modules, and the configuration."""
+    """Write the weights under mlx-lm's names, and the configuration."""
     import json
 
     import mlx.core as mx
@@ -99,27 +103,30 @@ def save(folder: Path, member: Member, kind: str, end_of_text: int, bits: int | 
     prefix = {"gpt2": "model.", "gpt_bigcode": "transformer.", "llama": ""}[kind]
     weights = {n if n.startswith("lm_head") else prefix + n: v for n, v in member.weights.items()}
     if bits:
-        config["quantization"] = {"group_size": GROUP, "bits": bits}
-        weights = quantized(weights, bits)
+        config["quantization"] = {"group_size": GROUP_SIZE, "bits": bits}
+        weights = quantize(weights, bits)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def quantized(weights: Arrays, bits: int) -> Arrays:
-    """All matrices whose rows can be cut into groups, in few bits; the others as they are."""
+def quantize(weights: Arrays, bits: int) -> Arrays:
+    """The weights with all matrices quantized whose rows can be split into groups."""
     import mlx.core as mx
 
-    if not any(value.ndim == 2 and value.shape[1] % GROUP == 0 for value in weights.values()):
-        raise UsageError(f"mlx-lm's groups have {GROUP} weights, which divides no width of this student", "Leave it.")
-    small: Arrays = {}
+    if not any(value.ndim == 2 and value.shape[1] % GROUP_SIZE == 0 for value in weights.values()):
+        raise UsageError(
+            f"mlx-lm quantizes groups of {GROUP_SIZE} weights, which divides no width of this student",
+            "Export it without quantization.",
+        )
+    quantized: Arrays = {}
     for name, value in weights.items():
-        if value.ndim == 2 and value.shape[1] % GROUP == 0:
+        if value.ndim == 2 and value.shape[1] % GROUP_SIZE == 0:
             module = name.removesuffix(".weight")
-            packed, scales, biases = mx.quantize(value, group_size=GROUP, bits=bits)
-            small |= {name: packed, f"{module}.scales": scales, f"{module}.biases": biases}
+            packed, scales, biases = mx.quantize(value, group_size=GROUP_SIZE, bits=bits)
+            quantized |= {name: packed, f"{module}.scales": scales, f"{module}.biases": biases}
         else:
-            small[name] = value
-    return small
+            quantized[name] = value
+    return quantized
 
 
 class MlxLm:
@@ -141,7 +148,7 @@ class MlxLm:
         return np.array(self.model(mx.array([list(tokens)]))[0].astype(mx.float32))
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
-        """What mlx-lm's own generator writes, over its cache."""
+        """Tokens from greedy decoding with mlx-lm's generator and KV cache."""
         import mlx.core as mx
         from mlx_lm.generate import generate_step
 

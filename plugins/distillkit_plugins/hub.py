@@ -1,6 +1,6 @@
-"""A source that streams datasets of the Hugging Face Hub, or local copies of them, through the `datasets` library.
+"""The source `hub`: streams datasets of the Hugging Face Hub, or local copies, through the `datasets` library.
 
-What is fetched stays in `cache/downloads/`, and no more is fetched than is read: `data.tokens` is the budget.
+Downloaded data stays in `cache/downloads/`. No more is downloaded than is read, which `data.tokens` limits.
 """
 
 from __future__ import annotations
@@ -23,99 +23,101 @@ if TYPE_CHECKING:
     from distillkit.data.downloads import Download
 
 
-class Ready(NamedTuple):
-    """A dataset that goes by a short name here."""
+class KnownDataset(NamedTuple):
+    """A dataset with a short name."""
 
     repository: str
     config: str | None
     column: str
 
 
-READY = {
-    "tinystories": Ready("roneneldan/TinyStories", None, "text"),
-    "fineweb-edu": Ready("HuggingFaceFW/fineweb-edu", "sample-10BT", "text"),
+KNOWN_DATASETS = {
+    "tinystories": KnownDataset("roneneldan/TinyStories", None, "text"),
+    "fineweb-edu": KnownDataset("HuggingFaceFW/fineweb-edu", "sample-10BT", "text"),
 }
 FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
-AS_TEXT = '--set data.source=text --set data.path="FILES.parquet" (also .txt and .jsonl).'
-COPY = f'Without a network, bring a copy: data.path = "FILE or FOLDER" here, or {AS_TEXT}'
+TEXT_HINT = '--set data.source=text --set data.path="FILES.parquet" (also .txt and .jsonl).'
+LOCAL_COPY_HINT = f'Without a network, use a local copy: data.path = "FILE or FOLDER" here, or {TEXT_HINT}'
 
 
 class Hub(Source):
-    """Datasets of the Hugging Face Hub, streamed as far as they are needed; or copies of them on the disk."""
+    """Datasets of the Hugging Face Hub, streamed as far as needed, or local copies of them."""
 
     name = "hub"
 
     class Options(Source.Options):
-        """Which dataset, and what of it."""
+        """Options of the source `hub`."""
 
         paths: ClassVar[tuple[str, ...]] = ("path",)
 
-        dataset: str | None = Field(None, description=f"{', '.join(READY)}, or owner/name on the Hub")
-        path: str | None = Field(None, description="a local copy of it: a file, or a folder (of save_to_disk, too)")
-        config: str | None = Field(None, description="the dataset's configuration, where it has several")
-        split: str = Field("train", description="what to train on")
-        held_out_split: str | None = Field(
-            None, description="a split to judge on; if not set, documents are held out by their hash"
+        dataset: str | None = Field(None, description=f"{', '.join(KNOWN_DATASETS)}, or owner/name on the Hub")
+        path: str | None = Field(
+            None, description="a local copy: a file or a folder, for example one written by save_to_disk"
         )
-        column: str | None = Field(None, description="where the text stands; text if not set")
-        revision: str | None = Field(None, description="a commit or tag; the newest when first fetched if not set")
+        config: str | None = Field(None, description="configuration of the dataset, if it has several")
+        split: str = Field("train", description="split to train on")
+        held_out_split: str | None = Field(
+            None, description="split to judge on; if not set, documents are held out by their hash"
+        )
+        column: str | None = Field(None, description="column that holds the text; text if not set")
+        revision: str | None = Field(None, description="commit or tag; if not set, the newest at the first download")
 
         @model_validator(mode="after")
-        def _some_place(self) -> Self:
+        def _check_origin(self) -> Self:
             if self.dataset is None and self.path is None:
-                raise ValueError(f"expected dataset = {next(iter(READY))!r}, or path for a local copy")
+                raise ValueError(f"expected dataset = {next(iter(KNOWN_DATASETS))!r}, or path for a local copy")
             return self
 
     options: Options
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        ready = READY.get(self.options.dataset or "")
-        named = ready.repository if ready else self.options.dataset
-        self.repository = None if self.options.path else named  # a copy takes its place
-        self.config = self.options.config or (ready.config if ready and self.repository else None)
-        self.column = self.options.column or (ready.column if ready else "text")
-        self.of = {"train": self.options.split, "held_out": self.options.held_out_split}
+        known = KNOWN_DATASETS.get(self.options.dataset or "")
+        repository = known.repository if known else self.options.dataset
+        self.repository = None if self.options.path else repository  # a local copy takes precedence
+        self.config = self.options.config or (known.config if known and self.repository else None)
+        self.column = self.options.column or (known.column if known else "text")
+        self.hub_splits = {"train": self.options.split, "held_out": self.options.held_out_split}
         if self.options.held_out_split:
             self.splits = ("train", "held_out")  # type: ignore[misc]
 
     @property
     def here(self) -> bool:
-        """Whether all that it can give lies on this disk."""
+        """Whether all splits are local or completely downloaded."""
         return self.options.path is not None or all(self._download(split).done for split in self.splits)
 
     def check(self) -> None:
-        """Refuse to begin without the library, unless everything has come already."""
+        """Raise a DataError if the datasets library is needed and not installed."""
         if self.options.path is not None or not self.here:
-            _library()
+            _import_datasets()
 
     def documents(self, split: str) -> Iterator[Document]:
-        """The texts of a split, fetched as far as they are read."""
-        name = self.of[split]
+        """The texts of a split, downloaded as far as they are read."""
+        name = self.hub_splits[split]
         for number, text in enumerate(self._download(split)):
             yield Document(f"{name}:{number}", text)
 
     def fingerprint(self) -> Any:
-        """What is asked of whom; of a local copy, what it holds."""
-        named = {"config": self.config, "column": self.column, "revision": self.options.revision}
-        return {"dataset": self._dataset, **named, "splits": self.of}
+        """Dataset, configuration, column, revision and splits; for a local copy, hashes of its files."""
+        selection = {"config": self.config, "column": self.column, "revision": self.options.revision}
+        return {"dataset": self._dataset, **selection, "splits": self.hub_splits}
 
     @cached_property
     def _dataset(self) -> Any:
-        return self.repository if self.options.path is None else _contents(Path(self.options.path))
+        return self.repository if self.options.path is None else _file_hashes(Path(self.options.path))
 
     def _download(self, split: str) -> Download:
         from distillkit.data.downloads import Download
 
-        name, identity = self.of[split], self.fingerprint()
+        name, identity = self.hub_splits[split], self.fingerprint()
         label = re.sub(r"[^A-Za-z0-9-]+", "-", f"{self.repository or Path(self.options.path or '').name}-{name}")
-        return Download(label, [identity, name], lambda origin, state: self._opened(origin, name, state), self._commit)
+        return Download(label, [identity, name], lambda origin, state: self._open(origin, name, state), self._commit)
 
     def _commit(self) -> str | None:
-        """The commit that all shards will be of, however long fetching takes; refuses quickly without a network."""
+        """The commit to download all shards from. Fails quickly without a network."""
         if self.repository is None:
             return None
-        _library()
+        _import_datasets()
         from huggingface_hub import HfApi
 
         try:
@@ -124,23 +126,23 @@ class Hub(Source):
             raise self._unreachable(error) from error
         return None if info.sha is None else str(info.sha)
 
-    def _opened(self, commit: str | None, split: str | None, state: Any) -> Rows:
+    def _open(self, commit: str | None, split: str | None, state: Any) -> TextStream:
         try:
-            return Rows(self, self._stream(commit, split), state)
+            return TextStream(self, self._stream(commit, split), state)
         except DataError:
             raise
         except Exception as error:
             raise self._unreachable(error) from error
 
     def _stream(self, commit: str | None, split: str | None) -> Any:
-        """The dataset, as the library streams it."""
-        datasets = _library()
+        """The streaming dataset of the library."""
+        datasets = _import_datasets()
         path = self.options.path
         if path is None:
             return datasets.load_dataset(self.repository, self.config, split=split, streaming=True, revision=commit)
         if Path(path).is_file():
             if (kind := FORMATS.get(Path(path).suffix.lower())) is None:
-                raise DataError(f"data.path: {path} is in no format that is known", f"Known: {', '.join(FORMATS)}.")
+                raise DataError(f"data.path: {path} has an unknown format", f"Known: {', '.join(FORMATS)}.")
             return datasets.load_dataset(kind, data_files={split: path}, split=split, streaming=True)
         if any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(path)
@@ -148,20 +150,20 @@ class Hub(Source):
         return datasets.load_dataset(path, self.config, split=split, streaming=True)
 
     def _unreachable(self, error: Exception) -> DataError:
-        """What the library said, in a line, and what to do about it."""
-        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        """A DataError with the first line of the library's message and a hint."""
+        message = (str(error).splitlines() or [type(error).__name__])[0][:160]
         if self.repository is None:
             return DataError(
-                f"data.path: {self.options.path} cannot be read: {said}", "Check data.split and data.config."
+                f"data.path: {self.options.path} cannot be read: {message}", "Check data.split and data.config."
             )
-        what = f"the dataset {self.repository!r} cannot be fetched"
-        if isinstance(error, ValueError):  # it was reached, and has no such split or configuration
-            return DataError(f"{what}: {said}", "Check data.split and data.config.")
-        return DataError(f"{what}: {said}", COPY)
+        what = f"the dataset {self.repository!r} cannot be downloaded"
+        if isinstance(error, ValueError):  # the Hub was reached, but there is no such split or configuration
+            return DataError(f"{what}: {message}", "Check data.split and data.config.")
+        return DataError(f"{what}: {message}", LOCAL_COPY_HINT)
 
 
-class Rows:
-    """A stream of the library at some place, as texts."""
+class TextStream:
+    """The texts of a streaming dataset, resumable at a saved position."""
 
     def __init__(self, source: Hub, stream: Any, state: Any) -> None:
         self.source, self.column = source, source.column
@@ -184,7 +186,7 @@ class Rows:
             yield self._text(row)
 
     def state(self) -> Any:
-        """Where it stands, in plain JSON."""
+        """The position in the stream, as plain JSON."""
         return json.loads(json.dumps(self.stream.state_dict()))
 
     def _text(self, row: Any) -> str:
@@ -194,22 +196,22 @@ class Rows:
         return text or ""
 
 
-def _library() -> Any:
+def _import_datasets() -> Any:
     try:
         import datasets
     except ImportError as error:
         raise DataError(
             'data.source = "hub" needs the package datasets, which is not installed',
-            f'Install it: pip install "distillkit[hub]". Or bring a copy: {AS_TEXT}',
+            f'Install it: pip install "distillkit[hub]". Or use a local copy: {TEXT_HINT}',
         ) from error
     return datasets
 
 
-def _contents(path: Path) -> list[list[str]]:
-    """The files of a local copy and what each holds; where it lies does not matter."""
+def _file_hashes(path: Path) -> list[list[str]]:
+    """The relative paths and hashes of the files of a local copy."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
-        raise DataError(f"data.path: there is nothing in {str(path)!r}", "Check the path.")
+        raise DataError(f"data.path: no files in {str(path)!r}", "Check the path.")
     return [[file.name if path.is_file() else str(file.relative_to(path)), _digest(file)] for file in files]
 
 

@@ -1,4 +1,4 @@
-"""A source that reads files: text, JSON lines or parquet; the first two also packed as .gz or .xz."""
+"""The source `text`: reads text, JSON lines or Parquet files; the first two also compressed as .gz or .xz."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distillkit import DataError, Document, Source, hookimpl
 if TYPE_CHECKING:
     from typing import Self
 
-CHUNK = 1 << 20
+CHUNK_SIZE = 1 << 20
 BOM = "\ufeff"
 END_OF_TEXT = "<|endoftext|>"
 
@@ -29,23 +29,24 @@ class Text(Source):
     name = "text"
 
     class Options(Source.Options):
-        """Which files, and how documents stand in them."""
+        """Options of the source `text`."""
 
         paths: ClassVar[tuple[str, ...]] = ("path", "files")
 
         path: str | list[str] | None = Field(
-            None, description="a file, a glob or a list of both; from the recipe's folder"
+            None, description="a file, a glob, or a list of them, relative to the recipe's folder"
         )
-        files: str | list[str] | None = Field(None, description="the former word for path")
-        field: str = Field("text", description="the key or column of .jsonl and .parquet")
+        files: str | list[str] | None = Field(None, description="deprecated name of path")
+        field: str = Field("text", description="key or column that holds the text in .jsonl and .parquet files")
         separator: str = Field(
-            END_OF_TEXT, description="stands between the documents of a text file; empty, each file is one"
+            END_OF_TEXT,
+            description="separator between the documents of a text file; if empty, each file is one document",
         )
 
         @model_validator(mode="after")
-        def _one_word_for_it(self) -> Self:
+        def _check_path(self) -> Self:
             if (self.path is None) == (self.files is None):
-                both = "" if self.path is None else " and not files as well, which is its former name"
+                both = "" if self.path is None else ", and not files as well, which is its deprecated name"
                 raise ValueError(f'expected path = "stories/*.txt", or a list of such{both}')
             return self
 
@@ -53,28 +54,28 @@ class Text(Source):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        wanted = self.options.files if self.options.path is None else self.options.path
-        self.paths = _find([wanted] if isinstance(wanted, str) else wanted or [])
+        patterns = self.options.files if self.options.path is None else self.options.path
+        self.paths = _find_files([patterns] if isinstance(patterns, str) else patterns or [])
 
     def check(self) -> None:
-        """Refuse to begin without what reads parquet, if a file is of that kind."""
+        """Raise a DataError if there are Parquet files and pyarrow is not installed."""
         for path in self.paths:
-            if _kind(path) == ".parquet":
-                _arrow(path)
+            if _extension(path) == ".parquet":
+                _import_pyarrow(path)
 
     def documents(self, split: str) -> Iterator[Document]:
-        """The documents of all files, one file after another."""
+        """The documents of all files, in the order of the files."""
         for path, label in zip(self.paths, _labels(self.paths), strict=True):
             for index, text in enumerate(self._texts(path)):
                 yield Document(f"{label}:{index}", text)
 
     def fingerprint(self) -> Any:
-        """What the files hold and how it is read; where they lie does not matter."""
-        contents = [[label, _digest(path)] for path, label in zip(self.paths, _labels(self.paths), strict=True)]
-        return {"files": contents, "field": self.options.field, "separator": self.options.separator}
+        """Hashes of the files and the options that affect reading. The location of the files does not matter."""
+        files = [[label, _digest(path)] for path, label in zip(self.paths, _labels(self.paths), strict=True)]
+        return {"files": files, "field": self.options.field, "separator": self.options.separator}
 
     def _texts(self, path: Path) -> Iterator[str]:
-        kind = _kind(path)
+        kind = _extension(path)
         if kind == ".parquet":
             return _parquet(path, self.options.field)
         if kind in (".jsonl", ".ndjson"):
@@ -82,18 +83,18 @@ class Text(Source):
         return _plain(path, self.options.separator)
 
 
-# Finding files.
+# ------------------------------------------------------------------------------------------ finding files
 
 
-def _find(patterns: list[str]) -> list[Path]:
-    """The files that paths and globs mean, each once; what means none is an error."""
+def _find_files(patterns: list[str]) -> list[Path]:
+    """The files that match paths and globs, each once. A pattern without a match is an error."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         exact = [pattern] if Path(pattern).is_file() else []
         names = exact or sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - patterns may be absolute
         files = [Path(name) for name in names if Path(name).is_file()]
         if not files:
-            raise DataError(f"data.path: there is no file {pattern!r}", "Check the path.")
+            raise DataError(f"data.path: no file matches {pattern!r}", "Check the path.")
         found.update(dict.fromkeys(files))
     if not found:
         raise DataError("data.path names no file", 'Say for example path = "stories/*.txt".')
@@ -101,14 +102,14 @@ def _find(patterns: list[str]) -> list[Path]:
 
 
 def _labels(paths: list[Path]) -> list[str]:
-    """The file names, or the whole paths of those that share a name."""
+    """The file names, or full paths where names are not unique."""
     names = Counter(path.name for path in paths)
     return [path.name if names[path.name] == 1 else str(path) for path in paths]
 
 
-def _kind(path: Path) -> str:
-    inner = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
-    return inner.suffix.lower()
+def _extension(path: Path) -> str:
+    uncompressed = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
+    return uncompressed.suffix.lower()
 
 
 def _digest(path: Path) -> str:
@@ -116,43 +117,45 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-# Reading them.
+# ------------------------------------------------------------------------------------------ reading files
 
 
 def _plain(path: Path, separator: str) -> Iterator[str]:
-    """The texts of a file; one in which no separator stands is a text as it is."""
+    """The texts of a file. A file without a separator is one text, returned unchanged."""
     if not separator:
         yield _decode(path, b"".join(_chunks(path)), 0)
         return
-    for raw, at, last in _split(path, separator.encode()):
-        text = _decode(path, raw, at)
-        whole = last and at == 0
-        text = text if whole else text.strip("\r\n")
-        if text or not last:
+    for raw, offset, is_last in _split(path, separator.encode()):
+        text = _decode(path, raw, offset)
+        is_whole_file = is_last and offset == 0
+        text = text if is_whole_file else text.strip("\r\n")
+        if text or not is_last:
             yield text
 
 
 def _json_lines(path: Path, field: str) -> Iterator[str]:
-    for number, (raw, at, _) in enumerate(_split(path, b"\n"), start=1):
+    for number, (raw, offset, _) in enumerate(_split(path, b"\n"), start=1):
         if not raw.strip():
             continue
         try:
-            row = json.loads(_decode(path, raw, at))
+            row = json.loads(_decode(path, raw, offset))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}", "Mend or remove it.") from error
-        yield _field(row, field, f"{path}, line {number}")
+            raise DataError(f"{path}, line {number} is not JSON: {error}", "Correct or remove the line.") from error
+        yield _text_of_row(row, field, f"{path}, line {number}")
 
 
-def _field(row: Any, field: str, where: str) -> str:
+def _text_of_row(row: Any, field: str, where: str) -> str:
     text = row.get(field) if isinstance(row, dict) else None
     if not isinstance(text, str):
         keys = ", ".join(sorted(row)) if isinstance(row, dict) else "no object"
-        raise DataError(f"{where} has no text under {field!r} (it has: {keys})", "Name the key: data.field.")
+        raise DataError(
+            f"{where} has no text under {field!r} (it has: {keys})", "Set data.field to the key of the text."
+        )
     return text
 
 
-def _arrow(path: Path) -> tuple[Any, Any]:
-    """What reads parquet, or how to get it."""
+def _import_pyarrow(path: Path) -> tuple[Any, Any]:
+    """Import pyarrow, or raise a DataError that says how to install it."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
@@ -162,7 +165,7 @@ def _arrow(path: Path) -> tuple[Any, Any]:
 
 
 def _parquet(path: Path, field: str) -> Iterator[str]:
-    arrow, parquet = _arrow(path)
+    arrow, parquet = _import_pyarrow(path)
     try:
         table = parquet.ParquetFile(path)
         columns = table.schema_arrow.names
@@ -170,23 +173,23 @@ def _parquet(path: Path, field: str) -> Iterator[str]:
             raise DataError(f"{path} has no column {field!r}", f"Set data.field: {', '.join(columns)}.")
         for batch in table.iter_batches(batch_size=1024, columns=[field]):
             for row, text in enumerate(batch.column(0).to_pylist()):
-                yield _field({field: "" if text is None else text}, field, f"{path}, row {row} of a batch")
+                yield _text_of_row({field: "" if text is None else text}, field, f"{path}, row {row} of a batch")
     except arrow.ArrowException as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}", "Is it whole?") from error
+        raise DataError(f"{path} cannot be read as Parquet: {error}", "Check whether the file is complete.") from error
 
 
 def _split(path: Path, separator: bytes) -> Iterator[tuple[bytes, int, bool]]:
-    """The parts of a file between separators, where each begins, and if it is the last. Holds one part."""
-    held, at = bytearray(), 0
+    """The parts of a file between separators, with offset and whether it is the last. Holds one part in memory."""
+    buffer, offset = bytearray(), 0
     for chunk in _chunks(path):
-        searched = max(0, len(held) - len(separator) + 1)
-        held += chunk
-        while (cut := held.find(separator, searched)) >= 0:
-            yield bytes(held[:cut]), at, False
-            del held[: cut + len(separator)]
-            at += cut + len(separator)
+        searched = max(0, len(buffer) - len(separator) + 1)
+        buffer += chunk
+        while (end := buffer.find(separator, searched)) >= 0:
+            yield bytes(buffer[:end]), offset, False
+            del buffer[: end + len(separator)]
+            offset += end + len(separator)
             searched = 0
-    yield bytes(held), at, True
+    yield bytes(buffer), offset, True
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -194,10 +197,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
     try:
         with _open(path) as stream:
-            while chunk := stream.read(CHUNK):
+            while chunk := stream.read(CHUNK_SIZE):
                 yield chunk
     except (OSError, EOFError, LZMAError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}", "Is it whole?") from error
+        raise DataError(f"{path} cannot be read: {error}", "Check whether the file is complete.") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -209,18 +212,18 @@ def _open(path: Path) -> BinaryIO:
     return lzma.open(path) if path.suffix == ".xz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _decode(path: Path, raw: bytes, at: int) -> str:
-    """Strict UTF-8. `at` is where the bytes stand in the file, once it is unpacked."""
+def _decode(path: Path, raw: bytes, offset: int) -> str:
+    """Decode as strict UTF-8. `offset` is the position in the uncompressed file, for error messages."""
     if (nul := raw.find(b"\0")) >= 0:
-        raise DataError(f"{path} is a binary file: a NUL at byte {at + nul:,}", "Give files of text.")
+        raise DataError(f"{path} is a binary file: a NUL at byte {offset + nul:,}", "Use text files.")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8: byte {at + error.start:,} is 0x{raw[error.start]:02x}",
+            f"{path} is not UTF-8: byte {offset + error.start:,} is 0x{raw[error.start]:02x}",
             f"If it is text in another encoding: iconv -f latin1 -t utf-8 {path.name}",
         ) from error
-    return text.removeprefix(BOM) if at == 0 else text
+    return text.removeprefix(BOM) if offset == 0 else text
 
 
 @hookimpl

@@ -364,7 +364,7 @@ def test_more_text_of_a_prompts_file_is_asked_for_in_lines_and_only_where_there_
 @pytest.mark.usefixtures("home", "offline")
 def test_a_run_without_a_network_says_how_to_bring_a_copy(peer: Callable[[str], ModuleType]) -> None:
     peer("datasets")
-    with pytest.raises(DataError, match="cannot be fetched") as caught:
+    with pytest.raises(DataError, match="cannot be downloaded") as caught:
         distillkit("run", "slm_nano_1m")
     assert "--set data.source=text --set data.path=" in caught.value.hint
     assert numbers("slm_nano_1m") == []

@@ -124,12 +124,12 @@ def test_what_a_dataset_has_not_is_said(peer: Callable[[str], ModuleType], tmp_p
         "no column 'story'": {"path": str(parquet), "column": "story"},
         "holds no text": {"path": str(parquet), "column": "other"},
         "nope": {"path": str(parquet), "split": "nope"},
-        "in no format": {"path": str(tmp_path / "x.bin")},
+        "unknown format": {"path": str(tmp_path / "x.bin")},
     }
     for message, options in wrong.items():
         with pytest.raises(DataError, match=message):
             list(hub(**options).documents("train"))
-    with pytest.raises(DataError, match="nothing in"):
+    with pytest.raises(DataError, match="no files in"):
         hub(path=str(tmp_path / "gone")).fingerprint()
     with pytest.raises(ValueError, match="expected dataset"):
         hub()
@@ -147,7 +147,7 @@ def test_a_hub_that_cannot_be_reached_says_how_to_do_without(
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         source = hub(dataset="tinystories")
         assert not source.here
-        with pytest.raises(DataError, match=r"'roneneldan/TinyStories' cannot be fetched") as caught:
+        with pytest.raises(DataError, match=r"'roneneldan/TinyStories' cannot be downloaded") as caught:
             next(source.documents("train"))
     assert "data.source=text" in caught.value.hint
 

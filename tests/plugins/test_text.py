@@ -90,7 +90,7 @@ def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no text under 'n'"):
         read(path=str(file), field="n")
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UsageError, match="cannot be read as parquet"):
+    with pytest.raises(UsageError, match="cannot be read as Parquet"):
         read(path=str(file))
 
 
