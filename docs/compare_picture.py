@@ -1,8 +1,8 @@
-"""Make the picture of a comparison page, from runs that it makes first: five small students, some minutes in all.
+"""Takes a screenshot of a comparison page, after training the five small students that it compares (some minutes).
 
 python docs/compare_picture.py docs/compare.png [FOLDER]
 
-Runs that FOLDER has are not made again. Needs Chromium, and Pillow, which comes with matplotlib.
+Runs that exist in FOLDER are reused. Needs Chromium, and Pillow, which matplotlib depends on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STUDIES = {
 
 
 def main(picture: Path, folder: Path) -> None:
-    """Runs, their comparison, its picture."""
+    """Train, compare, and take the screenshot."""
     for name, (base, changes) in STUDIES.items():
         if not (folder / "reports" / name / "1" / "report.json").is_file():
             recipe = folder / f"{name}.toml"
@@ -56,13 +56,13 @@ def main(picture: Path, folder: Path) -> None:
 
 
 def distillkit(folder: Path, *words: str) -> None:
-    """Run the program on the folder's runs."""
+    """Run a distillkit command with the folder as DISTILLKIT_HOME."""
     environment = {**os.environ, "DISTILLKIT_HOME": str(folder)}
     subprocess.run([sys.executable, "-m", "distillkit", *words], check=True, env=environment)
 
 
 def shrink(source: Path, picture: Path) -> None:
-    """The same picture in as few bytes as PNG allows."""
+    """Save the picture as an optimized PNG."""
     from PIL import Image
 
     stream = io.BytesIO()

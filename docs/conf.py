@@ -1,4 +1,4 @@
-"""How the site is made of these pages: `make docs`."""
+"""Sphinx configuration of the documentation site: `make docs`."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ html_title = "distillkit"
 extensions = ["myst_nb"]
 exclude_patterns = ["**/.ipynb_checkpoints"]
 myst_heading_anchors = 4
-myst_fence_as_directive = ["mermaid"]  # a forge draws ```mermaid, and so does the site
+myst_fence_as_directive = ["mermaid"]  # GitHub renders ```mermaid blocks, and so does the site
 nb_execution_mode = "off"  # docs/notebooks/run.py executes them
-nb_ipywidgets_js: dict[str, Any] = {}  # nothing is fetched when a page is looked at
+nb_ipywidgets_js: dict[str, Any] = {}  # pages load nothing from other hosts
 nitpicky = True
 
 html_theme = "furo"
 html_static_path = ["site"]
 html_css_files = ["site.css"]
-html_js_files = [diagrams.NAME, "draw.js"] if diagrams.fetched().exists() else []
+html_js_files = [diagrams.NAME, "draw.js"] if diagrams.mermaid_path().exists() else []
 html_copy_source = False
 html_show_sourcelink = False
 pygments_style = "tango"
 
 
-# The pages in order. They stand here, so that index.md is plain Markdown on a forge too.
+# The table of contents. It is added here, so that index.md remains plain Markdown on GitHub.
 CONTENTS = """
 ```{toctree}
 :hidden:
 :glob:
-:caption: The guide
+:caption: Guide
 guide/*
 ```
 
@@ -70,7 +70,7 @@ export
 
 ```{toctree}
 :hidden:
-:caption: Figures and reasons
+:caption: Background
 performance
 study
 seeds
@@ -81,39 +81,39 @@ design
 """
 
 
-OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)\)")
+OUTSIDE_LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)\)")
 
 
-def read(app: Any, page: str, source: list[str]) -> None:
-    """Put the pages in order, at the end of the first one. Files outside of the site are named, not linked to."""
+def edit_source(app: Any, page: str, source: list[str]) -> None:
+    """Append the table of contents to index.md, and replace links to files outside docs/ by their names."""
 
-    def named(link: re.Match[str]) -> str:
+    def replace_link(link: re.Match[str]) -> str:
         target = ((HERE / page).parent / link[2]).resolve()
         if target.is_relative_to(HERE):
             return link[0]
         path = target.relative_to(HERE.parent).as_posix()
         return f"`{path}`" if link[1].strip("`") in path else f"{link[1]} (`{path}`)"
 
-    source[0] = OUTSIDE.sub(named, source[0]) + (CONTENTS if page == "index" else "")
+    source[0] = OUTSIDE_LINK.sub(replace_link, source[0]) + (CONTENTS if page == "index" else "")
 
 
 class Mermaid(Directive):
-    """A diagram: its text, which mermaid draws where it was fetched."""
+    """A mermaid diagram, or its text if mermaid was not downloaded."""
 
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        """The text, as it is."""
+        """The diagram's nodes."""
         text = "\n".join(self.content)
-        if not diagrams.fetched().exists():
+        if not diagrams.mermaid_path().exists():
             return [nodes.literal_block(text, text, language="text")]
         safe = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         return [nodes.raw("", f'<pre class="mermaid">{safe}</pre>', format="html")]
 
 
 def setup(app: Any) -> None:
-    """Teach Sphinx diagrams, and the order of the pages."""
+    """Register the extension with Sphinx."""
     app.add_directive("mermaid", Mermaid)
-    app.connect("source-read", read)
-    if diagrams.fetched().exists():
-        app.config.html_static_path.append(str(diagrams.fetched()))
+    app.connect("source-read", edit_source)
+    if diagrams.mermaid_path().exists():
+        app.config.html_static_path.append(str(diagrams.mermaid_path()))

@@ -1,6 +1,6 @@
-"""Fetch mermaid, which draws the site's diagrams, into the environment: one pinned file, so the site needs no network.
+"""Downloads mermaid, which draws the diagrams of the documentation site, as one pinned file into the environment.
 
-Without npm there is nothing to fetch it with, and the site shows the diagrams as text.
+The site then needs no network. Without npm the download is skipped, and the site shows the diagrams as text.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ VERSION = "12.3.0"
 SHA256 = "336df803d87a38b70a01e736e666c8f7601d2ce42f5e47c8fafe5d721074b9a3"
 
 
-def fetched() -> Path:
-    """Where the file is, once it was fetched."""
+def mermaid_path() -> Path:
+    """The path of the downloaded file."""
     return Path(sys.prefix) / "share" / "distillkit-docs" / f"mermaid-{VERSION}" / NAME
 
 
-def fetch() -> None:
-    """Fetch the package with npm, and keep the one file of it that a page needs."""
+def download() -> None:
+    """Download the package with npm and keep the one file that pages need. Exits if its hash is wrong."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             ["npm", "pack", "--silent", f"mermaid@{VERSION}"], cwd=folder, check=True, stdout=subprocess.DEVNULL
@@ -34,21 +34,19 @@ def fetch() -> None:
             content = file.read() if file else b""
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
-        sys.exit(
-            f"mermaid {VERSION} is not the file that is pinned in docs/diagrams.py: SHA-256 {found}, not {SHA256}."
-        )
-    fetched().parent.mkdir(parents=True, exist_ok=True)
-    fetched().write_bytes(content)
+        sys.exit(f"mermaid {VERSION} does not match the hash in docs/diagrams.py: SHA-256 {found}, expected {SHA256}.")
+    mermaid_path().parent.mkdir(parents=True, exist_ok=True)
+    mermaid_path().write_bytes(content)
 
 
 def main() -> None:
-    """Fetch it if it is not there."""
-    if fetched().exists():
+    """Download the file if it is missing."""
+    if mermaid_path().exists():
         return
     if shutil.which("npm") is None:
-        print("npm is not installed: the diagrams of the site are not drawn, their text is shown instead.")
+        print("npm is not installed: the site will show diagrams as text.")
         return
-    fetch()
+    download()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Draw a real terminal: run a command in one, and write what stands on its screen at the end as an SVG.
+"""Takes a terminal screenshot: runs a command in a pseudo-terminal and writes its final screen as an SVG.
 
 python docs/picture.py docs/quickstart.svg "make run" distillkit run quickstart
 
-The command runs in an empty folder, so that the picture shows what somebody new to it sees.
+The command runs in an empty folder, so that the picture shows what a new user sees.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 112, 60
 
 
 def main(picture: Path, title: str, command: list[str]) -> None:
-    """Run, then draw."""
+    """Run the command and draw its screen."""
     picture, screen = picture.absolute(), list[bytes]()
 
     def read(handle: int) -> bytes:
@@ -35,12 +35,12 @@ def main(picture: Path, title: str, command: list[str]) -> None:
         os.chdir(home)
         status = pty.spawn(command, read)
         os.chdir(picture.parent)
-    draw(picture, f"$ {title}\n" + shown(b"".join(screen).decode("utf-8", "replace")))
+    draw(picture, f"$ {title}\n" + visible_text(b"".join(screen).decode("utf-8", "replace")))
     sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def draw(picture: Path, screen: str) -> None:
-    """Write the screen as an SVG that fetches nothing."""
+    """Write the screen as an SVG without external fonts."""
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
         console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True)
         console.print(Text.from_ansi(screen))
@@ -48,8 +48,8 @@ def draw(picture: Path, screen: str) -> None:
     picture.write_text(re.sub(r',\s*url\("http[^)]*"\) format\("\w+"\)', "", svg), encoding="utf-8")
 
 
-def shown(output: str) -> str:
-    """What is left on the screen: of a line that was written over, only what was written last."""
+def visible_text(output: str) -> str:
+    """The text that is visible at the end, without overwritten lines."""
     lines = output.replace("\r\n", "\n").split("\n")
     return "\n".join(line.rpartition("\r\x1b[K")[2] for line in lines)
 

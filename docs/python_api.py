@@ -1,4 +1,4 @@
-"""The page about the Python API, from the code itself: what the doors offer, with signatures and docstrings.
+"""Generates the Python API page: the public names of each public module, with signatures and docstrings.
 
 `generate.py` writes it to docs/api.md.
 """
@@ -16,15 +16,15 @@ from typing import Any
 
 import surface
 
-DOORS = {
-    "distillkit": "What a plugin imports. It is light: `import distillkit` loads neither MLX nor pandas.",
-    "distillkit.testing": "What a plugin's tests call.",
-    "distillkit.student": "A trained student: to write with, to ask how likely a text is.",
-    "distillkit.data": "From documents to tokens.",
-    "distillkit.stats": "Intervals and tests, for judges.",
-    "distillkit.teachers.chat": "What a teacher behind an OpenAI-style server is made of.",
+PUBLIC_MODULES = {
+    "distillkit": "The API for plugins. `import distillkit` is light: it loads neither MLX nor pandas.",
+    "distillkit.testing": "Conformance checks for plugin tests.",
+    "distillkit.student": "A trained student: generates text and scores it.",
+    "distillkit.data": "Corpora, tokenizers and batches.",
+    "distillkit.stats": "Confidence intervals and tests, for judges.",
+    "distillkit.teachers.chat": "Building blocks for teachers behind OpenAI-compatible servers.",
 }
-INSIDE = {  # a folder, and what of its modules is for others
+SUBMODULES = {  # public names of the submodules of a package
     "distillkit.data": {
         "distillkit.data.corpus": ("Corpus", "cut", "held_out", "prepare", "training_texts"),
         "distillkit.data.tokenizer": ("END_OF_TEXT", "Tokenizer", "build", "train_bpe"),
@@ -33,47 +33,47 @@ INSIDE = {  # a folder, and what of its modules is for others
         "distillkit.data.tales": ("story",),
     },
 }
-CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")  # an annotation that is no text
+CLASS = re.compile(r"<class '(?:\w+\.)*(\w+)'>")  # an annotation that is not a string
 PARAGRAPH = "\n\n"
-VALUES = {"hookimpl": "Marks a function as a hook: `@hookimpl` stands above `def register_teachers():` and its like."}
+VALUES = {"hookimpl": "Decorator that marks a function such as `register_teachers` as a hook implementation."}
 INTRODUCTION = """\
-What Python code of your own may import. Names of `distillkit` and `distillkit.testing` are only added to
-([the promise](plugins.md#versions)); the toolboxes below them may gain arguments and lose nothing within a version.
-All else that the package holds is its own affair. The command line does the same things: [commands](commands.md).
+The public modules. Names in `distillkit` and `distillkit.testing` are only added, never removed
+([versions](plugins.md#versions)); the other modules may gain arguments and lose nothing within a version.
+Everything else in the package is internal. The [command line](commands.md) offers the same functions.
 """
 
 
 def page() -> str:
-    """All doors."""
+    """The page."""
     parts = [f"# Python API\n\n{INTRODUCTION}"]
-    for door, about in DOORS.items():
-        parts.append(f"\n## `{door}`\n\n{about}\n")
-        for name, names in INSIDE.get(door, {}).items():
+    for public, about in PUBLIC_MODULES.items():
+        parts.append(f"\n## `{public}`\n\n{about}\n")
+        for name, names in SUBMODULES.get(public, {}).items():
             module = importlib.import_module(name)
             parts += [
                 f"\n### `{name}`\n\n{_text(module).partition(PARAGRAPH)[0]}\n",
-                *_described(module, names, "####"),
+                *_describe_all(module, names, "####"),
             ]
-        if door not in INSIDE:
-            module = importlib.import_module(door)
-            parts += _described(module, _names(module), "###")
+        if public not in SUBMODULES:
+            module = importlib.import_module(public)
+            parts += _describe_all(module, _names(module), "###")
     return CLASS.sub(r"\1", "".join(parts))
 
 
-def _described(module: ModuleType, names: Iterable[str], level: str) -> Iterator[str]:
+def _describe_all(module: ModuleType, names: Iterable[str], level: str) -> Iterator[str]:
     for name in names:
-        yield f"\n{level} `{name}`\n\n{_named(name, getattr(module, name))}"
+        yield f"\n{level} `{name}`\n\n{_describe(name, getattr(module, name))}"
 
 
 def _names(module: ModuleType) -> list[str]:
-    """What it says that it offers, or else the classes and functions that it defines."""
+    """The names in `__all__`, or else the public classes and functions that the module defines."""
     if hasattr(module, "__all__"):
         return sorted(module.__all__, key=str.lower)
     own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
     return sorted((name for name in own if not name.startswith("_")), key=str.lower)
 
 
-def _named(name: str, value: Any) -> str:
+def _describe(name: str, value: Any) -> str:
     if inspect.isclass(value):
         return f"```python\n{_class(name, value)}\n```\n\n{_text(value)}\n{_methods(value)}"
     if inspect.isroutine(value) or hasattr(value, "__wrapped__"):
@@ -84,7 +84,7 @@ def _named(name: str, value: Any) -> str:
 
 
 def _class(name: str, cls: type) -> str:
-    """How an object of it is made: its fields, where it has some."""
+    """The class statement with its constructor or fields."""
     bases = ", ".join(base.__name__ for base in cls.__bases__ if base is not object)
     lines = [f"class {name}({bases})" if bases else f"class {name}"]
     if "__init__" in vars(cls) and not dataclasses.is_dataclass(cls) and bases != "Protocol":
@@ -100,7 +100,7 @@ def _class(name: str, cls: type) -> str:
 
 
 def _methods(cls: type) -> str:
-    """What it can do, a line each."""
+    """A table of methods and properties."""
     rows = [
         f"| `{line.replace('|', chr(92) + '|')}` | {about} |\n"
         for line, about in surface.members(cls)
@@ -110,8 +110,8 @@ def _methods(cls: type) -> str:
 
 
 def _text(thing: Any) -> str:
-    """A docstring; a role's particulars stand on the page about plugins."""
+    """The docstring, without those that dataclasses generate."""
     text = inspect.getdoc(thing) or ""
     if inspect.isclass(thing) and text.startswith(f"{thing.__name__}("):
-        text = ""  # what dataclasses write themselves
+        text = ""  # generated by dataclasses
     return re.sub(r"\n{3,}", "\n\n", text).strip()
