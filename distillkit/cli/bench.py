@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .common import device_option, json_option, load_context, recipe_of, show
+from .common import device_option, json_option, load_context, load_recipe, print_result
 
 
 @click.command()
@@ -19,7 +19,7 @@ def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json
     from ..core import run_folder as runs
 
     run = runs.find(where)
-    context = load_context(ctx, recipe_of(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
+    context = load_context(ctx, load_recipe(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
     from ..pipeline import bench as measuring  # now that the fast BLAS is there
 
-    show(measuring.measure(context, run, steps), as_json, measuring.text)
+    print_result(measuring.measure(context, run, steps), as_json, measuring.text)

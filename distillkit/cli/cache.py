@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import CorruptError, UsageError
-from .common import agree, json_option, load_context, recipe_of, show
+from .common import confirm, json_option, load_context, load_recipe, print_result
 
 if TYPE_CHECKING:
     from ..teachers.answers.disk import DiskAnswerStore
@@ -110,7 +110,7 @@ def _pruned(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _agree_to_drop(what: str, yes: bool) -> None:
-    agree(
+    confirm(
         f"Drop {what}?",
         yes,
         without_terminal=UsageError(
@@ -176,7 +176,7 @@ def explain(ctx: click.Context, what: tuple[str, ...], count: int, as_json: bool
         if len(what) == 2:
             _show(explaining.compare_requests(opened, *what), as_json, _pair)
             return
-        context = load_context(ctx, recipe_of(what[0], ()))
+        context = load_context(ctx, load_recipe(what[0], ()))
         if context.teacher is None:
             raise UsageError(f"{context.recipe.name} has no teacher, so it asks nothing", "Name one under [teacher].")
         _show(explaining.explain_missing(opened, context.teacher, teacher_requests(context), count), as_json, _missing)
@@ -210,4 +210,4 @@ def _cache() -> DiskAnswerStore:
 
 
 def _show(value: Any, as_json: bool, text: Callable[[Any], Iterator[str]]) -> None:
-    show(value, as_json, lambda told: "\n".join(text(told)))
+    print_result(value, as_json, lambda told: "\n".join(text(told)))

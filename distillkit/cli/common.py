@@ -1,6 +1,6 @@
-"""What commands share: their options, how they ask, and the way from a recipe's name to the parts of a checked recipe.
+"""What commands share: options, printing, confirmation, and loading a recipe with its plugins.
 
-Knows no command. Everything heavy is imported where it is needed, so that `--help` is quick.
+Heavy modules are imported where they are used, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     from ..plugins.manager import Plugins
     from ..recipe.recipe import Recipe
 
-recipe_option = click.option(
+set_option = click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change a key of the recipe: train.steps=10.",
+    help="Change a key of the recipe, for example train.steps=10.",
 )
 
 
-def _alone(ctx: click.Context, _: Any, chosen: bool) -> bool:
-    """With --json nothing else is on standard output: what plugins print goes to standard error."""
+def _redirect_output(ctx: click.Context, _: Any, chosen: bool) -> bool:
+    """With --json, only JSON goes to standard output: whatever plugins print goes to standard error."""
     if chosen:
         ctx.meta["out"] = sys.stdout
         ctx.with_resource(redirect_stdout(sys.stderr))
     return chosen
 
 
-json_option = click.option("--json", "as_json", is_flag=True, callback=_alone, help="For machines.")
+json_option = click.option("--json", "as_json", is_flag=True, callback=_redirect_output, help="Print JSON.")
 
 
-def _on(ctx: click.Context, parameter: click.Parameter, device: str | None) -> None:
-    """Set the device, once the fast BLAS is there and before anything is computed."""
+def _set_device(ctx: click.Context, parameter: click.Parameter, device: str | None) -> None:
+    """Set MLX's device, after the fast BLAS is loaded and before anything is computed."""
     if device:
         from ..student import blas
 
@@ -52,13 +52,17 @@ def _on(ctx: click.Context, parameter: click.Parameter, device: str | None) -> N
 
 
 device_option = click.option(
-    "--device", type=click.Choice(["cpu", "gpu"]), expose_value=False, callback=_on, help="Not what MLX chooses."
+    "--device",
+    type=click.Choice(["cpu", "gpu"]),
+    expose_value=False,
+    callback=_set_device,
+    help="Override MLX's default device.",
 )
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
-def agree(question: str, yes: bool, *, without_terminal: UsageError, declined: UsageError) -> None:
-    """Ask whoever sits at a terminal, unless --yes has said it; nobody's silence is a yes."""
+def confirm(question: str, yes: bool, *, without_terminal: UsageError, declined: UsageError) -> None:
+    """Ask the user to confirm, unless --yes is given. Without a terminal, raise `without_terminal`."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -67,15 +71,15 @@ def agree(question: str, yes: bool, *, without_terminal: UsageError, declined: U
         raise declined
 
 
-def recipe_of(spec: str, overrides: tuple[str, ...]) -> Recipe:
-    """The recipe that a word names, changed by `--set`."""
+def load_recipe(spec: str, overrides: tuple[str, ...]) -> Recipe:
+    """A recipe by path or bundled name, changed by `--set`."""
     from ..recipe.recipe import load
 
     return load(spec, overrides)
 
 
-def plugins_of(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugins:
-    """All plugins, with a fast BLAS in place before any of them can import mlx."""
+def load_plugins(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugins:
+    """Load all plugins, after the fast BLAS: a plugin may import MLX."""
     from ..plugins.manager import Plugins
     from ..student import blas
 
@@ -84,7 +88,7 @@ def plugins_of(ctx: click.Context, requirements: tuple[str, ...] = ()) -> Plugin
 
 
 def warn_of_slow_blas() -> None:
-    """Say so where MLX computes with a slow BLAS."""
+    """Print a warning if MLX computes with a slow BLAS."""
     from ..student import blas
 
     if warning := blas.load().warning:
@@ -92,8 +96,8 @@ def warn_of_slow_blas() -> None:
 
 
 def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **label_options: Any) -> Context:
-    """The context of a recipe, which is checked. `label_options` change how teachers are asked: batch, wait, ..."""
-    checked = plugins_of(ctx, tuple(recipe.plugins)).check(recipe)
+    """The context of a recipe, after its plugins' checks. `label_options` are those of `distillkit label`."""
+    checked = load_plugins(ctx, tuple(recipe.plugins)).check(recipe)
     from ..core.console import Console, default_console
     from ..pipeline.context import Context
     from ..plugins.manager import current_plugins
@@ -105,8 +109,8 @@ def load_context(ctx: click.Context, recipe: Recipe, *, silent: bool = False, **
     return Context(checked, current_plugins(), console, label_options)
 
 
-def show(value: Any, as_json: bool, text: Callable[[Any], str]) -> None:
-    """Print a value for machines, or as the text that is made of it; either moves no cursor."""
-    told = escape_json(json.dumps(value, indent=2, ensure_ascii=False)) if as_json else printable(text(value))
+def print_result(value: Any, as_json: bool, format_text: Callable[[Any], str]) -> None:
+    """Print a value as JSON, or as the text that `format_text` makes of it. Control characters are removed."""
+    output = escape_json(json.dumps(value, indent=2, ensure_ascii=False)) if as_json else printable(format_text(value))
     clear_live_line()
-    click.echo(told, file=click.get_current_context().meta.get("out"))
+    click.echo(output, file=click.get_current_context().meta.get("out"))

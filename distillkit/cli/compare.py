@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import json_option, show
+from .common import json_option, print_result
 
 
 @click.command()
@@ -28,4 +28,4 @@ def compare(
     found = read_runs([runs.find(spec) for spec in where])
     comparison = build_comparison(found, anyway)
     write_files(comparison, found, html=html, markdown=markdown, csv=csv)
-    show(comparison, as_json, format_text)
+    print_result(comparison, as_json, format_text)

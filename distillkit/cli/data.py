@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .common import json_option, load_context, recipe_of, recipe_option, show
+from .common import json_option, load_context, load_recipe, print_result, set_option
 
 
 @click.group()
@@ -14,7 +14,7 @@ def data() -> None:
 
 @data.command()
 @click.argument("recipe")
-@recipe_option
+@set_option
 @click.option("--also", multiple=True, metavar="KIND", help="One more: gpt2, bpe:4096, a folder, a run.")
 @click.option(
     "--megabytes",
@@ -33,10 +33,10 @@ def tokenizers(
     Its own, both kinds that are trained here at the same size, and what --also names. More bytes a token make texts
     shorter; a bigger vocabulary makes the student's tables bigger.
     """
-    context = load_context(ctx, recipe_of(recipe, overrides))
+    context = load_context(ctx, load_recipe(recipe, overrides))
     from ..data.tokenizers import comparison as comparing
 
     tables = context.recipe.values()
     chosen = comparing.candidates(tables["tokenizer"], also)
     found = comparing.compare(context.source, tables["data"], chosen, megabytes)
-    show({"recipe": context.recipe.name, **found}, as_json, comparing.text)
+    print_result({"recipe": context.recipe.name, **found}, as_json, comparing.text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..core.errors import UsageError
-from .common import json_option, plugins_of, show
+from .common import json_option, load_plugins, print_result
 
 
 @click.command()
@@ -25,6 +25,6 @@ def doctor(ctx: click.Context, online: bool, base_url: str, as_json: bool) -> No
 
     if base_url and not online:
         raise UsageError("--base-url is for --online", "Add --online.")
-    report = examination.examine(lambda: plugins_of(ctx), online=online, base_url=base_url)
-    show(report, as_json, format_report)
+    report = examination.examine(lambda: load_plugins(ctx), online=online, base_url=base_url)
+    print_result(report, as_json, format_report)
     ctx.exit(0 if report["ok"] else 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import UsageError
-from .common import agree, json_option, plugins_of, show, yes_option
+from .common import confirm, json_option, load_plugins, print_result, yes_option
 
 if TYPE_CHECKING:
     from ..core.run_folder import Run
@@ -54,7 +54,7 @@ def export(
     checked = _exported(ctx, run, folder, kind, {"quantize": int(quantize)} if quantize else {})
     proof = json.loads((folder / "proof.json").read_text("utf-8")) if (folder / "proof.json").is_file() else {}
     told = "\n".join([f"{run.name} in {folder}, for {kind}:", *(f"  {line}" for line in checked)])
-    show({"schema": 1, "run": run.name, "folder": str(folder), "proof": proof}, as_json, lambda _: told)
+    print_result({"schema": 1, "run": run.name, "folder": str(folder), "proof": proof}, as_json, lambda _: told)
     if push:
         _pushed(folder, push, public, yes)
 
@@ -66,7 +66,7 @@ def _exported(ctx: click.Context, run: Run, folder: Path, kind: str, options: di
 
     if folder.exists():
         raise UsageError(f"{folder} is there already", "Choose another folder, or move it away.")
-    exporter = plugins_of(ctx).build("exporters", kind, options, file="--quantize" if options else "--format")
+    exporter = load_plugins(ctx).build("exporters", kind, options, file="--quantize" if options else "--format")
     assert isinstance(exporter, Exporter)
     with atomic_folder(folder.absolute()) as part:
         return exporter.export(run, part)
@@ -92,7 +92,7 @@ def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
     click.echo(f"To {upload.endpoint()}/{name} ({who}) would go:", err=True)
     for file in files:
         click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)
-    agree(
+    confirm(
         "Upload?",
         yes,
         without_terminal=UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}"),

@@ -17,7 +17,7 @@ import click
 
 from ..core.errors import UsageError
 from ..core.text import printable
-from .common import device_option, plugins_of, warn_of_slow_blas
+from .common import device_option, load_plugins, warn_of_slow_blas
 
 if TYPE_CHECKING:
     from ..student import Sampling, Trained
@@ -73,7 +73,7 @@ def generate(
     if interactive and many:
         raise UsageError("--interactive writes one text at a time, to the screen", "Leave out --samples and --to.")
     asked = [prompt or ""] if prompts is None else _prompts(prompts)
-    plugins_of(ctx)
+    load_plugins(ctx)
     warn_of_slow_blas()
     from ..student import Sampling, Trained
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import json_option, plugins_of, recipe_of, show
+from .common import json_option, load_plugins, load_recipe, print_result
 
 
 @click.command(name="import")
@@ -36,11 +36,11 @@ def bring(
     PATH is a nanoGPT-on-MLX checkpoint (.npz), a nanoGPT or gpt2-nano checkpoint (.pt), or a GPT-2 or Llama folder of
     transformers.
     """
-    plugins_of(ctx)
+    load_plugins(ctx)
     from ..pipeline import new_run
     from ..student.interchange import importing
 
-    base = recipe_of(recipe, ()).values() if recipe else {}
+    base = load_recipe(recipe, ()).values() if recipe else {}
     found = importing.read(path, tokenizer, ranks, heads)
     made = {
         "started": new_run.timestamp(),
@@ -54,4 +54,4 @@ def bring(
         f'Judge it: distillkit judge {run.name}    Begin with it: student.from = "{run.name}"',
     ]
     facts = {"schema": 1, "run": run.name, "folder": str(run.path), **found.facts}
-    show(facts, as_json, lambda _: "\n".join(told))
+    print_result(facts, as_json, lambda _: "\n".join(told))

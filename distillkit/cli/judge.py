@@ -14,8 +14,8 @@ import click
 
 from ..core.errors import UsageError
 from ..core.run_folder import STAGES
-from .common import device_option, json_option, load_context, recipe_of, recipe_option, show, yes_option
-from .run_stages import agreed, begin, go_on, is_run
+from .common import device_option, json_option, load_context, load_recipe, print_result, set_option, yes_option
+from .run_stages import confirm_costs, is_run, resume_run, start_run
 
 if TYPE_CHECKING:
     from ..core.run_folder import Run
@@ -26,7 +26,7 @@ OF_A_JUDGE = re.compile(r"\s*judge\.\d+\.(?!name\s*=)")  # an override that need
 
 @click.command()
 @click.argument("where", metavar="[RECIPE|RUN]", default="latest")
-@recipe_option
+@set_option
 @click.option("--samples", type=click.IntRange(min=0), help="How many samples the student writes.")
 @click.option("--judge", "more", multiple=True, metavar="NAME", help="A judge beside those of the recipe: rubric.")
 @click.option("--against", multiple=True, metavar="RUN", help="Further runs, for judges that compare: pairwise.")
@@ -78,11 +78,11 @@ def judge(
     elif is_run(where):
         if against:
             _must_compare(ctx, where, overrides)
-        go_on(ctx, where, overrides, ("judge", "report"), yes, _others(against), as_json)
+        resume_run(ctx, where, overrides, ("judge", "report"), yes, _others(against), as_json)
     else:
         if against:
             raise UsageError("--against sets a run against others", "Name a run: distillkit judge RUN --against OTHER")
-        begin(ctx, where, overrides, STAGES, yes, as_json)
+        start_run(ctx, where, overrides, STAGES, yes, as_json)
 
 
 def _newest_of(where: str) -> str:
@@ -108,7 +108,7 @@ def _leave_out(given: Mapping[str, bool], beside: str) -> None:
 
 def _must_compare(ctx: click.Context, where: str, overrides: tuple[str, ...]) -> None:
     """Refuse further runs that no judge would look at."""
-    judges = load_context(ctx, recipe_of(_recipe_file(where), overrides), silent=True).judges()
+    judges = load_context(ctx, load_recipe(_recipe_file(where), overrides), silent=True).judges()
     if not any(judge.compares for _, judge in judges):
         raise UsageError("--against: no judge here compares runs", "Add one that does: --judge pairwise")
 
@@ -119,7 +119,7 @@ def _with_judges(where: str, overrides: tuple[str, ...], names: tuple[str, ...])
         return overrides
     of_judges = tuple(override for override in overrides if OF_A_JUDGE.match(override))
     before = tuple(override for override in overrides if override not in of_judges)
-    there = [table.name for table in recipe_of(_recipe_file(where), before).judge]
+    there = [table.name for table in load_recipe(_recipe_file(where), before).judge]
     new = [name for name in dict.fromkeys(names) if name not in there]
     return (*before, *(f"judge.{len(there) + i}.name={name}" for i, name in enumerate(new)), *of_judges)
 
@@ -139,10 +139,10 @@ def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json
     from ..pipeline.judge_subject import NoStudentError, SubjectBuilder
 
     run = find(where) if is_run(where) else None
-    context = load_context(ctx, recipe_of(_recipe_file(where), overrides))
+    context = load_context(ctx, load_recipe(_recipe_file(where), overrides))
     stories = [anchor.sample for anchor in anchors.load_anchors()]
     subject = SubjectBuilder(context, run).subject_without_student(stories, "anchors are graded")
-    agreed(context, None, estimate_judge_calls(context, subject, subject), yes)
+    confirm_costs(context, None, estimate_judge_calls(context, subject, subject), yes)
     runner, orders, silent, protocols = JudgeRunner(context, {}, lambda spent: None), list["AnchorResult"](), [], {}
     for table, one in context.judges():
         try:
@@ -155,7 +155,7 @@ def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json
     rows = [order.to_json() for order in orders]
     if run:
         run.record(anchors={"protocols": protocols, "orders": rows})
-    show(rows if as_json else orders, as_json, lambda found: anchors.format_results(found, silent))
+    print_result(rows if as_json else orders, as_json, lambda found: anchors.format_results(found, silent))
 
 
 def _calibrate(where: str, file: Path, as_json: bool) -> None:
@@ -168,4 +168,4 @@ def _calibrate(where: str, file: Path, as_json: bool) -> None:
     if not (rows := read_grades(run)):
         raise UsageError(f"the run {run.name} has no grades", f"Judge it: distillkit judge {run.name} --judge rubric")
     found = calibration.compare_with_people(calibration.read_human_grades(file), calibration.scores_by_judge(rows))
-    show([one.to_json() for one in found] if as_json else found, as_json, calibration.format_agreements)
+    print_result([one.to_json() for one in found] if as_json else found, as_json, calibration.format_agreements)

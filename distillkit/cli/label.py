@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from .common import device_option, recipe_option, yes_option
+from .common import device_option, set_option, yes_option
 from .run_stages import run_stage
 
 
 @click.command()
 @click.argument("where", metavar="[RECIPE|RUN]", default="latest")
-@recipe_option
+@set_option
 @click.option("--batch", is_flag=True, help="In the provider's batches: half the price, within a day.")
 @click.option("--shard", metavar="K/N", help="Ask only the K-th of N shares, on each of N machines.")
 @click.option("--wait", is_flag=True, help="Wait for batches or the end of a daily limit, instead of stopping.")

@@ -89,7 +89,7 @@ for command in COMMANDS:
 
 
 _ROOM = "Make room there, then run the same command again: what is whole is kept."
-_YOURS = "Set DISTILLKIT_HOME to a folder of yours, or name another."
+_YOURS = "Set DISTILLKIT_HOME to a folder that you can write to, or name another."
 _ELSEWHERE = "The disk fails. Copy what is there to another one; distillkit cache verify tells which answers are whole."
 REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM, errno.EROFS: _YOURS, errno.EIO: _ELSEWHERE}
 

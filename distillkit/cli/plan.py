@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from .common import json_option, load_context, recipe_of, recipe_option, show
+from .common import json_option, load_context, load_recipe, print_result, set_option
 from .run_stages import is_run
 
 
 @click.command()
 @click.argument("where", metavar="RECIPE|RUN")
-@recipe_option
+@set_option
 @click.option("--batch", is_flag=True, help="As if it was labelled in batches.")
 @json_option
 @click.pass_context
@@ -24,6 +24,6 @@ def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool
     from ..pipeline.plan_text import format_plan
 
     run = find(where) if is_run(where) else None
-    recipe = recipe_of(str(run.recipe) if run else where, overrides)
+    recipe = load_recipe(str(run.recipe) if run else where, overrides)
     foreseen = build_plan(load_context(ctx, recipe, batch=batch), run)
-    show(foreseen, as_json, format_plan)
+    print_result(foreseen, as_json, format_plan)

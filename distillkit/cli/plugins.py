@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..core.errors import UsageError
-from .common import json_option, plugins_of, show
+from .common import json_option, load_plugins, print_result
 
 KINDS = ("teacher", "mixer", "judge", "source", "student", "tracker", "exporter")
 
@@ -24,7 +24,7 @@ KINDS = ("teacher", "mixer", "judge", "source", "student", "tracker", "exporter"
 def plugins(ctx: click.Context, as_json: bool) -> None:
     """List what plugins offer, where they come from, their options, and which are broken."""
     if ctx.invoked_subcommand is None:
-        show(plugins_of(ctx).describe(), as_json, lambda rows: "\n".join(_listed(rows)))
+        print_result(load_plugins(ctx).describe(), as_json, lambda rows: "\n".join(_listed(rows)))
 
 
 @plugins.command()
@@ -37,7 +37,7 @@ def new(ctx: click.Context, name: str, kind: str, to: Path) -> None:
     from ..plugins.scaffold import create_package, template_values
 
     plain = template_values(name, kind)["name"]
-    for row in plugins_of(ctx).describe():
+    for row in load_plugins(ctx).describe():
         if (row.get("role"), row.get("name")) == (kind, plain):
             raise UsageError(f"there is a {kind} {plain!r} already, of {_from(row)}", "Choose another name.")
     folder = create_package(name, kind, to)

@@ -7,7 +7,7 @@ import json
 import click
 
 from ..core.text import printable
-from .common import load_context, plugins_of, recipe_of, recipe_option
+from .common import load_context, load_plugins, load_recipe, set_option
 
 
 @click.group()
@@ -17,13 +17,13 @@ def recipe() -> None:
 
 @recipe.command()
 @click.argument("name", metavar="RECIPE")
-@recipe_option
+@set_option
 @click.pass_context
 def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
     """Say whether a recipe can be run. Spends nothing."""
     from ..pipeline import checks
 
-    context = load_context(ctx, recipe_of(name, overrides))
+    context = load_context(ctx, load_recipe(name, overrides))
     checks.check(context)
     for error in checks.teacher_errors(context):
         context.console.warn(f"{error.message}: only what it was asked before can be had. {error.hint}")
@@ -32,14 +32,14 @@ def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
 
 @recipe.command("show")
 @click.argument("name", metavar="RECIPE")
-@recipe_option
+@set_option
 def shown(name: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe with everything that it inherits and every default."""
-    click.echo(printable(recipe_of(name, overrides).to_toml()), nl=False)  # as TOML spells it, too
+    click.echo(printable(load_recipe(name, overrides).to_toml()), nl=False)  # as TOML spells it, too
 
 
 @recipe.command()
 @click.pass_context
 def schema(ctx: click.Context) -> None:
     """Print the JSON Schema of recipes, with the options of all plugins."""
-    click.echo(json.dumps(plugins_of(ctx).schema(), indent=2))
+    click.echo(json.dumps(load_plugins(ctx).schema(), indent=2))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import click
 
 from ..core.run_folder import STAGES
-from .common import device_option, recipe_option, yes_option
-from .run_stages import begin, go_on
+from .common import device_option, set_option, yes_option
+from .run_stages import resume_run, start_run
 
 
 @click.command()
 @click.argument("recipe")
-@recipe_option
+@set_option
 @click.option("--until", type=click.Choice(STAGES), default="report", help="The last stage to run.")
-@click.option("--resume", is_flag=True, help="Go on with the newest run of the recipe.")
+@click.option("--resume", is_flag=True, help="Continue the newest run of the recipe.")
 @device_option
 @yes_option
 @click.pass_context
@@ -24,6 +24,6 @@ def run(ctx: click.Context, recipe: str, overrides: tuple[str, ...], until: str,
     """
     stages = STAGES[: STAGES.index(until) + 1]
     if resume:
-        go_on(ctx, recipe, overrides, stages, yes)
+        resume_run(ctx, recipe, overrides, stages, yes)
     else:
-        begin(ctx, recipe, overrides, stages, yes)
+        start_run(ctx, recipe, overrides, stages, yes)

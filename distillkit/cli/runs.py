@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .common import json_option, show
+from .common import json_option, print_result
 
 
 @click.command()
@@ -14,4 +14,4 @@ def runs(as_json: bool) -> None:
     from ..core import run_folder as folders
     from ..reporting.run.listing import format_listing, list_runs
 
-    show(list_runs(folders.every_run()), as_json, format_listing)
+    print_result(list_runs(folders.every_run()), as_json, format_listing)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .common import device_option, plugins_of, warn_of_slow_blas
+from .common import device_option, load_plugins, warn_of_slow_blas
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -25,7 +25,7 @@ def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | N
 
     RUN may also be a checkpoint folder or a bundled student: tales-teacher. Many clients are answered together.
     """
-    plugins_of(ctx)
+    load_plugins(ctx)
     warn_of_slow_blas()
     from ..student import Trained
     from ..student.serving import server as serving

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from .common import device_option, recipe_option, yes_option
+from .common import device_option, set_option, yes_option
 from .run_stages import run_stage
 
 
 @click.command()
 @click.argument("where", metavar="[RECIPE|RUN]", default="latest")
-@recipe_option
+@set_option
 @device_option
 @yes_option
 @click.pass_context

@@ -163,7 +163,7 @@ def _disk(problems: Problems) -> Report:
             WARNING, f"{folder} has only {free / 1e9:.1f} GB free", "Make room, or set DISTILLKIT_HOME to another disk."
         )
     if not writable:
-        problems.add(ERROR, f"{there} cannot be written to", "Set DISTILLKIT_HOME to a folder of yours.")
+        problems.add(ERROR, f"{there} cannot be written to", "Set DISTILLKIT_HOME to a folder that you can write to.")
     return {"home": str(folder), "free": free, "filesystem": kind, "remote": remote, "writable": writable}
 
 

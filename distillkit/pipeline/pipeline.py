@@ -148,8 +148,8 @@ class Pipeline:
         if shard := label_options.get("shard"):
             options.append(f"--shard {shard[0]}/{shard[1]}")
         if not options:
-            return f"Go on: distillkit run {self.run.path} --resume"
-        return f"Go on: distillkit label {self.run.path} {' '.join(options)}"
+            return f"Continue: distillkit run {self.run.path} --resume"
+        return f"Continue: distillkit label {self.run.path} {' '.join(options)}"
 
 
 @contextmanager

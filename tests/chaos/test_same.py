@@ -55,7 +55,7 @@ def test_interrupted_and_resumed_as_its_last_words_say_it_comes_to_the_same(stag
             continue
         assert ended.code == 130, ended.err
         tries += 1
-        said = re.search(r"Go on: distillkit (.*)", ended.err)
+        said = re.search(r"Continue: distillkit (.*)", ended.err)
         again = (*shlex.split(said[1]), "--yes") if said and newest(home) else RUN.words
         stage.well(home, *again)
         if (found := outcome(home)) == expected:

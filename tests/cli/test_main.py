@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillkit.cli.common import agree
+from distillkit.cli.common import confirm
 from distillkit.core.errors import UsageError
 from support.cli_process import TINY, distillkit, program
 
@@ -353,10 +353,10 @@ def test_nobodys_silence_is_a_yes(
     monkeypatch: pytest.MonkeyPatch, yes: bool, terminal: bool, answer: bool | None, said: str
 ) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: terminal))
-    monkeypatch.setattr("click.confirm", lambda question, err: {(question, err): answer}["Go on?", True])
+    monkeypatch.setattr("click.confirm", lambda question, err: {(question, err): answer}["Continue?", True])
     ends = {"without_terminal": UsageError("nobody is there"), "declined": UsageError("declined")}
     with pytest.raises(UsageError, match=said) if said else nullcontext():
-        agree("Go on?", yes, **ends)
+        confirm("Continue?", yes, **ends)
 
 
 def test_debug_shows_the_traceback(home: Path) -> None:

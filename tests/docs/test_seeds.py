@@ -224,8 +224,8 @@ def at_a_terminal(*words: str, answer: str) -> tuple[int, str]:
         os.close(ours)
         said = b""
         while more := read(theirs):
-            asked, said = b"Go on?" in said, said + more
-            if b"Go on?" in said and not asked:
+            asked, said = b"Continue?" in said, said + more
+            if b"Continue?" in said and not asked:
                 os.write(theirs, f"{answer}\n".encode())
     os.close(theirs)
     return program.returncode, said.decode()
@@ -432,7 +432,7 @@ def test_a_warm_up_that_never_ends_is_told() -> None:
 def test_a_recipe_that_begins_with_another_runs_that_one_first(home: Path) -> None:
     with pytest.raises(UsageError, match=r"outer begins with the student of base, which is trained first") as caught:
         distillkit("run", "outer.toml")
-    assert "Say --yes" in caught.value.hint
+    assert "Add --yes" in caught.value.hint
     assert numbers("base") == numbers("outer") == []
     distillkit("run", "outer.toml", "--yes")
     assert numbers("base") == numbers("outer") == ["1"]
@@ -448,14 +448,14 @@ def test_who_sits_at_a_terminal_is_asked_before_the_first_one_is_trained(
 ) -> None:
     code, said = at_a_terminal("run", "outer.toml", "--until", "train", answer=answer)
     assert "outer begins with the student of base, which is trained first:" in said
-    assert said.count("Go on? [y/N]:") == 1
+    assert said.count("Continue? [y/N]:") == 1
     assert numbers("base") == numbers("outer") == begun
     if begun:
         assert code == 0
         assert load("reports/outer/1/recipe.toml").student.from_ == "base/1"
     else:
         assert code == 2
-        assert "nothing was begun" in said
+        assert "no run was started" in said
         assert "--set student.from=RUN" in said
         assert not [*home.glob("reports/*")]
 
@@ -563,7 +563,7 @@ def test_what_goes_down_to_the_first_recipe() -> None:
     given = ["data.path=a", "tokenizer.kind=bpe", "student.width=8", "student.from=x", "train.steps=2", "train.clip=2"]
     given.append("train.warmup=1")
     down = ("data.path=a", "tokenizer.kind=bpe", "student.width=8", "train.steps=2", "train.warmup=1")
-    assert base_run.passed_down(given) == down
+    assert base_run.inherited_overrides(given) == down
 
 
 # Running them.

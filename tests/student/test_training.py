@@ -147,7 +147,7 @@ def test_ctrl_c_exits_130_says_how_to_go_on_and_ends_like_an_undisturbed_run(hom
     assert 25 <= stopped < 200
     assert run.info["status"] == "interrupted"
     assert train_steps(run) == list(range(1, stopped + 1))
-    (advice,) = re.findall(r"Go on: distillkit (run \S+ --resume)", said)
+    (advice,) = re.findall(r"Continue: distillkit (run \S+ --resume)", said)
     code, said = finished(start_child(home, *shlex.split(advice), "--until", "train"))
     assert (code, run.info["status"]) == (0, "done"), said
     assert f"from step {stopped} to step 200" in said

@@ -809,7 +809,7 @@ def test_label_batch_as_a_user_meets_it(provider: Any, tmp_path: Path) -> None:
     said = distillkit("label", "batched.toml", "--batch")
     assert (said.returncode, "1 batch is pending" in said.stderr) == (3, True), said.stderr
     on = f"label {tmp_path / 'reports/batched/1'} --batch"
-    assert said.stderr.endswith(f"Go on: distillkit {on}\n")
+    assert said.stderr.endswith(f"Continue: distillkit {on}\n")
     plan = distillkit("plan", "batched.toml", "--batch").stdout
     assert "0 (0 of 4 answers are cached, 4 are in batches)" in plan
     said = distillkit("label", "batched.toml")
