@@ -50,6 +50,11 @@ def fast_clock(wall: Callable[[], float] = time.time) -> Clock:
     return Clock(now=lambda: time.monotonic() * FAST, sleep=sleep, wall=wall)
 
 
+def fast(**more: Any) -> RequestPolicy:
+    """A request policy with the fast clock."""
+    return RequestPolicy(clock=fast_clock(), **more)
+
+
 def requests(count: int = PROMPTS, **more: Any) -> list[Request]:
     return [Request(f"r{i}", prompt=f"prompt {i}", **more) for i in range(count)]
 
