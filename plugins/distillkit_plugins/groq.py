@@ -39,7 +39,7 @@ class Groq(ChatTeacher):
             description="reasoning effort; low is enough for stories. Set it to none for models without reasoning",
         )
 
-    def _address(self) -> str:
+    def _sdk_base_url(self) -> str:
         return str(self.options.base_url).removesuffix(PATH)
 
 

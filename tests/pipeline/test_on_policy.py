@@ -337,7 +337,7 @@ def test_a_server_that_gives_prompts_back_is_a_reader(provider: Provider, tmp_pa
 
 
 def test_a_server_that_does_not_is_named_before_anything_is_read(provider: Provider, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not say how likely 2 tokens are at each place of a given text"):
+    with pytest.raises(UsageError, match="does not return 2 log-probabilities for each token of a given text"):
         read(provider.url, ["One day a fox"], tmp_path)
     assert provider.prompts == ["one, two,"]
 

@@ -125,10 +125,10 @@ def test_what_a_recipe_needs_and_the_teacher_lacks_is_refused_before_anything_is
         if call.body.get("temperature", 1.0) != 1.0
         else None
     )
-    with pytest.raises(UsageError, match="gives 5 log-probabilities a token, not 20") as refused:
+    with pytest.raises(UsageError, match="returns 5 log-probabilities per token, not 20") as refused:
         label(teacher(provider.url), requests(top_logprobs=20), cache, policy=fast())
     assert refused.value.hint.startswith("Set teacher.top_logprobs = 5.")
-    with pytest.raises(UsageError, match="does not take temperature"):
+    with pytest.raises(UsageError, match="does not accept temperature"):
         label(teacher(provider.url), requests(temperature=0.5), cache, policy=fast())
     assert provider.prompts == []
     assert len(label(teacher(provider.url), requests(top_logprobs=5), cache, policy=fast()).answers) == 6
@@ -137,7 +137,7 @@ def test_what_a_recipe_needs_and_the_teacher_lacks_is_refused_before_anything_is
 def test_an_endpoint_without_logprobs_is_refused(provider: Provider, cache: DiskAnswerStore) -> None:
     """As LM Studio does: it takes the parameter and gives null."""
     provider.rule = lambda call: Act(change=lambda body: body["choices"][0].update(logprobs=None))
-    with pytest.raises(UsageError, match="gives no log-probabilities"):
+    with pytest.raises(UsageError, match="returns no log-probabilities"):
         label(teacher(provider.url), requests(top_logprobs=3), cache, policy=fast())
     assert provider.prompts == []
 
@@ -157,7 +157,7 @@ def test_log_probabilities_that_extra_asks_for_and_the_endpoint_refuses_end_the_
 
     provider.rule = strict
     asking = teacher(provider.url, extra=extra)
-    with pytest.raises(UsageError, match=f"does not take {name}") as refused:
+    with pytest.raises(UsageError, match=f"does not accept {name}") as refused:
         label(asking, requests(top_logprobs=asked), cache, policy=fast())
     assert refused.value.hint.startswith(f"Leave out teacher.extra.{name}.")
     assert len(provider.calls) <= 3
@@ -226,7 +226,7 @@ def test_groq_is_asked_over_its_own_sdk(
     assert (call.body["model"], call.body["reasoning_effort"]) == ("openai/gpt-oss-20b", "low")
     assert "max_completion_tokens" in call.body
     assert "Groq" in call.headers["user-agent"]
-    with pytest.raises(UsageError, match="gives no log-probabilities"):
+    with pytest.raises(UsageError, match="returns no log-probabilities"):
         label(groq, requests(3, top_logprobs=2), cache, policy=fast())
 
 
