@@ -88,7 +88,7 @@ def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
     from ..student.interchange import upload
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    who, later = "public" if public else "private", upload.later(folder, name, not public)
+    who, later = "public" if public else "private", upload.upload_hint(folder, name, not public)
     click.echo(f"To {upload.endpoint()}/{name} ({who}) would go:", err=True)
     for file in files:
         click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)

@@ -41,17 +41,17 @@ def bring(
     from ..student.interchange import importing
 
     base = load_recipe(recipe, ()).values() if recipe else {}
-    found = importing.read(path, tokenizer, ranks, heads)
+    imported = importing.read_model(path, tokenizer, ranks, heads)
     made = {
         "started": new_run.timestamp(),
         "versions": new_run.package_versions(),
         "device": new_run.describe_device(),
     }
-    run = importing.run_of(found, name or importing.name_of(path), base, made)
+    run = importing.create_run(imported, name or importing.default_run_name(path), base, made)
     told = [
-        f"{run.name} in {run.path}: {found.facts['parameters']['unique']:,} parameters, {found.kind}",
-        *(f"  {note}" for note in found.notes),
+        f"{run.name} in {run.path}: {imported.metadata['parameters']['unique']:,} parameters, {imported.kind}",
+        *(f"  {note}" for note in imported.notes),
         f'Judge it: distillkit judge {run.name}    Begin with it: student.from = "{run.name}"',
     ]
-    facts = {"schema": 1, "run": run.name, "folder": str(run.path), **found.facts}
+    facts = {"schema": 1, "run": run.name, "folder": str(run.path), **imported.metadata}
     print_result(facts, as_json, lambda _: "\n".join(told))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from distillkit.data.tokenizer import Tokenizer
-    from distillkit.student.interchange.exporting import Arrays, Member, Reader
+    from distillkit.student.interchange.exporting import Arrays, ConvertedModel, Reader
     from distillkit.student.model.gpt import GPTConfig
 
 FILE = "model.gguf"
@@ -57,14 +57,14 @@ class Gguf(Exporter):
         """Write the file, load it again and compare its output with the student's."""
         from distillkit.student.interchange import exporting, hf_tokenizer
 
-        student, network = exporting.student_of(run)
-        member = exporting.of_family(network)
+        student, network = exporting.load_student(run)
+        member = exporting.convert(network)
         notes = [f"as {member.family}", *member.notes, *compatibility_notes(member)]
-        if fault := hf_tokenizer.why_not_gpt2(student.tokenizer):
+        if fault := hf_tokenizer.bpe_obstacle(student.tokenizer):
             raise UsageError(
                 f"a GGUF file contains the tokenizer, but {fault}", "Export it for transformers: --format hf"
             )
-        exporting.needed("gguf", "gguf", "export-gguf")
+        exporting.require_package("gguf", "gguf", "export-gguf")
         folder.mkdir(parents=True, exist_ok=True)
         save(folder / FILE, member, student.tokenizer, run.path.resolve().parent.name)
 
@@ -76,7 +76,7 @@ class Gguf(Exporter):
         return exporting.finish(run, folder, student, reader, bounds, facts)
 
 
-def compatibility_notes(member: Member) -> list[str]:
+def compatibility_notes(member: ConvertedModel) -> list[str]:
     """Notes on differences in llama.cpp's implementation. Raises a UsageError if it cannot represent the student."""
     shape = member.shape
     if member.family == "gpt2" and shape.activation == "relu":
@@ -89,7 +89,7 @@ def compatibility_notes(member: Member) -> list[str]:
     return []
 
 
-def save(file: Path, member: Member, tokenizer: Tokenizer, name: str) -> None:
+def save(file: Path, member: ConvertedModel, tokenizer: Tokenizer, name: str) -> None:
     """Write metadata, tokenizer and weights."""
     import gguf
     import mlx.core as mx
@@ -108,8 +108,8 @@ def save(file: Path, member: Member, tokenizer: Tokenizer, name: str) -> None:
     writer.close()
 
 
-def _write_metadata(writer: Any, member: Member) -> None:
-    from distillkit.student.interchange.hf_weights import EPSILON, TURNS
+def _write_metadata(writer: Any, member: ConvertedModel) -> None:
+    from distillkit.student.interchange.hf_weights import NORM_EPS, ROPE_THETA
 
     shape, pairs = member.shape, member.shape.heads if member.family == "gpt2" else member.shape.num_kv_heads
     writer.add_block_count(shape.layers)
@@ -120,11 +120,11 @@ def _write_metadata(writer: Any, member: Member) -> None:
     writer.add_head_count_kv(pairs)
     writer.add_vocab_size(shape.vocab_size)
     if member.family == "gpt2":
-        writer.add_layer_norm_eps(EPSILON)
+        writer.add_layer_norm_eps(NORM_EPS)
     else:
-        writer.add_layer_norm_rms_eps(EPSILON)
+        writer.add_layer_norm_rms_eps(NORM_EPS)
         writer.add_rope_dimension_count(shape.head_dim)
-        writer.add_rope_freq_base(TURNS)
+        writer.add_rope_freq_base(ROPE_THETA)
 
 
 def _write_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
@@ -136,20 +136,20 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     words = [f"<|unused_{token}|>" for token in range(tokenizer.vocab_size)]
     kinds = [gguf.TokenType.UNUSED] * tokenizer.vocab_size
     for piece, token in tokenizer.ranks.items():
-        words[token], kinds[token] = hf_tokenizer.spelt(piece), gguf.TokenType.NORMAL
+        words[token], kinds[token] = hf_tokenizer.bytes_to_unicode(piece), gguf.TokenType.NORMAL
     for special, token in tokenizer.special.items():
         words[token], kinds[token] = special, gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(words)
     writer.add_token_types(kinds)
-    writer.add_token_merges([f"{left} {right}" for left, right in hf_tokenizer.merges(tokenizer)])
+    writer.add_token_merges([f"{left} {right}" for left, right in hf_tokenizer.merge_pairs(tokenizer)])
     writer.add_bos_token_id(tokenizer.end_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(True)  # the student's texts begin after an end-of-text token
 
 
-def gguf_weights(member: Member) -> Arrays:
+def gguf_weights(member: ConvertedModel) -> Arrays:
     """The weights under GGUF's names."""
     weights = {}
     for name, value in member.weights.items():
@@ -179,22 +179,22 @@ def deinterleave(value: mx.array, shape: GPTConfig) -> mx.array:
     return pairs.swapaxes(1, 2).reshape(value.shape)
 
 
-def loaded(file: Path, member: Member) -> Reader:
+def loaded(file: Path, member: ConvertedModel) -> Reader:
     """The file loaded by llama.cpp, or read back by distillkit if llama_cpp is not installed."""
     from importlib.util import find_spec
 
     if find_spec("llama_cpp"):
         return LlamaCpp(file, member.shape.context)
-    from distillkit.student.interchange.exporting import read_back, versions_of
+    from distillkit.student.interchange.exporting import network_from_weights, package_versions
 
-    by = f"reading the file back with {versions_of('gguf')} (llama_cpp is not installed)"
-    shape = member.written_out
+    by = f"reading the file back with {package_versions('gguf')} (llama_cpp is not installed)"
+    shape = member.exported_shape
     if member.family == "gpt2":
         shape = replace(shape, activation="gelu_tanh")  # the only one that llama.cpp has for gpt2
-    return read_back(member.family, shape, weights_of(file, member), by)
+    return network_from_weights(member.family, shape, weights_of(file, member), by)
 
 
-def weights_of(file: Path, member: Member) -> Arrays:
+def weights_of(file: Path, member: ConvertedModel) -> Arrays:
     """The weights of a file under the family's names."""
     import gguf
     import mlx.core as mx

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from distillkit.student.interchange.exporting import Arrays, Member, Reader
+    from distillkit.student.interchange.exporting import Arrays, ConvertedModel, Reader
 
 
 USE = """```python
@@ -40,17 +40,17 @@ class HuggingFace(Exporter):
         """Write the folder, load it again and compare its output with the student's."""
         from distillkit.student.interchange import exporting, hf_tokenizer
 
-        student, network = exporting.student_of(run)
-        member = exporting.of_family(network)
+        student, network = exporting.load_student(run)
+        member = exporting.convert(network)
         notes = [f"as {'GPT2LMHeadModel' if member.family == 'gpt2' else 'LlamaForCausalLM'}", *member.notes]
         folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, student.tokenizer.end_of_text)
         words, use = student.tokenizer, USE
-        if fault := hf_tokenizer.why_not(words):
+        if fault := hf_tokenizer.export_obstacle(words):
             notes.append(f"without tokenizer.json: {fault}")
             use = USE_WITHOUT_TOKENIZER.format(end=words.end_of_text, kind=words.kind)
         else:
-            hf_tokenizer.write(words, folder, student.context)
+            hf_tokenizer.write_tokenizer(words, folder, student.context)
 
         def reader() -> Reader:
             return loaded(folder, member)
@@ -59,42 +59,42 @@ class HuggingFace(Exporter):
         return exporting.finish(run, folder, student, reader, exporting.Bounds(), facts)
 
 
-def save(folder: Path, member: Member, end_of_text: int) -> None:
+def save(folder: Path, member: ConvertedModel, end_of_text: int) -> None:
     """Write weights and configurations. Keys of a GPT-2 have no prefix `transformer.`."""
     import json
 
     import mlx.core as mx
 
-    from distillkit.student.interchange.hf_weights import configuration, turned
+    from distillkit.student.interchange.hf_weights import hf_config, transpose_conv1d
 
-    mx.save_safetensors(str(folder / "model.safetensors"), turned(member.weights), {"format": "pt"})
-    config = configuration(member, end_of_text)
+    mx.save_safetensors(str(folder / "model.safetensors"), transpose_conv1d(member.weights), {"format": "pt"})
+    config = hf_config(member, end_of_text)
     special_tokens = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
     generation = {**special_tokens, "do_sample": True, "temperature": 0.8, "max_new_tokens": member.shape.context // 2}
     for name, values in {"config": config, "generation_config": generation}.items():
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def loaded(folder: Path, member: Member) -> Reader:
+def loaded(folder: Path, member: ConvertedModel) -> Reader:
     """The folder loaded by transformers, or read back by distillkit if transformers is not installed."""
     from importlib.util import find_spec
 
     if find_spec("transformers") and find_spec("torch"):
         return Transformers(folder)
-    from distillkit.student.interchange.exporting import read_back
+    from distillkit.student.interchange.exporting import network_from_weights
 
     by = "reading the files back (transformers and torch are not installed)"
-    return read_back(member.family, member.written_out, weights_of(folder), by)
+    return network_from_weights(member.family, member.exported_shape, weights_of(folder), by)
 
 
 def weights_of(folder: Path) -> Arrays:
     """The weights of a folder, with matrices in distillkit's orientation."""
     import mlx.core as mx
 
-    from distillkit.student.interchange.hf_weights import turned
+    from distillkit.student.interchange.hf_weights import transpose_conv1d
 
     arrays: Any = mx.load(str(folder / "model.safetensors"))
-    return turned(arrays)
+    return transpose_conv1d(arrays)
 
 
 class Transformers:
@@ -104,13 +104,13 @@ class Transformers:
         import torch
         from transformers import AutoModelForCausalLM, utils
 
-        from distillkit.student.interchange.exporting import versions_of
+        from distillkit.student.interchange.exporting import package_versions
 
         utils.logging.disable_progress_bar()
         self.torch = torch
         self.model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
         self.model.eval()
-        self.by = versions_of("transformers", "torch")
+        self.by = package_versions("transformers", "torch")
 
     def logits(self, tokens: Sequence[int]) -> Any:
         """Logits [T, V] of tokens."""

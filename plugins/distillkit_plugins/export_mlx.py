@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from distillkit.student.interchange.exporting import Arrays, Member, Reader
+    from distillkit.student.interchange.exporting import Arrays, ConvertedModel, Reader
 
 GROUP_SIZE = 64  # weights that share a scale
 USE = """```python
@@ -37,16 +37,16 @@ class Mlx(Exporter):
         """Write the folder, load it again and compare its output with the student's."""
         from distillkit.student.interchange import exporting, hf_tokenizer
 
-        (student, network), bits = exporting.student_of(run), self.options.quantize
-        member = exporting.of_family(network)
+        (student, network), bits = exporting.load_student(run), self.options.quantize
+        member = exporting.convert(network)
         kind = model_type(member)
         notes = [f"as {kind}", *member.notes, *([f"{bits} bits a weight"] if bits else [])]
-        if fault := hf_tokenizer.why_not(student.tokenizer):
+        if fault := hf_tokenizer.export_obstacle(student.tokenizer):
             raise UsageError(f"mlx-lm needs a tokenizer.json, but {fault}", "Try --format hf.")
-        exporting.needed("mlx_lm", "mlx-lm", "export-mlx")
+        exporting.require_package("mlx_lm", "mlx-lm", "export-mlx")
         folder.mkdir(parents=True, exist_ok=True)
         save(folder, member, kind, student.tokenizer.end_of_text, bits)
-        hf_tokenizer.write(student.tokenizer, folder, student.context)
+        hf_tokenizer.write_tokenizer(student.tokenizer, folder, student.context)
 
         def reader() -> Reader:
             return MlxLm(folder)
@@ -69,7 +69,7 @@ def bounds(bits: int | None) -> Any:
     )
 
 
-def model_type(member: Member) -> str:
+def model_type(member: ConvertedModel) -> str:
     """The model type of mlx-lm that is equivalent to the student."""
     shape = member.shape
     if member.family == "llama":
@@ -89,15 +89,15 @@ def model_type(member: Member) -> str:
     )
 
 
-def save(folder: Path, member: Member, kind: str, end_of_text: int, bits: int | None) -> None:
+def save(folder: Path, member: ConvertedModel, kind: str, end_of_text: int, bits: int | None) -> None:
     """Write the weights under mlx-lm's names, and the configuration."""
     import json
 
     import mlx.core as mx
 
-    from distillkit.student.interchange.hf_weights import configuration
+    from distillkit.student.interchange.hf_weights import hf_config
 
-    config = {**configuration(member, end_of_text), "model_type": kind}
+    config = {**hf_config(member, end_of_text), "model_type": kind}
     if kind == "gpt_bigcode":
         config |= {"architectures": ["GPTBigCodeForCausalLM"], "multi_query": False, "activation_function": "gelu"}
     prefix = {"gpt2": "model.", "gpt_bigcode": "transformer.", "llama": ""}[kind]
@@ -135,10 +135,10 @@ class MlxLm:
     def __init__(self, folder: Path) -> None:
         from mlx_lm.utils import load_model
 
-        from distillkit.student.interchange.exporting import versions_of
+        from distillkit.student.interchange.exporting import package_versions
 
         self.model, _ = load_model(folder)
-        self.by = versions_of("mlx-lm")
+        self.by = package_versions("mlx-lm")
 
     def logits(self, tokens: Sequence[int]) -> Any:
         """Logits [T, V] of tokens."""

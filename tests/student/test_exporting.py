@@ -29,7 +29,7 @@ from distillkit.data.tales import story
 from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, letters
 from distillkit.student.generation.generate import compute_logits
 from distillkit.student.interchange import exporting, hf_tokenizer, hf_weights, verify
-from distillkit.student.interchange.verify import Bounds, Own, prove
+from distillkit.student.interchange.verify import Bounds, NetworkReader, verify_export
 from distillkit.student.model.gpt import GPTConfig
 from distillkit.student.trained import Trained
 from support.interchange import TINY, gpt2_words, hub, run_with
@@ -55,9 +55,9 @@ IN_LLAMA = {
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path / "home"))
-    if request.node.get_closest_marker("slow") is None:  # a proof of less text takes less time
+    if request.node.get_closest_marker("slow") is None:  # verification of less text takes less time
         monkeypatch.setattr(verify, "TEXT_TOKENS", 40)
-        monkeypatch.setattr(verify, "GREEDY", 20)
+        monkeypatch.setattr(verify, "GREEDY_TOKENS", 20)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -82,15 +82,15 @@ def test_a_student_is_the_same_in_every_family_that_takes_it(shape: GPTConfig, s
     model, tokens = lively(shape, seed), mx.array(np.random.default_rng(seed).integers(0, 23, (1, 10)))
     expected = f64(compute_logits(model, model(tokens)))
     for faults, family, back in (
-        (hf_weights.not_gpt2(shape), hf_weights.as_gpt2, hf_weights.from_gpt2),
-        (hf_weights.not_llama(shape), hf_weights.as_llama, hf_weights.from_llama),
+        (hf_weights.gpt2_obstacles(shape), hf_weights.to_gpt2, hf_weights.from_gpt2),
+        (hf_weights.llama_obstacles(shape), hf_weights.to_llama, hf_weights.from_llama),
     ):
         if list(faults):
-            with pytest.raises(UsageError, match="is not in"):
+            with pytest.raises(UsageError, match="cannot be a"):
                 family(model)
             continue
         member = family(model)
-        other = lively(member.written_out)
+        other = lively(member.exported_shape)
         other.load_weights(list(back(other.shape, member.weights).items()))
         scale = max(1.0, np.abs(expected).max())
         np.testing.assert_allclose(f64(compute_logits(other, other(tokens))), expected, rtol=1e-4, atol=1e-4 * scale)
@@ -98,11 +98,11 @@ def test_a_student_is_the_same_in_every_family_that_takes_it(shape: GPTConfig, s
 
 @pytest.mark.parametrize("name", [*IN_GPT2, *IN_LLAMA])
 def test_a_configuration_means_the_shape_that_it_was_made_of(name: str) -> None:
-    member = exporting.of_family(lively((IN_GPT2 | IN_LLAMA)[name]))
-    shape = member.written_out
-    config = hf_weights.configuration(member, 299)
+    member = exporting.convert(lively((IN_GPT2 | IN_LLAMA)[name]))
+    shape = member.exported_shape
+    config = hf_weights.hf_config(member, 299)
     assert config.get("attn_pdrop", 0.0) == 0.0  # nothing is dropped there in training
-    found = hf_weights.shape_of(config)
+    found = hf_weights.shape_from_config(config)
     assert replace(found, dropout=0.0, kv_heads=found.num_kv_heads) == replace(shape, kv_heads=shape.num_kv_heads)
 
 
@@ -111,8 +111,8 @@ def test_a_configuration_means_the_shape_that_it_was_made_of(name: str) -> None:
     [
         ({"final_norm": False}, ["it has no final norm", "its positions are learned"]),
         ({"tied": False, "head_bias": True}, ["its head has a bias"]),
-        ({"qk_norm": True}, ["it norms queries and keys"]),
-        ({"positions": "rope"}, ["no GPT-2: its positions are rope", "its activation is gelu"]),
+        ({"qk_norm": True}, ["it normalizes queries and keys"]),
+        ({"positions": "rope"}, ["not a GPT-2: its positions are rope", "its activation is gelu"]),
         ({"norm": "rmsnorm"}, ["its norm is rmsnorm"]),
     ],
 )
@@ -165,8 +165,8 @@ def test_letters_of_the_whole_world_are_cut_alike() -> None:
 def test_a_tokenizer_that_would_cut_otherwise_is_not_written(home: Path) -> None:
     text = hf_tokenizer.tokenizer_json(tokenizer())
     text["model"]["merges"] = text["model"]["merges"][::-1]
-    with pytest.raises(DistillkitError, match="would cut"):
-        hf_tokenizer.must_agree(tokenizer(), json.dumps(text))
+    with pytest.raises(DistillkitError, match="but the student reads"):
+        hf_tokenizer.check_agreement(tokenizer(), json.dumps(text))
 
 
 @cache
@@ -184,7 +184,7 @@ def others_of_unigrams() -> Any:
 @given(st.text() | st.text(alphabet=" \n\tab'sl-.1\0\u3000\xa0é漢") | st.text(alphabet="ot hen"))
 def test_tokenizer_json_cuts_every_text_as_sentencepiece_does(text: str) -> None:
     needs_sentencepiece()
-    if any(name in text for name in hf_tokenizer.read_otherwise(unigrams())):
+    if any(name in text for name in hf_tokenizer.special_strings(unigrams())):
         return
     assert others_of_unigrams().encode(text).ids == unigrams().encode(text)
     assert others_of_unigrams().decode(unigrams().encode(text)) == text
@@ -207,13 +207,13 @@ def test_a_sentencepiece_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatc
     assert command("import", "there", "--name", "back").exit_code == 0
     assert Trained.load(find("back").path).tokenizer.fingerprint == unigrams().fingerprint
     message = refused("export", run.name, "--to", "other", "--format", "gguf")
-    assert "a GGUF file contains the tokenizer, but the tokenizer 'sentencepiece' does not cut text" in message
+    assert "a GGUF file contains the tokenizer, but the tokenizer 'sentencepiece' does not split text" in message
     assert not Path("other").exists()
     whole = json.loads(Path("there/tokenizer.json").read_text())
     whole["model"]["vocab"] = [[piece, -score] for piece, score in whole["model"]["vocab"]]
     Path("there/tokenizer.json").write_text(json.dumps(whole))
-    with pytest.raises(DistillkitError, match="would cut"):
-        hf_tokenizer.read(Path("there"))
+    with pytest.raises(DistillkitError, match="but the student reads"):
+        hf_tokenizer.read_tokenizer(Path("there"))
 
 
 def test_a_tokenizer_that_goes_nowhere_is_refused_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,47 +221,47 @@ def test_a_tokenizer_that_goes_nowhere_is_refused_where_it_is_needed(monkeypatch
     run = run_with(TINY, words=words)
     for kind in ("mlx", "gguf"):
         message = refused("export", run.name, "--to", "there", "--format", kind)
-        assert "the tokenizer 'mine' does not cut text as GPT-2's does" in message
+        assert "the tokenizer 'mine' does not split text as GPT-2's does" in message
         assert "--format hf" in message
         assert not Path("there").exists()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = command("export", run.name, "--to", "there", "--format", "hf")
-    assert "without tokenizer.json: the tokenizer 'mine' does not cut" in said.output
+    assert "without tokenizer.json: the tokenizer 'mine' does not split" in said.output
     assert not Path("there/tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json and merges.txt"])
 def test_a_tokenizer_comes_back_as_it_went(home: Path, files: str) -> None:
     if files == "tokenizer.json":
-        hf_tokenizer.write(tokenizer(), home, 80)
+        hf_tokenizer.write_tokenizer(tokenizer(), home, 80)
     else:
-        words = {hf_tokenizer.spelt(piece): token for piece, token in tokenizer().ranks.items()}
+        words = {hf_tokenizer.bytes_to_unicode(piece): token for piece, token in tokenizer().ranks.items()}
         (home / "vocab.json").write_text(json.dumps({**words, **tokenizer().special}))
-        pairs = [f"{left} {right}" for left, right in hf_tokenizer.merges(tokenizer())]
+        pairs = [f"{left} {right}" for left, right in hf_tokenizer.merge_pairs(tokenizer())]
         (home / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]), encoding="utf-8")
-    assert hf_tokenizer.read(home).fingerprint == tokenizer().fingerprint
+    assert hf_tokenizer.read_tokenizer(home).fingerprint == tokenizer().fingerprint
 
 
 def test_a_foreign_tokenizer_is_refused_with_the_reason(home: Path) -> None:
     whole = hf_tokenizer.tokenizer_json(tokenizer())
     for change, words in (
-        ({"type": "Unigram"}, "holds a Unigram"),
+        ({"type": "Unigram"}, "type Unigram"),
         ({"merges": whole["model"]["merges"][::-1]}, "in the order of its merges"),
-        ({"vocab": {**whole["model"]["vocab"], "漢": 400}}, "not made of bytes"),
+        ({"vocab": {**whole["model"]["vocab"], "漢": 400}}, "not byte-level"),
     ):
         (home / "tokenizer.json").write_text(json.dumps({**whole, "model": {**whole["model"], **change}}))
         with pytest.raises(UsageError, match=words):
-            hf_tokenizer.read(home)
+            hf_tokenizer.read_tokenizer(home)
     (home / "tokenizer.json").unlink()
     (home / "merges.json").write_text("[]")
     with pytest.raises(UsageError, match="gpt2-nano's"):
-        hf_tokenizer.read(home)
+        hf_tokenizer.read_tokenizer(home)
 
 
 # ---------------------------------------------------------------------------------------------- the proof
 
 
-class Wrong(Own):
+class Wrong(NetworkReader):
     """An export whose logits are a little off."""
 
     def __init__(self, model: Any, by: str, off: float) -> None:
@@ -278,28 +278,30 @@ def test_a_proof_sees_what_is_off(off: float, holds: bool) -> None:
     student = Trained.load(run.path)
     reader = Wrong(student.model, "a test", off)
     if holds:
-        proof = prove(run, student, reader, Bounds())
-        assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
+        proof = verify_export(run, student, reader, Bounds())
+        assert proof["greedy"] == {"tokens": verify.GREEDY_TOKENS, "alike": verify.GREEDY_TOKENS}
         assert proof["largest_difference"] == pytest.approx(off, abs=2e-5)
     else:
         with pytest.raises(DistillkitError, match=r"logits differ by up to 0\.02"):
-            prove(run, student, reader, Bounds())
+            verify_export(run, student, reader, Bounds())
     with pytest.raises(DistillkitError, match="perplexity"):
-        prove(run, student, Wrong(student.model, "a test", 3.0), Bounds(exact=False))
+        verify_export(run, student, Wrong(student.model, "a test", 3.0), Bounds(exact=False))
 
 
 @pytest.mark.parametrize(("context", "written"), [(2, 1), (3, 2), (8, 4), (9, 5)])
 def test_a_proof_of_a_student_with_a_small_context_ends(context: int, written: int) -> None:
     run = run_with(replace(TINY, context=context))
     student = Trained.load(run.path)
-    proof = prove(run, student, Own(student.model, "a test"), Bounds())
+    proof = verify_export(run, student, NetworkReader(student.model, "a test"), Bounds())
     assert proof["greedy"] == {"tokens": written, "alike": written}
 
 
 def test_an_export_that_is_not_the_student_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_with(TINY)
-    monkeypatch.setattr(export_hf, "loaded", lambda folder, member: Own(lively(TINY, seed=5), "a test"))
-    assert "is not the student, by a test" in refused("export", run.name, "--to", "there", "--format", "hf")
+    monkeypatch.setattr(export_hf, "loaded", lambda folder, member: NetworkReader(lively(TINY, seed=5), "a test"))
+    assert "differs from the student (compared by a test)" in refused(
+        "export", run.name, "--to", "there", "--format", "hf"
+    )
     assert list(home.glob("*there*")) == []
 
 
@@ -310,7 +312,7 @@ def test_without_transformers_the_files_are_read_back(name: str, monkeypatch: py
     said = command("export", run.name, "--to", "there", "--format", "hf")
     assert said.exit_code == 0, said.exception
     assert "reading the files back (transformers and torch are not installed)" in said.output
-    assert f"greedy tokens alike: {verify.GREEDY} of {verify.GREEDY}" in said.output
+    assert f"equal greedy tokens: {verify.GREEDY_TOKENS} of {verify.GREEDY_TOKENS}" in said.output
     names = {file.name for file in Path("there").iterdir()}
     assert names == {
         *("README.md", "config.json", "generation_config.json", "model.safetensors", "proof.json"),
@@ -336,7 +338,7 @@ def test_the_card_is_one_that_the_hub_reads(monkeypatch: pytest.MonkeyPatch) -> 
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_type) == ("bits_per_byte", 1.25, "tales")
     assert card.data.library_name == "transformers"
-    for words in ("1.25 [1.2, 1.3]", "openai/gpt-oss-20b", "seen too often", "6.2 times", "greedy tokens alike"):
+    for words in ("1.25 [1.2, 1.3]", "openai/gpt-oss-20b", "seen too often", "6.2 epochs", "equal greedy tokens"):
         assert words in card.text
 
 
@@ -352,11 +354,18 @@ def test_the_card_says_nothing_of_how_a_student_was_trained_that_was_brought_in(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert command("export", run.name, "--to", "there", "--format", "hf").exit_code == 0
     card = Path("there/README.md").read_text()
-    assert "brought in from `student.pt` (made by a test)" in card
-    assert "`perplexity` is over text that it may have learnt from" in card
-    untrue = ["without a teacher", "Made with distillkit", "tokens seen", "batch size", "begins after", "held out: "]
+    assert "imported from `student.pt` (made by a test)" in card
+    assert "`perplexity` is over text that it may have been trained on" in card
+    untrue = [
+        "without a teacher",
+        "Made with distillkit",
+        "tokens seen",
+        "batch size",
+        "Every training text follows",
+        "held-out text: ",
+    ]
     untrue += ["instructions", "datasets:", "language:"]
-    assert [words for words in (*untrue, "left no record") if words in card] == []
+    assert [words for words in (*untrue, "The run has no record") if words in card] == []
     run.record(imported=None)
     assert command("export", run.name, "--to", "ours", "--format", "hf").exit_code == 0
     ours = Path("ours/README.md").read_text()
@@ -377,7 +386,7 @@ def test_only_figures_of_held_out_text_are_those_of_a_data_set(monkeypatch: pyte
     samples, both = (ModelCard.load(f"{folder}/README.md") for folder in ("samples", "both"))
     assert samples.data.eval_results is None
     assert [result.metric_type for result in both.data.eval_results] == ["loss"]
-    assert ["held out, every token" in card.text for card in (samples, both)] == [False, True]
+    assert ["held-out text, counting every token" in card.text for card in (samples, both)] == [False, True]
     assert all("| rubric | humour |" in card.text for card in (samples, both))
 
 
@@ -443,7 +452,7 @@ def test_a_push_shows_what_would_go_and_uploads_it(home: Path, monkeypatch: pyte
     assert got["created"][0].get("visibility") == "private" or got["created"][0]["private"] is True
     assert got["files"] == {file.name: file.read_bytes() for file in (home / "there").iterdir()}
     assert "library_name" in got["card"]
-    assert "did not take it" in str(refusal.exception)
+    assert "the upload to" in str(refusal.exception)
     assert "hf upload me/tiny second --private" in str(refusal.exception)
     assert "hf_wrong" not in str(refusal.exception)
     assert Path("second/README.md").is_file()
@@ -491,10 +500,10 @@ class Again(Exporter):
     def export(self, run, folder):
         from distillkit.student.interchange import exporting
 
-        student, network = exporting.student_of(run)
+        student, network = exporting.load_student(run)
         facts = {FACTS}
         return exporting.finish(
-            run, folder, student, lambda: exporting.Own(network, "itself"), exporting.Bounds(), facts
+            run, folder, student, lambda: exporting.NetworkReader(network, "itself"), exporting.Bounds(), facts
         )
 
 
@@ -507,10 +516,10 @@ def register_exporters():
 @pytest.mark.parametrize(
     ("facts", "told", "untold"),
     [
-        ({}, ["greedy tokens alike"], ["library_name", "path/to/it", "note: "]),
+        ({}, ["equal greedy tokens"], ["library_name", "path/to/it", "note: "]),
         (
             {"format": "again", "notes": ["as it is"], "library": "ours", "use": "Say `load(path/to/it)`."},
-            ['library_name: "ours"', "## Use\n\nSay `load(path/to/it)`.", "note: as it is"],
+            ['library_name: "ours"', "## Usage\n\nSay `load(path/to/it)`.", "note: as it is"],
             [],
         ),
     ],
@@ -522,10 +531,10 @@ def test_a_plugins_exporter_has_its_proof_and_card_written(
     run = run_with(TINY)
     said = command("-p", "again.py", "export", run.name, "--to", "there", "--format", "again")
     assert said.exit_code == 0, said.exception
-    assert "loaded again by itself" in said.output
+    assert "verified by itself" in said.output
     assert json.loads(Path("there/proof.json").read_text())["greedy"] == {
-        "tokens": verify.GREEDY,
-        "alike": verify.GREEDY,
+        "tokens": verify.GREEDY_TOKENS,
+        "alike": verify.GREEDY_TOKENS,
     }
     card = Path("there/README.md").read_text()
     assert [words for words in told if words not in card] == []
@@ -547,7 +556,7 @@ def test_transformers_says_what_the_student_says(name: str, peer: Any) -> None:
     proof = json.loads(Path("there/proof.json").read_text())
     assert proof["by"].startswith("transformers")
     assert proof["largest_difference"] < 1e-3
-    assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
+    assert proof["greedy"] == {"tokens": verify.GREEDY_TOKENS, "alike": verify.GREEDY_TOKENS}
     words = transformers.AutoTokenizer.from_pretrained("there")
     for text in TEXTS:
         assert words(text)["input_ids"] == tokenizer().encode(text)
@@ -609,7 +618,7 @@ def test_mlx_lm_says_what_the_student_says(name: str, peer: Any) -> None:
     assert f"as {MLX_KINDS[name]}" in said.output
     proof = json.loads(Path("there/proof.json").read_text())
     assert proof["largest_difference"] < 1e-3
-    assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
+    assert proof["greedy"] == {"tokens": verify.GREEDY_TOKENS, "alike": verify.GREEDY_TOKENS}
     model, words = mlx_lm.load("there")
     text = mlx_lm.generate(model, words, TEXTS[0], max_tokens=5)
     assert isinstance(text, str)
@@ -704,13 +713,13 @@ def by_llama_cpp(folder: str, file: Path, rows: list[list[int]], text: str, cont
 
 
 def assert_llama_cpp_agrees(folder: str, run: Run, file: Path, text: str) -> tuple[float, float]:
-    from distillkit.student.interchange.verify import texts_of
+    from distillkit.student.interchange.verify import verification_texts
 
     student = Trained.load(run.path)
-    rows = texts_of(run, student)
+    rows = verification_texts(run, student)
     found = by_llama_cpp(folder, file, rows, text, student.context)
     assert found["tokens"] == student.tokenizer.encode(text)
-    own, surprises = Own(student.model, ""), []
+    own, surprises = NetworkReader(student.model, ""), []
     for row in rows:
         logits = own.logits(row)[:-1].astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
@@ -754,7 +763,7 @@ def test_where_llama_cpp_python_is_installed_it_makes_the_proof(name: str, peer:
     assert command("export", run.name, "--to", "there", "--format", "gguf").exit_code == 0
     proof = json.loads(Path("there/proof.json").read_text())
     assert proof["by"].startswith("llama.cpp")
-    assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
+    assert proof["greedy"] == {"tokens": verify.GREEDY_TOKENS, "alike": verify.GREEDY_TOKENS}
     assert 0 < proof["largest_difference"] < 0.05
 
 
@@ -775,7 +784,7 @@ def test_the_seeds_student_goes_everywhere(peer: Any) -> None:
         print(kind, proof)
         if kind != "gguf":
             assert proof["largest_difference"] < 1e-3
-            assert proof["greedy"] == {"tokens": verify.GREEDY, "alike": verify.GREEDY}
+            assert proof["greedy"] == {"tokens": verify.GREEDY_TOKENS, "alike": verify.GREEDY_TOKENS}
     if folder := llama_cpp():
         text = "One day a fox's   hen.\n\n They ran 12"
         print(assert_llama_cpp_agrees(folder, run, Path("gguf/model.gguf").absolute(), text))

@@ -12,7 +12,7 @@ from typing import Any
 
 from distillkit.core.run_folder import Run
 from distillkit.data.tokenizer import GPT2_PATTERN, PUBLISHED, Tokenizer, build
-from distillkit.student.interchange.importing import Found, run_of
+from distillkit.student.interchange.importing import ImportedModel, create_run
 from distillkit.student.model.gpt import GPTConfig
 from distillkit.student.trained import parameter_counts
 from distillkit.student.training.optimizers import flatten
@@ -28,8 +28,8 @@ def run_with(shape: GPTConfig, name: str = "student", seed: int = 0, scale: floa
     model = lively(shape, seed, scale)
     imported = {"from": "student.pt", "kind": "made by a test"}
     facts = {"imported": imported, "student": {"arch": "gpt", "parameters": parameter_counts(model)}}
-    found = Found("test", shape, flatten(model.parameters()), tokenizer=words or tokenizer(), facts=facts)
-    return run_of(found, name, {}, {"started": "2026-01-01T00:00:00Z"})
+    found = ImportedModel("test", shape, flatten(model.parameters()), tokenizer=words or tokenizer(), metadata=facts)
+    return create_run(found, name, {}, {"started": "2026-01-01T00:00:00Z"})
 
 
 def gpt2_words() -> Tokenizer:

@@ -1,1 +1,1 @@
-"""Students taken to other tools and brought in from them."""
+"""Export of students to other formats, and import of other models as students."""

@@ -1,7 +1,7 @@
-"""The model card of an export: what `report.json` and the proof say, in the form that the Hugging Face Hub reads.
+"""The model card of an export, in the format of the Hugging Face Hub, from `report.json` and `proof.json`.
 
-Every figure is the report's, with its interval; where the report says nothing, the card says so. Of a student that
-was brought in it says nothing of a training. Knows no format: how one is used, its exporter says.
+All figures are those of the report, with their intervals; missing ones are marked as missing. The card of an imported
+student says nothing about its training. Independent of formats: the exporter provides the usage example.
 """
 
 from __future__ import annotations
@@ -17,83 +17,83 @@ from ..trained import Trained, parameter_counts
 
 Report = Mapping[str, Any]
 
-HUBS = {"tinystories": "roneneldan/TinyStories", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
-ENGLISH = {"tales", *HUBS.values()}  # of other texts nobody here knows the language
-UNSEEN = "perplexity"  # the judge that grades text which was held out, and no samples
-BEGINS = "Every text that it was trained on begins after `<|endoftext|>`, so prompts should, too."
+HUB_NAMES = {"tinystories": "roneneldan/TinyStories", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
+ENGLISH_DATASETS = {"tales", *HUB_NAMES.values()}  # the language of other texts is not known
+HELD_OUT_JUDGE = "perplexity"  # the judge of held-out text; other judges grade samples
+PROMPT_ADVICE = "Every training text follows `<|endoftext|>`, so start prompts with it, too."
 
 
-def card(run: Run, student: Trained, proof: Mapping[str, Any]) -> str:
-    """The whole of README.md."""
+def model_card(run: Run, student: Trained, proof: Mapping[str, Any]) -> str:
+    """The contents of README.md."""
     report = _report(run)
     recipe = tomllib.loads(report.get("recipe_text") or "")
     parts = [
         f"---\n{_yaml(_metadata(run, report, recipe, proof))}---\n",
         f"# {run.path.resolve().parent.name}\n",
-        f"{_lede(report, student)}\n",
+        f"{_introduction(report, student)}\n",
         *(f"## {title}\n\n{text}\n" for title, text in _sections(run, report, recipe, student, proof).items() if text),
     ]
     return "\n".join(parts)
 
 
 def _report(run: Run) -> Report:
-    """The run's report. How a student that was brought in was trained nobody knows: there it tells of judging it."""
+    """The run's report. For an imported student, without what it cannot know about the training."""
     report = read_json(run.report) if run.report.is_file() else {}
     imported = run.info.get("imported")
     unknown: Report = {"training": {}, "data": {}, "missing": []} if imported else {}
     return {**report, "imported": imported, **unknown}
 
 
-def _lede(report: Report, student: Trained) -> str:
+def _introduction(report: Report, student: Trained) -> str:
     sizes = parameter_counts(student.model)
-    counted = f"{sizes['unique']:,} parameters"
+    size = f"{sizes['unique']:,} parameters"
     if sizes["total"] != sizes["unique"]:
-        counted += f" ({sizes['total']:,} counting those that are used twice)"
+        size += f" ({sizes['total']:,} if shared ones are counted at each use)"
     if imported := report.get("imported"):
-        return f"A small language model of {counted}, brought in from `{imported['from']}` ({imported['kind']})."
+        return f"A small language model with {size}, imported from `{imported['from']}` ({imported['kind']})."
     teacher = report.get("teacher") or {}
-    who = teacher.get("model") or teacher.get("provider")
-    taught = f", taught by {who}" if who else ", trained without a teacher"
-    return f"A small language model of {counted}{taught}. Made with distillkit."
+    name = teacher.get("model") or teacher.get("provider")
+    training = f", distilled from {name}" if name else ", trained without a teacher"
+    return f"A small language model with {size}{training}. Made with distillkit."
 
 
 def _sections(run: Run, report: Report, recipe: Report, student: Trained, proof: Mapping[str, Any]) -> dict[str, str]:
     shape = student.model.config.__dict__ if hasattr(student.model, "config") else {}
     return {
-        "Use": "\n\n".join(filter(None, [proof.get("use"), None if report.get("imported") else BEGINS])),
-        "Figures": _figures(report),
+        "Usage": "\n\n".join(filter(None, [proof.get("use"), None if report.get("imported") else PROMPT_ADVICE])),
+        "Evaluation": _evaluation(report),
         "Training": _list(_training(report, recipe)),
         "Distillation": _list(_distillation(report, recipe)),
         "Architecture": _list((name, value) for name, value in shape.items()),
-        "This file beside the student": _list(_proven(proof)),
+        "Verification of the export": _list(_verification(proof)),
         "Limitations": "\n".join(f"- {line}" for line in _limitations(report, student)),
-        "Made by": _list(_made(run, report)),
+        "Provenance": _list(_provenance(run, report)),
     }
 
 
-def _figures(report: Report) -> str:
+def _evaluation(report: Report) -> str:
     rows = [
-        f"| {judge} | {name} | {_figure(metric)} | {metric.get('n') or ''} |"
+        f"| {judge} | {name} | {_format_metric(metric)} | {metric.get('n') or ''} |"
         for judge, metrics in (report.get("judges") or {}).items()
         for name, metric in metrics.items()
     ]
     if not rows:
-        return "Nothing was judged, so there are no figures."
+        return "The student was not evaluated."
     head = ["| judge | metric | value [95% interval] | n |", "| --- | --- | --- | --- |"]
-    return "\n".join([*head, *rows, *_which_text(report)])
+    return "\n".join([*head, *rows, *_held_out_note(report)])
 
 
-def _which_text(report: Report) -> Iterator[str]:
-    """Of which text the figures are that are of no samples."""
-    if UNSEEN in report["judges"]:
-        text = "that it may have learnt from" if report.get("imported") else "that was held out"
-        yield from ("", f"`{UNSEEN}` is over text {text}, every token of it once.")
+def _held_out_note(report: Report) -> Iterator[str]:
+    """Which text the figures of the held-out judge are about."""
+    if HELD_OUT_JUDGE in report["judges"]:
+        text = "text that it may have been trained on" if report.get("imported") else "held-out text"
+        yield from ("", f"`{HELD_OUT_JUDGE}` is over {text}, counting every token once.")
 
 
-def _figure(metric: Mapping[str, Any]) -> str:
+def _format_metric(metric: Mapping[str, Any]) -> str:
     value, low, high = (metric.get(key) for key in ("value", "low", "high"))
     if value is None:
-        return "not known"
+        return "unknown"
     return f"{value:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low is not None and high is not None else "")
 
 
@@ -101,18 +101,18 @@ def _training(report: Report, recipe: Report) -> Iterator[tuple[str, Any]]:
     data, training = report.get("data") or {}, report.get("training") or {}
     if data.get("source"):
         yield "data", data["source"]
-    for name, words in (("train", "trained on"), ("held_out", "held out")):
+    for name, label in (("train", "training text"), ("held_out", "held-out text")):
         if isinstance(data.get(name), Mapping):
-            yield words, ", ".join(f"{data[name][key]:,} {key}" for key in ("documents", "tokens") if key in data[name])
+            yield label, ", ".join(f"{data[name][key]:,} {key}" for key in ("documents", "tokens") if key in data[name])
     if training.get("steps"):
         yield "steps", f"{training['steps']:,}"
-        yield "tokens seen", f"{training.get('tokens', 0):,} ({training.get('epochs', 0)} times over the data)"
-    for key, words in (("loss", "last training loss"), ("validation_loss", "last validation loss")):
+        yield "tokens seen", f"{training.get('tokens', 0):,} ({training.get('epochs', 0)} epochs)"
+    for key, label in (("loss", "last training loss"), ("validation_loss", "last validation loss")):
         if training.get(key) is not None:
-            yield words, f"{training[key]:.4f} nats a token"
+            yield label, f"{training[key]:.4f} nats per token"
     table = recipe.get("train") or {}
-    told = ("batch_size", "learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip")
-    yield from ((key.replace("_", " "), table[key]) for key in told if key in table and training.get("steps"))
+    keys = ("batch_size", "learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip")
+    yield from ((key.replace("_", " "), table[key]) for key in keys if key in table and training.get("steps"))
 
 
 def _distillation(report: Report, recipe: Report) -> Iterator[tuple[str, Any]]:
@@ -124,31 +124,33 @@ def _distillation(report: Report, recipe: Report) -> Iterator[tuple[str, Any]]:
     yield from ((f"mixer {key}" if key != "name" else "mixer", value) for key, value in mixer.items())
 
 
-def _proven(proof: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    sides, greedy = proof["perplexity"], proof["greedy"]
+def _verification(proof: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    perplexity, greedy = proof["perplexity"], proof["greedy"]
     yield from (("note", note) for note in proof["notes"])
-    yield "loaded again by", proof["by"]
-    yield "largest difference of a logit", f"{proof['largest_difference']:.2g}"
-    yield "perplexity on a few texts", f"{sides['export']:.6g}, the student's {sides['student']:.6g}"
-    yield "greedy tokens alike", f"{greedy['alike']} of {greedy['tokens']}"
+    yield "verified by", proof["by"]
+    yield "largest logit difference", f"{proof['largest_difference']:.2g}"
+    yield "perplexity of a few texts", f"{perplexity['export']:.6g} (student: {perplexity['student']:.6g})"
+    yield "equal greedy tokens", f"{greedy['alike']} of {greedy['tokens']}"
 
 
 def _limitations(report: Report, student: Trained) -> Iterator[str]:
-    yield f"It reads at most {student.context:,} tokens at once."
+    yield f"Its context is {student.context:,} tokens."
     if report.get("imported"):
-        yield "What it was trained on, and what for, is not known here."
+        yield "Its training data and purpose are not known to distillkit."
     else:
-        yield "It goes on from a text. It was not taught to follow instructions, and does not know what is true."
+        yield "It continues text. It was not trained to follow instructions, and its statements may be false."
     source = (report.get("data") or {}).get("source")
-    yield f"It knows what its training text holds{f' ({source})' if source else ''}, prejudices included."
+    yield f"It reproduces the biases of its training text{f' ({source})' if source else ''}."
     training = report.get("training") or {}
     if training.get("epochs", 0) >= 4:
-        yield f"It saw each token {training['epochs']:.1f} times, so it may repeat its training text word for word."
+        yield f"It saw each token {training['epochs']:.1f} times, so it may repeat its training text verbatim."
     yield from (str(warning) for warning in report.get("warnings") or [])
-    yield from (f"The stage {stage!r} of its run left no record of its end." for stage in report.get("missing") or [])
+    yield from (
+        f"The run has no record that its stage {stage!r} was completed." for stage in report.get("missing") or []
+    )
 
 
-def _made(run: Run, report: Report) -> Iterator[tuple[str, Any]]:
+def _provenance(run: Run, report: Report) -> Iterator[tuple[str, Any]]:
     yield "run", run.name
     yield from ((key, report[key]) for key in ("started", "seed", "device") if report.get(key) is not None)
     yield from (report.get("versions") or {}).items()
@@ -162,56 +164,58 @@ def _list(rows: Any) -> str:
 
 
 def _metadata(run: Run, report: Report, recipe: Report, proof: Mapping[str, Any]) -> dict[str, Any]:
-    """The card's head: what the Hub shows and searches."""
+    """The YAML metadata of the card, which the Hub shows and searches."""
     name = run.path.resolve().parent.name
     library, data = proof.get("library"), recipe.get("data") or {}
-    dataset = HUBS.get(str(data.get("dataset", "")).lower(), data.get("dataset"))
+    dataset = HUB_NAMES.get(str(data.get("dataset", "")).lower(), data.get("dataset"))
     dataset = str(dataset or (report.get("data") or {}).get("source") or "text")
     tags = ["distillkit", "text-generation", *(["knowledge-distillation"] if report.get("teacher") else [])]
-    head: dict[str, Any] = {
-        **_learnt_from(report, dataset),
+    metadata: dict[str, Any] = {
+        **_training_data(report, dataset),
         **({"library_name": library} if library else {}),
         "pipeline_tag": "text-generation",
         "tags": [*tags, *([library] if library else [])],
     }
     if metrics := list(_results(report)):
         split = data.get("held_out_split") or "held_out"
-        of = {"name": f"{dataset}, held out", "type": dataset, "split": split}
+        dataset_entry = {"name": f"{dataset}, held out", "type": dataset, "split": split}
         task = {"type": "text-generation", "name": "Text generation"}
-        head["model-index"] = [{"name": name, "results": [{"task": task, "dataset": of, "metrics": metrics}]}]
-    return head
+        metadata["model-index"] = [
+            {"name": name, "results": [{"task": task, "dataset": dataset_entry, "metrics": metrics}]}
+        ]
+    return metadata
 
 
-def _learnt_from(report: Report, dataset: str) -> dict[str, Any]:
-    """The text that it learnt from. The data of a student that was brought in are only what it is judged by."""
+def _training_data(report: Report, dataset: str) -> dict[str, Any]:
+    """Metadata of the training data. The data of an imported student's run is only used to judge it."""
     if report.get("imported"):
         return {}
     return {
-        **({"language": ["en"]} if dataset in ENGLISH else {}),
+        **({"language": ["en"]} if dataset in ENGLISH_DATASETS else {}),
         **({"datasets": [dataset]} if "/" in dataset else {}),
     }
 
 
 def _results(report: Report) -> Iterator[dict[str, Any]]:
-    """The figures of the data set: what was said of samples is of none."""
-    for name, metric in (report.get("judges") or {}).get(UNSEEN, {}).items():
+    """The metrics of the held-out text: metrics of samples belong to no dataset."""
+    for name, metric in (report.get("judges") or {}).get(HELD_OUT_JUDGE, {}).items():
         if metric.get("value") is not None:
-            yield {"type": name, "value": metric["value"], "name": f"{UNSEEN}: {name} {_figure(metric)}"}
+            yield {"type": name, "value": metric["value"], "name": f"{HELD_OUT_JUDGE}: {name} {_format_metric(metric)}"}
 
 
 def _yaml(value: Any, indent: int = 0) -> str:
-    """YAML of tables, lists and plain values; text is quoted as JSON quotes it, which YAML reads."""
-    room = " " * indent
+    """YAML of mappings, lists and scalars. Strings are quoted as in JSON, which is valid YAML."""
+    spaces = " " * indent
     if isinstance(value, Mapping):
-        return "".join(f"{room}{key}:{_inner(inner, indent)}" for key, inner in value.items())
+        return "".join(f"{spaces}{key}:{_yaml_value(inner, indent)}" for key, inner in value.items())
     lines = []
     for item in value:
-        text = _yaml(item, indent + 2) if isinstance(item, Mapping) else f"{room}  {json.dumps(item)}\n"
-        lines.append(f"{room}- {text[indent + 2 :]}")
+        text = _yaml(item, indent + 2) if isinstance(item, Mapping) else f"{spaces}  {json.dumps(item)}\n"
+        lines.append(f"{spaces}- {text[indent + 2 :]}")
     return "".join(lines)
 
 
-def _inner(value: Any, indent: int) -> str:
+def _yaml_value(value: Any, indent: int) -> str:
     if isinstance(value, Mapping | list):
         return f"\n{_yaml(value, indent + (2 if isinstance(value, Mapping) else 0))}"
     return f" {json.dumps(value, ensure_ascii=False)}\n"

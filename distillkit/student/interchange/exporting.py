@@ -1,14 +1,13 @@
-"""Taking a student elsewhere: what all formats share.
+"""What all exporters share: loading the student, converting it to GPT-2 or Llama, verification and the model card.
 
-A format writes files and says how they are loaded again; here the student is loaded, and the proof and the card are
-written. Formats are plugins; none is known here. That a folder is there whole and proven, or not at all, is the affair
-of whoever hands it out: `away_commands`.
+Exporters are plugins: each writes files and says how they are loaded again. No format is known here. That the folder
+appears complete and verified, or not at all, is ensured by the caller (`distillkit export`).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,76 +21,90 @@ from ...core.run_folder import Run
 from ..model.gpt import GPT, GPTConfig, named_parameters
 from ..trained import Trained
 from ..training.optimizers import unflatten
-from .card import card
-from .hf_weights import Arrays, Member, as_gpt2, as_llama, from_gpt2, from_llama, not_gpt2, not_llama
-from .verify import Bounds, Own, Reader, prove, told
+from .card import model_card
+from .hf_weights import (
+    Arrays,
+    ConvertedModel,
+    from_gpt2,
+    from_llama,
+    gpt2_obstacles,
+    llama_obstacles,
+    to_gpt2,
+    to_llama,
+)
+from .verify import Bounds, NetworkReader, Reader, summarize, verify_export
 
 __all__ = [
     "Arrays",
     "Bounds",
-    "Member",
-    "Own",
+    "ConvertedModel",
+    "NetworkReader",
     "Reader",
+    "convert",
     "finish",
-    "needed",
-    "of_family",
-    "read_back",
-    "student_of",
-    "versions_of",
+    "load_student",
+    "network_from_weights",
+    "package_versions",
+    "require_package",
 ]
 
 
-def student_of(run: Run) -> tuple[Trained, GPT]:
-    """The student of a run, and its network, which must be a GPT of ours."""
+def load_student(run: Run) -> tuple[Trained, GPT]:
+    """The student of a run and its network, which must be a GPT of distillkit."""
     student = Trained.load(run.path)
     if not isinstance(student.model, GPT):
         raise UsageError(
-            f"the student of {run.name} is no gpt but a plugin's network, which no format here knows",
-            "The plugin would have to offer an exporter of its own.",
+            f"the student of {run.name} is not a gpt but a network of a plugin, which no format here supports",
+            "The plugin would have to provide an exporter for it.",
         )
     return student, student.model
 
 
-def of_family(model: nn.Module) -> Member:
-    """The student as a GPT-2 or as a Llama, whichever it can be."""
+def convert(model: nn.Module) -> ConvertedModel:
+    """The network as a GPT-2 or, if that is not possible, as a Llama."""
     assert isinstance(model, GPT)
-    if not list(not_gpt2(model.config)):
-        return as_gpt2(model)
-    if not list(not_llama(model.config)):
-        return as_llama(model)
+    if not list(gpt2_obstacles(model.config)):
+        return to_gpt2(model)
+    if not list(llama_obstacles(model.config)):
+        return to_llama(model)
     raise UsageError(
-        "the student is neither a GPT-2 nor a Llama, and other tools know no third\n"
-        f"  no GPT-2: {'; '.join(not_gpt2(model.config))}\n"
-        f"  no Llama: {'; '.join(not_llama(model.config))}",
-        "It can be used here: distillkit generate, and as a teacher. docs/export.md says what fits where.",
+        "the student is neither a GPT-2 nor a Llama, and no other architecture can be exported\n"
+        f"  not a GPT-2: {'; '.join(gpt2_obstacles(model.config))}\n"
+        f"  not a Llama: {'; '.join(llama_obstacles(model.config))}",
+        "You can still use it with distillkit generate and serve, and as a teacher. See docs/export.md.",
     )
 
 
-def read_back(family: str, shape: GPTConfig, weights: Arrays, by: str) -> Own:
-    """Our own network with the weights of a family, as a file has them."""
-    model, back = GPT(shape), from_gpt2 if family == "gpt2" else from_llama
-    arrays = {name: value.astype(mx.float32) for name, value in back(shape, weights).items()}
+def network_from_weights(family: str, shape: GPTConfig, weights: Arrays, by: str) -> NetworkReader:
+    """A reader that runs distillkit's network with exported weights; `by` says how they were loaded."""
+    model, convert_back = GPT(shape), from_gpt2 if family == "gpt2" else from_llama
+    arrays = {name: value.astype(mx.float32) for name, value in convert_back(shape, weights).items()}
     model.update(unflatten(arrays))
     mx.eval(named_parameters(model))
-    return Own(model, by)
+    return NetworkReader(model, by)
 
 
 def finish(
-    run: Run, folder: Path, student: Trained, reader: Callable[[], Reader], bounds: Bounds, facts: dict[str, Any]
+    run: Run,
+    folder: Path,
+    student: Trained,
+    load_reader: Callable[[], Reader],
+    bounds: Bounds,
+    metadata: Mapping[str, Any],
 ) -> list[str]:
-    """Prove what was written, and write the proof and the card beside it; returns what is to be told.
+    """Verify an export, write `proof.json` and the model card beside it, and return the lines to print.
 
-    Facts are kept with the proof. Of them `notes` are told, and the card says what the Hub calls the `library` that
-    loads it, and shows its `use`, in Markdown.
+    The metadata is kept in `proof.json`. Its `notes` are printed; its `library` is the name under which the Hub knows
+    the library that loads the export; its `use` is Markdown that shows how to load it. Both go into the model card.
     """
-    proof = {"notes": [], **prove(run, student, reader(), bounds), **facts}
+    proof = {"notes": [], **verify_export(run, student, load_reader(), bounds), **metadata}
     write_json(folder / "proof.json", proof)
-    (folder / "README.md").write_text(card(run, student, proof), encoding="utf-8")
-    return [*proof["notes"], *told(proof)]
+    (folder / "README.md").write_text(model_card(run, student, proof), encoding="utf-8")
+    return [*proof["notes"], *summarize(proof)]
 
 
-def needed(module: str, package: str, extra: str) -> Any:
-    """An optional package, or how to get it."""
+def require_package(module: str, package: str, extra: str) -> Any:
+    """Import an optional package, or say how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -101,8 +114,8 @@ def needed(module: str, package: str, extra: str) -> Any:
         ) from error
 
 
-def versions_of(*packages: str) -> str:
-    """Packages with their versions, as a sentence names them."""
+def package_versions(*packages: str) -> str:
+    """Packages with their versions, joined by "and"."""
     found = []
     for package in packages:
         try:
@@ -110,3 +123,9 @@ def versions_of(*packages: str) -> str:
         except PackageNotFoundError:
             found.append(package)
     return " and ".join(found)
+
+
+# Former names, kept for exporters of other authors.
+Member, Own = ConvertedModel, NetworkReader
+student_of, of_family, read_back = load_student, convert, network_from_weights
+needed, versions_of = require_package, package_versions

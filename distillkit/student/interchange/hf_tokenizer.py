@@ -1,8 +1,8 @@
-"""Our tokenizer in the words of others: `tokenizer.json`, as the library `tokenizers` reads it, and back.
+"""Conversion of a tokenizer to `tokenizer.json` of the library `tokenizers`, and back.
 
-tiktoken merges any two neighbours that form a known token, the lowest first; `tokenizers` merges the pairs that it is
-told, in their order. So it is told every pair that forms a token. A SentencePiece model is told as its pieces and their
-scores, of which both libraries take the likeliest. Knows nothing of networks.
+tiktoken merges any two neighbours that form a token, lowest rank first; `tokenizers` merges only the pairs it is given,
+in their order. So the file lists every pair that forms a token. A SentencePiece model is written as its pieces and
+their scores, from which both libraries choose the most likely segmentation. Independent of networks.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from ...core.files import read_json
 from ...data.tokenizer import MODEL, SentencePiece, Tokenizer, letters
 from ...data.tokenizers.tiktoken_encodings import END_OF_TEXT, GPT2_PATTERN
 
-TRIES = 400  # texts that both must cut alike before a file is believed
+PROBES = 400  # texts that both libraries must tokenize equally before a file is written or accepted
 
 
-def spelt(piece: bytes) -> str:
-    """Bytes in GPT-2's letters."""
+def bytes_to_unicode(piece: bytes) -> str:
+    """Bytes as text, in GPT-2's mapping of bytes to Unicode characters."""
     return "".join(letters()[byte] for byte in piece)
 
 
-def bytes_of(word: str) -> bytes:
-    """The inverse of `spelt`."""
+def unicode_to_bytes(word: str) -> bytes:
+    """The inverse of `bytes_to_unicode`."""
     known = {letter: byte for byte, letter in enumerate(letters())}
     return bytes(known[letter] for letter in word)
 
 
-def why_not(tokenizer: Tokenizer) -> str:
-    """What keeps a tokenizer from being written as `tokenizer.json`; nothing for SentencePiece and GPT-2's kind."""
-    return "" if isinstance(tokenizer, SentencePiece) else why_not_gpt2(tokenizer)
+def export_obstacle(tokenizer: Tokenizer) -> str:
+    """The reason why a tokenizer cannot be written as `tokenizer.json`; empty if it can."""
+    return "" if isinstance(tokenizer, SentencePiece) else bpe_obstacle(tokenizer)
 
 
-def why_not_gpt2(tokenizer: Tokenizer) -> str:
-    """What keeps a tokenizer from being written as a vocabulary and merges; nothing for GPT-2's kind."""
+def bpe_obstacle(tokenizer: Tokenizer) -> str:
+    """The reason why a tokenizer cannot be written as a vocabulary with merges; empty if it can."""
     if getattr(tokenizer, "pattern", None) == GPT2_PATTERN:
         return ""
-    return f"the tokenizer {tokenizer.kind!r} does not cut text as GPT-2's does"
+    return f"the tokenizer {tokenizer.kind!r} does not split text as GPT-2's does"
 
 
-def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+def merge_pairs(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """Every pair of tokens that forms a token, in the order in which tiktoken would merge them."""
-    ranks, found = tokenizer.ranks, []
+    ranks, merges = tokenizer.ranks, []
     for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
-        pairs = [(left, right) for left, right in cuts if left in ranks and right in ranks]
-        found += sorted(pairs, key=lambda pair: (max(ranks[pair[0]], ranks[pair[1]]), -len(pair[0])))
+        splits = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        pairs = [(left, right) for left, right in splits if left in ranks and right in ranks]
+        merges += sorted(pairs, key=lambda pair: (max(ranks[pair[0]], ranks[pair[1]]), -len(pair[0])))
         if len(piece) > 1 and not pairs:
-            raise UsageError(f"the token {rank} ({piece!r}) is made of no two others, so no merges lead to it")
-    return [(spelt(left), spelt(right)) for left, right in found]
+            raise UsageError(f"no two tokens merge into the token {rank} ({piece!r}), so it cannot be exported")
+    return [(bytes_to_unicode(left), bytes_to_unicode(right)) for left, right in merges]
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The whole of `tokenizer.json`."""
+    """The contents of `tokenizer.json`."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     specials = sorted(tokenizer.special.items(), key=lambda item: item[1])
     return {
@@ -66,14 +66,14 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "padding": None,
         "added_tokens": [{"id": token, "content": name, **flags} for name, token in specials],
         "post_processor": None,
-        **(_as_unigrams(tokenizer) if isinstance(tokenizer, SentencePiece) else _as_merges(tokenizer)),
+        **(_unigram_model(tokenizer) if isinstance(tokenizer, SentencePiece) else _bpe_model(tokenizer)),
     }
 
 
-def _as_merges(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A byte-level BPE: bytes in GPT-2's letters, and what becomes of two neighbours."""
+def _bpe_model(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A byte-level BPE model, in GPT-2's mapping of bytes to characters."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    vocabulary = {spelt(piece): rank for piece, rank in tokenizer.ranks.items()}
+    vocabulary = {bytes_to_unicode(piece): rank for piece, rank in tokenizer.ranks.items()}
     return {
         "normalizer": None,
         "pre_tokenizer": byte_level,
@@ -88,13 +88,13 @@ def _as_merges(tokenizer: Tokenizer) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocabulary,
-            "merges": [list(pair) for pair in merges(tokenizer)],
+            "merges": [list(pair) for pair in merge_pairs(tokenizer)],
         },
     }
 
 
-def _as_unigrams(tokenizer: SentencePiece) -> dict[str, Any]:
-    """Pieces and their scores. What no piece has is written in bytes; a space is a letter like any other."""
+def _unigram_model(tokenizer: SentencePiece) -> dict[str, Any]:
+    """A unigram model of pieces and scores, with byte fallback. A space is an ordinary character of a piece."""
     back = {"type": "Replace", "pattern": {"String": tokenizer.space}, "content": " "}
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": tokenizer.space},
@@ -110,7 +110,7 @@ def _as_unigrams(tokenizer: SentencePiece) -> dict[str, Any]:
 
 
 def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
-    """What `tokenizer_config.json` says; every text of the student begins after the end of another."""
+    """The contents of `tokenizer_config.json`. BOS is end-of-text, which every text of a student follows."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
@@ -122,10 +122,10 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
     }
 
 
-def write(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Both files, once it is sure that they cut texts as ours does; beside them the model of a SentencePiece."""
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
+    """Write both files, and the SentencePiece model if there is one, after checking that they tokenize equally."""
     text = json.dumps(tokenizer_json(tokenizer), ensure_ascii=False)
-    must_agree(tokenizer, text)
+    check_agreement(tokenizer, text)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     config = json.dumps(tokenizer_config(tokenizer, context), indent=2)
     (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
@@ -133,120 +133,118 @@ def write(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         (folder / MODEL).write_bytes(tokenizer.coder.model)
 
 
-def must_agree(tokenizer: Tokenizer, text: str) -> None:
-    """Hold a `tokenizer.json` against our tokenizer on texts made to tell them apart."""
-    from tokenizers import Tokenizer as Other
+def check_agreement(tokenizer: Tokenizer, text: str) -> None:
+    """Raise an error if a `tokenizer.json` tokenizes a probe text differently from the tokenizer."""
+    from tokenizers import Tokenizer as HfTokenizer
 
-    other = Other.from_str(text)
-    for words in hard_texts(tokenizer):
-        mine, theirs = tokenizer.encode(words), other.encode(words, add_special_tokens=False).ids
-        if mine != theirs:
+    exported = HfTokenizer.from_str(text)
+    for probe in probe_texts(tokenizer):
+        expected, actual = tokenizer.encode(probe), exported.encode(probe, add_special_tokens=False).ids
+        if expected != actual:
             raise DistillkitError(
-                f"tokenizer.json would cut {words[:60]!r} into {theirs[:8]}, and the student reads {mine[:8]}",
-                "This tokenizer cannot be taken there.",
+                f"tokenizer.json encodes {probe[:60]!r} as {actual[:8]}, but the student reads {expected[:8]}",
+                "This tokenizer cannot be converted.",
             )
 
 
-def hard_texts(tokenizer: Tokenizer, seed: int = 0) -> Iterator[str]:
-    """Tokens one after another, runs of one letter, spaces of all kinds, and letters from everywhere."""
-    chance = random.Random(seed)
+def probe_texts(tokenizer: Tokenizer, seed: int = 0) -> Iterator[str]:
+    """Texts that are likely to reveal differences: random tokens, runs of one token, rare spaces and characters."""
+    rng = random.Random(seed)
     pieces = [piece.decode("utf-8", errors="ignore") for piece in tokenizer.vocabulary]
-    names = read_otherwise(tokenizer)
-    for number in range(TRIES):
-        drawn = [chance.choice(pieces) for _ in range(chance.randint(1, 12))]
+    specials = special_strings(tokenizer)
+    for number in range(PROBES):
+        parts = [rng.choice(pieces) for _ in range(rng.randint(1, 12))]
         if number % 4 == 0:
-            drawn = [chance.choice(drawn) * chance.randint(1, 40)]
+            parts = [rng.choice(parts) * rng.randint(1, 40)]
         if number % 5 == 0:
-            drawn += [chr(chance.choice((9, 10, 13, 32, 0xA0, 0x2003, 0x3000))) * chance.randint(1, 5)]
+            parts += [chr(rng.choice((9, 10, 13, 32, 0xA0, 0x2003, 0x3000))) * rng.randint(1, 5)]
         if number % 7 == 0:
-            drawn += [chr(chance.randint(32, 0x2FFF)) for _ in range(6)]
-        chance.shuffle(drawn)
-        text = "".join(drawn)
-        if not any(name in text for name in names):
+            parts += [chr(rng.randint(32, 0x2FFF)) for _ in range(6)]
+        rng.shuffle(parts)
+        text = "".join(parts)
+        if not any(special in text for special in specials):
             yield text
 
 
-def read_otherwise(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """What is a text to us, where it is written in one, and a token to others."""
-    named = (tokenizer.space, "<unk>", "<0x") if isinstance(tokenizer, SentencePiece) else ()
-    return (*tokenizer.special, *named)
+def special_strings(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Strings that `tokenizers` reads as special tokens, but the student as ordinary text."""
+    pieces = (tokenizer.space, "<unk>", "<0x") if isinstance(tokenizer, SentencePiece) else ()
+    return (*tokenizer.special, *pieces)
 
 
-# ------------------------------------------------------------------------------------------------- and back
+# ------------------------------------------------------------------------------------------------- reading
 
 
-def read(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder: `tokenizer.json`, or `vocab.json` with `merges.txt`, of GPT-2's kind.
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder: `tokenizer.json`, or `vocab.json` with `merges.txt`, of a byte-level BPE.
 
-    One of unigrams is read from the SentencePiece model that an export of ours has beside it.
+    A unigram tokenizer is read from the SentencePiece model that an export of distillkit contains.
     """
     if (folder / MODEL).is_file():
-        return _of_model(folder)
-    vocabulary, pairs, special = _parts(folder)
+        return _read_sentencepiece(folder)
+    vocabulary, pairs, special = _read_bpe(folder)
     words = {word: token for word, token in vocabulary.items() if word not in special}
     try:
-        ranks = {bytes_of(word): token for word, token in words.items()}
+        ranks = {unicode_to_bytes(word): token for word, token in words.items()}
     except KeyError as error:
         raise UsageError(
-            f"the tokenizer in {folder} is not made of bytes: it has the letter {error}", _OTHER
+            f"the tokenizer in {folder} is not byte-level: its vocabulary has the character {error}", _HINT
         ) from error
-    _must_rise(folder, ranks, pairs)
-    if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise UsageError(f"the tokenizer in {folder} lacks {len(lacking)} of the 256 bytes", _OTHER)
+    _check_merge_order(folder, ranks, pairs)
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise UsageError(f"the tokenizer in {folder} lacks tokens for {len(missing)} of the 256 bytes", _HINT)
     kind = "gpt2" if len(ranks) == 50256 else "bpe"
     tokenizer = Tokenizer(kind, GPT2_PATTERN, ranks, special)
     if (folder / "tokenizer.json").is_file():
-        must_agree(tokenizer, (folder / "tokenizer.json").read_text(encoding="utf-8"))
+        check_agreement(tokenizer, (folder / "tokenizer.json").read_text(encoding="utf-8"))
     return tokenizer
 
 
-def _of_model(folder: Path) -> SentencePiece:
-    """The SentencePiece model of a folder, if `tokenizer.json` says the same."""
+def _read_sentencepiece(folder: Path) -> SentencePiece:
+    """The SentencePiece model of a folder. Raises an error if `tokenizer.json` disagrees with it."""
     try:
         tokenizer = SentencePiece((folder / MODEL).read_bytes())
     except ValueError as error:
-        raise UsageError(f"{folder / MODEL} cannot be used: {error}", _OTHER) from error
+        raise UsageError(f"{folder / MODEL} cannot be used: {error}", _HINT) from error
     tokenizer.coder.check()
     if (folder / "tokenizer.json").is_file():
-        must_agree(tokenizer, (folder / "tokenizer.json").read_text(encoding="utf-8"))
+        check_agreement(tokenizer, (folder / "tokenizer.json").read_text(encoding="utf-8"))
     return tokenizer
 
 
-_OTHER = "Name the tokenizer that it was trained with: --tokenizer gpt2, a folder or a run."
+_HINT = "Name the tokenizer that the model was trained with: --tokenizer gpt2, a folder or a run."
 
 
-def _parts(folder: Path) -> tuple[dict[str, int], list[Sequence[str]], dict[str, int]]:
-    """Vocabulary, merges and special tokens, as the files of a folder have them."""
+def _read_bpe(folder: Path) -> tuple[dict[str, int], list[Sequence[str]], dict[str, int]]:
+    """The vocabulary, merges and special tokens in the files of a folder."""
     try:
         if (folder / "tokenizer.json").is_file():
-            return _of_json(read_json(folder / "tokenizer.json"))
+            return _parse_tokenizer_json(read_json(folder / "tokenizer.json"))
         if (folder / "merges.json").is_file():
-            raise UsageError(
-                f"the tokenizer in {folder} is gpt2-nano's, which knows letters it has seen, not bytes", _OTHER
-            )
+            raise UsageError(f"the tokenizer in {folder} is gpt2-nano's, which is not byte-level", _HINT)
         vocabulary = read_json(folder / "vocab.json")
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         pairs: list[Sequence[str]] = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         return vocabulary, pairs, {END_OF_TEXT: vocabulary[END_OF_TEXT]}
     except FileNotFoundError as error:
-        raise UsageError(f"{folder} holds no tokenizer: {Path(error.filename).name} is missing", _OTHER) from error
+        raise UsageError(f"{folder} has no tokenizer: {Path(error.filename).name} is missing", _HINT) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"the tokenizer in {folder} cannot be read: {type(error).__name__} {error}", _OTHER) from error
+        raise UsageError(f"the tokenizer in {folder} cannot be read: {type(error).__name__} {error}", _HINT) from error
 
 
-def _of_json(whole: Mapping[str, Any]) -> tuple[dict[str, int], list[Sequence[str]], dict[str, int]]:
-    model = whole["model"]
+def _parse_tokenizer_json(contents: Mapping[str, Any]) -> tuple[dict[str, int], list[Sequence[str]], dict[str, int]]:
+    model = contents["model"]
     if model.get("type") != "BPE":
-        raise UsageError(f"tokenizer.json holds a {model.get('type')}, not a BPE", _OTHER)
-    special = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
+        raise UsageError(f"tokenizer.json has a model of type {model.get('type')}, not BPE", _HINT)
+    special = {token["content"]: token["id"] for token in contents.get("added_tokens") or []}
     if END_OF_TEXT not in special:
-        raise UsageError(f"tokenizer.json has no {END_OF_TEXT}", _OTHER)
+        raise UsageError(f"tokenizer.json has no {END_OF_TEXT}", _HINT)
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     return dict(model["vocab"]), pairs, special
 
 
-def _must_rise(folder: Path, ranks: Mapping[bytes, int], pairs: Sequence[Sequence[str]]) -> None:
-    """Refuse a vocabulary that is not numbered in the order of its merges: tiktoken goes by the numbers."""
-    formed = list(dict.fromkeys(ranks.get(bytes_of("".join(pair)), -1) for pair in pairs))
-    if formed != sorted(formed):
-        raise UsageError(f"the tokenizer in {folder} does not number its tokens in the order of its merges", _OTHER)
+def _check_merge_order(folder: Path, ranks: Mapping[bytes, int], pairs: Sequence[Sequence[str]]) -> None:
+    """Raise an error unless tokens are numbered in the order of their merges, because tiktoken merges by number."""
+    merged = list(dict.fromkeys(ranks.get(unicode_to_bytes("".join(pair)), -1) for pair in pairs))
+    if merged != sorted(merged):
+        raise UsageError(f"the tokenizer in {folder} does not number its tokens in the order of its merges", _HINT)

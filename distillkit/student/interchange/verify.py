@@ -1,12 +1,12 @@
-"""The proof of an export: what was written is loaded again, and must say what the student says.
+"""Verification of an export: it is loaded again, and its outputs are compared with the student's.
 
-Logits, perplexity and what is written greedily are held against the student's own. Whoever loads the export is a
-`Reader`; this file knows none of them, nor any file format.
+Compared are logits, perplexity and greedily generated tokens. A `Reader` is an export loaded by some library; this
+module knows neither the libraries nor any file format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,14 +24,14 @@ from ..trained import Trained
 Array = np.ndarray[Any, Any]
 
 TEXTS, TEXT_TOKENS = 4, 128
-GREEDY = 64  # tokens written by both
-BEGUN = 8  # tokens that they go on from, and half of the context at most: a small one must have room for more
-NUMBERS = 30_000_000  # of logits, at most, that one row of chance may have
-EXACT, OF_LARGEST = 1e-3, 1e-4  # how far logits may be apart: so much, or that share of the largest
+GREEDY_TOKENS = 64  # tokens that both generate
+PROMPT_TOKENS = 8  # the greedy prompt, at most half of the context, so that there is room to generate
+MAX_LOGITS = 30_000_000  # the random row has no more logits than this
+ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE = 1e-3, 1e-4  # of logits; the relative one is of the largest logit
 
 
 class Reader(Protocol):
-    """An export as somebody loaded it again."""
+    """An export as some library loaded it; `by` names the library."""
 
     by: str
 
@@ -39,20 +39,20 @@ class Reader(Protocol):
         """Logits [T, V] of tokens."""
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
-        """The likeliest tokens after tokens."""
+        """The `count` tokens that greedy generation appends to tokens."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far an export may be from its student. `exact` holds logits and greedy tokens to rounding."""
+    """How far an export may differ from its student. `exact` also compares logits and greedy tokens."""
 
     exact: bool = True
-    perplexity: float = 1e-3  # the share by which it may differ
-    why: str = ""
+    perplexity: float = 1e-3  # relative difference
+    why: str = ""  # the hint of the error
 
 
-class Own:
-    """Our own network, with weights as a file has them."""
+class NetworkReader:
+    """A reader that runs distillkit's network."""
 
     def __init__(self, model: GPT, by: str) -> None:
         self.model, self.by = model, by
@@ -63,98 +63,99 @@ class Own:
         return np.array(compute_logits(self.model, self.model(mx.array([list(tokens)])))[0])
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
-        """The likeliest tokens after tokens."""
-        context, coldest = self.model.config.context, Sampling(0.0)
-        steps = generate_tokens(self.model, context, [tokens], [0], coldest, 0, max_tokens=count)
+        """The `count` tokens that greedy generation appends to tokens."""
+        context, greedy = self.model.config.context, Sampling(0.0)
+        steps = generate_tokens(self.model, context, [tokens], [0], greedy, 0, max_tokens=count)
         return [token for (token,) in steps if token is not None]
 
 
-def prove(run: Run, student: Trained, reader: Reader, bounds: Bounds) -> dict[str, Any]:
-    """Hold an export against its student; what is too far apart is an error, and nothing is done."""
+def verify_export(run: Run, student: Trained, reader: Reader, bounds: Bounds) -> dict[str, Any]:
+    """Compare an export with its student, and return the figures. Raises an error if they differ too much."""
     assert isinstance(student.model, GPT)
-    own = Own(student.model, "the student itself")
-    texts, chance = texts_of(run, student), _chance(student)
-    pairs = [(own.logits(row), reader.logits(row)) for row in (*texts, chance)]
-    begun = texts[0][: min(BEGUN, student.context // 2)]
-    count = min(GREEDY, student.context - len(begun))
-    mine, theirs = own.greedy(begun, count), reader.greedy(begun, count)
+    original = NetworkReader(student.model, "the student itself")
+    texts, random_row = verification_texts(run, student), _random_tokens(student)
+    logits = [(original.logits(row), reader.logits(row)) for row in (*texts, random_row)]
+    prompt = texts[0][: min(PROMPT_TOKENS, student.context // 2)]
+    count = min(GREEDY_TOKENS, student.context - len(prompt))
+    expected, actual = original.greedy(prompt, count), reader.greedy(prompt, count)
     proof = {
         "schema": 1,
         "by": reader.by,
-        "largest_logit": max(float(np.abs(one).max()) for one, _ in pairs),
-        "largest_difference": max(float(np.abs(one - other).max()) for one, other in pairs),
-        "perplexity": {"student": _perplexity(texts, pairs, 0), "export": _perplexity(texts, pairs, 1)},
+        "largest_logit": max(float(np.abs(one).max()) for one, _ in logits),
+        "largest_difference": max(float(np.abs(one - other).max()) for one, other in logits),
+        "perplexity": {"student": _perplexity(texts, logits, 0), "export": _perplexity(texts, logits, 1)},
         "tokens": sum(len(row) - 1 for row in texts),
-        "greedy": {"tokens": count, "alike": _alike(mine, theirs)},
+        "greedy": {"tokens": count, "alike": _common_prefix_length(expected, actual)},
         "exact": bounds.exact,
     }
-    if faults := list(_faults(proof, bounds)):
+    if failures := list(_failures(proof, bounds)):
         raise DistillkitError(
-            f"the export is not the student, by {reader.by}: {'; '.join(faults)}",
-            bounds.why or "Nothing was kept. Tell us of it, with the versions of the packages above.",
+            f"the export differs from the student (compared by {reader.by}): {'; '.join(failures)}",
+            bounds.why or "Nothing was kept. Please report this, with the versions of the packages above.",
         )
     return proof
 
 
-def texts_of(run: Run, student: Trained) -> list[list[int]]:
-    """What is read by both: samples of the run, or else what the student writes now, each from its beginning."""
+def verification_texts(run: Run, student: Trained) -> list[list[int]]:
+    """Token rows that both read: samples of the run, or if it has none, newly generated ones."""
     samples = [f"{row['prompt']}{row['completion']}" for row in read_jsonl(run.samples)[:TEXTS]]
     longest = min(TEXT_TOKENS, student.context)
     if not any(samples):
         seeds = list(range(TEXTS))
         samples = [one.text for one in student.write([""] * TEXTS, seeds, Sampling(1.0), longest - 2)]
     rows = [[student.tokenizer.end_of_text, *student.tokenizer.encode(text)][:longest] for text in samples]
-    fitting = [row for row in rows if len(row) > 1]
-    return fitting or [[student.tokenizer.end_of_text] * 2]
+    scorable = [row for row in rows if len(row) > 1]
+    return scorable or [[student.tokenizer.end_of_text] * 2]
 
 
-def _chance(student: Trained) -> list[int]:
-    """Tokens drawn from the whole vocabulary, as many as the network has places."""
+def _random_tokens(student: Trained) -> list[int]:
+    """Uniformly random tokens, as many as the context and MAX_LOGITS allow."""
     vocabulary = student.model.head[0].shape[0]
-    length = max(2, min(student.context, NUMBERS // vocabulary))
-    drawn: list[int] = np.random.default_rng(0).integers(0, vocabulary, length).tolist()
-    return drawn
+    length = max(2, min(student.context, MAX_LOGITS // vocabulary))
+    tokens: list[int] = np.random.default_rng(0).integers(0, vocabulary, length).tolist()
+    return tokens
 
 
-def _perplexity(texts: Sequence[Sequence[int]], pairs: Sequence[tuple[Array, Array]], side: int) -> float:
-    """exp of the mean surprise of all tokens but each text's first, in float64."""
-    surprises = [_surprise(pair[side][:-1], row[1:]) for row, pair in zip(texts, pairs, strict=False)]
-    return float(np.exp(np.concatenate(surprises).mean()))
+def _perplexity(texts: Sequence[Sequence[int]], logits: Sequence[tuple[Array, Array]], side: int) -> float:
+    """exp of the mean -log p of all tokens but each text's first, in float64."""
+    nlls = [_token_nlls(pair[side][:-1], row[1:]) for row, pair in zip(texts, logits, strict=False)]
+    return float(np.exp(np.concatenate(nlls).mean()))
 
 
-def _surprise(logits: Array, tokens: Sequence[int]) -> Array:
-    exact = logits.astype(np.float64)
-    top = exact.max(axis=-1)
-    total: Array = np.log(np.exp(exact - top[:, None]).sum(axis=-1)) + top
-    return total - exact[np.arange(len(tokens)), list(tokens)]
+def _token_nlls(logits: Array, tokens: Sequence[int]) -> Array:
+    logits = logits.astype(np.float64)
+    largest = logits.max(axis=-1)
+    log_sums: Array = np.log(np.exp(logits - largest[:, None]).sum(axis=-1)) + largest
+    nlls: Array = log_sums - logits[np.arange(len(tokens)), list(tokens)]
+    return nlls
 
 
-def _alike(mine: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens are the same before the first that is not."""
-    return next((i for i, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other), len(mine))
+def _common_prefix_length(expected: Sequence[int], actual: Sequence[int]) -> int:
+    pairs = enumerate(zip(expected, actual, strict=False))
+    return next((i for i, (one, other) in pairs if one != other), len(expected))
 
 
-def _faults(proof: dict[str, Any], bounds: Bounds) -> Iterator[str]:
-    allowed = max(EXACT, OF_LARGEST * proof["largest_logit"])
-    sides = proof["perplexity"]
+def _failures(proof: dict[str, Any], bounds: Bounds) -> Iterator[str]:
+    """What exceeds the bounds, in words."""
+    allowed = max(ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE * proof["largest_logit"])
+    perplexity, greedy = proof["perplexity"], proof["greedy"]
     if bounds.exact and not proof["largest_difference"] <= allowed:
-        yield f"logits differ by up to {proof['largest_difference']:.2g}, and {allowed:.2g} was allowed"
-    if not abs(sides["export"] / sides["student"] - 1) <= bounds.perplexity:
+        yield f"logits differ by up to {proof['largest_difference']:.2g} (allowed: {allowed:.2g})"
+    if not abs(perplexity["export"] / perplexity["student"] - 1) <= bounds.perplexity:
         yield (
-            f"perplexity is {sides['export']:.5g}, the student's {sides['student']:.5g}, "
-            f"and {bounds.perplexity:.2%} was allowed"
+            f"its perplexity is {perplexity['export']:.5g}, the student's {perplexity['student']:.5g} "
+            f"(allowed difference: {bounds.perplexity:.2%})"
         )
-    if bounds.exact and proof["greedy"]["alike"] < proof["greedy"]["tokens"]:
-        yield f"of {proof['greedy']['tokens']} greedy tokens only the first {proof['greedy']['alike']} are alike"
+    if bounds.exact and greedy["alike"] < greedy["tokens"]:
+        yield f"of {greedy['tokens']} greedy tokens only the first {greedy['alike']} are equal"
 
 
-def told(proof: dict[str, Any]) -> list[str]:
-    """A proof in a few lines."""
-    sides, greedy = proof["perplexity"], proof["greedy"]
+def summarize(proof: Mapping[str, Any]) -> list[str]:
+    """The figures of a verification as lines to print."""
+    perplexity, greedy = proof["perplexity"], proof["greedy"]
     return [
-        f"loaded again by {proof['by']}",
-        f"largest difference of a logit: {proof['largest_difference']:.2g} (the largest logit is "
-        f"{proof['largest_logit']:.3g})",
-        f"perplexity over {proof['tokens']} tokens: {sides['export']:.6g}, the student's {sides['student']:.6g}",
-        f"greedy tokens alike: {greedy['alike']} of {greedy['tokens']}",
+        f"verified by {proof['by']}",
+        f"largest logit difference: {proof['largest_difference']:.2g} (largest logit: {proof['largest_logit']:.3g})",
+        f"perplexity over {proof['tokens']} tokens: {perplexity['export']:.6g} (student: {perplexity['student']:.6g})",
+        f"equal greedy tokens: {greedy['alike']} of {greedy['tokens']}",
     ]
