@@ -1,18 +1,18 @@
-"""The attention of all sixteen heads of the bundled teacher, over the beginning of one tale."""
+"""Attention weights of all sixteen heads of the bundled teacher on the beginning of one tale."""
 
 from __future__ import annotations
 
-from _paper import INK, sheet
-from _teacher import read
+from _attention import attention_map
+from _style import INK, figure
 
 
 def main() -> None:
-    """A square a head: a row for each token that looks, a column for each that is looked at."""
+    """One square per head: rows are queries, columns are keys."""
     from matplotlib.colors import PowerNorm
 
-    weights = read().weights
+    weights = attention_map().weights
     blocks, heads, length, _ = weights.shape
-    with sheet("attention_heads", 7.0, 7.4, blocks, heads) as squares:
+    with figure("attention_heads", 7.0, 7.4, blocks, heads) as squares:
         for block in range(blocks):
             for head in range(heads):
                 axes = squares[block][head]

@@ -1,27 +1,27 @@
-"""How long the gradients of a run were, and which of them were cut."""
+"""Gradient norms of a run, and which were clipped."""
 
 from __future__ import annotations
 
-from _paper import BLUE, RED, sheet
-from _runs import run, steps
+from _runs import metric_rows, run
+from _style import BLUE, RED, figure
 
 from distillkit.recipe.recipe import load
 
 
 def main() -> None:
-    """Every step of quickstart_alone as a dot, and the length that its recipe allows."""
-    of = run("quickstart_alone")
-    learnt, longest = steps(of), load(str(of.recipe)).train.clip
-    long = [row for row in learnt if row["gradient_norm"] > longest]
-    rest = [row for row in learnt if row["gradient_norm"] <= longest]
-    with sheet("clipping") as axes:
-        for rows, colour, label in ((rest, BLUE, "taken as it is"), (long, RED, "cut to the length of the line")):
-            points = [(row["step"], row["gradient_norm"]) for row in rows]
+    """One dot per step of quickstart_alone, and the clipping threshold of its recipe."""
+    result = run("quickstart_alone")
+    rows, threshold = metric_rows(result), load(str(result.recipe)).train.clip
+    clipped = [row for row in rows if row["gradient_norm"] > threshold]
+    unchanged = [row for row in rows if row["gradient_norm"] <= threshold]
+    with figure("clipping") as axes:
+        for group, colour, label in ((unchanged, BLUE, "unchanged"), (clipped, RED, "clipped to the threshold")):
+            points = [(row["step"], row["gradient_norm"]) for row in group]
             axes.scatter(
-                *zip(*points, strict=True), s=7, color=colour, label=f"{label}: {len(rows)} steps", linewidths=0
+                *zip(*points, strict=True), s=7, color=colour, label=f"{label}: {len(group)} steps", linewidths=0
             )
-        axes.axhline(longest, color=RED, linewidth=0.9)
-        axes.set(xlabel="step", ylabel="length of the gradient", ylim=(0, None), title="Gradients of quickstart_alone")
+        axes.axhline(threshold, color=RED, linewidth=0.9)
+        axes.set(xlabel="step", ylabel="gradient norm", ylim=(0, None), title="Gradients of quickstart_alone")
         axes.legend()
 
 

@@ -1,10 +1,10 @@
-"""Where the parameters of the students sit that ship with distillkit."""
+"""How the parameters of the bundled recipes' students are distributed over their parts."""
 
 from __future__ import annotations
 
 import re
 
-from _paper import BLUE, GREEN, ORANGE, PALE, PURPLE, RED, sheet
+from _style import BLUE, GREEN, ORANGE, PALE, PURPLE, RED, figure
 
 from distillkit.pipeline.context import Context
 from distillkit.plugins.manager import Plugins
@@ -19,22 +19,22 @@ RECIPES = (
     "gpt2_nano_44m",
     "tinystories_53m",
 )
-PARTS = {  # what the names of its weights match, tried in this order; and its colour
-    "table of tokens": (r"^tokens", BLUE),
-    "table of places": (r"^positions", RED),
+PARTS = {  # a pattern for the names of weights, tried in this order, and a colour
+    "token embeddings": (r"^tokens", BLUE),
+    "position embeddings": (r"^positions", RED),
     "norms": (r"norm\.", PALE),
     "attention": (r"\.attention\.", ORANGE),
-    "two-layer networks": (r"\.(up|down|gate)\.", GREEN),
-    "a head of its own": (r"^(out|head_bias)", PURPLE),
+    "feed-forward networks": (r"\.(up|down|gate)\.", GREEN),
+    "untied output head": (r"^(out|head_bias)", PURPLE),
 }
 
 
 def main() -> None:
-    """A bar of shares for each recipe, and its size."""
+    """One stacked bar per recipe, and its number of parameters."""
     plugins = Plugins.load()
-    with sheet("parameters", 7.0, 3.9) as axes:
+    with figure("parameters", 7.0, 3.9) as axes:
         for row, recipe in enumerate(RECIPES):
-            sizes = parts(Context(load(recipe), plugins))
+            sizes = part_sizes(Context(load(recipe), plugins))
             total, left = sum(sizes.values()), 0.0
             for part, size in sizes.items():
                 axes.barh(row, size / total, left=left, color=PARTS[part][1], label=part if row == 0 else None)
@@ -47,18 +47,18 @@ def main() -> None:
         axes.figure.legend(loc="outside upper center", ncols=3)
 
 
-def parts(assembly: Context) -> dict[str, int]:
-    """How many parameters each part has, those that serve twice counted once."""
+def part_sizes(context: Context) -> dict[str, int]:
+    """Parameters by part; shared ones count once."""
     from distillkit.student.model.gpt import named_parameters
 
     sizes = dict.fromkeys(PARTS, 0)
-    for name, weight in named_parameters(assembly.network).items():
-        sizes[part_of(name)] += weight.size
+    for name, weight in named_parameters(context.network).items():
+        sizes[find_part(name)] += weight.size
     return sizes
 
 
-def part_of(name: str) -> str:
-    """The part that a weight belongs to."""
+def find_part(name: str) -> str:
+    """The part of a weight."""
     return next(part for part, (pattern, _) in PARTS.items() if re.search(pattern, name))
 
 

@@ -1,9 +1,9 @@
-"""A peak of the learning rate that is too low, some that do, and one that is too high."""
+"""Training with peak learning rates that are too low, suitable and too high."""
 
 from __future__ import annotations
 
-from _paper import BLUE, GREEN, ORANGE, RED, sheet
-from _runs import run, steps
+from _runs import metric_rows, run
+from _style import BLUE, GREEN, ORANGE, RED, figure
 
 from distillkit.reporting.plots import smooth
 
@@ -12,15 +12,15 @@ SHORT = {"train__steps": 100, "train__warmup": 10, "train__batch_size": 4, "samp
 
 
 def main() -> None:
-    """One curve for each peak; nothing else differs."""
-    with sheet("rates") as axes:
+    """One curve per peak learning rate."""
+    with figure("rates") as axes:
         for peak, colour in PEAKS.items():
             name = f"peak_{peak.replace('.', '_')}"
             rate = {"train__learning_rate": peak, "train__final_learning_rate": f"{float(peak) / 20:g}"}
-            learnt = steps(run(name, base="quickstart_alone", **rate, **SHORT))
-            heard = smooth([row["loss"] for row in learnt])
-            axes.plot([row["step"] for row in learnt], heard, color=colour, linewidth=1.8, label=peak)
-        axes.set(xlabel="step", ylabel="training loss, nats a token", title="The same student, four peaks")
+            rows = metric_rows(run(name, base="quickstart_alone", **rate, **SHORT))
+            losses = smooth([row["loss"] for row in rows])
+            axes.plot([row["step"] for row in rows], losses, color=colour, linewidth=1.8, label=peak)
+        axes.set(xlabel="step", ylabel="training loss, nats per token", title="Peak learning rates")
         axes.legend(title="learning_rate")
 
 

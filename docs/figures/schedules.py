@@ -1,8 +1,8 @@
-"""How the learning rate goes through a run, in each shape that a recipe can name."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
-from _paper import COLOURS, sheet
+from _style import COLOURS, figure
 
 from distillkit.pipeline.step_config import settings
 from distillkit.recipe.recipe import load
@@ -11,8 +11,8 @@ SHAPES = ("cosine", "linear", "warm-stable-decay", "constant")
 
 
 def main() -> None:
-    """Draw what the trainer itself would take at each step of the quickstart."""
-    with sheet("schedules") as axes:
+    """The learning rate of the quickstart at each step, computed by the trainer."""
+    with figure("schedules") as axes:
         for shape, colour in zip(SHAPES, COLOURS, strict=True):
             recipe = load("quickstart_alone", (f"train.schedule={shape}",))
             rate = settings(recipe, chunk=1).schedule

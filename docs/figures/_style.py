@@ -1,4 +1,4 @@
-"""The paper that pictures of the guide are drawn on: light, quiet, and the same bytes whenever they are drawn again."""
+"""The style of the guide's figures. SVG files are deterministic to the byte."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def sheet(
-    name: str, width: float = 7.0, height: float = 3.4, rows: int = 1, columns: int = 1, **how: Any
+def figure(
+    name: str, width: float = 7.0, height: float = 3.4, rows: int = 1, columns: int = 1, **options: Any
 ) -> Iterator[Any]:
-    """Axes to draw on; at the end they are the picture `name`.svg."""
+    """Axes to draw on; saved as `name`.svg on exit."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        yield figure.subplots(rows, columns, **how)
-        figure.savefig(HERE / f"{name}.svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        canvas = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(canvas)
+        yield canvas.subplots(rows, columns, **options)
+        canvas.savefig(HERE / f"{name}.svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
-def shown(token: str) -> str:
-    """A token as a label: its spaces can be seen."""
+def visible(token: str) -> str:
+    """A token with visible spaces and line breaks, for labels."""
     return token.replace(" ", "␣").replace("\n", "↵")

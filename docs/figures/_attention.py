@@ -1,4 +1,4 @@
-"""The bundled teacher reads the beginning of a tale that it never saw: its tokens, and where its heads look."""
+"""Attention weights of the bundled teacher on the beginning of a held-out tale."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from distillkit.data.corpus import held_out
 from distillkit.data.tales import story
 
-TALE, LAST = 203, '"I saw it first," said'  # a tale of the quickstart, and where its beginning is cut
+TALE, LAST = 203, '"I saw it first," said'  # a tale of the quickstart, and the end of its beginning
 
 
 @dataclass
-class Read:
-    """Tokens, and how much each head of each block takes for each token from each [blocks, heads, T, T]."""
+class AttentionMap:
+    """Tokens, and attention weights [blocks, heads, T, T]."""
 
     tokens: list[str]
     weights: np.ndarray[Any, Any]
 
 
-def read() -> Read:
-    """The beginning, as the teacher reads it."""
+def attention_map() -> AttentionMap:
+    """The attention map of the tale's beginning."""
     from distillkit.student import Trained
 
     teacher = Trained.load("tales-teacher")
@@ -33,5 +33,5 @@ def read() -> Read:
     text = tale[: tale.index(LAST) + len(LAST)]
     tokens = [teacher.tokenizer.end_of_text, *teacher.tokenizer.encode(text)]
     weights = np.array([np.array(block[0]) for block in teacher.attention(mx.array([tokens]))])
-    spelled = [teacher.tokenizer.bytes_of(token).decode() for token in tokens]
-    return Read(spelled, weights)
+    texts = [teacher.tokenizer.bytes_of(token).decode() for token in tokens]
+    return AttentionMap(texts, weights)
