@@ -218,7 +218,7 @@ def test_of_a_share_it_is_said_how_to_go_on_with_it_and_how_it_joins_the_others(
     assert words
     on = distillkit(home, *words[1].split(), "--set", "teacher.max_requests=99", "--yes")
     assert (on.returncode, "Continue:" in on.stderr) == (0, False), on.stderr
-    assert "Done with share 1/2. Bring the shares together: distillkit cache export FILE here" in on.stderr
+    assert "Finished shard 1/2. Merge the shards: distillkit cache export FILE here" in on.stderr
     assert [folder.name for folder in (home / "reports/wired").iterdir()] == ["1"]
 
 
