@@ -44,8 +44,8 @@ def main() -> int:
             result = {"tokenizer": name, "documents": kind, **_measured(tokenizer, documents, options.rounds)}
             results.append(result)
             rows += _rows(result)
-    title = f"Tokenizing: {tokenizers.threads()} threads, {options.rounds} rounds, medians, ratios within a round"
-    report(title, rows, {"mark": MARK, "threads": tokenizers.threads(), "results": results}, options.json)
+    title = f"Tokenizing: {tokenizers.num_threads()} threads, {options.rounds} rounds, medians, ratios within a round"
+    report(title, rows, {"mark": MARK, "threads": tokenizers.num_threads(), "results": results}, options.json)
     slow = [f"{r['tokenizer']}, {r['documents']}" for r in results if min(r["ratios"].values()) < MARK]
     print(f"Slower than {MARK} of tiktoken: {'; '.join(slow)}" if slow else f"All at least {MARK} of tiktoken.")
     return 1 if slow else 0
@@ -86,7 +86,7 @@ def _measured(tokenizer: Tokenizer, documents: list[str], rounds: int) -> dict[s
     bare = tiktoken.Encoding(
         "bare", pat_str=tokenizer.pattern, mergeable_ranks=tokenizer.ranks, special_tokens=tokenizer.special
     )
-    threads, folder = tokenizers.threads(), Path(tempfile.mkdtemp())
+    threads, folder = tokenizers.num_threads(), Path(tempfile.mkdtemp())
     ways: dict[str, Callable[[], Any]] = {
         BARE: lambda: bare.encode_ordinary_batch(documents, num_threads=threads),
         LISTS: lambda: tokenizer.encode_batch(documents),

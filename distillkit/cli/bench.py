@@ -18,7 +18,7 @@ def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json
     """Measure how fast a student reads, learns and writes here. Changes nothing of its run."""
     from ..core import run_folder as runs
 
-    run = runs.find(where)
+    run = runs.find_run(where)
     context = load_context(ctx, load_recipe(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
     from ..pipeline import bench as measuring  # now that the fast BLAS is there
 

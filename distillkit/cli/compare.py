@@ -25,7 +25,7 @@ def compare(
     from ..reporting.compare.files import write_files
     from ..reporting.compare.text import format_text
 
-    found = read_runs([runs.find(spec) for spec in where])
+    found = read_runs([runs.find_run(spec) for spec in where])
     comparison = build_comparison(found, anyway)
     write_files(comparison, found, html=html, markdown=markdown, csv=csv)
     print_result(comparison, as_json, format_text)

@@ -37,6 +37,6 @@ def tokenizers(
     from ..data.tokenizers import comparison as comparing
 
     tables = context.recipe.values()
-    chosen = comparing.candidates(tables["tokenizer"], also)
-    found = comparing.compare(context.source, tables["data"], chosen, megabytes)
-    print_result({"recipe": context.recipe.name, **found}, as_json, comparing.text)
+    chosen = comparing.candidate_tables(tables["tokenizer"], also)
+    found = comparing.compare_tokenizers(context.source, tables["data"], chosen, megabytes)
+    print_result({"recipe": context.recipe.name, **found}, as_json, comparing.format_table)

@@ -49,7 +49,7 @@ def export(
         from ..student.interchange import upload
 
         upload.token()  # before the work, not after it
-    run = _reported(run_folder.find(where))
+    run = _reported(run_folder.find_run(where))
     folder = folder or Path(f"{run.path.resolve().parent.name}-{kind}{f'-{quantize}bit' if quantize else ''}")
     checked = _exported(ctx, run, folder, kind, {"quantize": int(quantize)} if quantize else {})
     proof = json.loads((folder / "proof.json").read_text("utf-8")) if (folder / "proof.json").is_file() else {}

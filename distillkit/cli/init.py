@@ -13,12 +13,12 @@ from ..core.errors import UsageError
 @click.argument("name", default="my_recipe")
 def init(name: str) -> None:
     """Write a first recipe of your own, NAME.toml, in the current folder."""
-    from ..recipe.recipe import starter
+    from ..recipe.recipe import starter_recipe
 
     path = Path(f"{name.removesuffix('.toml')}.toml")
     if path.exists():
         raise UsageError(f"{path} is there already", "Choose another name: distillkit init NAME")
-    text = starter(path.stem)
+    text = starter_recipe(path.stem)
     from ..core.files import write_text
 
     write_text(path, text)

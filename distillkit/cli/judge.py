@@ -95,9 +95,9 @@ def _newest_of(where: str) -> str:
 
 def _recipe_file(where: str) -> str:
     """The recipe that a word means: a run's own, or the word itself."""
-    from ..core.run_folder import find
+    from ..core.run_folder import find_run
 
-    return str(find(where).recipe) if is_run(where) else where
+    return str(find_run(where).recipe) if is_run(where) else where
 
 
 def _leave_out(given: Mapping[str, bool], beside: str) -> None:
@@ -125,20 +125,20 @@ def _with_judges(where: str, overrides: tuple[str, ...], names: tuple[str, ...])
 
 
 def _others(specs: tuple[str, ...]) -> list[Run]:
-    from ..core.run_folder import find
+    from ..core.run_folder import find_run
 
-    return [find(spec) for spec in specs]
+    return [find_run(spec) for spec in specs]
 
 
 def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json: bool, yes: bool) -> None:
     """Whether the judges of a recipe tell good stories from bad ones."""
-    from ..core.run_folder import find
+    from ..core.run_folder import find_run
     from ..judging import anchors
     from ..pipeline.costs import estimate_judge_calls
     from ..pipeline.judge import JudgeRunner
     from ..pipeline.judge_subject import NoStudentError, SubjectBuilder
 
-    run = find(where) if is_run(where) else None
+    run = find_run(where) if is_run(where) else None
     context = load_context(ctx, load_recipe(_recipe_file(where), overrides))
     stories = [anchor.sample for anchor in anchors.load_anchors()]
     subject = SubjectBuilder(context, run).subject_without_student(stories, "anchors are graded")
@@ -160,11 +160,11 @@ def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json
 
 def _calibrate(where: str, file: Path, as_json: bool) -> None:
     """How well the judges of a run agree with people."""
-    from ..core.run_folder import find
+    from ..core.run_folder import find_run
     from ..judging import calibration
     from ..reporting.run.report import read_grades
 
-    run = find(where)
+    run = find_run(where)
     if not (rows := read_grades(run)):
         raise UsageError(f"the run {run.name} has no grades", f"Judge it: distillkit judge {run.name} --judge rubric")
     found = calibration.compare_with_people(calibration.read_human_grades(file), calibration.scores_by_judge(rows))

@@ -19,11 +19,11 @@ def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool
 
     Of a RUN: what judging it would ask, by the samples that it has written.
     """
-    from ..core.run_folder import find
+    from ..core.run_folder import find_run
     from ..pipeline.plan import build_plan
     from ..pipeline.plan_text import format_plan
 
-    run = find(where) if is_run(where) else None
+    run = find_run(where) if is_run(where) else None
     recipe = load_recipe(str(run.recipe) if run else where, overrides)
     foreseen = build_plan(load_context(ctx, recipe, batch=batch), run)
     print_result(foreseen, as_json, format_plan)

@@ -16,4 +16,4 @@ def report(where: str, as_json: bool) -> None:
     from ..reporting.run.report import write_report
     from ..reporting.run.text import format_report
 
-    print_result(write_report(run_folder.find(where)), as_json, format_report)
+    print_result(write_report(run_folder.find_run(where)), as_json, format_report)

@@ -47,13 +47,13 @@ def _newest_is_stopped(where: str, overrides: tuple[str, ...]) -> bool:
 def is_run(where: str) -> bool:
     """Whether an argument names a run: `latest`, a run folder, recipe/number, or a name that no recipe has."""
     from ..core.run_folder import reports_folder, runs_of
-    from ..recipe.recipe import bundled
+    from ..recipe.recipe import bundled_recipes
 
     if where == "latest" or (Path(where) / "run.json").is_file():
         return True
     if "/" in where:
         return Run(reports_folder() / where).info != {}
-    return not Path(where).exists() and where not in bundled() and bool(runs_of(where))
+    return not Path(where).exists() and where not in bundled_recipes() and bool(runs_of(where))
 
 
 # ------------------------------------------------------------------------------------------------- a new run
@@ -72,7 +72,7 @@ def start_run(
     group = _process_group()
     with group.barrier():
         recipe = load_recipe(where, overrides)
-    if "train" in stages and recipe.begins_with_recipe:
+    if "train" in stages and recipe.starts_from_recipe:
         # Check it and confirm its costs before the other run is made, which may take hours.
         with group.barrier():
             if group.is_main:
@@ -118,11 +118,11 @@ def _with_base_run(
 ) -> Recipe:
     """The recipe, beginning with a run instead of a recipe: an existing run that fits, or one that is made now."""
     from ..pipeline import base_run
-    from ..recipe.recipe import must_begin
+    from ..recipe.recipe import check_start_chain
 
-    if not recipe.begins_with_recipe:
+    if not recipe.starts_from_recipe:
         return recipe
-    must_begin(recipe)
+    check_start_chain(recipe)
     inherited = base_run.inherited_overrides(overrides)
     with group.barrier():
         base = base_run.base_recipe(recipe, inherited)
@@ -134,7 +134,7 @@ def _with_base_run(
     if trained is None:
         trained = group.run_on_main(lambda: _confirm_base_run(recipe.name, unfinished, context, yes))
         _execute(context, trained, STAGES, group)
-    return recipe.replacing({base_run.FROM: Run(Path(trained)).name})
+    return recipe.with_values({base_run.FROM: Run(Path(trained)).name})
 
 
 def _confirm_base_run(recipe_name: str, unfinished: str | None, context: Context, yes: bool) -> str:
@@ -184,9 +184,9 @@ def resume_run(
     run, recipe_file = group.run_on_main(lambda: _find_run(where, overrides))
     with group.barrier():
         recipe = load_recipe(recipe_file, overrides)
-    if "train" in stages and recipe.begins_with_recipe:
+    if "train" in stages and recipe.starts_from_recipe:
         base = group.run_on_main(lambda: base_run.recorded_base(Run(Path(run))))
-        recorded = recipe.replacing({base_run.FROM: base}) if base else None
+        recorded = recipe.with_values({base_run.FROM: base}) if base else None
         recipe = recorded or _with_base_run(ctx, recipe, overrides, yes, group)
     with group.barrier():
         context = load_context(ctx, recipe, silent=not group.is_main, **label_options)
@@ -199,7 +199,7 @@ def _find_run(where: str, overrides: tuple[str, ...]) -> tuple[str, str]:
     """The folder of a run, and its recipe file: a run's own, or the recipe that was named."""
     from ..core import run_folder
 
-    run = run_folder.find(where) if is_run(where) else run_folder.newest(load_recipe(where, overrides).name)
+    run = run_folder.find_run(where) if is_run(where) else run_folder.newest_run(load_recipe(where, overrides).name)
     _check_folders()
     return str(run.path), str(run.recipe) if is_run(where) else where
 

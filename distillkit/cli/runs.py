@@ -14,4 +14,4 @@ def runs(as_json: bool) -> None:
     from ..core import run_folder as folders
     from ..reporting.run.listing import format_listing, list_runs
 
-    print_result(list_runs(folders.every_run()), as_json, format_listing)
+    print_result(list_runs(folders.all_runs()), as_json, format_listing)

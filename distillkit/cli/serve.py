@@ -55,5 +55,5 @@ def _names(where: str) -> list[str]:
     folder = checkpoint.path.resolve().parent.parent
     if checkpoint.path.resolve().parent.name != "checkpoints" or not (folder / "run.json").is_file():
         return list(dict.fromkeys([Path(where).name, where]))
-    run = run_folder.find(str(folder))
+    run = run_folder.find_run(str(folder))
     return list(dict.fromkeys([run.name, where, run.name.partition("/")[0]]))

@@ -170,7 +170,7 @@ class _Pool:
         return self._orders[epoch]
 
 
-class Ahead:
+class Prefetcher:
     """Batches by their step, the next one made on a thread of its own while the last is used. Only NumPy is touched."""
 
     def __init__(self, batch: Callable[[int], Batch], steps: int) -> None:

@@ -27,7 +27,7 @@ from ..core.records import Document
 from ..core.run_folder import cache_folder
 from ..plugins.interfaces import Source
 from .shards import Packer, Stream, utf8_size
-from .tokenizer import Tokenizer, at_hand, build, is_trained
+from .tokenizer import Tokenizer, build, is_available_offline, is_trained
 
 SCHEMA = 1
 SALT = b"distillkit held-out documents, rule 1\n"
@@ -139,9 +139,9 @@ def prepare(
         return Corpus(place)
 
 
-def prepared(source: Source, *, tokenizer: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+def is_prepared(source: Source, *, tokenizer: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
     """Whether such a corpus lies in the cache. Reads no document, and asks no network for a tokenizer."""
-    if not at_hand(tokenizer):
+    if not is_available_offline(tokenizer):
         return False
     fixed = None if is_trained(tokenizer) else build(**_spec(tokenizer))
     return _place(_key(source, Options.of(options), tokenizer, fixed)).is_dir()
@@ -225,8 +225,8 @@ class _Preparation:
                 self.console.progress(f"Reading text for the tokenizer: {size / 1e6:,.1f} MB so far.")
             yield text
 
-    def _pack(self, packers: Mapping[str, Packer], held_out: TextIO) -> Sieve:
-        sieve = Sieve(self.source, self.options)
+    def _pack(self, packers: Mapping[str, Packer], held_out: TextIO) -> DocumentSplitter:
+        sieve = DocumentSplitter(self.source, self.options)
         wanted = self.options.tokens
         for count, (split, document) in enumerate(sieve, start=1):
             packers[split].add(document.text)
@@ -247,7 +247,7 @@ def training_texts(
 ) -> Iterator[tuple[int, str]]:
     """The first texts of a split, with how many bytes have come by then: enough to train a tokenizer on."""
     read = 0
-    for which, document in Sieve(source, options):
+    for which, document in DocumentSplitter(source, options):
         if which == split:
             read += utf8_size(document.text)
             yield read, document.text
@@ -292,7 +292,7 @@ def _documents(source: Source, split: str) -> Iterator[Document]:
 
 
 @dataclass
-class Sieve:
+class DocumentSplitter:
     """Reads a source once, drops what is empty or was seen, and says of the rest to which split it belongs.
 
     A source with a held-out split of its own is read there first, so that none of it is trained on.

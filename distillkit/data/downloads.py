@@ -24,7 +24,7 @@ SCHEMA = 1
 SHARD_CHARS = 16 << 20
 
 
-class Opened(Protocol):
+class ResumableStream(Protocol):
     """A stream at some place: it gives texts, and says where it stands, as JSON, to be opened there again."""
 
     def __iter__(self) -> Iterator[str]:
@@ -35,7 +35,7 @@ class Opened(Protocol):
 
 
 @dataclass
-class Kept:
+class DownloadIndex:
     """What the index says: the shards, and from where on the stream is to be read."""
 
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Download:
         self,
         name: str,
         identity: Any,
-        open_at: Callable[[Any, Any], Opened],
+        open_at: Callable[[Any, Any], ResumableStream],
         ask: Callable[[], Any] = lambda: None,
         shard_chars: int = SHARD_CHARS,
     ) -> None:
@@ -81,7 +81,7 @@ class Download:
                 yield from self._read(shard)
             yield from self._fetched(now)
 
-    def _fetched(self, kept: Kept) -> Iterator[str]:
+    def _fetched(self, kept: DownloadIndex) -> Iterator[str]:
         """What is not here yet, kept as it comes."""
         if kept.done:
             return
@@ -109,7 +109,7 @@ class Download:
 
     # ------------------------------------------------------------------------------------------------ files
 
-    def _keep(self, kept: Kept, texts: list[str]) -> None:
+    def _keep(self, kept: DownloadIndex, texts: list[str]) -> None:
         """One shard more; the index does not know it yet."""
         path = self.folder / f"texts-{len(kept.shards):05d}.jsonl.gz"
         with atomic_write(path) as part, part.open("wb") as raw, gzip.GzipFile("", "wb", 4, raw, mtime=0) as file:
@@ -117,18 +117,18 @@ class Download:
                 file.write(json.dumps(text).encode() + b"\n")
         kept.shards.append({"name": path.name, "documents": len(texts), "sha256": file_digest(path)})
 
-    def _note(self, kept: Kept) -> None:
+    def _note(self, kept: DownloadIndex) -> None:
         write_json(self.folder / "index.json", {"schema": SCHEMA, **vars(kept)})
 
-    def _kept(self) -> Kept:
+    def _kept(self) -> DownloadIndex:
         file = self.folder / "index.json"
         try:
             values = read_json(file)
             if values.pop("schema") != SCHEMA:
                 raise ValueError("it was written by another version")
-            return Kept(**values)
+            return DownloadIndex(**values)
         except FileNotFoundError:
-            return Kept()
+            return DownloadIndex()
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptError(f"{file} cannot be read: {error}", self._again) from error
 

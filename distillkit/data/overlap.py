@@ -22,7 +22,7 @@ BREAK = "\x01"  # a word that stands between documents and in no text
 BLOOM = 1 << 20
 
 
-def matches(texts: Sequence[str], corpus: Iterable[str], least: int = LEAST) -> list[list[int]]:
+def longest_matches(texts: Sequence[str], corpus: Iterable[str], least: int = LEAST) -> list[list[int]]:
     """For each word of each text the most words from there on that stand in the corpus in a row; 0 below `least`."""
     sought = _Sought(texts, least)
     for chunk in _chunks(corpus):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..core import cpu
 from ..core.errors import CorruptError, DataError, UsageError, did_you_mean
 from ..core.files import atomic_write, read_json, write_json
-from ..core.run_folder import bundled_checkpoint, find
+from ..core.run_folder import bundled_checkpoint, find_run
 from .tokenizers import sentencepiece as pieces
 from .tokenizers import tiktoken_encodings
 from .tokenizers.tiktoken_encodings import (
@@ -45,14 +45,14 @@ __all__ = [  # what others look for here, wherever it is written down
     "PUBLISHED",
     "SentencePiece",
     "Tokenizer",
-    "at_hand",
+    "is_available_offline",
     "build",
-    "check",
+    "check_installed",
     "is_trained",
-    "letters",
-    "locate",
-    "size_of",
-    "threads",
+    "bytes_to_unicode",
+    "find_saved",
+    "vocab_size_of",
+    "num_threads",
     "train_bpe",
 ]
 
@@ -101,7 +101,7 @@ class Tokenizer:
         """The tokens of many texts, on all cores."""
         if any(len(text) > VAST_SPACE for text in texts):
             return [self.encode(text) for text in texts]
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads())
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=num_threads())
 
     def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The same as arrays: no Python number is made for any token, so it is faster."""
@@ -118,8 +118,8 @@ class Tokenizer:
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
         # Several texts at once: handing over one short text costs as much as encoding it.
-        size = max(1, len(texts) // (8 * threads()))
-        with ThreadPoolExecutor(threads()) as pool:
+        size = max(1, len(texts) // (8 * num_threads()))
+        with ThreadPoolExecutor(num_threads()) as pool:
             return [tokens for group in pool.map(encode, range(0, len(texts), size)) for tokens in group]
 
     def pieces(self, text: str, chars: int = PIECE_CHARS) -> Iterator[str]:
@@ -246,7 +246,7 @@ class SentencePiece(Tokenizer):
     space = pieces.SPACE
 
     def __init__(self, model: bytes) -> None:
-        self.coder = coder = pieces.Coder(model)
+        self.coder = coder = pieces.SentencePieceModel(model)
         self.kind, self.pattern, self.ranks = self.name, "", {}
         self.special = {END_OF_TEXT: coder.end_of_text}
         self.vocab_size, self.end_of_text = coder.vocab_size, coder.end_of_text
@@ -257,11 +257,11 @@ class SentencePiece(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of many texts, on all cores."""
-        return self.coder.encode_many(texts, threads())
+        return self.coder.encode_many(texts, num_threads())
 
     def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The same as arrays."""
-        return self.coder.encode_arrays(texts, threads())
+        return self.coder.encode_arrays(texts, num_threads())
 
     @cached_property
     def vocabulary(self) -> tuple[bytes, ...]:
@@ -287,7 +287,7 @@ class SentencePiece(Tokenizer):
 _AGAIN = "Delete that folder, and copy it or make it again."
 
 
-def threads() -> int:
+def num_threads() -> int:
     """The number of texts that are encoded at once: one for each core that this process may use."""
     return cpu.cores()
 
@@ -333,7 +333,7 @@ def _cut(text: str, long: re.Pattern[str], least: int) -> Iterator[str]:
 
 def _learn(texts: Iterator[str], size: int) -> dict[bytes, int]:
     learnt = sorted(_learner(texts, size).get_vocab().items(), key=lambda item: item[1])
-    byte = {letter: byte for byte, letter in enumerate(letters())}
+    byte = {letter: byte for byte, letter in enumerate(bytes_to_unicode())}
     pieces = [bytes(byte[letter] for letter in word) for word, _ in learnt]
     merged = [piece for piece in pieces if len(piece) > 1]
     return {piece: token for token, piece in enumerate([*(bytes([b]) for b in range(BYTES)), *merged])}
@@ -358,7 +358,7 @@ _GPT2_AS_PUBLISHED = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p
 
 
 @cache
-def letters() -> tuple[str, ...]:
+def bytes_to_unicode() -> tuple[str, ...]:
     """How GPT-2 and `tokenizers` spell bytes, by byte: printable ones as themselves, the others from U+0100 on."""
     plain = [b for b in range(BYTES) if chr(b).isprintable() and chr(b) != " "]
     others = iter(range(BYTES, 2 * BYTES))
@@ -368,10 +368,10 @@ def letters() -> tuple[str, ...]:
 # Choosing.
 
 
-def check(table: Mapping[str, Any]) -> None:
+def check_installed(table: Mapping[str, Any]) -> None:
     """Refuse a `[tokenizer]` table whose package is missing."""
     if table["kind"] == SentencePiece.name:
-        pieces.library()
+        pieces.import_sentencepiece()
 
 
 def is_trained(table: Mapping[str, Any]) -> bool:
@@ -379,17 +379,17 @@ def is_trained(table: Mapping[str, Any]) -> bool:
     return table["kind"] in TRAINED and not table.get("model")
 
 
-def at_hand(table: Mapping[str, Any]) -> bool:
+def is_available_offline(table: Mapping[str, Any]) -> bool:
     """Whether the tokenizer of a table can be had without the network."""
     kind = table["kind"]
-    return kind not in PUBLISHED or "ranks" in table or tiktoken_encodings.place_of(kind).is_file()
+    return kind not in PUBLISHED or "ranks" in table or tiktoken_encodings.cache_path(kind).is_file()
 
 
-def size_of(table: Mapping[str, Any]) -> int:
+def vocab_size_of(table: Mapping[str, Any]) -> int:
     """How many tokens the tokenizer of a table has; neither training nor a network is needed to know that."""
     if is_trained(table):
         return int(table["vocab_size"])
-    return tiktoken_encodings.size_of(table["kind"]) or build(**table).vocab_size
+    return tiktoken_encodings.published_size(table["kind"]) or build(**table).vocab_size
 
 
 def build(
@@ -448,9 +448,9 @@ def _named(kind: str, ranks: str | Path | None) -> Tokenizer:
     import tiktoken
 
     if kind in PUBLISHED or kind in tiktoken.list_encoding_names():
-        found = tiktoken_encodings.fetch(kind, ranks)
+        found = tiktoken_encodings.load_encoding(kind, ranks)
         return Tokenizer(kind, found.pattern, found.ranks, found.special)
-    if folder := locate(kind):
+    if folder := find_saved(kind):
         return Tokenizer.load(folder)
     names = {*TRAINED, "gpt2", *tiktoken.list_encoding_names()}
     raise DataError(
@@ -459,7 +459,7 @@ def _named(kind: str, ranks: str | Path | None) -> Tokenizer:
     )
 
 
-def locate(name: str) -> Path | None:
+def find_saved(name: str) -> Path | None:
     """The folder of a saved tokenizer: itself, or inside a folder, a run or a bundled checkpoint."""
     for folder in _places(name):
         for place in (folder, folder / "tokenizer"):
@@ -473,6 +473,6 @@ def _places(name: str) -> Iterator[Path]:
     if bundled := bundled_checkpoint(name):
         yield bundled
     try:
-        yield find(name).path
+        yield find_run(name).path
     except UsageError:
         return

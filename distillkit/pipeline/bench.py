@@ -204,7 +204,7 @@ def _training(subject: Subject, steps: int) -> tuple[Report, int]:
 def _writing(subject: Subject, rows: int) -> Report:
     """So many texts at once, each from a few tokens on, drawn as the recipe draws."""
     student, table = subject.student, subject.context.recipe.sampling
-    how = Sampling(table.temperatures[0], **table.how)
+    how = Sampling(table.temperatures[0], **table.sampler_options)
     student.model.eval()
     length = min(PROMPT, subject.context_length // 2)
     prompts = np.random.default_rng(rows).integers(0, subject.vocab_size, (rows, length)).tolist()

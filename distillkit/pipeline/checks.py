@@ -7,7 +7,7 @@ from functools import partial
 
 from ..core.errors import DataError, UsageError
 from ..plugins.interfaces import Judge
-from ..recipe.recipe import JudgeTable, must_begin
+from ..recipe.recipe import JudgeTable, check_start_chain
 from ..recipe.schedules import Schedule
 from .context import Context, SoftTargetSource
 from .teacher_calls import open_answer_store
@@ -16,8 +16,8 @@ from .teacher_calls import open_answer_store
 def check(context: Context) -> None:
     """Refuse missing packages, unknown students, and settings that contradict the teacher."""
     _check_source_and_tokenizer(context)
-    if context.recipe.begins_with_recipe:
-        must_begin(context.recipe)
+    if context.recipe.starts_from_recipe:
+        check_start_chain(context.recipe)
     elif context.recipe.student.from_:
         from ..student.trained import find_checkpoint
 
@@ -54,9 +54,9 @@ def check_row_shares(context: Context) -> None:
 
 def _check_source_and_tokenizer(context: Context) -> None:
     """Refuse a source or tokenizer whose package is missing. A corpus in the cache needs no source."""
-    from ..data.tokenizer import check
+    from ..data.tokenizer import check_installed
 
-    check(context.recipe.values()["tokenizer"])
+    check_installed(context.recipe.values()["tokenizer"])
     try:
         context.source.check()
     except DataError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..core.console import Console
 from ..core.errors import DistillkitError
-from ..data.corpus import Corpus, prepare, prepared
+from ..data.corpus import Corpus, is_prepared, prepare
 from ..plugins.interfaces import Judge, Mixer, Source, Student, Teacher, Tracker, signal_suffices
 from ..plugins.manager import Plugins
 from ..recipe.recipe import JudgeTable, Recipe
@@ -128,14 +128,14 @@ class Context:
     def has_cached_corpus(self) -> bool:
         """Whether the prepared corpus is in the cache."""
         tables = self.recipe.values()
-        return prepared(self.source, tokenizer=tables["tokenizer"], options=tables["data"])
+        return is_prepared(self.source, tokenizer=tables["tokenizer"], options=tables["data"])
 
     @property
     def vocab_size(self) -> int:
         """The size of the student's vocabulary. Needs no corpus."""
-        from ..data.tokenizer import size_of
+        from ..data.tokenizer import vocab_size_of
 
-        return size_of(self.recipe.values()["tokenizer"])
+        return vocab_size_of(self.recipe.values()["tokenizer"])
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..core import cpu, filesystems
 from ..core.errors import DistillkitError
-from ..core.run_folder import cache_folder, home
+from ..core.run_folder import cache_folder, home_folder
 from ..teachers.client import api_keys
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _container_limit() -> int | None:
 
 
 def _disk(problems: Problems) -> Report:
-    folder = home().absolute()
+    folder = home_folder().absolute()
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     kind, free = filesystems.filesystem_type(there), shutil.disk_usage(there).free
     remote, writable = filesystems.is_remote(kind), os.access(there, os.W_OK | os.X_OK)

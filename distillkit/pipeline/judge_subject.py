@@ -71,7 +71,7 @@ class SubjectBuilder:
 
     def _digest_for(self, weights: str) -> str:
         # The temperature is part of each row.
-        options = {**self.table.how, "temperature": None, "max_tokens": self.table.max_tokens}
+        options = {**self.table.sampler_options, "temperature": None, "max_tokens": self.table.max_tokens}
         return digest({"weights": weights, **options})
 
     def existing_samples(self) -> dict[Any, str]:
@@ -95,7 +95,7 @@ class SubjectBuilder:
         self.sampling_digest = self._digest_for(student.fingerprint)  # training may change the run's weights meanwhile
 
         def write(prompts: Sequence[str], seeds: Sequence[int], temperature: float) -> Iterator[str]:
-            options = Sampling(temperature, **self.table.how)
+            options = Sampling(temperature, **self.table.sampler_options)
             return (one.text for one in student.write(prompts, seeds, options, self.table.max_tokens))
 
         samples = sampling.generate_samples(self.rows, write, self.existing_samples())

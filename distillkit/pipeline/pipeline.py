@@ -68,7 +68,7 @@ class Pipeline:
         self.session.trained_elsewhere = self.run.is_being_trained
         if "train" in stages:
             if self.session.trained_elsewhere:
-                raise self.run.busy
+                raise self.run.busy_error
             from .train import TrainStage
 
             TrainStage(self.session).check()
@@ -111,14 +111,14 @@ class Pipeline:
             seconds = round(earlier.get(stage, 0.0) + time.perf_counter() - started, 3)
             return {**info, "seconds": {**earlier, stage: seconds}}
 
-        with always_record(lambda: self.run.revise(add_time)):
+        with always_record(lambda: self.run.update_info(add_time)):
             yield
 
     @contextmanager
     def _status_recorded(self, stages: tuple[str, ...]) -> Iterator[None]:
         """Keep `status` in `run.json` up to date, however the block ends."""
         if not self.session.trained_elsewhere:
-            self.run.begins()
+            self.run.mark_running()
         try:
             yield
         except (Interrupted, KeyboardInterrupt) as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.console import format_duration
-from ..recipe.recipe import names_recipe
+from ..recipe.recipe import refers_to_recipe
 from .plan import MAX_USEFUL_EPOCHS
 
 FREE = {"input": 0.0, "output": 0.0}
@@ -57,7 +57,7 @@ def format_summary(plan: Mapping[str, Any]) -> str:
 def _base_run_rows(begins_with: str | None) -> Rows:
     if not begins_with:
         return []
-    first = f", which is trained first (distillkit plan {begins_with})" if names_recipe(begins_with) else ""
+    first = f", which is trained first (distillkit plan {begins_with})" if refers_to_recipe(begins_with) else ""
     return [("begins with", f"the student of {begins_with}{first}")]
 
 

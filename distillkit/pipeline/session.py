@@ -39,12 +39,12 @@ class RunSession:
     def warn(self, text: str) -> None:
         """Print a warning, and record it in `run.json` for the report."""
         self.console.warn(text)
-        self.run.revise(lambda info: {**info, "warnings": list(dict.fromkeys([*info.get("warnings", []), text]))})
+        self.run.update_info(lambda info: {**info, "warnings": list(dict.fromkeys([*info.get("warnings", []), text]))})
 
     def record_end(self, status: str, **values: Any) -> None:
         """Record how the run ended, unless another process is training it: then that process records it."""
         if not self.trained_elsewhere:
-            self.run.ends(status, **values)
+            self.run.mark_ended(status, **values)
 
 
 @contextmanager

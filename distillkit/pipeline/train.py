@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from ..core.errors import UsageError
 from ..core.files import read_jsonl, remove_stale_parts
-from ..data.batches import Ahead, Batch, Batches, sequential
+from ..data.batches import Batch, Batches, Prefetcher, sequential
 from ..plugins.interfaces import Tracker
 from ..student import blas
 from ..student import checkpoint as checkpoints
@@ -108,7 +108,7 @@ class TrainStage:
         self._announce(state.step)
         with self.group.barrier():
             if self.group.is_main:
-                self.run.trains_on()
+                self.run.discard_judging()
         try:
             return loop.train(job, state)
         except BaseException:
@@ -158,10 +158,10 @@ class TrainStage:
         """Hold the run against other processes; one that only looks whether it is being trained is gone at once."""
         with ExitStack() as held:
             for pause in (0.1, 0.3, None):
-                if held.enter_context(self.run.training()):
+                if held.enter_context(self.run.training_lock()):
                     break
                 if pause is None:
-                    raise self.run.busy
+                    raise self.run.busy_error
                 time.sleep(pause)
             yield
 
@@ -205,7 +205,7 @@ class TrainStage:
             model=self.context.network,
             vocab_size=self.context.tokenizer.vocab_size,
             mixer=self.context.mixer,
-            batch=Ahead(lambda step: self.batches.rows(step, shard.rows.start, shard.rows.stop), table.steps),
+            batch=Prefetcher(lambda step: self.batches.rows(step, shard.rows.start, shard.rows.stop), table.steps),
             validation=validation,
             settings=settings(self.recipe, facts["numerics"]["chunk"], facts["numerics"]["precision"]),
             student=self.continuity.student(),
@@ -234,7 +234,9 @@ class TrainStage:
         """Who asks the teacher about what the student has just written, where no logits join the step."""
         if not self.context.asks_teacher_in_steps:
             return None
-        return Reader(self.context, self.run.info.get("spent") or {}, self.run.spends if self.group.is_main else None)
+        return Reader(
+            self.context, self.run.info.get("spent") or {}, self.run.record_spending if self.group.is_main else None
+        )
 
     def _state(self, job: TrainingJob, saved: checkpoints.Checkpoint | None) -> TrainState:
         """Where to begin; one process knows, and tells the others."""
@@ -276,7 +278,10 @@ class TrainStage:
         table = self.recipe.sampling
         student = Trained(self.context.network, self.context.tokenizer, self.context.student.context)
         text = self.context.corpus.held_out_documents[0].text
-        prompt, how = self.context.truncate(text, table.prompt_tokens), Sampling(table.temperatures[0], **table.how)
+        prompt, how = (
+            self.context.truncate(text, table.prompt_tokens),
+            Sampling(table.temperatures[0], **table.sampler_options),
+        )
 
         def sample() -> str:
             (written,) = student.write([prompt], [self.recipe.seed], how, table.max_tokens)

@@ -18,8 +18,8 @@ import pluggy
 from pydantic import BaseModel, ValidationError
 
 from ..core.errors import DistillkitError, PluginError, RecipeError, UsageError, did_you_mean
-from ..recipe.messages import Loc, dotted, explain, quoted, refusal
-from ..recipe.recipe import Part, Recipe
+from ..recipe.messages import Loc, combine_errors, dotted_key, quote, recipe_error
+from ..recipe.recipe import PluginUse, Recipe
 from ..recipe.schema import host_keys, keys_of, plugin_key
 from . import hookspecs
 from .discovery import (
@@ -130,7 +130,7 @@ class Plugins:
         built_in = {(each.role, each.name) for each in self.registrations if each.origin.built_in}
         names = [(each.role, each.name) for each in registrations]
         for role, name in names:
-            title = f"the {role.removesuffix('s')} {quoted(name)}"
+            title = f"the {role.removesuffix('s')} {quote(name)}"
             if names.count((role, name)) > 1:
                 raise InvalidPluginError(f"it offers {title} twice")
             if (role, name) in built_in:
@@ -198,7 +198,7 @@ class Plugins:
         found = [each for each in self.registrations if (each.role, each.name) == (role, name)]
         if len(found) == 1:
             return found[0]
-        title = f"the {role.removesuffix('s')} {quoted(name)}"
+        title = f"the {role.removesuffix('s')} {quote(name)}"
         if found:
             origins = " and ".join(str(each.origin) for each in found)
             raise PluginError(f"{title} is offered by {origins}", "Uninstall or leave out one of them.")
@@ -221,7 +221,7 @@ class Plugins:
         try:
             return parse_options(model, values, folder)
         except ValidationError as error:
-            raise explain(error, file, table, host_keys(role) | keys_of(model), model=model) from error
+            raise recipe_error(error, file, table, host_keys(role) | keys_of(model), model=model) from error
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a validator is the plugin's code and may raise anything
             _raise_plugin_error(f"the {role.removesuffix('s')} {name!r} could not parse its options", error)
 
@@ -253,7 +253,7 @@ class Plugins:
         """
         errors: list[UsageError] = []
         resolved: dict[Loc, Any] = {}
-        for part in recipe.parts():
+        for part in recipe.plugin_uses():
             try:
                 resolved |= self._check_part(recipe, part)
             except UsageError as error:
@@ -264,29 +264,29 @@ class Plugins:
         if len(errors) == 1:
             raise errors[0]
         if errors:
-            raise refusal([(error.message, error.hint) for error in errors])
-        return recipe.replacing(resolved) if resolved else recipe
+            raise combine_errors([(error.message, error.hint) for error in errors])
+        return recipe.with_values(resolved) if resolved else recipe
 
-    def _check_part(self, recipe: Recipe, part: Part) -> dict[Loc, Any]:
+    def _check_part(self, recipe: Recipe, part: PluginUse) -> dict[Loc, Any]:
         """Check one table; returns the options whose paths were made absolute, by their location in the recipe."""
         key = (*part.loc, plugin_key(part.role))
         try:
             model = self.find(part.role, part.name).Options
         except PluginError as error:
-            file = recipe.said_by(key).file
-            raise PluginError(f"{file}: {dotted(key)}: {error.message}", error.hint) from error
+            file = recipe.layer_of(key).file
+            raise PluginError(f"{file}: {dotted_key(key)}: {error.message}", error.hint) from error
         resolved: dict[str, Any] = {}
         for option, value in part.options.items():
-            folder = recipe.said_by((*part.loc, option)).folder
+            folder = recipe.layer_of((*part.loc, option)).folder
             resolved |= resolve_paths(model, {option: value}, folder)
 
         def file_of(loc: Loc) -> str:
-            return recipe.said_by(loc).file
+            return recipe.layer_of(loc).file
 
         self.options(part.role, part.name, resolved, file=file_of, table=part.loc, folder=recipe.folder)
         for option, value in missing_files(model, resolved):
             loc = (*part.loc, option)
-            raise RecipeError(f"{file_of(loc)}: {dotted(loc)}: found {quoted(value)}, expected a file that exists")
+            raise RecipeError(f"{file_of(loc)}: {dotted_key(loc)}: found {quote(value)}, expected a file that exists")
         return {(*part.loc, key): value for key, value in resolved.items() if value != part.options[key]}
 
     def _signal_errors(self, recipe: Recipe) -> Iterator[UsageError]:
@@ -323,7 +323,7 @@ class Plugins:
 
     def warnings_for(self, recipe: Recipe) -> list[str]:
         """Warnings about the plugins that a recipe uses."""
-        used = {self._registration(part.role, part.name).origin.plugin for part in recipe.parts()}
+        used = {self._registration(part.role, part.name).origin.plugin for part in recipe.plugin_uses()}
         return [f"the plugin {origin}: {message}" for origin, message in self.warnings if origin.plugin in used]
 
     def origin_of_error(self, error: BaseException) -> Origin | None:
@@ -352,7 +352,7 @@ class Plugins:
 
     def versions(self, recipe: Recipe) -> list[dict[str, str | None]]:
         """The distributions (or files) of the plugins that a recipe uses, and their versions."""
-        origins = [self._registration(part.role, part.name).origin for part in recipe.parts()]
+        origins = [self._registration(part.role, part.name).origin for part in recipe.plugin_uses()]
         pairs = dict.fromkeys((origin.distribution or origin.plugin, origin.version) for origin in origins)
         return [{"name": name, "version": version} for name, version in pairs]
 

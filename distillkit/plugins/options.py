@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from ..recipe.messages import Tree
-from ..recipe.recipe import Recipe, locate
+from ..recipe.recipe import Recipe, resolve_path
 from ..recipe.schema import NO_TEACHER, TABLES, keys_of, plugin_key
 from .validation import Registration
 
@@ -35,7 +35,7 @@ def resolve_paths(model: type[BaseModel], options: Mapping[str, Any], folder: Pa
     def resolve(value: Any) -> Any:
         if isinstance(value, list):
             return [resolve(item) for item in value]
-        return locate(value, folder) if isinstance(value, str) and value else value
+        return resolve_path(value, folder) if isinstance(value, str) and value else value
 
     paths: Iterable[str] = getattr(model, "paths", ())
     return {key: resolve(value) if key in paths else value for key, value in options.items()}

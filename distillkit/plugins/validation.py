@@ -98,7 +98,7 @@ def signal_errors(
         has = f"the teacher {teacher.name!r} gives {given}" if teacher else "there is no teacher"
         if given != full:
             has += f", narrowed from {full} by {narrowed_by}"
-        file = recipe.said_by(("mixer", "name")).file
+        file = recipe.layer_of(("mixer", "name")).file
         yield RecipeError(f"{file}: the mixer {mixer.name!r} needs {mixer.signal}; {has}", _alternatives(given, mixers))
     elif given == mixer.signal == "top_logprobs" and recipe.teacher and not recipe.teacher.store:
         yield from _answer_errors(recipe, recipe.teacher, f"the mixer {mixer.name!r} needs {mixer.signal}")
@@ -108,7 +108,7 @@ def signal_errors(
 
 def _on_policy_errors(recipe: Recipe, given: str, mixer: Registration) -> Iterator[RecipeError]:
     """On-policy rows are scored during training, so teacher and mixer must use probabilities."""
-    file = recipe.said_by(("teacher", "on_policy")).file
+    file = recipe.layer_of(("teacher", "on_policy")).file
     if recipe.teacher and recipe.teacher.store:
         problem = "cannot be combined with store = true, which asks the teacher before the student has written anything"
         yield RecipeError(f"{file}: teacher.on_policy: {problem}", "Remove one of them.")
@@ -129,10 +129,10 @@ def _teacher_errors(recipe: Recipe, teacher: Registration | None) -> Iterator[Re
         return
     if table.signal and not signal_suffices(teacher.signal, table.signal):
         problem = f"teacher.signal: found {table.signal!r}; the teacher {teacher.name!r} gives {teacher.signal}"
-        yield RecipeError(f"{recipe.said_by(('teacher', 'signal')).file}: {problem}")
+        yield RecipeError(f"{recipe.layer_of(('teacher', 'signal')).file}: {problem}")
     elif table.store and (given := table.signal or teacher.signal) != "logits":
         problem = f"teacher.store: found true, but only logits are stored, and the teacher gives {given}"
-        file = recipe.said_by(("teacher", "store")).file
+        file = recipe.layer_of(("teacher", "store")).file
         yield RecipeError(f"{file}: {problem}", "Remove it: answers are kept in the cache anyway.")
 
 
@@ -149,7 +149,7 @@ def _answer_errors(recipe: Recipe, table: TeacherTable, reason: str) -> Iterator
     has_texts = table.prompts or bool(table.prompts_file) or table.on_policy is not None
     for key, value in {"top_logprobs": table.top_logprobs, "prompts": has_texts}.items():
         if not value:
-            file = recipe.said_by(("teacher", key)).file
+            file = recipe.layer_of(("teacher", key)).file
             yield RecipeError(f"{file}: teacher.{key}: found 0, expected at least 1: {reason}")
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from ..core import secrets
 from ..core.errors import RecipeError, did_you_mean
-from .messages import Loc, Tree, dotted, shown
-from .schema import OWN_PROMPTS, left_of
+from .messages import Loc, Tree, dotted_key, format_value
+from .schema import BUILTIN_PROMPTS, drop_incompatible
 
-MOST_BYTES = 256 * 1024  # a recipe is a page of text; more is a mistake
-MOST_LEVELS = 16
+MAX_BYTES = 256 * 1024  # a recipe is a page of text; more is a mistake
+MAX_DEPTH = 16
 # A key of so many parts. tomllib takes the square of their number, so such a recipe would take minutes.
 DEEP = re.compile(r"""(?:^|[\[{,])[ \t]*(?:[\w"'-]+[ \t]*\.[ \t]*){64}""", re.MULTILINE)
 
@@ -48,7 +48,7 @@ class Origin:
         return next((layer for layer in self.layers if _has(layer.tree, loc)), self.layers[0])
 
 
-def chain(spec: str) -> tuple[Layer, ...]:
+def load_layers(spec: str) -> tuple[Layer, ...]:
     """A recipe and all that it extends, itself first."""
     layers: list[Layer] = []
     seen: list[Path] = []
@@ -65,7 +65,7 @@ def chain(spec: str) -> tuple[Layer, ...]:
         folder, wanted = path.parent, layers[-1].tree["extends"]
 
 
-def merged(layers: tuple[Layer, ...]) -> Tree:
+def merge_layers(layers: tuple[Layer, ...]) -> Tree:
     """The values of a chain: those of each layer over those that it extends."""
     tree: Tree = {}
     for layer in reversed(layers):
@@ -74,7 +74,7 @@ def merged(layers: tuple[Layer, ...]) -> Tree:
     return tree
 
 
-def dig(tree: Any, loc: Loc) -> Any:
+def get_at(tree: Any, loc: Loc) -> Any:
     """What stands at a place."""
     for key in loc:
         tree = tree[key]
@@ -83,7 +83,7 @@ def dig(tree: Any, loc: Loc) -> Any:
 
 def _has(tree: Any, loc: Loc) -> bool:
     try:
-        dig(tree, loc)
+        get_at(tree, loc)
     except (KeyError, IndexError, TypeError):
         return False
     return True
@@ -91,7 +91,7 @@ def _has(tree: Any, loc: Loc) -> bool:
 
 def _merge(parent: Tree, child: Tree, loc: Loc = ()) -> Tree:
     """The parent's values under the child's: tables merge, everything else is replaced."""
-    both = left_of(parent, loc, child).copy()
+    both = drop_incompatible(parent, loc, child).copy()
     for key, value in child.items():
         tables = isinstance(value, dict) and isinstance(both.get(key), dict)
         both[key] = _merge(both[key], value, (*loc, key)) if tables else value
@@ -101,7 +101,7 @@ def _merge(parent: Tree, child: Tree, loc: Loc = ()) -> Tree:
 # ---------------------------------------------------------------------------------------------------- finding
 
 
-def bundled() -> dict[str, Path]:
+def bundled_recipes() -> dict[str, Path]:
     """The recipes that ship with the package."""
     try:
         folder = Path(str(resources.files("distillkit_recipes")))
@@ -110,9 +110,9 @@ def bundled() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def names_recipe(word: str) -> bool:
+def refers_to_recipe(word: str) -> bool:
     """Whether a word means a recipe: the name of a bundled one, or a path that ends in .toml."""
-    return word.endswith(".toml") or word in bundled()
+    return word.endswith(".toml") or word in bundled_recipes()
 
 
 def _find(spec: str, folder: Path, asked_by: str) -> tuple[Path, str]:
@@ -123,8 +123,8 @@ def _find(spec: str, folder: Path, asked_by: str) -> tuple[Path, str]:
         special = path.exists() and not is_folder  # a pipe, say: `<(...)` in a shell
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise RecipeError(f"{shown(spec)} cannot be a recipe: {why}") from error
-    known = bundled()
+        raise RecipeError(f"{format_value(spec)} cannot be a recipe: {why}") from error
+    known = bundled_recipes()
     if not is_file and spec in known:
         return known[spec], known[spec].name
     if is_file or special:
@@ -137,7 +137,7 @@ def _find(spec: str, folder: Path, asked_by: str) -> tuple[Path, str]:
     raise RecipeError(f"{by}there is no recipe {spec!r}", hint)
 
 
-def locate(value: str, folder: Path) -> str:
+def resolve_path(value: str, folder: Path) -> str:
     """The absolute path of what exists in a folder, or else in the current one; otherwise the value."""
     try:
         for base in (folder, Path()):
@@ -149,13 +149,13 @@ def locate(value: str, folder: Path) -> str:
     return value
 
 
-def settle(tree: Tree, folder: Path) -> None:
+def resolve_host_paths(tree: Tree, folder: Path) -> None:
     """Make the host's own paths absolute, while it is known which file they came from."""
 
     def is_folder(value: str) -> bool:
         return (
             value not in ("bpe", "sentencepiece")
-            and Path(locate(value, folder)).is_absolute()
+            and Path(resolve_path(value, folder)).is_absolute()
             and (folder / value).is_dir()
         )
 
@@ -163,13 +163,13 @@ def settle(tree: Tree, folder: Path) -> None:
         ("tokenizer", "ranks"): lambda value: True,
         ("tokenizer", "model"): lambda value: True,
         ("tokenizer", "kind"): is_folder,
-        ("sampling", "prompts"): lambda value: value not in OWN_PROMPTS,
+        ("sampling", "prompts"): lambda value: value not in BUILTIN_PROMPTS,
         ("student", "from"): lambda value: "/" in value or value.endswith(".toml"),
     }
     for (table, key), is_path in meant.items():
         values = tree.get(table)
         if isinstance(values, dict) and isinstance(value := values.get(key), str) and value and is_path(value):
-            values[key] = locate(value, folder)
+            values[key] = resolve_path(value, folder)
     for teacher in _teachers(tree):
         _settle_prompts(teacher, folder)
 
@@ -189,7 +189,7 @@ def _settle_prompts(teacher: Tree, folder: Path) -> None:
     for values, keys in ((teacher, ["prompts_file"]), (words, list(words) if isinstance(words, dict) else [])):
         for key in keys:
             if isinstance(values, dict) and isinstance(value := values.get(key), str) and value:
-                values[key] = locate(value, folder)
+                values[key] = resolve_path(value, folder)
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -200,11 +200,11 @@ def _layer(path: Path, file: str) -> Layer:
     tree = _toml(path, file)
     if not tree:
         raise RecipeError(f"{file} is empty, expected a recipe", 'The least that will do: name = "my-recipe"')
-    check_shape(tree, file)
+    check_values(tree, file)
     if "extends" in tree and not (isinstance(tree["extends"], str) and tree["extends"]):
-        found = f"found {shown(tree['extends'])}, expected a path or the name of a bundled recipe"
+        found = f"found {format_value(tree['extends'])}, expected a path or the name of a bundled recipe"
         raise RecipeError(f"{file}: extends: {found}")
-    settle(tree, path.parent)
+    resolve_host_paths(tree, path.parent)
     return Layer(file, path.parent, tree)
 
 
@@ -213,7 +213,7 @@ def _toml(path: Path, file: str) -> Tree:
     text = ""
     try:
         text = _text(path, file)
-        return toml(text)
+        return parse_toml(text)
     except OSError as error:
         raise RecipeError(f"{file} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -225,7 +225,7 @@ def _toml(path: Path, file: str) -> Tree:
         raise _bad_toml(file, text, error) from error
 
 
-def toml(text: str) -> Tree:
+def parse_toml(text: str) -> Tree:
     """The values of a text in TOML, unless it takes for ever to find out that no recipe needs them."""
     if DEEP.search(text):
         raise RecursionError
@@ -234,9 +234,9 @@ def toml(text: str) -> Tree:
 
 def _text(path: Path, file: str) -> str:
     with path.open("rb") as stream:
-        raw = stream.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise RecipeError(f"{file} is larger than {MOST_BYTES // 1024} KiB, expected a recipe")
+        raw = stream.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise RecipeError(f"{file} is larger than {MAX_BYTES // 1024} KiB, expected a recipe")
     return raw.decode("utf-8-sig")
 
 
@@ -253,22 +253,22 @@ def _bad_toml(file: str, text: str, error: ValueError) -> RecipeError:
     return RecipeError(f"{file}: line {line}, column {column}: {what[: at.start()]}\n    {quoted}".rstrip())
 
 
-def check_shape(tree: Tree, file: str) -> None:
+def check_values(tree: Tree, file: str) -> None:
     """Refuse what no recipe needs, later code would choke on, or nobody should keep. It may be deep: no recursion."""
     todo: list[tuple[Loc, Any]] = [((), tree)]
     while todo:
         loc, value = todo.pop()
-        if len(loc) > MOST_LEVELS:
-            raise RecipeError(f"{file}: {dotted(loc[:2])}...: values are nested too deeply")
+        if len(loc) > MAX_DEPTH:
+            raise RecipeError(f"{file}: {dotted_key(loc[:2])}...: values are nested too deeply")
         if isinstance(value, dict):
             todo += [((*loc, key), inner) for key, inner in value.items()] + [(loc, key) for key in value]
         elif isinstance(value, list):
             todo += [((*loc, i), inner) for i, inner in enumerate(value)]
         elif isinstance(value, float) and not isfinite(value):
-            raise RecipeError(f"{file}: {dotted(loc)}: found {value}, expected a finite number")
+            raise RecipeError(f"{file}: {dotted_key(loc)}: found {value}, expected a finite number")
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             found = "found a number beyond 64 bits, expected a smaller one"
-            raise RecipeError(f"{file}: {dotted(loc)}: {found}")
+            raise RecipeError(f"{file}: {dotted_key(loc)}: {found}")
         elif isinstance(value, str):
             _hold_no_key(loc, value, file)
 
@@ -280,4 +280,4 @@ def _hold_no_key(loc: Loc, value: str, file: str) -> None:
     if kind is None and value and "template" not in loc and secrets.is_secret_name(name):
         kind = "a key"
     if kind is not None:
-        raise RecipeError(f"{file}: {dotted(loc)}: holds what looks like {kind}", secrets.ADVICE)
+        raise RecipeError(f"{file}: {dotted_key(loc)}: holds what looks like {kind}", secrets.ADVICE)

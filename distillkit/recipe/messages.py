@@ -17,11 +17,11 @@ from ..core.errors import RecipeError, did_you_mean
 Loc = tuple[str | int, ...]
 Tree = dict[str, Any]
 
-MOST_FAULTS = 10
-LONGEST_NAME = 300
+MAX_ERRORS = 10
+MAX_NAME_LENGTH = 300
 
 
-def explain(
+def recipe_error(
     error: ValidationError,
     file: str | Callable[[Loc], str],
     table: str | Loc,
@@ -33,10 +33,10 @@ def explain(
 
     `table` is where the model's keys stand in the recipe, `known` its keys, for those that are misspelt.
     """
-    at, schema = place(table), _schema(model)
+    at, schema = parse_key(table), _schema(model)
     faults: dict[Loc, tuple[str, str]] = {}
     for fault in error.errors(include_url=False):
-        if len(faults) >= MOST_FAULTS:  # no more are told, only counted: there may be thousands
+        if len(faults) >= MAX_ERRORS:  # no more are told, only counted: there may be thousands
             faults.setdefault((*at, *fault["loc"]), ("", ""))
             continue
         loc, expected, siblings = _walk(schema, fault["loc"])
@@ -44,45 +44,45 @@ def explain(
             near = known if len(loc) == 1 else siblings
             faults[(*at, *loc)] = _fault((*at, *loc), fault, expected, near)
         elif not loc:
-            faults.setdefault(at, (f"{dotted(at) or 'it'}: {_message(fault)}", ""))
+            faults.setdefault(at, (f"{dotted_key(at) or 'it'}: {_message(fault)}", ""))
     name = file if callable(file) else lambda _: file
-    return refusal([(f"{name(loc)}: {text}", hint) for loc, (text, hint) in faults.items()])
+    return combine_errors([(f"{name(loc)}: {text}", hint) for loc, (text, hint) in faults.items()])
 
 
-def refusal(lines: Sequence[tuple[str, str]]) -> RecipeError:
+def combine_errors(lines: Sequence[tuple[str, str]]) -> RecipeError:
     """One error for all that is wrong: a message and a hint each."""
     if len(lines) == 1:
         return RecipeError(*lines[0])
-    told = [f"{text}. {hint}" if hint else text for text, hint in lines[:MOST_FAULTS]]
+    told = [f"{text}. {hint}" if hint else text for text, hint in lines[:MAX_ERRORS]]
     more = len(lines) - len(told)
     return RecipeError("\n".join([*told, f"and {more} more"] if more else told))
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a recipe would have it, cut to fit a message."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        text = f"[{', '.join(shown(item) for item in value[:4])}{', ...' if value[4:] else ''}]"
+        text = f"[{', '.join(format_value(item) for item in value[:4])}{', ...' if value[4:] else ''}]"
     else:
         text = f'"{secrets.redact(value)[:80]}"' if isinstance(value, str) else str(value)
     return ascii(text)[1:-1].replace("\\'", "'") if not text.isprintable() else text
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """A name or a path in quotes, cut to fit a message."""
-    return repr(text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}...")
+    return repr(text if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]}...")
 
 
-def dotted(loc: Loc) -> str:
+def dotted_key(loc: Loc) -> str:
     """A place in one word, as `--set` has it."""
     words = (secrets.redact(str(key)) for key in loc)
     return ".".join(word if word.isprintable() else ascii(word) for word in words)
 
 
-def place(word: str | Loc) -> Loc:
+def parse_key(word: str | Loc) -> Loc:
     """The place that a dotted word means."""
     if not isinstance(word, str):
         return word
@@ -95,13 +95,13 @@ def place(word: str | Loc) -> Loc:
 def _fault(loc: Loc, fault: Any, schema: Tree, known: Iterable[str]) -> tuple[str, str]:
     """One fault in words, and what to do about it."""
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {dotted(loc)}", did_you_mean(str(loc[-1]), known)
-    found = "nothing" if fault["type"] == "missing" else shown(fault["input"])
+        return f"unknown key {dotted_key(loc)}", did_you_mean(str(loc[-1]), known)
+    found = "nothing" if fault["type"] == "missing" else format_value(fault["input"])
     if fault["type"] in ("value_error", "assertion_error") or not schema:
         about = "" if found == "a table" else f" found {found}:"
-        return f"{dotted(loc)}:{about} {_message(fault)}", ""
+        return f"{dotted_key(loc)}:{about} {_message(fault)}", ""
     what = f" ({schema['description']})" if found == "nothing" and "description" in schema else ""
-    return f"{dotted(loc)}: found {found}, expected {_expected(schema)}{what}", ""
+    return f"{dotted_key(loc)}: found {found}, expected {_expected(schema)}{what}", ""
 
 
 def _message(fault: Any) -> str:
@@ -168,7 +168,7 @@ def _expected(schema: Tree) -> str:
     if "anyOf" in schema:
         return " or ".join(_expected(choice) for choice in schema["anyOf"] if choice.get("type") != "null")
     if "const" in schema or "enum" in schema:
-        return " or ".join(shown(value) for value in schema.get("enum", [schema.get("const")]))
+        return " or ".join(format_value(value) for value in schema.get("enum", [schema.get("const")]))
     noun = _NOUNS.get(schema.get("type", ""), "something else")
     if schema.get("minLength"):
         noun += " that is not empty"

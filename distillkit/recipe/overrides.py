@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UsageError
-from .loading import dig, settle, toml
-from .messages import Loc, Tree, dotted, place, shown
-from .schema import left_of
+from .loading import get_at, parse_toml, resolve_host_paths
+from .messages import Loc, Tree, dotted_key, format_value, parse_key
+from .schema import drop_incompatible
 
 
-def apply(tree: Tree, overrides: Sequence[str]) -> frozenset[Loc]:
+def apply_overrides(tree: Tree, overrides: Sequence[str]) -> frozenset[Loc]:
     """Write every `key.path=value` into the tree; returns the places written."""
     written: set[Loc] = set()
     for override in overrides:
@@ -38,14 +38,14 @@ def _parse(override: str) -> tuple[Loc, Any]:
             raise ValueError
     except ValueError as error:
         example = "Write it as --set train.steps=100 or --set judge.0.samples=50"
-        raise UsageError(f"--set {shown(override)}: expected key.path=value", example) from error
+        raise UsageError(f"--set {format_value(override)}: expected key.path=value", example) from error
     try:
-        parsed = toml(f"value = {text.strip()}")
+        parsed = parse_toml(f"value = {text.strip()}")
     except RecursionError as error:
         raise UsageError(f"--set {key.strip()}: the value is nested too deeply") from error
     except ValueError:
         parsed = {}
-    return place(key.strip()), parsed["value"] if set(parsed) == {"value"} else text
+    return parse_key(key.strip()), parsed["value"] if set(parsed) == {"value"} else text
 
 
 def _settled(loc: Loc, value: Any) -> Any:
@@ -53,8 +53,8 @@ def _settled(loc: Loc, value: Any) -> Any:
     tree: Any = value
     for key in reversed(loc):
         tree = {key: tree}
-    settle(tree, Path())
-    return dig(tree, loc)
+    resolve_host_paths(tree, Path())
+    return get_at(tree, loc)
 
 
 def _write(tree: Tree, loc: Loc, value: Any, override: str, written: set[Loc]) -> None:
@@ -74,11 +74,11 @@ def _key(here: Any, key: str | int, loc: Loc, override: str) -> Any:
     if isinstance(here, dict):
         return str(key)
     if not isinstance(here, list):
-        raise UsageError(f"--set {shown(override)}: {dotted(loc)} is {shown(here)}, not a table")
+        raise UsageError(f"--set {format_value(override)}: {dotted_key(loc)} is {format_value(here)}, not a table")
     if not isinstance(key, int) or key > len(here):
         raise UsageError(
-            f"--set {shown(override)}: {dotted(loc)} is a list of {len(here)}, and has no {str(key)!r}",
-            f"Write it as {dotted(loc)}.0.key=value",
+            f"--set {format_value(override)}: {dotted_key(loc)} is a list of {len(here)}, and has no {str(key)!r}",
+            f"Write it as {dotted_key(loc)}.0.key=value",
         )
     if key == len(here):
         here.append({})
@@ -94,7 +94,7 @@ def _entered(here: Any, key: Any) -> Any:
 
 def _forget(here: Tree, loc: Loc, chosen: Tree, written: set[Loc]) -> None:
     """Forget what means nothing beside what is chosen, but not what this same command gave."""
-    keep = left_of(here, loc, chosen)
+    keep = drop_incompatible(here, loc, chosen)
     for key in list(here):
         if key not in keep and not any(at[: len(loc) + 1] == (*loc, key) for at in written):
             del here[key]

@@ -16,12 +16,22 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 
 from ..core.errors import RecipeError
 from ..core.files import digest, is_readable_file
-from .loading import Layer, Origin, bundled, chain, check_shape, dig, locate, merged, names_recipe
-from .messages import Loc, Tree, dotted, explain, quoted
-from .overrides import apply
+from .loading import (
+    Layer,
+    Origin,
+    bundled_recipes,
+    check_values,
+    get_at,
+    load_layers,
+    merge_layers,
+    refers_to_recipe,
+    resolve_path,
+)
+from .messages import Loc, Tree, dotted_key, quote, recipe_error
+from .overrides import apply_overrides
 from .schema import (
+    BUILTIN_PROMPTS,
     NAME,
-    OWN_PROMPTS,
     TABLES,
     DataTable,
     JudgeTable,
@@ -42,20 +52,20 @@ __all__ = [
     "NAME",
     "TABLES",
     "JudgeTable",
-    "Part",
+    "PluginUse",
     "Recipe",
-    "bundled",
-    "explain",
+    "bundled_recipes",
+    "recipe_error",
     "host_keys",
     "load",
-    "locate",
-    "must_begin",
-    "names_recipe",
-    "starter",
+    "resolve_path",
+    "check_start_chain",
+    "refers_to_recipe",
+    "starter_recipe",
 ]
 
 
-class Part(NamedTuple):
+class PluginUse(NamedTuple):
     """One place of a recipe where a plugin is named."""
 
     loc: Loc
@@ -68,7 +78,7 @@ def _each_once(judges: list[JudgeTable]) -> list[JudgeTable]:
     """What a judge says is kept under its name, so a second one of that name would write over the first."""
     names = [judge.name for judge in judges]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        several = ", ".join(map(quoted, twice))
+        several = ", ".join(map(quote, twice))
         raise ValueError(f"{several} judges twice, expected each judge once; with other options, judge a second run")
     return judges
 
@@ -103,34 +113,34 @@ class Recipe(Table):
         """The folder that relative paths of the recipe start from."""
         return self._origin.layers[0].folder
 
-    def said_by(self, loc: Loc) -> Layer:
+    def layer_of(self, loc: Loc) -> Layer:
         """Which file (or `--set`) a value comes from; what nobody said is the recipe's own."""
         return self._origin.of(loc)
 
     @property
-    def begins_with_recipe(self) -> bool:
+    def starts_from_recipe(self) -> bool:
         """Whether its student begins as that of another recipe, which is run first."""
-        return names_recipe(self.student.from_ or "")
+        return refers_to_recipe(self.student.from_ or "")
 
-    def parts(self) -> Iterator[Part]:
+    def plugin_uses(self) -> Iterator[PluginUse]:
         """Every place where a plugin is named."""
-        yield Part(("data",), "sources", self.data.source, self.data.options)
-        yield Part(("student",), "students", self.student.arch, self.student.options)
+        yield PluginUse(("data",), "sources", self.data.source, self.data.options)
+        yield PluginUse(("student",), "students", self.student.arch, self.student.options)
         if self.teacher:
-            yield Part(("teacher",), "teachers", self.teacher.provider, self.teacher.options)
-        yield Part(("mixer",), "mixers", self.mixer.name, self.mixer.options)
+            yield PluginUse(("teacher",), "teachers", self.teacher.provider, self.teacher.options)
+        yield PluginUse(("mixer",), "mixers", self.mixer.name, self.mixer.options)
         for i, judge in enumerate(self.judge):
-            yield Part(("judge", i), "judges", judge.name, judge.options)
+            yield PluginUse(("judge", i), "judges", judge.name, judge.options)
             if judge.teacher:
                 teacher = judge.teacher
-                yield Part(("judge", i, "teacher"), "teachers", teacher.provider, teacher.options)
+                yield PluginUse(("judge", i, "teacher"), "teachers", teacher.provider, teacher.options)
         for i, tracker in enumerate(self.tracker):
-            yield Part(("tracker", i), "trackers", tracker.name, tracker.options)
+            yield PluginUse(("tracker", i), "trackers", tracker.name, tracker.options)
 
     def missing_files(self) -> Iterator[RecipeError]:
         """The host's own files that are not there."""
         files: dict[Loc, str | None] = {("tokenizer", key): getattr(self.tokenizer, key) for key in ("ranks", "model")}
-        if self.sampling.prompts not in OWN_PROMPTS:
+        if self.sampling.prompts not in BUILTIN_PROMPTS:
             files["sampling", "prompts"] = self.sampling.prompts
         for at, teacher in self._teachers():
             files[*at, "prompts_file"] = teacher.prompts_file
@@ -138,8 +148,8 @@ class Recipe(Table):
             files |= {(*at, "template", "words", slot): one for slot, one in words.items() if isinstance(one, str)}
         for loc, file in files.items():
             if file is not None and not is_readable_file(Path(file)):
-                wrong = f"{dotted(loc)}: found {quoted(file)}, expected a file that exists"
-                yield RecipeError(f"{self.said_by(loc).file}: {wrong}")
+                wrong = f"{dotted_key(loc)}: found {quote(file)}, expected a file that exists"
+                yield RecipeError(f"{self.layer_of(loc).file}: {wrong}")
 
     def _teachers(self) -> Iterator[tuple[Loc, TeacherTable]]:
         """Every table of a teacher, and where it stands."""
@@ -149,11 +159,11 @@ class Recipe(Table):
             if judge.teacher:
                 yield ("judge", i, "teacher"), judge.teacher
 
-    def replacing(self, values: Mapping[Loc, Any]) -> Recipe:
+    def with_values(self, values: Mapping[Loc, Any]) -> Recipe:
         """The same recipe with some values replaced."""
         tree = self.values()
         for loc, value in values.items():
-            dig(tree, loc[:-1])[loc[-1]] = value
+            get_at(tree, loc[:-1])[loc[-1]] = value
         return _validated(tree, self._origin)
 
     def values(self) -> Tree:
@@ -179,17 +189,17 @@ class Recipe(Table):
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at a path, or the bundled one of that name, with `key.path=value` overrides applied."""
-    layers = chain(spec)
-    tree = merged(layers)
-    written = apply(tree, overrides)
-    check_shape(tree, "--set")
+    layers = load_layers(spec)
+    tree = merge_layers(layers)
+    written = apply_overrides(tree, overrides)
+    check_values(tree, "--set")
     return _validated(tree, Origin(layers, written))
 
 
-def must_begin(recipe: Recipe) -> None:
+def check_start_chain(recipe: Recipe) -> None:
     """Follow `student.from` from recipe to recipe: each must be there, and none may begin with itself."""
     at, seen = recipe, [_file_of(recipe)]
-    while at.begins_with_recipe:
+    while at.starts_from_recipe:
         at = load(str(at.student.from_))
         seen.append(_file_of(at))
         if seen[-1] in seen[:-1]:
@@ -208,12 +218,12 @@ def _validated(tree: Tree, origin: Origin) -> Recipe:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         said_by = lambda loc: origin.of(loc).file  # noqa: E731
-        raise explain(error, said_by, (), Recipe.model_fields, model=Recipe) from error
+        raise recipe_error(error, said_by, (), Recipe.model_fields, model=Recipe) from error
     recipe._origin = origin
     return recipe
 
 
-def starter(name: str) -> str:
+def starter_recipe(name: str) -> str:
     """The text of a first recipe of one's own, for `distillkit init`."""
     _validated({"name": name}, Origin((Layer("distillkit init"),)))
     return STARTER.format(name=name)

@@ -27,8 +27,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 if TYPE_CHECKING:
     import mlx.core as mx
 
-Shape = Literal["constant", "linear", "cosine", "warm-stable-decay"]
-SHAPES: tuple[Shape, ...] = ("constant", "linear", "cosine", "warm-stable-decay")
+ScheduleName = Literal["constant", "linear", "cosine", "warm-stable-decay"]
+SCHEDULES: tuple[ScheduleName, ...] = ("constant", "linear", "cosine", "warm-stable-decay")
 
 
 class Schedule(BaseModel):
@@ -36,7 +36,7 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    schedule: Shape = Field(description="how it goes from one number to the other")
+    schedule: ScheduleName = Field(description="how it goes from one number to the other")
     from_: float = Field(alias="from", description="at the first step")
     to: float | None = Field(None, description="at the last step; of warm-stable-decay, in between")
     end: float | None = Field(None, description="of warm-stable-decay: at the last step; `from` if not set")
@@ -86,10 +86,10 @@ class Schedule(BaseModel):
         if self.schedule == "warm-stable-decay":
             rise, fall = _part(done, 0, self.warm), _part(done, 1 - self.decay, self.decay)
             return first + (rest[0] - first) * rise + (rest[1] - rest[0]) * fall
-        return rest[0] + (first - rest[0]) * ahead(self.schedule, _part(done, 0, 1))
+        return rest[0] + (first - rest[0]) * remaining(self.schedule, _part(done, 0, 1))
 
 
-def ahead(shape: str, done: Any) -> Any:
+def remaining(shape: str, done: Any) -> Any:
     """How much of the way is still ahead when a share of the steps is done: a line, half a cosine, or always all."""
     if shape == "constant":
         return 1.0

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ..core.errors import did_you_mean
 from .messages import Loc
-from .schedules import Shape
+from .schedules import ScheduleName
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -25,18 +25,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
 NAME_WORDS = "at most 80 letters, digits, '_', '.' and '-', beginning with a letter or a digit"
-NEWEST = "latest"  # what commands call the newest run, so no recipe may be called it
+LATEST = "latest"  # what commands call the newest run, so no recipe may be called it
 
 
 def _not_the_newest(name: str) -> str:
-    if name == NEWEST:
+    if name == LATEST:
         raise ValueError(f"{name!r} means the newest run, so a recipe needs another name")
     return name
 
 
 Name = Annotated[
     str,
-    Field(pattern=NAME, json_schema_extra={"x-expected": NAME_WORDS, "not": {"const": NEWEST}}),
+    Field(pattern=NAME, json_schema_extra={"x-expected": NAME_WORDS, "not": {"const": LATEST}}),
     AfterValidator(_not_the_newest),
 ]
 
@@ -106,7 +106,7 @@ class StudentTable(PluginTable):
     )
 
 
-SLOTS = ("verb", "noun", "adjective")  # those that bundled lists of words fill
+BUILTIN_SLOTS = ("verb", "noun", "adjective")  # those that bundled lists of words fill
 TEMPLATE = (
     "Write a short story of three to five paragraphs that a three-year-old understands, in very simple words. "
     'Use the verb "{verb}", the noun "{noun}" and the adjective "{adjective}" in it. {features} '
@@ -150,8 +150,8 @@ class TemplateTable(Table):
     @model_validator(mode="after")
     def _slots_are_filled(self) -> TemplateTable:
         for slot in self.slots:
-            if slot not in self.words and slot not in SLOTS:
-                near = did_you_mean(slot, {*SLOTS, *self.words, "features"})
+            if slot not in self.words and slot not in BUILTIN_SLOTS:
+                near = did_you_mean(slot, {*BUILTIN_SLOTS, *self.words, "features"})
                 raise ValueError(f"the slot {{{slot}}} of the text has no words. {near}")
         for name, words in self.words.items():
             if name not in self.slots:
@@ -257,7 +257,7 @@ class TrainTable(Table):
     learning_rate: PositiveReal = Field(default=3e-4, description="at its peak")
     final_learning_rate: Real | None = Field(default=None, description="at the end; a tenth of the peak if not set")
     warmup: Natural = Field(default=50, description="steps until the peak")
-    schedule: Shape = Field(
+    schedule: ScheduleName = Field(
         default="cosine", description="how it falls from the peak; of warm-stable-decay in the last fifth alone"
     )
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
@@ -321,13 +321,13 @@ class SamplingTable(Table):
         return list(dict.fromkeys(several))
 
     @property
-    def how(self) -> dict[str, Any]:
+    def sampler_options(self) -> dict[str, Any]:
         """How tokens are drawn at any temperature, by the names that a student knows."""
         names = ("top_k", "top_p", "min_p", "repetition_penalty")
         return {name: getattr(self, name) for name in names}
 
 
-OWN_PROMPTS = ("stories", "held_out")  # words for prompts that are no file
+BUILTIN_PROMPTS = ("stories", "held_out")  # words for prompts that are no file
 
 
 NO_TEACHER = "none"  # the provider by which a recipe drops the teacher of the one that it extends
@@ -395,19 +395,19 @@ def role_at(loc: Loc) -> str | None:
     return _PLACES.get(tuple(key for key in loc if isinstance(key, str)))
 
 
-def plugin_of(values: dict[str, Any], role: str) -> Any:
+def plugin_name(values: dict[str, Any], role: str) -> Any:
     """The plugin that a role's table names, by default if need be."""
     key = plugin_key(role)
     return values.get(key, TABLES[role].model_fields[key].default)
 
 
-def left_of(values: dict[str, Any], loc: Loc, chosen: dict[str, Any]) -> dict[str, Any]:
+def drop_incompatible(values: dict[str, Any], loc: Loc, chosen: dict[str, Any]) -> dict[str, Any]:
     """What still means something of a table's values when others are written over it.
 
     Options of one plugin mean nothing to another; a size or a file of one tokenizer means nothing to another kind.
     """
     role = role_at(loc)
-    if role and plugin_key(role) in chosen and chosen[plugin_key(role)] != plugin_of(values, role):
+    if role and plugin_key(role) in chosen and chosen[plugin_key(role)] != plugin_name(values, role):
         return without_options(values, role)
     if loc == ("tokenizer",) and "kind" in chosen and chosen["kind"] != values.get("kind", "bpe"):
         return {}

@@ -80,14 +80,14 @@ def bootstrap_ratio(
     numerators: ArrayLike, denominators: ArrayLike, seed: int = 0, level: float = LEVEL
 ) -> tuple[float | None, float | None]:
     """A percentile bootstrap interval of sum(numerators) / sum(denominators), for figures that have no formula."""
-    ratios = resampled(numerators, denominators, seed)
+    ratios = resample_ratios(numerators, denominators, seed)
     if not len(ratios):
         return None, None
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def resampled(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> Array:
+def resample_ratios(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> Array:
     """The ratio of as many clusters drawn again, many times; none of a single cluster."""
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if len(top) < 2:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..core.records import Metric
-from .means import BLOCK, Mean, cluster_sums, mean_interval, ratio, resampled
+from .means import BLOCK, Mean, cluster_sums, mean_interval, ratio, resample_ratios
 from .quantiles import t_quantile, t_two_sided
 
 Verdict = Literal["better", "worse", "not distinguishable"]
@@ -90,7 +90,7 @@ def sign_flip_test(differences: ArrayLike, seed: int = 0) -> float:
 
 def bootstrap_test(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> float:
     """How often a resampled ratio is as far from the ratio as that is from 0: where differences are not symmetric."""
-    ratios = resampled(numerators, denominators, seed)
+    ratios = resample_ratios(numerators, denominators, seed)
     value = float(np.sum(numerators) / np.sum(denominators))
     return float(((abs(ratios - value) >= abs(value)).sum() + 1) / (len(ratios) + 1))
 

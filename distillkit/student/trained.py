@@ -17,7 +17,7 @@ import mlx.nn as nn
 from ..core.errors import CorruptError, UsageError, did_you_mean
 from ..core.files import digest, read_json
 from ..core.records import Sample
-from ..core.run_folder import bundled_checkpoint, bundled_checkpoints, find
+from ..core.run_folder import bundled_checkpoint, bundled_checkpoints, find_run
 from ..data.tokenizer import Tokenizer
 from ..plugins.interfaces import Student
 from ..plugins.manager import current_plugins
@@ -185,7 +185,7 @@ def find_checkpoint(where: str | Path) -> tuple[Checkpoint, Path]:
         own, of_run = folder / "tokenizer", folder.parent.parent / "tokenizer"
         return Checkpoint(folder), own if own.is_dir() else of_run
     try:
-        run = find(str(where))
+        run = find_run(str(where))
     except UsageError as error:
         hint = did_you_mean(str(where), bundled_checkpoints()) if "/" not in str(where) else error.hint
         raise UsageError(

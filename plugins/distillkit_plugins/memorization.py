@@ -8,7 +8,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from distillkit import Grade, Judge, Metric, Subject, hookimpl
-from distillkit.data.overlap import matches
+from distillkit.data.overlap import longest_matches
 
 
 class Memorization(Judge):
@@ -34,7 +34,7 @@ class Memorization(Judge):
         samples = [(sample.id, sample.completion) for sample in subject.samples]
         held_out = [(document.id, document.text[: median_length[0]]) for document in subject.held_out if median_length]
         texts = [*samples, *held_out]
-        found = matches([text for _, text in texts], subject.train_text)
+        found = longest_matches([text for _, text in texts], subject.train_text)
         for i, ((id_, _), lengths) in enumerate(zip(texts, found, strict=True)):
             prefix, sample, document = ("", id_, None) if i < len(samples) else ("held_out_", None, id_)
             yield Grade(f"{prefix}longest", float(max(lengths, default=0)), sample, document)

@@ -24,7 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def create(recipe: str, info: dict[str, object]) -> Run:
-    with run_folder.creating(recipe, info) as (run, _):
+    with run_folder.create_run(recipe, info) as (run, _):
         pass
     return run
 
@@ -46,8 +46,8 @@ def test_runs_are_numbered_and_never_overwritten(home: Path) -> None:
 
 def test_eight_processes_get_eight_numbers(home: Path) -> None:
     code = (
-        "import sys; from distillkit.core.run_folder import creating; sys.stdin.read()\n"
-        "with creating('r', {}) as (run, _): print(run.name)"
+        "import sys; from distillkit.core.run_folder import create_run; sys.stdin.read()\n"
+        "with create_run('r', {}) as (run, _): print(run.name)"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     children = [subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) for _ in range(8)]  # type: ignore[call-overload]
@@ -60,13 +60,13 @@ def test_eight_processes_get_eight_numbers(home: Path) -> None:
 
 
 def test_a_run_is_there_whole_or_not_at_all(home: Path) -> None:
-    with run_folder.creating("tales", {"seed": 1}) as (run, part):
+    with run_folder.create_run("tales", {"seed": 1}) as (run, part):
         part.recipe.write_text("name = 'tales'")
         assert not list(run.path.iterdir())
         assert run_folder.runs_of("tales") == []
     assert facts(run) == {"schema": 1, "run": "tales/1", "status": "running", "seed": 1}
     assert run.recipe.is_file()
-    with pytest.raises(RuntimeError), run_folder.creating("tales", {}) as (failed, _):
+    with pytest.raises(RuntimeError), run_folder.create_run("tales", {}) as (failed, _):
         raise RuntimeError
     assert not failed.path.exists()
     assert names(home / "reports" / "tales") == ["1"]
@@ -74,68 +74,69 @@ def test_a_run_is_there_whole_or_not_at_all(home: Path) -> None:
 
 def test_a_run_whose_process_was_killed_is_cut_off(home: Path, tmp_path: Path) -> None:
     killed_while(
-        "import time; from distillkit.core.run_folder import creating\nwith creating('tales', {}) as (run, _): pass\n"
+        "import time; from distillkit.core.run_folder import create_run\n"
+        "with create_run('tales', {}) as (run, _): pass\n"
         "print('middle', flush=True); time.sleep(60)",
         tmp_path,
     )
-    run = run_folder.find("tales")
+    run = run_folder.find_run("tales")
     assert run.info["status"] == "cut off"
-    run.begins()
+    run.mark_running()
     assert run.info["status"] == "running"
-    run.ends("failed", error="no reason")
-    run.begins()
-    run.ends("done")
+    run.mark_ended("failed", error="no reason")
+    run.mark_running()
+    run.mark_ended("done")
     assert "error" not in run.info
 
 
 def test_a_number_that_a_crash_left_empty_is_no_run_and_is_not_used_again(home: Path) -> None:
     (home / "reports" / "tales" / "1").mkdir(parents=True)
-    assert run_folder.runs_of("tales") == run_folder.every_run() == []
+    assert run_folder.runs_of("tales") == run_folder.all_runs() == []
     with pytest.raises(UsageError, match="no run of 'tales'"):
-        run_folder.newest("tales")
+        run_folder.newest_run("tales")
     assert create("tales", {}).name == "tales/2"
 
 
 def test_a_run_is_found_by_folder_number_name_and_latest(home: Path) -> None:
     old, new, other = (create(name, {}) for name in ("tales", "tales", "others"))
-    assert run_folder.find(str(old.path)) == old
-    assert run_folder.find("tales/1") == old
-    assert run_folder.find("tales") == new
-    assert run_folder.newest("tales") == new
+    assert run_folder.find_run(str(old.path)) == old
+    assert run_folder.find_run("tales/1") == old
+    assert run_folder.find_run("tales") == new
+    assert run_folder.newest_run("tales") == new
     for run, second in ((old, 3), (new, 1), (other, 2)):
         os.utime(run.path / "run.json", (second, second))
-    assert run_folder.find() == run_folder.find("latest") == old
+    assert run_folder.find_run() == run_folder.find_run("latest") == old
 
 
 def test_a_run_knows_its_name_from_wherever_it_is_looked_at(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create("tales", {})
     monkeypatch.chdir(run.path)
-    assert run_folder.find(".").name == "tales/1"
-    assert run_folder.find("../1").name == "tales/1"
+    assert run_folder.find_run(".").name == "tales/1"
+    assert run_folder.find_run("../1").name == "tales/1"
 
 
 def test_a_folder_without_a_record_is_no_run(home: Path) -> None:
     run = create("tales", {})
     (home / "reports" / "tales" / "2").mkdir()
-    assert run_folder.find("tales") == run
-    assert run_folder.find("latest") == run
+    assert run_folder.find_run("tales") == run
+    assert run_folder.find_run("latest") == run
     with pytest.raises(UsageError):
-        run_folder.find("tales/2")
+        run_folder.find_run("tales/2")
 
 
 def test_what_is_not_there_is_said_with_the_nearest_name(home: Path) -> None:
     with pytest.raises(UsageError, match="there are no runs") as none:
-        run_folder.find()
+        run_folder.find_run()
     assert "distillkit run" in none.value.hint
     create("quickstart", {})
     with pytest.raises(UsageError, match="'quikstart'") as wrong:
-        run_folder.find("quikstart")
+        run_folder.find_run("quikstart")
     assert wrong.value.hint == "Did you mean 'quickstart'?"
     with pytest.raises(UsageError) as number:
-        run_folder.find("quickstart/2")
+        run_folder.find_run("quickstart/2")
     assert number.value.hint == "Did you mean 'quickstart/1'?"
     with pytest.raises(UsageError, match="no run of 'other'"):
-        run_folder.newest("other")
+        run_folder.newest_run("other")
 
 
 def test_recording_adds_and_replaces(home: Path) -> None:
@@ -150,7 +151,8 @@ def test_of_many_who_record_at_once_none_is_overwritten(home: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from distillkit.core.run_folder import Run\nrun = Run(Path(sys.argv[1]))\n"
-        "for i in range(10): run.revise(lambda info: {**info, 'counts': {**info['counts'], sys.argv[2] + str(i): i}})"
+        "for i in range(10):\n"
+        "    run.update_info(lambda info: {**info, 'counts': {**info['counts'], sys.argv[2] + str(i): i}})"
     )
     children = [subprocess.Popen([sys.executable, "-c", code, str(run.path), name]) for name in "abc"]
     assert [child.wait(60) for child in children] == [0, 0, 0]

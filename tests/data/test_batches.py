@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillkit.core.errors import DataError
-from distillkit.data.batches import Ahead, Batches, sequential
+from distillkit.data.batches import Batches, Prefetcher, sequential
 from distillkit.data.tokenizer import Tokenizer
 from support.corpora import STORIES, pack, tokens_of
 
@@ -94,7 +94,7 @@ def test_batches_made_ahead_are_the_same_whatever_is_asked_for() -> None:
         asked.append(step)
         return f"batch {step}"
 
-    ahead = Ahead(batch, 6)
+    ahead = Prefetcher(batch, 6)
     assert [ahead(step) for step in (2, 3, 4, 0, 5)] == [f"batch {step}" for step in (2, 3, 4, 0, 5)]
     assert max(asked) == 5  # none after the last
     assert asked[:4] == [2, 3, 4, 5]

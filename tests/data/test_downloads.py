@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillkit.core.errors import CorruptError, DataError
-from distillkit.data.downloads import Download, Kept
+from distillkit.data.downloads import Download, DownloadIndex
 
 # What is fetched.
 
@@ -97,7 +97,7 @@ def test_a_download_that_is_stopped_while_a_shard_is_noted_has_every_text_once(
 ) -> None:
     note, errors = Download._note, [error]
 
-    def stopped(self: Download, kept: Kept) -> None:
+    def stopped(self: Download, kept: DownloadIndex) -> None:
         if len(kept.shards) == border + 1 and errors:
             raise errors.pop()
         note(self, kept)

@@ -116,10 +116,10 @@ def test_one_by_one_in_a_batch_or_as_arrays_the_tokens_are_the_same(small: Token
 
 def test_as_many_threads_as_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
-    assert room.threads() == 1
+    assert room.num_threads() == 1
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    assert room.threads() == 5
+    assert room.num_threads() == 5
 
 
 def test_tiktoken_encodes_as_the_library_that_learnt_the_merges(small: Tokenizer) -> None:
@@ -139,7 +139,7 @@ def _as_learnt(train: list[str], tokenizer: Tokenizer, texts: list[str]) -> list
     """How the `tokenizers` library itself encodes, after the same training, in our numbers."""
     if tokenizer.fingerprint not in _LEARNERS:
         _LEARNERS[tokenizer.fingerprint] = room._learner(iter(train), tokenizer.vocab_size - 1)
-    byte = {letter: byte for byte, letter in enumerate(room.letters())}
+    byte = {letter: byte for byte, letter in enumerate(room.bytes_to_unicode())}
     return [
         [tokenizer.ranks[bytes(byte[letter] for letter in piece)] for piece in encoding.tokens]
         for encoding in _LEARNERS[tokenizer.fingerprint].encode_batch(texts)
@@ -308,8 +308,8 @@ def test_of_all_that_tiktoken_has_the_size_is_known_without_the_network(offline:
     import tiktoken
 
     for kind in tiktoken.list_encoding_names():
-        assert not room.at_hand({"kind": kind})
-        assert room.size_of({"kind": kind}) > 50_000
+        assert not room.is_available_offline({"kind": kind})
+        assert room.vocab_size_of({"kind": kind}) > 50_000
     assert not offline
 
 
@@ -486,13 +486,13 @@ def test_sizes_are_known_without_ranks_and_ranks_are_found_in_the_cache(
     monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path))
     monkeypatch.setattr("tiktoken.load.read_file", lambda url: pytest.fail(f"asked for {url}"))
     table = {"kind": "gpt2"}
-    assert room.size_of(table) == 50_257
-    assert not room.at_hand(table)
+    assert room.vocab_size_of(table) == 50_257
+    assert not room.is_available_offline(table)
     kept = tmp_path / "cache" / "tokenizers" / "r50k_base.tiktoken"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(GPT2_RANKS.read_bytes())
-    assert room.at_hand(table)
-    assert build("gpt2").vocab_size == room.size_of(table)
+    assert room.is_available_offline(table)
+    assert build("gpt2").vocab_size == room.vocab_size_of(table)
     kept.write_bytes(b"IQ== 0\n")
     with pytest.raises(DataError, match="does not hold the ranks"):
         build("gpt2")
@@ -504,4 +504,4 @@ def test_ranks_that_were_downloaded_are_kept(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "theirs"))
     monkeypatch.setattr("tiktoken.load.read_file", lambda url: GPT2_RANKS.read_bytes())
     build("gpt2")
-    assert tiktoken_encodings.place_of("gpt2").read_bytes() == GPT2_RANKS.read_bytes()
+    assert tiktoken_encodings.cache_path("gpt2").read_bytes() == GPT2_RANKS.read_bytes()

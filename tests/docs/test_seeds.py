@@ -33,7 +33,7 @@ from distillkit.pipeline.pipeline import Pipeline
 from distillkit.pipeline.plan import build_plan
 from distillkit.pipeline.plan_text import format_plan
 from distillkit.plugins.manager import Plugins, current_plugins
-from distillkit.recipe.recipe import bundled, load
+from distillkit.recipe.recipe import bundled_recipes, load
 from support.chat_provider import serving
 from support.judge_provider import Judge
 from support.paths import SHARED
@@ -291,7 +291,7 @@ def test_no_figure_of_a_recipe_is_missing_among_those_that_are_held(name: str) -
             return {before[1:]}
         return {key for inner, value in tree.items() for key in keys(value, f"{before}.{inner}")}
 
-    written = keys(tomllib.loads(bundled()[name].read_text()))
+    written = keys(tomllib.loads(bundled_recipes()[name].read_text()))
     words = {"name", "extends", "teacher.system"} | {key for key in written if key.startswith("judge.1.criteria.")}
     assert written - keys(FIGURES[name]) <= words
 
@@ -307,7 +307,7 @@ def test_the_parameters_are_those_of_the_documents() -> None:
 
 def test_every_seed_says_why() -> None:
     for name in SIZES:
-        text = bundled()[name].read_text()
+        text = bundled_recipes()[name].read_text()
         assert text.startswith("#")
         assert str(load(name).name) == name
         assert f"{SIZES[name]:,}" in text or "extends" in text
@@ -316,7 +316,7 @@ def test_every_seed_says_why() -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_the_line_that_brings_the_temperature_back_is_what_it_takes(home: Path) -> None:
-    (line,) = re.findall(r"^#     (mixer = .*)$", bundled()["tinystories_53m"].read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^#     (mixer = .*)$", bundled_recipes()["tinystories_53m"].read_text(), re.MULTILINE)
     (home / "soft.toml").write_text(f'extends = "tinystories_53m"\nname = "soft"\n{line}\n')
     with pytest.raises(UsageError, match="alpha-temperature"):  # Groq gives no probabilities
         Plugins.load().check(load("soft.toml"))

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from distillkit.cli.main import cli
 from distillkit.core.errors import DistillkitError, UsageError
 from distillkit.core.records import REFUSED, Answer, Document, Grade, Request, Sample
-from distillkit.data.overlap import matches
+from distillkit.data.overlap import longest_matches
 from distillkit.judging import anchors, calibration, protocol
 from distillkit.judging.fence import json_object, mark_of, occurs
 from distillkit.pipeline.judge_subject import MissingStudent
@@ -620,7 +620,7 @@ WORDS = ["the", "fox", "ran", "home", "and", "slept"]
     st.lists(st.lists(st.sampled_from(WORDS), max_size=12), max_size=5),
 )
 def test_matches_are_what_comparing_word_by_word_finds(corpus: list[list[str]], texts: list[list[str]]) -> None:
-    found = matches([" ".join(text) for text in texts], [" ".join(document) for document in corpus])
+    found = longest_matches([" ".join(text) for text in texts], [" ".join(document) for document in corpus])
 
     def longest(text: list[str], i: int) -> int:
         runs = [0]
@@ -642,9 +642,9 @@ def test_matches_cross_the_borders_of_pieces_but_not_of_documents(monkeypatch: p
     monkeypatch.setattr(overlap, "BESIDE", 60)
     words = [f"word{i}" for i in range(500)]
     for start in range(0, 480, 7):
-        assert matches([" ".join(words[start : start + 5])], [" ".join(words)]) == [[5, 4, 0, 0, 0]]
-    assert matches(["a b c d e f"], ["a b c", "d e f"]) == [[0] * 6]
-    assert matches(["He Said: it's HERE, ünïcode"], ["he said it's here ünïcode"]) == [[5, 4, 0, 0, 0]]
+        assert longest_matches([" ".join(words[start : start + 5])], [" ".join(words)]) == [[5, 4, 0, 0, 0]]
+    assert longest_matches(["a b c d e f"], ["a b c", "d e f"]) == [[0] * 6]
+    assert longest_matches(["He Said: it's HERE, ünïcode"], ["he said it's here ünïcode"]) == [[5, 4, 0, 0, 0]]
 
 
 def test_what_is_copied_is_found_and_what_is_not_is_not() -> None:
@@ -675,7 +675,7 @@ def test_a_hundred_megabytes_are_searched_in_seconds() -> None:
     assert sum(map(len, corpus)) > 100e6
     sought = [" ".join(corpus[40].split()[1000 + 200 * i : 1100 + 200 * i]) for i in range(50)]
     began = time.process_time()
-    found = matches([*sought, "not a word of it is here at all"], corpus)
+    found = longest_matches([*sought, "not a word of it is here at all"], corpus)
     assert time.process_time() - began < 20  # three on an idle machine
     assert [max(lengths) for lengths in found] == [100] * 50 + [0]
 

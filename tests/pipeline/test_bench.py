@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from distillkit.cli.main import cli
 from distillkit.core.files import file_digest
-from distillkit.core.run_folder import Run, find
+from distillkit.core.run_folder import Run, find_run
 from distillkit.pipeline.bench import Subject, measure, text
 from distillkit.pipeline.context import Context
 from distillkit.plugins.manager import Plugins, current_plugins
@@ -111,7 +111,7 @@ def test_training_is_measured_in_the_precision_and_with_the_memory_of_the_recipe
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISTILLKIT_HOME", str(home))
-    run = find("tiny/1")
+    run = find_run("tiny/1")
     plain, lowered = (Subject(assembled(run, *how), run) for how in ((), LOWERED))
     for subject, precision, recompute in ((plain, "float32", False), (lowered, "float16", True)):
         job = subject.job()
@@ -138,7 +138,7 @@ ON_THE_WIRE = (
 
 def test_what_the_student_writes_in_a_step_is_measured_with_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILLKIT_HOME", str(home))
-    run = find("pupil/1")
+    run = find_run("pupil/1")
     plain, writing = (Subject(assembled(run, *how), run) for how in ((), ON_POLICY))
     written = []
 
@@ -159,7 +159,7 @@ def test_the_table_says_what_a_step_is_made_of_and_that_nobody_elsewhere_was_ask
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISTILLKIT_HOME", str(home))
-    run = find("pupil/1")
+    run = find_run("pupil/1")
     told = []
     for how in (ON_POLICY, (*ON_POLICY, *ON_THE_WIRE, "teacher.prompts=0", "teacher.top_logprobs=3")):
         report = measure(assembled(run, *how), run, 1)

@@ -18,7 +18,7 @@ import pytest
 
 from distillkit.core.errors import Interrupted, LimitReached
 from distillkit.core.records import Request
-from distillkit.core.run_folder import Run, find
+from distillkit.core.run_folder import Run, find_run
 from distillkit.pipeline.context import Context
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
@@ -175,7 +175,7 @@ def test_what_another_run_paid_for_meanwhile_is_none_of_this_ones() -> None:
 def test_what_others_pay_for_after_a_run_was_stopped_is_none_of_that_ones(provider: Provider) -> None:
     with pytest.raises(LimitReached):
         sitting(None, 6, "teacher.max_requests=3")
-    run, asked = find("wired/1"), len(provider.prompts)
+    run, asked = find_run("wired/1"), len(provider.prompts)
     spent = run.info["spent"]
     assert spent["requests"] == 3
     sitting(None, 6)

@@ -19,7 +19,7 @@ from distillkit.cli.main import cli
 from distillkit.core.errors import DistillkitError, TeacherError, UsageError
 from distillkit.core.files import read_jsonl
 from distillkit.core.records import LOG_ZERO, Answer, Request
-from distillkit.core.run_folder import newest
+from distillkit.core.run_folder import newest_run
 from distillkit.data.batches import Batches
 from distillkit.data.corpus import pack_texts
 from distillkit.pipeline.checks import check, teacher_errors
@@ -366,7 +366,7 @@ def test_what_reading_costs_is_written_down_step_by_step(home: Path, provider: P
     known: list[float] = []
 
     def rule(call: Call) -> Act:
-        known.append(newest("pupil").info.get("spent", {}).get("requests", 0))
+        known.append(newest_run("pupil").info.get("spent", {}).get("requests", 0))
         return echoing(call)
 
     provider.rule = rule

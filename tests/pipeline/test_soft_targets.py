@@ -14,7 +14,7 @@ from distillkit_plugins.checkpoint import Checkpoint
 
 from distillkit.core.errors import DistillkitError, Interrupted, UsageError
 from distillkit.core.files import read_jsonl
-from distillkit.core.run_folder import newest
+from distillkit.core.run_folder import newest_run
 from distillkit.data.corpus import pack_texts
 from distillkit.pipeline.checks import check, check_soft_targets
 from distillkit.pipeline.pipeline import Pipeline
@@ -129,7 +129,7 @@ def test_interrupted_the_teacher_goes_on_reading_where_it_was(home: Path, monkey
         stopped = Asked(patch, interrupt_at=9)
         with pytest.raises(Interrupted, match="stopped while the teacher read"):
             sit(store)
-    assert newest("pupil").info["status"] == "interrupted"
+    assert newest_run("pupil").info["status"] == "interrupted"
     again = Asked(monkeypatch)
     run = sit(store, resume=True)
     windows = sum(-(-stream.windows(16) // 16) for stream in training_streams(assemble(store), run.answers))

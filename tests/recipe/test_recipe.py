@@ -98,7 +98,7 @@ def test_parts_name_every_plugin_of_a_recipe():
         judge = [{name = "rubric", teacher = {provider = "openai"}}]
         tracker = [{name = "csv", file = "a"}]
     """
-    found = [(part.loc, part.role, part.name) for part in load(write(text)).parts()]
+    found = [(part.loc, part.role, part.name) for part in load(write(text)).plugin_uses()]
     assert found == [
         (("data",), "sources", "tales"),
         (("student",), "students", "gpt"),
@@ -116,7 +116,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read():
 
 def test_a_bundled_recipe_is_found_by_its_name(shipped):
     assert load("quickstart").train.steps == 7
-    assert recipes.bundled() == {"quickstart": shipped / "quickstart.toml"}
+    assert recipes.bundled_recipes() == {"quickstart": shipped / "quickstart.toml"}
 
 
 def test_a_missing_recipe_names_the_nearest_bundled_one_and_the_nearest_here(shipped):
@@ -232,7 +232,7 @@ def test_a_recipe_states_only_its_differences():
     recipe = load(write('name = "x"\nextends = "folder/mid.toml"\n[train]\nwarmup = 1'))
     assert (recipe.name, recipe.train.steps, recipe.train.warmup) == ("x", 9, 1)
     assert recipe.train.betas == [0.1, 0.2]
-    assert recipe.said_by(("train", "steps")).file == "folder/base.toml"
+    assert recipe.layer_of(("train", "steps")).file == "folder/base.toml"
 
 
 def test_the_name_is_inherited_too_and_a_bundled_recipe_can_be_extended(shipped):
@@ -376,14 +376,14 @@ def test_names_that_are_no_paths_are_left_alone():
 
 def test_a_starter_is_the_quickstart_under_another_name():
     quickstart = load("quickstart").values()
-    mine = load(write(recipes.starter("mine"), "mine.toml"))
+    mine = load(write(recipes.starter_recipe("mine"), "mine.toml"))
     assert mine.name == "mine"
     assert {**mine.values(), "name": "quickstart"} == quickstart
 
 
 def test_what_a_starter_suggests_can_be_done():
     write("Once upon a time.", "stories/a.txt")
-    text = recipes.starter("mine")
+    text = recipes.starter_recipe("mine")
     suggested = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.MULTILINE)
     recipe = load(write(suggested, "mine.toml"))
     assert recipe.data.source == "text"
@@ -395,7 +395,7 @@ def test_what_a_starter_suggests_can_be_done():
 @pytest.mark.parametrize("name", ["", "latest", "a b", "../up", 'x"\n', "é", "x" * 81])
 def test_a_starter_needs_a_name_that_a_recipe_may_have(name):
     with pytest.raises(RecipeError, match=r"^distillkit init: name: found"):
-        recipes.starter(name)
+        recipes.starter_recipe(name)
 
 
 # -------------------------------------------------------------------------------- round trips

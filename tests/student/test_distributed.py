@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from distillkit.core.errors import PeerProcessError, UsageError
 from distillkit.core.files import read_jsonl
-from distillkit.core.run_folder import Run, find
+from distillkit.core.run_folder import Run, find_run
 from distillkit.student import checkpoint as checkpoints
 from distillkit.student.training.distributed import (
     BUCKET_SIZE,
@@ -169,7 +169,7 @@ def files_of(run: Run) -> set[str]:
 def test_two_processes_learn_what_one_learns_and_leave_one_set_of_files(home: Path) -> None:
     alone = sit(*FIFTY, "train.streams=2")
     said = two(home, *FIFTY, "train.streams=1")  # the batch is cut into the same four parts, dropout's masks included
-    crowd = find("tiny/2")
+    crowd = find_run("tiny/2")
     assert "in 2 processes" in said
     assert said.count("Training to step 50") == 1
     assert train_steps(crowd) == list(range(1, 51))
@@ -187,7 +187,7 @@ def test_a_run_goes_on_with_another_number_of_processes(home: Path) -> None:
     constant = (*FIFTY, "train.streams=1", "train.final_learning_rate=0.01", "train.warmup=0")
     alone, told = sit(*constant, "student.dropout=0.0"), Told()
     two(home, *constant, "student.dropout=0.0", "train.steps=20")
-    run = find("tiny/2")
+    run = find_run("tiny/2")
     sit(*constant, "student.dropout=0.0", "train.steps=35", resume=True, console=told)
     assert told.warnings("not bit for bit: processes was 2 and is 1")
     assert "processes was 1 and is 2" in two(home, *constant, "student.dropout=0.0", resume=True)
@@ -203,7 +203,7 @@ def test_a_student_with_a_teacher_learns_the_same_in_two_processes(home: Path) -
     alone = sit(*FIFTY, "train.streams=2", recipe="pupil")
     words = [word for override in (*FIFTY, "train.streams=1") for word in ("--set", override)]
     start_two(home, "run", "pupil.toml", "--until", "train", *words).communicate(timeout=240)
-    assert_close(alone, find("pupil/2"))
+    assert_close(alone, find_run("pupil/2"))
 
 
 @needs_launcher
@@ -214,7 +214,7 @@ def test_a_student_that_goes_on_with_its_own_words_writes_the_same_in_two_proces
     alone = sit(*own, "train.streams=2", recipe="pupil")
     words = [word for override in (*own, "train.streams=1") for word in ("--set", override)]
     start_two(home, "run", "pupil.toml", "--until", "train", *words).communicate(timeout=240)
-    assert_close(alone, find("pupil/2"))
+    assert_close(alone, find_run("pupil/2"))
 
 
 @needs_launcher
@@ -222,7 +222,7 @@ def test_a_student_that_goes_on_with_its_own_words_writes_the_same_in_two_proces
 def test_a_whole_run_is_judged_and_reported_once(home: Path) -> None:
     said, errors = start_two(home, "run", "tiny.toml").communicate(timeout=240)
     assert said.count("The whole report") == 1, errors
-    assert find("tiny/1").report.is_file()
+    assert find_run("tiny/1").report.is_file()
 
 
 @needs_launcher
@@ -232,7 +232,7 @@ def test_what_cannot_be_done_is_said_once_and_ends_both(home: Path) -> None:
     assert said.count("cannot be shared by 2 processes") == 1
     said = two(home, "train.learning_rate=1e30")
     assert said.count("the loss is no longer a number") == 1
-    assert [find(f"tiny/{i}").info["status"] for i in (1, 2)] == ["failed", "failed"]
+    assert [find_run(f"tiny/{i}").info["status"] for i in (1, 2)] == ["failed", "failed"]
 
 
 def training_two(home: Path, step: int) -> subprocess.Popen[str]:
@@ -262,7 +262,7 @@ def test_ctrl_c_stops_both_after_the_same_step(home: Path) -> None:
     child = training_two(home, 10)
     os.killpg(child.pid, signal.SIGINT)
     _, said = child.communicate(timeout=60)
-    run = find("tiny/1")
+    run = find_run("tiny/1")
     assert run.info["status"] == "interrupted", said
     assert train_steps(run)[-1] == max(steps_of(run)) < 20000
     assert "Nothing left" not in two(home, f"train.steps={max(steps_of(run)) + 5}", resume=True)
@@ -279,4 +279,4 @@ def test_when_one_process_dies_the_other_ends_too(home: Path, which: int) -> Non
     os.kill(pids[which], signal.SIGKILL)
     child.communicate(timeout=60)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert checkpoints.newest_valid(find("tiny/1").checkpoints)[0] is not None
+    assert checkpoints.newest_valid(find_run("tiny/1").checkpoints)[0] is not None

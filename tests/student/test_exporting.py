@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 
 from distillkit.cli.main import cli
 from distillkit.core.errors import DistillkitError, UsageError
-from distillkit.core.run_folder import Run, find
+from distillkit.core.run_folder import Run, find_run
 from distillkit.data.tales import story
-from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, letters
+from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, bytes_to_unicode
 from distillkit.student.generation.generate import compute_logits
 from distillkit.student.interchange import exporting, hf_tokenizer, hf_weights, verify
 from distillkit.student.interchange.verify import Bounds, NetworkReader, verify_export
@@ -205,7 +205,7 @@ def test_a_sentencepiece_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatc
     assert said.exit_code == 0, said.exception
     assert {"tokenizer.json", "pieces.model"} <= {file.name for file in Path("there").iterdir()}
     assert command("import", "there", "--name", "back").exit_code == 0
-    assert Trained.load(find("back").path).tokenizer.fingerprint == unigrams().fingerprint
+    assert Trained.load(find_run("back").path).tokenizer.fingerprint == unigrams().fingerprint
     message = refused("export", run.name, "--to", "other", "--format", "gguf")
     assert "a GGUF file contains the tokenizer, but the tokenizer 'sentencepiece' does not split text" in message
     assert not Path("other").exists()
@@ -664,7 +664,7 @@ def test_a_gguf_file_holds_the_student(name: str, peer: Any) -> None:
     assert said.exit_code == 0, said.exception
     fields = gguf.GGUFReader("there/model.gguf").fields
     words = fields["tokenizer.ggml.tokens"].contents()
-    assert words[:256] == list(letters())
+    assert words[:256] == list(bytes_to_unicode())
     assert words[tokenizer().end_of_text] == "<|endoftext|>"
     assert fields["general.architecture"].contents() == ("llama" if name in IN_LLAMA else "gpt2")
 

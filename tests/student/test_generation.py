@@ -364,7 +364,7 @@ def test_top_k_of_one_writes_what_greedy_writes() -> None:
 
 @pytest.mark.parametrize("wrong", [{"min_p": -0.1}, {"min_p": 1.1}, {"repetition_penalty": 0.0}])
 def test_a_recipe_says_how_to_draw_and_is_refused_what_means_nothing(wrong: dict[str, float]) -> None:
-    assert Sampling(**SamplingTable(min_p=0.1, repetition_penalty=1.3).how) == Sampling(
+    assert Sampling(**SamplingTable(min_p=0.1, repetition_penalty=1.3).sampler_options) == Sampling(
         1.0, min_p=0.1, repetition_penalty=1.3
     )
     with pytest.raises(ValidationError):

@@ -101,7 +101,7 @@ def as_nano(model: GPT) -> dict[str, np.ndarray[Any, Any]]:
 
 def assert_same(model: GPT, run: str) -> None:
     """The student of a run says what a model says."""
-    student = Trained.load(run_folder.find(run).path)
+    student = Trained.load(run_folder.find_run(run).path)
     assert student.tokenizer.fingerprint == tokenizer().fingerprint
     tokens = mx.array(np.random.default_rng(0).integers(0, model.config.vocab_size, (2, model.config.context)))
     from distillkit.student.generation.generate import compute_logits
@@ -126,7 +126,7 @@ def test_a_seeds_checkpoint_becomes_a_run(home: Path, words: str, tied: bool, to
     said = command("import", "checkpoint_20000.npz", "--tokenizer", words, "--name", "seed", *more)
     assert said.exit_code == 0, said.exception
     assert_same(model, "seed")
-    run = run_folder.find("seed/1")
+    run = run_folder.find_run("seed/1")
     assert run.info["imported"]["kind"] == "nanoGPT-on-MLX"
     assert run.info["training"] == {"steps": 20000}
     assert ("the head differs from the token embedding" in said.output) is not tied
@@ -155,7 +155,7 @@ def test_an_imported_student_lives_like_any_other(home: Path, words: str) -> Non
     ):
         said = command(*words_)
         assert said.exit_code == 0, (words_, said.exception)
-    assert run_folder.find("seed/1").info["judges"]["perplexity"]["perplexity"]["value"] > 1
+    assert run_folder.find_run("seed/1").info["judges"]["perplexity"]["perplexity"]["value"] > 1
     proof = json.loads((home / "there" / "proof.json").read_text())
     assert proof["largest_difference"] < 1e-3
     assert proof["greedy"] == {"tokens": 16, "alike": 16}  # as many as its context takes
@@ -181,7 +181,7 @@ def test_gpt2s_tokens_are_known_by_their_number(home: Path) -> None:
     said = command("import", "padded.npz", "--heads", "2", "--ranks", str(RANKS))
     assert said.exit_code == 0, said.exception
     assert "47 of its 50,304 vocabulary rows belong to no token" in said.output
-    student = Trained.load(run_folder.find("padded").path)
+    student = Trained.load(run_folder.find_run("padded").path)
     assert student.model.head[0].shape == (50257, 4)
 
 
@@ -206,7 +206,7 @@ def test_what_is_missing_or_wrong_is_said(home: Path, words: str) -> None:
     assert "cannot be read" in refused("import", "e.npz")
     assert "f.bin cannot be imported" in refused("import", "f.bin")
     assert "no config.json" in refused("import", "folder")
-    assert run_folder.every_run() == []
+    assert run_folder.all_runs() == []
 
 
 class Evil:
@@ -270,7 +270,7 @@ def test_a_nanogpt_checkpoint_becomes_a_run(home: Path, words: str, bias: bool, 
     said = command("import", "ckpt.pt", "--tokenizer", words)
     assert said.exit_code == 0, said.exception
     assert_same(model, "ckpt")
-    assert run_folder.find("ckpt").info["training"] == {"steps": 77}
+    assert run_folder.find_run("ckpt").info["training"] == {"steps": 77}
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_a_nano_checkpoint_becomes_a_run(home: Path, words: str, table: str, pee
     assert said.exit_code == 0, said.exception
     assert "with another tokenizer, grades are meaningless until it is trained further" in said.output
     assert_same(model, "final")
-    student = Trained.load(run_folder.find("final").path)
+    student = Trained.load(run_folder.find_run("final").path)
     assert student.model.config.positions == ("sinusoidal" if table == "sinusoids" else "learned")
 
 
@@ -375,7 +375,7 @@ def test_a_folder_that_transformers_wrote_becomes_a_run(home: Path, file: str, p
     hf_tokenizer.write_tokenizer(tokenizer(), home / "gpt2", 24)
     said = command("import", "gpt2")
     assert said.exit_code == 0, said.exception
-    student = Trained.load(run_folder.find("gpt2").path)
+    student = Trained.load(run_folder.find_run("gpt2").path)
     tokens = [299, *tokenizer().encode(TEXTS[0])][:24]
     with torch.no_grad():
         expected = theirs(torch.tensor([tokens])).logits.numpy()

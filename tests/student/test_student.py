@@ -21,7 +21,7 @@ from mlx.utils import tree_map
 from distillkit.core.errors import UsageError
 from distillkit.data.batches import Batch
 from distillkit.plugins.interfaces import Mixer, signal_suffices
-from distillkit.recipe.schedules import SHAPES
+from distillkit.recipe.schedules import SCHEDULES
 from distillkit.student.generation.score import document_nlls, scoring_windows
 from distillkit.student.model.gpt import GPT, GPTConfig, count_parameters, initialise
 from distillkit.student.trained import Trained, parameter_counts
@@ -691,13 +691,13 @@ def test_the_learning_rate_warms_up_peaks_and_ends_near_its_floor() -> None:
 
 
 def test_the_learning_rate_falls_along_its_shape() -> None:
-    rates = {shape: LearningRateSchedule(1.0, 0.0, 10, 110, shape) for shape in SHAPES}
+    rates = {shape: LearningRateSchedule(1.0, 0.0, 10, 110, shape) for shape in SCHEDULES}
     assert [rates["linear"](step) for step in (9, 10, 60, 110)] == pytest.approx([1, 1, 0.5, 0])
     assert [rates["constant"](step) for step in (4, 10, 60, 110)] == pytest.approx([0.5, 1, 1, 1])
     assert [rates["warm-stable-decay"](step) for step in (10, 90, 100, 110)] == pytest.approx([1, 1, 0.5, 0])
 
 
-@given(st.floats(1e-6, 1), st.floats(0, 1), st.integers(0, 50), st.integers(1, 200), st.sampled_from(SHAPES))
+@given(st.floats(1e-6, 1), st.floats(0, 1), st.integers(0, 50), st.integers(1, 200), st.sampled_from(SCHEDULES))
 def test_the_learning_rate_never_leaves_its_bounds(
     peak: float, share: float, warmup: int, steps: int, shape: str
 ) -> None:

@@ -24,7 +24,7 @@ import pytest
 from distillkit.core import cpu
 from distillkit.core.errors import DistillkitError, Interrupted, LimitReached, TrainingError, UsageError
 from distillkit.core.files import read_jsonl
-from distillkit.core.run_folder import STAGES, Run, find, newest
+from distillkit.core.run_folder import STAGES, Run, find_run, newest_run
 from distillkit.data.batches import sequential
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
@@ -141,7 +141,7 @@ def test_ctrl_c_exits_130_says_how_to_go_on_and_ends_like_an_undisturbed_run(hom
     child.send_signal(signal.SIGINT)
     code, said = finished(child)
     assert code == 130
-    run = find("tiny/1")
+    run = find_run("tiny/1")
     stopped = max(steps_of(run))
     assert f"stopped after step {stopped} of 200; everything is saved" in said
     assert 25 <= stopped < 200
@@ -259,7 +259,7 @@ def test_an_extended_run_that_is_stopped_has_no_figures_of_its_first_end(home: P
     first = trained().info["training"]
     with pytest.raises(TrainingError):
         sit("train.steps=40", "train.learning_rate=1e30", resume=True)
-    run = newest("tiny")
+    run = newest_run("tiny")
     (kept,) = checkpoints.list_checkpoints(run.checkpoints)[-1:]
     assert run.info["training"]["steps"] == kept.step
     assert weights(run) == checkpoints.weights_digest(kept.weights())
@@ -298,7 +298,7 @@ def kill_and_go_on(home: Path, kills: int, steps: int, seed: int, longest: float
     chance, words = random.Random(seed), ("--set", f"train.steps={steps}", "--until", "train")
     child = start_child(home, "run", "tiny.toml", *words)
     wait_for_step(child, home / "reports" / "tiny" / "1" / "metrics.jsonl", 1)
-    run = find("tiny/1")
+    run = find_run("tiny/1")
     for _ in range(kills):
         time.sleep(chance.uniform(0, longest))
         child.kill()
@@ -539,7 +539,7 @@ def test_leftovers_of_a_crash_are_swept_away(home: Path, monkeypatch: pytest.Mon
 def test_a_loss_that_is_no_number_stops_with_exit_1_and_names_the_last_good_checkpoint(home: Path) -> None:
     child = start_child(home, "run", "tiny.toml", "--set", "train.learning_rate=1e30", "--until", "train")
     code, said = finished(child)
-    run = find("tiny/1")
+    run = find_run("tiny/1")
     assert code == 1, said
     assert "the loss is no longer a number after step" in said
     assert f"the last good checkpoint is {run.checkpoints / 'step-00000000'}" in said
@@ -553,7 +553,7 @@ def test_weights_that_diverged_are_no_good_checkpoint(home: Path, every: int) ->
     often = (f"train.checkpoint_every={every}", f"train.evaluate_every={every}")
     with pytest.raises(TrainingError) as caught:
         sit(*often, "train.learning_rate=1e30", "train.keep=20")
-    run = newest("tiny")
+    run = newest_run("tiny")
     good, faults = checkpoints.newest_valid(run.checkpoints)
     assert good is not None
     assert faults == []
@@ -566,7 +566,7 @@ def test_weights_that_diverged_are_no_good_checkpoint(home: Path, every: int) ->
 def test_a_last_step_that_ruins_the_weights_is_no_success(home: Path) -> None:
     with pytest.raises(TrainingError, match="validation loss nan"):
         sit("train.steps=1", "train.learning_rate=1e38", "train.weight_decay=100.0")
-    assert newest("tiny").info["status"] == "failed"
+    assert newest_run("tiny").info["status"] == "failed"
 
 
 # ------------------------------------------------------------------------------------------ what is kept
@@ -762,7 +762,7 @@ def test_the_soft_loss_is_the_distance_from_the_teachers_opinion(home: Path) -> 
         logits -= logits.max(axis=-1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
-    theirs, ours = logp(find("tiny").path), logp(run.checkpoints / "step-00000000")
+    theirs, ours = logp(find_run("tiny").path), logp(run.checkpoints / "step-00000000")
     expected = 9 * ((np.exp(theirs) * (theirs - ours)).sum(axis=-1) * batch.weight).sum() / batch.weight.sum()
     assert read_jsonl(run.metrics)[0]["terms"]["soft"] == pytest.approx(expected, rel=1e-4)
 
@@ -844,7 +844,7 @@ def test_a_gradient_that_float16_cannot_hold_is_left_out(home: Path, monkeypatch
     monkeypatch.setitem(LOSS_SCALE, "float16", 1e9)
     with pytest.raises(TrainingError, match="gradient norm"):
         sit("train.steps=40", "train.precision=float16")
-    run = newest("tiny")
+    run = newest_run("tiny")
     norms = [row["gradient_norm"] for row in read_jsonl(run.metrics) if row["kind"] == "train"]
     assert norms == [None] * (MAX_OVERFLOWS - 1)
     first, *_, last = checkpoints.list_checkpoints(run.checkpoints)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distillkit.core.run_folder import Run, newest
+from distillkit.core.run_folder import Run, newest_run
 from distillkit.pipeline.checks import check
 from distillkit.pipeline.context import Context
 from distillkit.pipeline.new_run import create_run
@@ -93,6 +93,6 @@ def sit(
 ) -> Run:
     parts = assemble(*overrides, recipe=recipe)
     check(parts)
-    run = newest(recipe) if resume else create_run(parts, {})
+    run = newest_run(recipe) if resume else create_run(parts, {})
     Pipeline(parts, run).execute(stages)
     return run

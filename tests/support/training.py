@@ -16,8 +16,8 @@ from distillkit.core import cpu
 from distillkit.core.console import Console
 from distillkit.core.errors import Interrupted
 from distillkit.core.files import read_jsonl
-from distillkit.core.run_folder import Run, newest
-from distillkit.core.run_folder import home as home_folder
+from distillkit.core.run_folder import Run, newest_run
+from distillkit.core.run_folder import home_folder as home_folder
 from distillkit.pipeline.context import Context
 from distillkit.pipeline.new_run import create_run
 from distillkit.pipeline.pipeline import Pipeline
@@ -164,7 +164,7 @@ def sit(
 ) -> Run:
     """One sitting of a run, in this process."""
     parts = assemble(*overrides, recipe=recipe, console=console)
-    run = newest(recipe) if resume else create_run(parts, {})
+    run = newest_run(recipe) if resume else create_run(parts, {})
     Pipeline(parts, run).execute(stages)
     return run
 
@@ -208,7 +208,7 @@ def stop_at(step: int, times: int, *overrides: str, recipe: str = "tiny") -> Run
     diary = ("tracker.0.name=diary", "tracker.0.file=diary", f"tracker.0.signal_at={step}")
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         sit(*overrides, *diary, f"tracker.0.times={times}", recipe=recipe)
-    return newest(recipe)
+    return newest_run(recipe)
 
 
 def steps_of(run: Run) -> list[int]:

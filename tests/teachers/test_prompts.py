@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distillkit.core.errors import RecipeError, UsageError
-from distillkit.recipe.schema import SLOTS, TemplateTable
+from distillkit.recipe.schema import BUILTIN_SLOTS, TemplateTable
 from distillkit.teachers.asking import prompts
 from distillkit.teachers.asking.template_words import WORDS
 
@@ -54,7 +54,7 @@ def test_draws_never_change_between_versions() -> None:
 
 
 def test_bundled_words_fill_the_bundled_slots() -> None:
-    assert set(WORDS) == set(SLOTS)
+    assert set(WORDS) == set(BUILTIN_SLOTS)
     assert all(len(words) == len(set(words)) > 100 for words in WORDS.values())
 
 

@@ -22,7 +22,7 @@ from ..tokenizer import TRAINED, Tokenizer, build, is_trained
 Table = Mapping[str, Any]
 
 
-def candidates(table: Table, also: Sequence[str]) -> list[Table]:
+def candidate_tables(table: Table, also: Sequence[str]) -> list[Table]:
     """The recipe's own tokenizer, both that can be trained at its size or at a common one, and those asked for."""
     size = table["vocab_size"] if is_trained(table) else 8192
     tables: list[Table] = [table, *({"kind": kind, "vocab_size": size} for kind in TRAINED)]
@@ -40,7 +40,7 @@ def _asked_for(word: str) -> Table:
     return {"kind": word}
 
 
-def compare(source: Source, options: Table, tables: Sequence[Table], megabytes: float) -> dict[str, Any]:
+def compare_tokenizers(source: Source, options: Table, tables: Sequence[Table], megabytes: float) -> dict[str, Any]:
     """A row for each tokenizer, or why there is none. Both texts are at most so many megabytes."""
     chosen, most = Options.of(options), int(megabytes * 1e6)
     train = partial(_texts, source, chosen, "train", most)
@@ -92,7 +92,7 @@ def _measured(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> dict[str
     }
 
 
-def text(found: Mapping[str, Any]) -> str:
+def format_table(found: Mapping[str, Any]) -> str:
     """The table for a reader."""
     of = found["text"]
     head = ("tokenizer", "tokens", "bytes a token", "vocabulary used", "trained in", "encoded in")

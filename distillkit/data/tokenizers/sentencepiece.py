@@ -29,7 +29,7 @@ TRAINING_THREADS = 4  # a fixed number, for sums of floats depend on it
 PROBES = ("  two  spaces ", "\tTab\r\n\n", "naïve ﬁ e\u0301 漢字 \u2581", "\0\x7f<s></s>")
 
 
-def library() -> Any:
+def import_sentencepiece() -> Any:
     """The package, or how to get it."""
     try:
         import sentencepiece
@@ -59,7 +59,7 @@ def train(texts: Callable[[], Iterable[str]], vocab_size: int) -> bytes:
 
 def _learn(texts: Iterable[str], vocab_size: int, coverage: float) -> bytes:
     written = io.BytesIO()
-    library().SentencePieceTrainer.train(
+    import_sentencepiece().SentencePieceTrainer.train(
         sentence_iterator=_lines(texts),
         model_writer=written,
         model_type="unigram",
@@ -108,13 +108,13 @@ def _short(line: str) -> Iterator[str]:
         yield line
 
 
-class Coder:
+class SentencePieceModel:
     """A SentencePiece model that encodes any text and knows the bytes of each of its tokens."""
 
     def __init__(self, model: bytes) -> None:
         self.model = model
         try:
-            self.processor: SentencePieceProcessor = library().SentencePieceProcessor(model_proto=model)
+            self.processor: SentencePieceProcessor = import_sentencepiece().SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"this is no SentencePiece model ({error})") from error
         self.vocab_size: int = self.processor.get_piece_size()

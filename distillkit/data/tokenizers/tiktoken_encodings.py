@@ -114,7 +114,7 @@ PUBLISHED = {
 }
 
 
-def size_of(kind: str) -> int | None:
+def published_size(kind: str) -> int | None:
     """How many tokens a published encoding has, which needs no file; None for others."""
     return PUBLISHED[kind].size if kind in PUBLISHED else None
 
@@ -127,18 +127,18 @@ class Encoding(NamedTuple):
     special: Mapping[str, int]
 
 
-def fetch(kind: str, ranks: str | Path | None = None) -> Encoding:
+def load_encoding(kind: str, ranks: str | Path | None = None) -> Encoding:
     """A published encoding: its ranks from a file, from the cache, or from the network."""
     if kind not in PUBLISHED:
         return _from_tiktoken(kind)
     known = PUBLISHED[kind]
-    kept = place_of(kind)
+    kept = cache_path(kind)
     file = Path(ranks) if ranks is not None else kept if kept.is_file() else None
     pairs = _download(kind, known) if file is None else _from_file(kind, known, file)
     return Encoding(known.pattern, pairs, known.special)
 
 
-def place_of(kind: str) -> Path:
+def cache_path(kind: str) -> Path:
     """Where the ranks of a published encoding are looked for before the network is."""
     return cache_folder() / "tokenizers" / f"{PUBLISHED[kind].file}.tiktoken"
 
@@ -164,7 +164,7 @@ def _download(kind: str, known: Published) -> dict[bytes, int]:
     ranks = _within(kind, lambda: load_tiktoken_bpe(url, expected_hash=known.sha256))
     content = rank_lines(ranks)
     if hashlib.sha256(content).hexdigest() == known.sha256:  # tiktoken's own copy lies where a reboot clears it
-        with atomic_write(place_of(kind)) as part:
+        with atomic_write(cache_path(kind)) as part:
             part.write_bytes(content)
     return ranks
 
@@ -210,7 +210,7 @@ def _way_out(kind: str) -> str:
         return 'Run it once where there is a network, or train one: tokenizer.kind = "bpe".'
     file = f"{PUBLISHED[kind].file}.tiktoken"
     return (
-        f'Without a network, bring {file}: put it into {place_of(kind).parent}, or set tokenizer.ranks = "FILE". '
+        f'Without a network, bring {file}: put it into {cache_path(kind).parent}, or set tokenizer.ranks = "FILE". '
         'Or train one: tokenizer.kind = "bpe".'
     )
 

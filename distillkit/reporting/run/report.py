@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import DistillkitError
 from ...core.files import read_jsonl, write_json, write_text
 from ...core.records import Grade, Sample
-from ...core.run_folder import SCHEMA, VERDICTS, Run
+from ...core.run_folder import JUDGING_KEYS, SCHEMA, Run
 from . import page, text
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def results_of_final_weights(info: Mapping[str, Any]) -> Mapping[str, Any]:
     """A run's record without the results of judging other weights than its final ones."""
     if _has_weights(info, info.get("judged_weights")):
         return info
-    return {key: value for key, value in info.items() if key not in VERDICTS}
+    return {key: value for key, value in info.items() if key not in JUDGING_KEYS}
 
 
 def _has_weights(info: Mapping[str, Any], weights: str | None) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
-from ...recipe.schedules import ahead
+from ...recipe.schedules import remaining
 
 Tree = Any  # nested dicts and lists of arrays, as in `mlx.nn.Module.parameters()`
 DECAY_SHARE = 0.2  # share of the steps after the warm-up in which warm-stable-decay decays
@@ -39,7 +39,7 @@ class LearningRateSchedule:
         progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         if self.shape == "warm-stable-decay":
             return self.floor + (self.peak - self.floor) * min(1.0, (1 - progress) / DECAY_SHARE)
-        return self.floor + (self.peak - self.floor) * float(ahead(self.shape, progress))
+        return self.floor + (self.peak - self.floor) * float(remaining(self.shape, progress))
 
 
 @dataclass(frozen=True)
