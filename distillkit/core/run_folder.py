@@ -191,7 +191,7 @@ class Run:
 
 
 @contextmanager
-def create_run(recipe: str, info: Mapping[str, Any]) -> Iterator[tuple[Run, Run]]:
+def new_run_folder(recipe: str, info: Mapping[str, Any]) -> Iterator[tuple[Run, Run]]:
     """A new run under the next free number, and where it is to be filled until the block ends.
 
     Two processes never get the same number. A run is there whole, or not at all: a crash leaves an empty number.

@@ -49,7 +49,7 @@ __all__ = [  # what others look for here, wherever it is written down
     "build",
     "check_installed",
     "is_trained",
-    "bytes_to_unicode",
+    "byte_alphabet",
     "find_saved",
     "vocab_size_of",
     "num_threads",
@@ -333,7 +333,7 @@ def _cut(text: str, long: re.Pattern[str], least: int) -> Iterator[str]:
 
 def _learn(texts: Iterator[str], size: int) -> dict[bytes, int]:
     learnt = sorted(_learner(texts, size).get_vocab().items(), key=lambda item: item[1])
-    byte = {letter: byte for byte, letter in enumerate(bytes_to_unicode())}
+    byte = {letter: byte for byte, letter in enumerate(byte_alphabet())}
     pieces = [bytes(byte[letter] for letter in word) for word, _ in learnt]
     merged = [piece for piece in pieces if len(piece) > 1]
     return {piece: token for token, piece in enumerate([*(bytes([b]) for b in range(BYTES)), *merged])}
@@ -358,7 +358,7 @@ _GPT2_AS_PUBLISHED = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p
 
 
 @cache
-def bytes_to_unicode() -> tuple[str, ...]:
+def byte_alphabet() -> tuple[str, ...]:
     """How GPT-2 and `tokenizers` spell bytes, by byte: printable ones as themselves, the others from U+0100 on."""
     plain = [b for b in range(BYTES) if chr(b).isprintable() and chr(b) != " "]
     others = iter(range(BYTES, 2 * BYTES))

@@ -23,7 +23,7 @@ def create_run(context: Context, plan: Mapping[str, Any]) -> Run:
     corpus = context.corpus
     refuse_batched_requests(context)
     metadata = {"recipe": recipe.name, "started": timestamp(), "seed": recipe.seed, **describe(context)}
-    with run_folder.create_run(recipe.name, metadata) as (run, part):
+    with run_folder.new_run_folder(recipe.name, metadata) as (run, part):
         write_text(part.recipe, recipe.to_toml())
         write_json(part.plan, plan)
         corpus.tokenizer.save(part.tokenizer)

@@ -24,7 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def create(recipe: str, info: dict[str, object]) -> Run:
-    with run_folder.create_run(recipe, info) as (run, _):
+    with run_folder.new_run_folder(recipe, info) as (run, _):
         pass
     return run
 
@@ -46,8 +46,8 @@ def test_runs_are_numbered_and_never_overwritten(home: Path) -> None:
 
 def test_eight_processes_get_eight_numbers(home: Path) -> None:
     code = (
-        "import sys; from distillkit.core.run_folder import create_run; sys.stdin.read()\n"
-        "with create_run('r', {}) as (run, _): print(run.name)"
+        "import sys; from distillkit.core.run_folder import new_run_folder; sys.stdin.read()\n"
+        "with new_run_folder('r', {}) as (run, _): print(run.name)"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     children = [subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) for _ in range(8)]  # type: ignore[call-overload]
@@ -60,13 +60,13 @@ def test_eight_processes_get_eight_numbers(home: Path) -> None:
 
 
 def test_a_run_is_there_whole_or_not_at_all(home: Path) -> None:
-    with run_folder.create_run("tales", {"seed": 1}) as (run, part):
+    with run_folder.new_run_folder("tales", {"seed": 1}) as (run, part):
         part.recipe.write_text("name = 'tales'")
         assert not list(run.path.iterdir())
         assert run_folder.runs_of("tales") == []
     assert facts(run) == {"schema": 1, "run": "tales/1", "status": "running", "seed": 1}
     assert run.recipe.is_file()
-    with pytest.raises(RuntimeError), run_folder.create_run("tales", {}) as (failed, _):
+    with pytest.raises(RuntimeError), run_folder.new_run_folder("tales", {}) as (failed, _):
         raise RuntimeError
     assert not failed.path.exists()
     assert names(home / "reports" / "tales") == ["1"]
@@ -74,8 +74,8 @@ def test_a_run_is_there_whole_or_not_at_all(home: Path) -> None:
 
 def test_a_run_whose_process_was_killed_is_cut_off(home: Path, tmp_path: Path) -> None:
     killed_while(
-        "import time; from distillkit.core.run_folder import create_run\n"
-        "with create_run('tales', {}) as (run, _): pass\n"
+        "import time; from distillkit.core.run_folder import new_run_folder\n"
+        "with new_run_folder('tales', {}) as (run, _): pass\n"
         "print('middle', flush=True); time.sleep(60)",
         tmp_path,
     )

@@ -26,7 +26,7 @@ from distillkit.cli.main import cli
 from distillkit.core.errors import DistillkitError, UsageError
 from distillkit.core.run_folder import Run, find_run
 from distillkit.data.tales import story
-from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, bytes_to_unicode
+from distillkit.data.tokenizer import CL100K_PATTERN, Tokenizer, build, byte_alphabet
 from distillkit.student.generation.generate import compute_logits
 from distillkit.student.interchange import exporting, hf_tokenizer, hf_weights, verify
 from distillkit.student.interchange.verify import Bounds, NetworkReader, verify_export
@@ -664,7 +664,7 @@ def test_a_gguf_file_holds_the_student(name: str, peer: Any) -> None:
     assert said.exit_code == 0, said.exception
     fields = gguf.GGUFReader("there/model.gguf").fields
     words = fields["tokenizer.ggml.tokens"].contents()
-    assert words[:256] == list(bytes_to_unicode())
+    assert words[:256] == list(byte_alphabet())
     assert words[tokenizer().end_of_text] == "<|endoftext|>"
     assert fields["general.architecture"].contents() == ("llama" if name in IN_LLAMA else "gpt2")
 

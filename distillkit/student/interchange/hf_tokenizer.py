@@ -15,7 +15,7 @@ from typing import Any
 
 from ...core.errors import DistillkitError, UsageError
 from ...core.files import read_json
-from ...data.tokenizer import MODEL, SentencePiece, Tokenizer, bytes_to_unicode
+from ...data.tokenizer import MODEL, SentencePiece, Tokenizer, byte_alphabet
 from ...data.tokenizers.tiktoken_encodings import END_OF_TEXT, GPT2_PATTERN
 
 PROBES = 400  # texts that both libraries must tokenize equally before a file is written or accepted
@@ -23,12 +23,12 @@ PROBES = 400  # texts that both libraries must tokenize equally before a file is
 
 def bytes_to_unicode(piece: bytes) -> str:
     """Bytes as text, in GPT-2's mapping of bytes to Unicode characters."""
-    return "".join(bytes_to_unicode()[byte] for byte in piece)
+    return "".join(byte_alphabet()[byte] for byte in piece)
 
 
 def unicode_to_bytes(word: str) -> bytes:
     """The inverse of `bytes_to_unicode`."""
-    known = {letter: byte for byte, letter in enumerate(bytes_to_unicode())}
+    known = {letter: byte for byte, letter in enumerate(byte_alphabet())}
     return bytes(known[letter] for letter in word)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ...core.errors import CorruptError, UsageError
 from ...core.files import file_digest, read_json, write_text
-from ...core.run_folder import Run, create_run
+from ...core.run_folder import Run, new_run_folder
 from ...data.tokenizer import Tokenizer, build
 from ...plugins.manager import current_plugins
 from ...recipe.schema import NAME, NAME_WORDS
@@ -406,7 +406,7 @@ def create_run(imported: ImportedModel, name: str, base: Mapping[str, Any], info
     shared = {key: value for key, value in base.items() if key in ("data", "judge", "sampling", "plugins", "seed")}
     set_options = {key: value for key, value in options.items() if value is not None}
     tokens = {"kind": imported.tokenizer.kind, "vocab_size": imported.tokenizer.vocab_size}
-    with create_run(name, {"recipe": name, "seed": None, **info}) as (run, part):
+    with new_run_folder(name, {"recipe": name, "seed": None, **info}) as (run, part):
         imported.tokenizer.save(part.tokenizer)
         folder = checkpoint.step_folder(part.checkpoints, imported.step)
         checkpoint.save(folder, named_parameters(model), None, student, state)
