@@ -61,10 +61,10 @@ def draw_mapping(axes: Any, answer: Answer, student: Tokenizer, rows: SoftTarget
         (int(i), float(np.exp(v)))
         for i, v in zip(rows.ids[: rows.counts[0]], rows.values[: rows.counts[0]], strict=True)
     ]
-    landing, high = TokenMapping(student), [len(listed) - 1 - i for i in range(len(listed))]
+    mapping, high = TokenMapping(student), [len(listed) - 1 - i for i in range(len(listed))]
     low = {token: (len(listed) - 1) * (1 - i / max(1, len(named) - 1)) for i, (token, _) in enumerate(named)}
     for (piece, probability), y in zip(listed, high, strict=True):
-        to = landing[piece]
+        to = mapping[piece]
         axes.text(0, y, f"{visible(piece.decode())}  {probability:.2f}", ha="right", va="center", fontsize=9.5)
         if to in low:
             axes.plot(

@@ -127,7 +127,7 @@ def test_interrupted_the_teacher_goes_on_reading_where_it_was(home: Path, monkey
     store = "teacher.store=true"
     with monkeypatch.context() as patch:
         stopped = Asked(patch, interrupt_at=9)
-        with pytest.raises(Interrupted, match="stopped while the teacher read"):
+        with pytest.raises(Interrupted, match="stopped while the teacher computed soft targets"):
             sit(store)
     assert newest_run("pupil").info["status"] == "interrupted"
     again = Asked(monkeypatch)

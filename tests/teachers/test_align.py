@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from distillkit.core.records import LOG_ZERO, Answer, Token
 from distillkit.data.tales import story
 from distillkit.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, O200K_PATTERN, Tokenizer, build, train_bpe
-from distillkit.teachers.soft_targets.align import CONTROL, ENDS, Aligner
+from distillkit.teachers.soft_targets.align import CONTROL_TOKENS, END_TOKENS, Aligner
 from distillkit.teachers.soft_targets.store import SoftTargetRows
 from support.paths import ROOT, SHARED
 
@@ -56,12 +56,12 @@ def text_tokens(tokenizer: Tokenizer) -> dict[bytes, int]:
 @cache
 def destination(piece: bytes, tokenizer: Tokenizer) -> int | None:
     """Where a teacher's token goes, by looking at every token there is."""
-    if piece.decode("utf-8", "replace") in ENDS:
+    if piece.decode("utf-8", "replace") in END_TOKENS:
         return tokenizer.end_of_text
     everything = text_tokens(tokenizer)
     if piece in everything:
         return everything[piece]
-    if not piece or CONTROL.fullmatch(piece):
+    if not piece or CONTROL_TOKENS.fullmatch(piece):
         return None
     if any(other.startswith(piece) for other in everything):
         return None
@@ -246,12 +246,12 @@ def test_a_student_of_sentencepiece_is_taught_as_one_of_bpe_is(
 def test_sentencepiece_gets_the_tokens_that_it_would_write_and_no_others(peer: Callable[[str], Any]) -> None:
     peer("sentencepiece")
     student = unigrams()
-    landing = Aligner(student).landing
+    mapping = Aligner(student).mapping
     for text in ("a", "e", " the", "é", "漢"):  # the last as bytes, which begin other letters
         written = student.encode(text)
-        assert landing[text.encode()] == written[0], text
-    assert landing[END_OF_TEXT.encode()] == student.end_of_text
-    assert [landing[control] for control in (b"", b"<unk>", b"<s>")] == [-1, -1, -1]
+        assert mapping[text.encode()] == written[0], text
+    assert mapping[END_OF_TEXT.encode()] == student.end_of_text
+    assert [mapping[control] for control in (b"", b"<unk>", b"<s>")] == [-1, -1, -1]
 
 
 # ------------------------------------------------------------------------------------------------ by hand

@@ -239,7 +239,7 @@ def test_interrupted_it_goes_on_behind_its_last_shard(
     teacher.interrupt_at = 6
     with pytest.raises(Interrupted, match=r"of 2\d\d positions are kept"):
         from_logits.write_soft_targets(teacher, stream, SoftTargetWriter(tmp_path / "cut", binding, 4 * CONTEXT))
-    with pytest.raises(UsageError, match="are not whole"):
+    with pytest.raises(UsageError, match="are incomplete"):
         SoftTargetStore(tmp_path / "cut", binding)
     again = Fixed(tokenizer.vocab_size)
     store = from_logits.write_soft_targets(again, stream, SoftTargetWriter(tmp_path / "cut", binding, 4 * CONTEXT))
@@ -256,12 +256,12 @@ def test_interrupted_it_goes_on_behind_its_last_shard(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"tokenizer": "other"}, "the tokenizer is another"),
-        ({"teacher": {"name": "other"}}, "the teacher is another"),
-        ({"stream": "other"}, "the text, or its order, is another"),
+        ({"tokenizer": "other"}, "the tokenizer is different"),
+        ({"teacher": {"name": "other"}}, "the teacher is different"),
+        ({"stream": "other"}, "the text or its order is different"),
         ({"context": 16}, "the student's context was 8 and is 16"),
         ({"temperature": 2.0}, "temperature was 1.0 and is 2.0"),
-        ({"most": 7}, "how many tokens a position names was 4 and is 7"),
+        ({"most": 7}, "the maximum number of tokens per position was 4 and is 7"),
     ],
 )
 def test_what_belongs_to_something_else_is_refused(
@@ -285,12 +285,12 @@ def test_damage_is_said(tmp_path: Path, stream: Stream, tokenizer: Tokenizer) ->
         store.verify()
     assert SoftTargetWriter(folder, binding).done == 0  # a shard that is not what was written is asked for again
     shard.write_bytes(content[:-8])
-    with pytest.raises(CorruptError, match="should have"):
+    with pytest.raises(CorruptError, match="bytes, expected"):
         SoftTargetStore(folder, binding)
     shard.write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
-    with pytest.raises(CorruptError, match="altered"):
+    with pytest.raises(CorruptError, match="manifest was changed"):
         SoftTargetStore(folder, binding)
     with pytest.raises(UsageError, match="there are no soft targets"):
         SoftTargetStore(tmp_path / "nowhere", binding)

@@ -1,22 +1,22 @@
-"""What a teacher with other tokens thought, at the student's tokens: alignment by bytes.
+"""Alignment by bytes: soft targets for the student's tokens from a teacher with another tokenizer.
 
-The teacher's tokens and the student's cut one text in different places. Where a token of each begins at the same byte,
-the two stand before the same choice, and the teacher's likeliest tokens become a soft target of the student's:
+The two tokenizers split one text at different places. Where a token of each starts at the same byte, both predict the
+same continuation, and the teacher's most likely tokens become a soft target for the student's position:
 
-1. A teacher's token that ends an answer goes to the student's end of text.
-2. Any other goes to the longest student's token that its bytes begin with. Two tokens of the teacher may meet there;
-   their mass is added up.
-3. One that is no token of the student's, but only the beginning of some, goes nowhere: the student's token would be
-   longer, and which one it would be the teacher did not say. Nor do control tokens, which are no text, go anywhere.
-4. For the token that stands in the text, the text itself tells: it goes to the student's token there if its bytes
-   begin with that one, and nowhere if the student's token is the longer one.
+1. A teacher's token that ends an answer maps to the student's end-of-text token.
+2. Any other token maps to the longest student token that is a prefix of its bytes. The probabilities of teacher tokens
+   that map to the same student token are added.
+3. A token that is no student token, but a proper prefix of one, is not mapped: the student's token would be longer, and
+   the teacher does not say which one it would be. Control tokens, which are not text, are not mapped either.
+4. For the token that occurs in the text, the text decides: it maps to the student's token there if its bytes start with
+   that token, and is not mapped if the student's token is longer.
 
-What goes nowhere, and what the teacher did not list, is the residual: the mass of all other tokens together. A list
-that sums to more than one is scaled down to it; of a token that is listed twice the likelier counts. Everywhere else,
-and where nothing that was listed goes anywhere, there is no soft target, only the token of the text.
+Probability that is not mapped, and what the teacher did not list, is the residual: the mass of all other tokens. A list
+that sums to more than 1 is scaled down to 1; of a token that is listed twice, the higher probability counts. All other
+positions, and those where nothing can be mapped, have no soft target, only the token of the text.
 
-It is an approximation: rule 2 supposes that the student would cut the teacher's token as its longest tokens do.
-Knows bytes, tokens and log-probabilities; not who the teacher is, nor how targets are kept.
+This is an approximation: rule 2 assumes that the student tokenizes the teacher's token greedily by its longest tokens.
+Knows bytes, tokens and log-probabilities, but neither teachers nor how targets are stored.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from ...data.tokenizer import Tokenizer
 from .store import SoftTargetRows
 
 ALIGNMENT_RULE = "longest prefix, rule 1"
-NOWHERE = -1
-LEAST = 1e-9  # a smaller residual is rounding
+UNMAPPED = -1
+MIN_RESIDUAL = 1e-9  # a smaller one is a rounding error
 
-# How teachers spell the end of an answer, and other tokens that are no text.
-ENDS = frozenset(
+# End-of-text tokens of known tokenizers, and other tokens that are not text.
+END_TOKENS = frozenset(
     """</s> <eos> <|endoftext|> <|end_of_text|> <|im_end|> <|eot_id|> <|eom_id|> <|end|> <|return|> <|end_of_turn|>
     <end_of_turn> <|eos|> <|EOT|> <\uff5cend\u2581of\u2581sentence\uff5c> [EOS]""".split()  # noqa: SIM905
 )
-CONTROL = re.compile(
+CONTROL_TOKENS = re.compile(
     rb"<s>|<pad>|<unk>|<mask>|<bos>|<start_of_turn>|\[(?:BOS|PAD|UNK|INST)\]|<\|[A-Za-z0-9_ ]{1,40}\|>"
 )
 
@@ -50,36 +50,36 @@ Array = NDArray[np.int64]
 
 
 class TokenMapping(dict[bytes, int]):
-    """Which of the student's tokens gets the mass of a teacher's token, by its bytes. Filled as it is asked."""
+    """The student's token for the bytes of a teacher's token, or UNMAPPED. Filled on demand."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__({end.encode(): tokenizer.end_of_text for end in ENDS})
-        self.own = _text_tokens(tokenizer)
-        self.ordered = sorted(self.own)
-        self.longest = max(map(len, self.own))
+        super().__init__({end.encode(): tokenizer.end_of_text for end in END_TOKENS})
+        self.student_tokens = _text_tokens(tokenizer)
+        self.sorted_pieces = sorted(self.student_tokens)
+        self.max_length = max(map(len, self.student_tokens))
 
     def __missing__(self, piece: bytes) -> int:
-        self[piece] = found = self._found(piece)
-        return found
+        self[piece] = token = self._map(piece)
+        return token
 
-    def _found(self, piece: bytes) -> int:
-        if piece in self.own:
-            return self.own[piece]
-        if not piece or CONTROL.fullmatch(piece) or self._begins_another(piece):
-            return NOWHERE
-        starts = (piece[:size] for size in range(min(len(piece) - 1, self.longest), 0, -1))
-        return next((self.own[start] for start in starts if start in self.own), NOWHERE)
+    def _map(self, piece: bytes) -> int:
+        if piece in self.student_tokens:
+            return self.student_tokens[piece]
+        if not piece or CONTROL_TOKENS.fullmatch(piece) or self._is_proper_prefix(piece):
+            return UNMAPPED
+        prefixes = (piece[:size] for size in range(min(len(piece) - 1, self.max_length), 0, -1))
+        return next((self.student_tokens[prefix] for prefix in prefixes if prefix in self.student_tokens), UNMAPPED)
 
-    def _begins_another(self, piece: bytes) -> bool:
-        """Whether some token of the student's begins with these bytes, and goes on."""
-        at = bisect_right(self.ordered, piece)
-        return at < len(self.ordered) and self.ordered[at].startswith(piece)
+    def _is_proper_prefix(self, piece: bytes) -> bool:
+        """Whether a longer student token starts with these bytes."""
+        at = bisect_right(self.sorted_pieces, piece)
+        return at < len(self.sorted_pieces) and self.sorted_pieces[at].startswith(piece)
 
 
 def _text_tokens(tokenizer: Tokenizer) -> dict[bytes, int]:
     """The student's tokens that are text, by their bytes; of two with the same bytes, the later.
 
-    SentencePiece has its bytes first, and then a piece for some of them, which is what it writes.
+    SentencePiece lists the byte tokens first. Where a piece has the same bytes, it encodes with that piece.
     """
     special = set(tokenizer.special.values())
     pieces = enumerate(tokenizer.vocabulary)
@@ -87,68 +87,70 @@ def _text_tokens(tokenizer: Tokenizer) -> dict[bytes, int]:
 
 
 class Aligner:
-    """Aligns a teacher's answers with texts of the student's tokens."""
+    """Turns a teacher's answers into soft targets for the student's tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.landing = tokenizer, TokenMapping(tokenizer)
+        self.tokenizer, self.mapping = tokenizer, TokenMapping(tokenizer)
 
     def align(self, tokens: Array, answer: Answer) -> SoftTargetRows:
-        """The soft targets of a text: whatever came first, then the answer, and perhaps the end of text."""
-        said = _Said.of(answer)
+        """The soft targets of a text [T], one row per token: a prompt or nothing, the answer, end-of-text or not."""
+        columns = _AnswerColumns.of(answer)
         ended = len(tokens) > 0 and tokens[-1] == self.tokenizer.end_of_text
         lengths = self.tokenizer.lengths[tokens]
         if ended:
             lengths[-1] = 0
-        begins = np.cumsum(lengths) - lengths - (int(lengths.sum()) - len(answer.text.encode()))
-        places = said.places(answer.text, ended)
-        shared, ours, theirs = np.intersect1d(begins, places, assume_unique=False, return_indices=True)
-        keep = (shared >= 0) & (said.alternatives[theirs] > 0)
-        return self._rows(tokens, ours[keep], said, theirs[keep])
+        starts = np.cumsum(lengths) - lengths - (int(lengths.sum()) - len(answer.text.encode()))
+        teacher_starts = columns.starts(answer.text, ended)
+        shared, student_at, teacher_at = np.intersect1d(
+            starts, teacher_starts, assume_unique=False, return_indices=True
+        )
+        keep = (shared >= 0) & (columns.alternatives[teacher_at] > 0)
+        return self._rows(tokens, student_at[keep], columns, teacher_at[keep])
 
-    def _rows(self, tokens: Array, ours: Array, said: _Said, theirs: Array) -> SoftTargetRows:
-        """The targets of a text, of which some tokens (ours) begin where the teacher's (theirs) do."""
-        rows, pieces, logs = said.listed(theirs)
-        landing = np.array([self.landing[piece] for piece in said.table], np.int64)[pieces]
-        own = said.own[theirs][rows] == pieces
-        landing[own] = self._in_the_text(tokens[ours], said, theirs)[rows[own]]
+    def _rows(self, tokens: Array, student_at: Array, columns: _AnswerColumns, teacher_at: Array) -> SoftTargetRows:
+        """The targets of a text, given the student's and the teacher's tokens that start at the same bytes."""
+        rows, pieces, logs = columns.listed(teacher_at)
+        mapped = np.array([self.mapping[piece] for piece in columns.table], np.int64)[pieces]
+        in_text = columns.own[teacher_at][rows] == pieces
+        mapped[in_text] = self._map_text_tokens(tokens[student_at], columns, teacher_at)[rows[in_text]]
         mass = np.exp(logs)
-        mass /= np.maximum(1.0, np.bincount(rows, mass, len(ours)))[rows]
-        landed = landing >= 0
-        keys, inverse = np.unique(rows[landed] * self.tokenizer.vocab_size + landing[landed], return_inverse=True)
-        sums = np.bincount(inverse, mass[landed], len(keys))
+        mass /= np.maximum(1.0, np.bincount(rows, mass, len(student_at)))[rows]
+        is_mapped = mapped >= 0
+        keys, inverse = np.unique(rows[is_mapped] * self.tokenizer.vocab_size + mapped[is_mapped], return_inverse=True)
+        sums = np.bincount(inverse, mass[is_mapped], len(keys))
         at, ids = np.divmod(keys, self.tokenizer.vocab_size)
-        return _placed(len(tokens), ours, at, ids, sums)
+        return _sorted_rows(len(tokens), student_at, at, ids, sums)
 
-    def _in_the_text(self, hard: Array, said: _Said, theirs: Array) -> Array:
-        """Where the teacher's tokens that stand in the text go: the text tells."""
-        sizes = said.sizes[theirs]
+    def _map_text_tokens(self, hard: Array, columns: _AnswerColumns, teacher_at: Array) -> Array:
+        """The mapping of the teacher's tokens that occur in the text (rule 4)."""
+        sizes = columns.sizes[teacher_at]
         fits = (hard == self.tokenizer.end_of_text) | (self.tokenizer.lengths[hard] <= sizes)
-        return np.where(fits, hard, NOWHERE)
+        return np.where(fits, hard, UNMAPPED)
 
 
-def _placed(size: int, ours: Array, at: Array, ids: Array, sums: NDArray[Any]) -> SoftTargetRows:
-    """Rows for every token of a text, from what was found for some; the likeliest token first."""
+def _sorted_rows(size: int, student_at: Array, at: Array, ids: Array, sums: NDArray[Any]) -> SoftTargetRows:
+    """Rows for all `size` tokens of a text, from those at `student_at`; the most likely token first."""
     order = np.lexsort((ids, -sums, at))
     at, ids, sums = at[order], ids[order], sums[order]
     counts, residuals = np.zeros(size, np.int64), np.full(size, LOG_ZERO)
-    counts[ours] = np.bincount(at, minlength=len(ours))
-    rest = 1 - np.bincount(at, sums, len(ours))
-    some = (counts[ours] > 0) & (rest > LEAST)
-    residuals[ours] = np.where(some, np.log(np.maximum(rest, LEAST)), LOG_ZERO)
+    counts[student_at] = np.bincount(at, minlength=len(student_at))
+    rest = 1 - np.bincount(at, sums, len(student_at))
+    some = (counts[student_at] > 0) & (rest > MIN_RESIDUAL)
+    residuals[student_at] = np.where(some, np.log(np.maximum(rest, MIN_RESIDUAL)), LOG_ZERO)
     return SoftTargetRows(counts, ids, np.log(np.maximum(sums, 1e-300)), residuals)
 
 
-class _Said(NamedTuple):
-    """An answer's tokens as arrays: all bytes that occur, which of them stand where, and how likely."""
+class _AnswerColumns(NamedTuple):
+    """An answer's tokens as arrays: a table of all byte strings, and for each entry its index and log-probability."""
 
     table: Sequence[bytes]
-    which: Array
+    which: Array  # index into the table
     logs: NDArray[np.float64]
-    heads: Array  # where each token of the answer stands among `which`; its alternatives follow
-    alternatives: Array
+    heads: Array  # index into `which` of each token of the answer; its alternatives follow it
+    alternatives: Array  # their number for each token of the answer
 
     @classmethod
-    def of(cls, answer: Answer) -> _Said:
+    def of(cls, answer: Answer) -> _AnswerColumns:
         table, which, alternatives, logs = answer.columns()
         counts = np.array(alternatives, np.int64)
         heads = np.arange(len(counts)) + np.cumsum(counts) - counts
@@ -156,37 +158,37 @@ class _Said(NamedTuple):
 
     @property
     def own(self) -> Array:
-        """The tokens of the answer itself."""
+        """The table indices of the answer's own tokens."""
         return self.which[self.heads]
 
     @property
     def sizes(self) -> Array:
-        """How many bytes each of them has."""
+        """The number of bytes of each of the answer's tokens."""
         return np.array([len(piece) for piece in self.table], np.int64)[self.own]
 
-    def places(self, text: str, ended: bool) -> Array:
-        """At which byte of the text each token begins; below 0 where it is no part of it.
+    def starts(self, text: str, ended: bool) -> Array:
+        """The byte of the text at which each token starts; below 0 if the token is not part of the text.
 
-        What stands before the text (the beginning of a sequence, a space that was cut off, thoughts) and behind it (the
-        end, what follows a stop word) is left out; a text that ends with half a character is taken up to there.
+        Tokens before the text (start of sequence, a stripped space, reasoning) and after it (end of text, what follows
+        a stop sequence) are left out. Of a text that ends within a character, that last character is left out.
         """
         pieces, sizes = [self.table[i] for i in self.own], self.sizes
         body = text.rstrip("\ufffd").encode()
         offset = b"".join(pieces).rfind(body) if body else -1
         if offset < 0:
-            return np.full(len(pieces), NOWHERE)
-        places = np.cumsum(sizes) - sizes - offset
-        inside = (places >= 0) & (places < len(body)) & (sizes > 0)
+            return np.full(len(pieces), UNMAPPED)
+        starts = np.cumsum(sizes) - sizes - offset
+        inside = (starts >= 0) & (starts < len(body)) & (sizes > 0)
         if ended and len(body) == len(text.encode()):
-            inside[[i for i in np.flatnonzero(places == len(body))[:1] if _ends(pieces[i])]] = True
-        return np.where(inside, places, NOWHERE)
+            inside[[i for i in np.flatnonzero(starts == len(body))[:1] if _is_end(pieces[i])]] = True
+        return np.where(inside, starts, UNMAPPED)
 
-    def listed(self, theirs: Array) -> tuple[Array, Array, NDArray[np.float64]]:
-        """What was listed at some tokens: at which of them, what, and its log-probability, nothing twice."""
-        counts = self.alternatives[theirs]
-        rows = np.repeat(np.arange(len(theirs)), counts)
+    def listed(self, at: Array) -> tuple[Array, Array, NDArray[np.float64]]:
+        """The alternatives at some tokens without duplicates: index into `at`, table index, log-probability."""
+        counts = self.alternatives[at]
+        rows = np.repeat(np.arange(len(at)), counts)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        entries = self.heads[theirs][rows] + 1 + within
+        entries = self.heads[at][rows] + 1 + within
         pieces, logs = self.which[entries], self.logs[entries]
         order = np.lexsort((-logs, pieces, rows))
         rows, pieces, logs = rows[order], pieces[order], logs[order]
@@ -195,6 +197,6 @@ class _Said(NamedTuple):
         return rows[first], pieces[first], logs[first]
 
 
-def _ends(piece: bytes) -> bool:
-    """Whether a token behind a text is the end of it."""
-    return not piece or piece.decode("utf-8", "replace") in ENDS or bool(CONTROL.fullmatch(piece))
+def _is_end(piece: bytes) -> bool:
+    """Whether a token after a text is an end-of-text token."""
+    return not piece or piece.decode("utf-8", "replace") in END_TOKENS or bool(CONTROL_TOKENS.fullmatch(piece))

@@ -1,10 +1,11 @@
-"""Soft targets kept beside a packed stream: one record for each of its tokens, read by the token's place.
+"""The soft-target store, next to a packed stream: one record for each token of the stream, read by position.
 
-A record is the distribution of that token given what came before it in its row. It names a few tokens, or none where
-there is no soft target. Two formats: the k likeliest with their log-probabilities (float16) and the mass of all
-others, or how often each token was drawn. A folder holds `soft-*.bin` and `manifest.json`, which vouches for them and
-binds them to a tokenizer, a teacher, a stream and the way it was cut. A store that was cut off goes on behind its last
-whole shard. Knows neither teachers nor students, only tokens and numbers.
+A record is the distribution of that token given the tokens before it in its row. It lists a few tokens, or none if
+there is no soft target. Two formats: the top-k tokens with their log-probabilities (float16) and the mass of all
+others, or counts of sampled tokens. A folder contains `soft-*.bin` and `manifest.json`, which has their checksums and
+the binding to a tokenizer, a teacher, a stream and its windows. An interrupted store is continued after its last
+complete shard.
+Knows neither teachers nor students, only tokens and numbers.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from ...core.records import LOG_ZERO
 SCHEMA = 1
 SHARD_POSITIONS = 1 << 16
 SMALL_VOCABULARY = 1 << 16
-BLOCK = 256  # positions between two places that are known by heart
-LEAST = -6e4  # float16 ends at 65,504
-NAMED = ("ids", "values")  # the columns with a number for each token that is named
+BLOCK = 256  # positions between two precomputed offsets
+MIN_LOGPROB = -6e4  # float16 ends at -65,504
+ENTRY_COLUMNS = ("ids", "values")  # with one number for each listed token, not for each position
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -36,9 +37,9 @@ Array = NDArray[Any]
 
 
 class SoftTargetRows(NamedTuple):
-    """Soft targets of tokens in their order: how many tokens each names, then all names and values one after another.
+    """Soft targets of consecutive positions: the number of tokens that each lists, then all ids and values in a row.
 
-    A value is a log-probability or, in a store of samples, a count. `residuals` are logs of the mass of all others.
+    A value is a log-probability or, in a store of samples, a count. `residuals` are the logs of the remaining mass.
     """
 
     counts: Array
@@ -48,17 +49,17 @@ class SoftTargetRows(NamedTuple):
 
     @classmethod
     def concatenate(cls, parts: Sequence[SoftTargetRows]) -> SoftTargetRows:
-        """Several, one after another."""
+        """Several parts, one after another."""
         return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     @classmethod
     def blank(cls, positions: int) -> SoftTargetRows:
-        """Tokens without a soft target."""
+        """Positions without a soft target."""
         none = np.zeros(0)
         return cls(np.zeros(positions, np.int64), none.astype(np.int64), none, np.full(positions, LOG_ZERO))
 
     def dense(self, width: int) -> tuple[Ints, Floats]:
-        """Names and values side by side [N, width]; NOTHING is the value of a place that is not used."""
+        """Ids and values as matrices [N, width]. Unused entries have the value LOG_ZERO."""
         size = len(self.counts)
         ids, values = np.zeros((size, width), np.int32), np.full((size, width), LOG_ZERO, np.float32)
         at = np.repeat(np.arange(size), self.counts)
@@ -69,43 +70,43 @@ class SoftTargetRows(NamedTuple):
 
 @dataclass(frozen=True)
 class Binding:
-    """What a store belongs to, and how its records are written: equal bindings, equal stores."""
+    """What a store belongs to, and its format. Stores with equal bindings are equal."""
 
     tokenizer: str
     vocab_size: int
     teacher: Any
     stream: str
     tokens: int
-    context: int | None = None  # of the windows in which the teacher read; None for what it wrote itself
-    most: int = 20  # tokens that a record may name
-    samples: int | None = None  # draws a position, where they are counted
+    context: int | None = None  # of the windows that the teacher read; None for its own answers
+    most: int = 20  # maximum number of tokens in a record
+    samples: int | None = None  # samples per position, in a store of counts
     seed: int | None = None
     temperature: float = 1.0
-    rule: str = ""  # how the teacher's tokens became the student's
+    rule: str = ""  # version of the alignment of the tokenizers
 
     @property
     def key(self) -> str:
-        """What tells it from other bindings."""
+        """The digest of the binding."""
         return digest(vars(self))
 
     @property
     def dtypes(self) -> dict[str, np.dtype[Any]]:
-        """The columns of a shard in their order: one number a position, then one for each token that is named."""
-        names = "<u2" if self.vocab_size <= SMALL_VOCABULARY else "<u4"
+        """The columns of a shard in order: first those with one number per position, then those per listed token."""
+        id_type = "<u2" if self.vocab_size <= SMALL_VOCABULARY else "<u4"
         if self.samples:
-            return {"counts": np.dtype("<u2"), "ids": np.dtype(names), "values": np.dtype("u1")}
-        kinds = {"counts": "<u2", "residuals": "<f2", "ids": names, "values": "<f2"}
-        return {name: np.dtype(kind) for name, kind in kinds.items()}
+            return {"counts": np.dtype("<u2"), "ids": np.dtype(id_type), "values": np.dtype("u1")}
+        types = {"counts": "<u2", "residuals": "<f2", "ids": id_type, "values": "<f2"}
+        return {name: np.dtype(kind) for name, kind in types.items()}
 
     @property
     def min_bytes_per_position(self) -> int:
-        """What a position takes that has no soft target."""
-        return sum(dtype.itemsize for name, dtype in self.dtypes.items() if name not in NAMED)
+        """The size of a position without a soft target."""
+        return sum(dtype.itemsize for name, dtype in self.dtypes.items() if name not in ENTRY_COLUMNS)
 
     @property
     def max_bytes_per_position(self) -> int:
-        """The most that one position takes."""
-        each = sum(dtype.itemsize for name, dtype in self.dtypes.items() if name in NAMED)
+        """The maximum size of a position."""
+        each = sum(dtype.itemsize for name, dtype in self.dtypes.items() if name in ENTRY_COLUMNS)
         return self.min_bytes_per_position + each * (self.samples or self.most)
 
 
@@ -113,43 +114,43 @@ class Binding:
 
 
 class SoftTargetWriter:
-    """Fills a store. Whole shards of one that was cut off are kept: `done` says how many positions they hold."""
+    """Writes a store. Complete shards of an interrupted one are kept; `done` is the number of their positions."""
 
     def __init__(self, folder: Path, binding: Binding, limit: int = SHARD_POSITIONS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.binding, self.limit = folder, binding, limit
-        self.shards = _whole_shards(folder, binding)
+        self.shards = _complete_shards(folder, binding)
         self.done = sum(shard["positions"] for shard in self.shards)
-        self._waiting: list[SoftTargetRows] = []
+        self._buffer: list[SoftTargetRows] = []
         self._weights: list[Floats] = []
 
     def add(self, rows: SoftTargetRows, weights: Floats) -> None:
-        """The soft targets of the next tokens, and whether each is learnt, for only such are counted."""
-        self._waiting.append(rows)
+        """Append soft targets, with the loss weight of each position. Statistics count positions with a weight."""
+        self._buffer.append(rows)
         self._weights.append(weights)
-        if sum(len(some.counts) for some in self._waiting) >= self.limit:
+        if sum(len(some.counts) for some in self._buffer) >= self.limit:
             self._flush()
 
     def close(self) -> SoftTargetStore:
-        """Write what is left, and say that the store is whole."""
+        """Write the last shard, and mark the store as complete."""
         self._flush()
         if self.done != self.binding.tokens:
-            raise ValueError(f"a store of {self.binding.tokens} tokens was given {self.done}")
+            raise ValueError(f"a store for {self.binding.tokens} tokens got {self.done}")
         self._write_manifest(complete=True)
         return SoftTargetStore(self.folder, self.binding)
 
     def _flush(self) -> None:
-        if not self._waiting:
+        if not self._buffer:
             return
-        rows, weights = SoftTargetRows.concatenate(self._waiting), np.concatenate(self._weights)
+        rows, weights = SoftTargetRows.concatenate(self._buffer), np.concatenate(self._weights)
         name = f"soft-{len(self.shards):05d}.bin"
-        with atomic_write(self.folder / name) as part:
-            part.write_bytes(_body(rows, self.binding))
-            checksum = file_digest(part)
+        with atomic_write(self.folder / name) as file:
+            file.write_bytes(_shard_bytes(rows, self.binding))
+            checksum = file_digest(file)
         sizes = {"positions": len(rows.counts), "entries": int(rows.counts.sum()), "most": int(rows.counts.max())}
-        self.shards.append({"name": name, **sizes, "sha256": checksum, **_counted(rows, weights)})
+        self.shards.append({"name": name, **sizes, "sha256": checksum, **_statistics(rows, weights)})
         self.done += len(rows.counts)
-        self._waiting, self._weights = [], []
+        self._buffer, self._weights = [], []
         self._write_manifest(complete=False)
 
     def _write_manifest(self, complete: bool) -> None:
@@ -157,35 +158,40 @@ class SoftTargetWriter:
         write_json(self.folder / "manifest.json", {**manifest, "digest": digest(manifest)})
 
 
-def _whole_shards(folder: Path, binding: Binding) -> list[dict[str, Any]]:
-    """The shards that an earlier sitting finished, as far as they are still what was written."""
+def _complete_shards(folder: Path, binding: Binding) -> list[dict[str, Any]]:
+    """The shards that an earlier session completed, up to the first one that is missing or damaged."""
     if not (folder / "manifest.json").exists():
         return []
     manifest = _manifest(folder)
-    _must_fit(folder, manifest["binding"], binding)
-    whole = []
+    _check_binding(folder, manifest["binding"], binding)
+    complete = []
     for shard in manifest["shards"]:
         file = folder / shard["name"]
         if not file.is_file() or file_digest(file) != shard["sha256"]:
             break
-        whole.append(shard)
-    return whole
+        complete.append(shard)
+    return complete
 
 
-def _body(rows: SoftTargetRows, binding: Binding) -> bytes:
-    """A shard as bytes: each column as its type has it, the next at a multiple of eight."""
-    values = rows.values if binding.samples else np.clip(rows.values, LEAST, 0)
-    columns = {"counts": rows.counts, "residuals": np.clip(rows.residuals, LEAST, 0), "ids": rows.ids, "values": values}
+def _shard_bytes(rows: SoftTargetRows, binding: Binding) -> bytes:
+    """The bytes of a shard: one column after another, each padded to a multiple of eight."""
+    values = rows.values if binding.samples else np.clip(rows.values, MIN_LOGPROB, 0)
+    columns = {
+        "counts": rows.counts,
+        "residuals": np.clip(rows.residuals, MIN_LOGPROB, 0),
+        "ids": rows.ids,
+        "values": values,
+    }
     parts = [columns[name].astype(dtype).tobytes() for name, dtype in binding.dtypes.items()]
-    return b"".join(part.ljust(_padded(len(part)), b"\0") for part in parts)
+    return b"".join(part.ljust(_padded_size(len(part)), b"\0") for part in parts)
 
 
-def _padded(size: int) -> int:
+def _padded_size(size: int) -> int:
     return -(-size // 8) * 8
 
 
-def _counted(rows: SoftTargetRows, weights: Floats) -> dict[str, Any]:
-    """Of the tokens that are learnt: how many there are, how many have a soft target, and the mass that those name."""
+def _statistics(rows: SoftTargetRows, weights: Floats) -> dict[str, Any]:
+    """Over positions with a weight: their number, those with a soft target, the probability mass that those list."""
     soft = (weights > 0) & (rows.counts > 0)
     mass = float((1 - np.exp(rows.residuals[soft].astype(np.float64))).sum())
     return {"learnt": int((weights > 0).sum()), "soft": int(soft.sum()), "mass": mass}
@@ -195,15 +201,15 @@ def _counted(rows: SoftTargetRows, weights: Floats) -> dict[str, Any]:
 
 
 class SoftTargetStore:
-    """A whole store, memory-mapped. It is refused when it belongs to something else."""
+    """A complete store, memory-mapped. Raises UsageError if it has another binding."""
 
     def __init__(self, folder: Path, binding: Binding) -> None:
         self.folder, self.binding = folder, binding
         manifest = _manifest(folder)
-        _must_fit(folder, manifest["binding"], binding)
+        _check_binding(folder, manifest["binding"], binding)
         if not manifest["complete"]:
-            raise UsageError(f"the soft targets in {folder} are not whole", _LABEL)
-        _must_be_there(folder, manifest["shards"], binding)
+            raise UsageError(f"the soft targets in {folder} are incomplete", _CONTINUE)
+        _check_files(folder, manifest["shards"], binding)
         self.shards: list[dict[str, Any]] = manifest["shards"]
         self.fingerprint: str = manifest["digest"]
         self.width = max((shard["most"] for shard in self.shards), default=0)
@@ -214,9 +220,9 @@ class SoftTargetStore:
         return f"SoftTargetStore({str(self.folder)!r}, {self.binding.tokens:,} tokens)"
 
     def read(self, start: int, stop: int) -> tuple[Ints, Floats, Floats, Floats]:
-        """Of a range of tokens: names and log-probabilities [N, width], residuals [N], and who has a soft target [N].
+        """For a range of positions: ids and log-probabilities [N, width], residuals [N], has_soft (0 or 1) [N].
 
-        What float16 had rounded is made to sum to one again.
+        Probabilities are normalised again after rounding to float16, so that each row sums to 1.
         """
         parts = [
             shard.rows(max(0, start - first), min(stop - first, shard.positions))
@@ -240,7 +246,7 @@ class SoftTargetStore:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Of the tokens that are learnt: how many, how many with a soft target, the mass those name; and bytes."""
+        """Over positions with a weight: their number, those with a soft target, the listed mass; and the bytes."""
         learnt, soft = (sum(shard[key] for shard in self.shards) for key in ("learnt", "soft"))
         size = sum((self.folder / shard["name"]).stat().st_size for shard in self.shards)
         return {
@@ -254,7 +260,7 @@ class SoftTargetStore:
         """Read every file and compare its SHA-256 with the manifest's."""
         for shard in self.shards:
             if file_digest(self.folder / shard["name"]) != shard["sha256"]:
-                raise CorruptError(f"{self.folder / shard['name']} has changed since it was written", _AGAIN)
+                raise CorruptError(f"{self.folder / shard['name']} has changed since it was written", _RECREATE)
 
 
 class _Shard:
@@ -265,16 +271,16 @@ class _Shard:
         self._columns: dict[str, Array] = {}
         offset = 0
         for name, dtype in binding.dtypes.items():
-            length = entry["entries" if name in NAMED else "positions"]
+            length = entry["entries" if name in ENTRY_COLUMNS else "positions"]
             if length:
                 self._columns[name] = np.memmap(file, dtype, "r", offset, (length,))
             else:
                 self._columns[name] = np.zeros(0, dtype)
-            offset += _padded(length * dtype.itemsize)
+            offset += _padded_size(length * dtype.itemsize)
 
     @cached_property
     def _blocks(self) -> Array:
-        """How many tokens are named before each block of positions."""
+        """The number of listed tokens before each block of positions."""
         starts = np.arange(0, self.positions, BLOCK)
         sums = np.add.reduceat(self._columns["counts"].astype(np.int64), starts)
         return np.cumsum(sums) - sums
@@ -282,75 +288,75 @@ class _Shard:
     def rows(self, start: int, stop: int) -> SoftTargetRows:
         """The records of a range of positions."""
         counts = self._columns["counts"]
-        begun = start // BLOCK
-        first = int(self._blocks[begun] + counts[begun * BLOCK : start].sum(dtype=np.int64))
+        block = start // BLOCK
+        first = int(self._blocks[block] + counts[block * BLOCK : start].sum(dtype=np.int64))
         some = counts[start:stop].astype(np.int64)
-        named = slice(first, first + int(some.sum()))
-        values = self._columns["values"][named].astype(np.float32)
+        entries = slice(first, first + int(some.sum()))
+        values = self._columns["values"][entries].astype(np.float32)
         residuals = self._columns.get("residuals")
         rest = np.zeros(len(some), np.float32) if residuals is None else residuals[start:stop].astype(np.float32)
-        return SoftTargetRows(some, self._columns["ids"][named].astype(np.int32), values, rest)
+        return SoftTargetRows(some, self._columns["ids"][entries].astype(np.int32), values, rest)
 
 
-_AGAIN = "Delete that folder; it is made again by: distillkit label"
-_LABEL = "Go on with them: distillkit label RUN"
+_RECREATE = "Delete that folder, and create it again: distillkit label RUN"
+_CONTINUE = "Continue: distillkit label RUN"
 _NAMES = {
     "tokenizer": "the tokenizer",
-    "vocab_size": "the vocabulary's size",
+    "vocab_size": "the vocabulary size",
     "teacher": "the teacher",
-    "stream": "the text, or its order,",
+    "stream": "the text or its order",
     "tokens": "the number of tokens",
     "context": "the student's context",
-    "most": "how many tokens a position names",
-    "samples": "how many samples a position has",
-    "rule": "the rule of alignment",
+    "most": "the maximum number of tokens per position",
+    "samples": "the number of samples per position",
+    "rule": "the alignment rule",
 }
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a store, once it is sure that it is what was written; of the files it knows nothing."""
+    """The manifest of a store, with its digest and schema verified. Does not check the shards."""
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
-        claimed = {key: value for key, value in manifest.items() if key != "digest"}
-        if manifest["digest"] != digest(claimed):
-            raise ValueError("its manifest was altered")
+        content = {key: value for key, value in manifest.items() if key != "digest"}
+        if manifest["digest"] != digest(content):
+            raise ValueError("the manifest was changed")
         if manifest["schema"] != SCHEMA:
-            raise ValueError(f"they have schema {manifest['schema']}, and this distillkit reads {SCHEMA}")
+            raise ValueError(f"they have schema {manifest['schema']}, and this version of distillkit reads {SCHEMA}")
     except FileNotFoundError as error:
-        raise UsageError(f"there are no soft targets in {folder}", _MADE) from error
+        raise UsageError(f"there are no soft targets in {folder}", _CREATE) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(f"the soft targets in {folder} cannot be used: {error}", _AGAIN) from error
+        raise CorruptError(f"the soft targets in {folder} cannot be used: {error}", _RECREATE) from error
     return manifest
 
 
-_MADE = "Make them: distillkit label RUN"
+_CREATE = "Create them: distillkit label RUN"
 
 
-def _must_be_there(folder: Path, shards: Sequence[Mapping[str, Any]], binding: Binding) -> None:
-    """Refuse a store that has lost a file, or a part of one; whoever writes makes good what is lost."""
+def _check_files(folder: Path, shards: Sequence[Mapping[str, Any]], binding: Binding) -> None:
+    """Raise CorruptError if a shard is missing or has the wrong size. A writer replaces such shards."""
     for shard in shards:
         file = folder / shard["name"]
-        lengths = {name: shard["entries" if name in NAMED else "positions"] for name in binding.dtypes}
-        expected = sum(_padded(lengths[name] * dtype.itemsize) for name, dtype in binding.dtypes.items())
+        lengths = {name: shard["entries" if name in ENTRY_COLUMNS else "positions"] for name in binding.dtypes}
+        expected = sum(_padded_size(lengths[name] * dtype.itemsize) for name, dtype in binding.dtypes.items())
         if not file.is_file():
-            raise CorruptError(f"the soft targets in {folder} are not whole: {file.name} is missing", _LABEL)
+            raise CorruptError(f"the soft targets in {folder} are incomplete: {file.name} is missing", _CONTINUE)
         if (found := file.stat().st_size) != expected:
-            raise CorruptError(f"{file} has {found} bytes and should have {expected}", _LABEL)
+            raise CorruptError(f"{file} has {found} bytes, expected {expected}", _CONTINUE)
 
 
-def _must_fit(folder: Path, found: Mapping[str, Any], wanted: Binding) -> None:
-    """Refuse soft targets of other tokens, another teacher or another text; they would teach nonsense."""
-    here = vars(wanted)
-    differ = [key for key in here if digest(found.get(key)) != digest(here[key])]
-    if differ:
-        told = " and ".join(f"{_NAMES.get(key, key)} {_change(found.get(key), here[key])}" for key in differ)
+def _check_binding(folder: Path, found: Mapping[str, Any], wanted: Binding) -> None:
+    """Raise UsageError for soft targets of another tokenizer, teacher or text."""
+    expected = vars(wanted)
+    differing = [key for key in expected if digest(found.get(key)) != digest(expected[key])]
+    if differing:
+        changes = " and ".join(f"{_NAMES.get(key, key)} {_change(found.get(key), expected[key])}" for key in differing)
         raise UsageError(
-            f"the soft targets in {folder} do not belong to this run: {told}",
-            "Delete that folder and make them again (distillkit label RUN), or bring back what changed.",
+            f"the soft targets in {folder} do not belong to this run: {changes}",
+            "Delete that folder and create them again (distillkit label RUN), or undo the change.",
         )
 
 
 def _change(before: Any, after: Any) -> str:
-    """A change in a few letters: digests and tables would fill the screen."""
+    """A change of a number with both values; of anything else, because digests and tables are long, without."""
     plain = (int, float)
-    return f"was {before} and is {after}" if isinstance(before, plain) and isinstance(after, plain) else "is another"
+    return f"was {before} and is {after}" if isinstance(before, plain) and isinstance(after, plain) else "is different"
