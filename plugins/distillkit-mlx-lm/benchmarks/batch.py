@@ -1,4 +1,4 @@
-"""What writing many answers at once is worth: processor time a token, by how many are written together.
+"""Measure batched generation: processor time per token for several batch sizes.
 
 python benchmarks/batch.py MODEL [--requests 32] [--max-tokens 32] [--top 0]
 """
@@ -16,35 +16,35 @@ BEGINNINGS = ("Once upon a time", "The old man and the boy went", "In the mornin
 
 
 def measure(teacher: MlxLm, requests: list[Request]) -> tuple[int, float]:
-    """How many tokens were written, in how many seconds of processor time."""
-    begun = time.process_time()
+    """The number of generated tokens, and the processor time in seconds."""
+    started = time.process_time()
     answers = [answer for _, answer in teacher.answers(requests)]
-    return sum(answer.usage.completion_tokens for answer in answers if answer.usage), time.process_time() - begun
+    return sum(answer.usage.completion_tokens for answer in answers if answer.usage), time.process_time() - started
 
 
 def main() -> None:
-    """One line for each batch size."""
+    """Print one line for each batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--top", type=int, default=0, help="log-probabilities a token")
+    parser.add_argument("--top", type=int, default=0, help="top log-probabilities per token")
     parser.add_argument("--sizes", type=int, nargs="*", default=(1, 4, 16))
     parser.add_argument("--temperature", type=float, default=0.0)
-    told = parser.parse_args()
+    args = parser.parse_args()
     requests = [
-        Request(str(i), BEGINNINGS[i % 4] + " and then" * (i % 7), max_tokens=told.max_tokens,
-                temperature=told.temperature, seed=i, top_logprobs=told.top)
-        for i in range(told.requests)
+        Request(str(i), BEGINNINGS[i % 4] + " and then" * (i % 7), max_tokens=args.max_tokens,
+                temperature=args.temperature, seed=i, top_logprobs=args.top)
+        for i in range(args.requests)
     ]  # fmt: skip
     first = 0.0
-    for size in told.sizes:
-        teacher = MlxLm(MlxLm.Options(model=told.model, batch_size=size))
-        measure(teacher, requests[:1])  # reads the weights
+    for size in args.sizes:
+        teacher = MlxLm(MlxLm.Options(model=args.model, batch_size=size))
+        measure(teacher, requests[:1])  # loads the weights
         tokens, seconds = measure(teacher, requests)
         rate = tokens / seconds
         first = first or rate
-        print(f"{size:3} at once: {tokens} tokens, {rate:7.1f} a second of processor time, {rate / first:.2f} times")
+        print(f"batch size {size:3}: {tokens} tokens, {rate:7.1f} tokens/s of processor time, {rate / first:.2f}x")
 
 
 if __name__ == "__main__":

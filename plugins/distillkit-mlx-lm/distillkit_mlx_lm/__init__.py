@@ -1,9 +1,8 @@
-"""Any model that mlx-lm can load, as a teacher on this machine: text, log-probabilities, full logits, and of given text
-what is likely in it.
+"""The teacher `mlx-lm`: any model that mlx-lm can load, on this machine.
 
-Here stand the options and what the host calls. Where a model lies is `folder`'s affair, what its tokens are in bytes
-`vocabulary`'s, how many answers are written at once `writing`'s. Neither mlx nor mlx-lm is imported before a model is
-needed.
+It gives text, log-probabilities and logits, and scores given text. This module has the options and the interface of the
+host; `folder` locates models, `vocabulary` maps tokens to bytes, `generation` generates answers in batches. mlx and
+mlx-lm are imported only when a model is needed.
 """
 
 from __future__ import annotations
@@ -24,58 +23,61 @@ if TYPE_CHECKING:
 
     from distillkit.data.tokenizer import Tokenizer
 
+    from .generation import GeneratedAnswer, GenerationRequest
     from .model import Model
-    from .writing import Asked, Written
 
 
 class MlxLm(Teacher):
-    """A model folder or a model of the Hugging Face hub, run on this machine by mlx-lm."""
+    """A model folder or a model of the Hugging Face Hub, run on this machine by mlx-lm."""
 
     name = "mlx-lm"
     signal = "logits"
 
     class Options(Teacher.Options):
-        """Which model teaches, and how it is spoken to."""
+        """Options of the teacher `mlx-lm`."""
 
-        model: str = Field(min_length=1, description="a model folder, or a name on the Hugging Face hub")
-        download: bool = Field(False, description="fetch a model of the hub that is not on this machine yet")
+        model: str = Field(min_length=1, description="a model folder, or a name on the Hugging Face Hub")
+        download: bool = Field(False, description="download a model of the Hub that is not on this machine yet")
         chat: bool | None = Field(
-            None, description="whether it replies to messages; if not set, where it has a chat template"
+            None, description="whether it replies to messages; if not set, whether it has a chat template"
         )
         variables: dict[str, Any] = Field(
-            {}, description='further variables of its chat template, such as { reasoning_effort = "low" }'
+            {}, description='variables of the chat template, such as { reasoning_effort = "low" }'
         )
         answer_after: str | None = Field(
-            None, min_length=1, description="where its answer begins, after its thoughts; known for most models"
+            None,
+            min_length=1,
+            description="text after which the answer starts, for models that reason first; known for most models",
         )
         precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-            "auto", description="of weights that are not quantised; auto is the model's own, on a CPU float32"
+            "auto",
+            description="precision of unquantized weights; auto keeps the model's, but uses float32 on a CPU",
         )
-        batch_size: int = Field(16, gt=0, description="how many answers are written at once")
+        batch_size: int = Field(16, gt=0, description="number of answers generated at once")
 
-    # ------------------------------------------------------------------------------------------ who it is
+    # ------------------------------------------------------------------------------------------ identity
 
     @cached_property
     def folder(self) -> Path:
-        """Where the model lies."""
+        """The folder of the model."""
         return folder.locate(self.options.model, self.options.download)
 
     def identity(self) -> Any:
-        """What the model's files hold, wherever they lie, and how it is spoken to; its speed decides nothing."""
-        how = self.options.model_dump(
+        """A fingerprint of the model's files, and the options that affect answers."""
+        options = self.options.model_dump(
             mode="json", include={"chat", "variables", "answer_after", "precision"}, exclude_defaults=True
         )
-        return {"model": folder.fingerprint(self.folder), "quantisation": folder.quantisation(self.folder), **how}
+        return {"model": folder.fingerprint(self.folder), "quantisation": folder.quantisation(self.folder), **options}
 
     @property
     def chats(self) -> bool:
         """Whether it replies to messages."""
-        told = self.options.chat
-        return folder.has_chat_template(self.folder) if told is None else bool(told)
+        chat = self.options.chat
+        return folder.has_chat_template(self.folder) if chat is None else bool(chat)
 
     @cached_property
     def model(self) -> Model:
-        """The model, loaded when it is first needed."""
+        """The model, loaded on first use."""
         from .model import Model
 
         return Model(self.folder, self.options.precision)
@@ -88,89 +90,91 @@ class MlxLm(Teacher):
         return answer
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
-        """Answer many at once: as one is done, the next takes its place."""
-        from .writing import write
+        """Answer requests with continuous batching: a finished answer is replaced by the next request."""
+        from .generation import generate
 
-        asked = [self._asked(request) for request in requests]  # what cannot be answered is refused before any is
-        given = [number for number, one in enumerate(asked) if not one.most]
-        yield from ((requests[number], self._read(requests[number], asked[number])) for number in given)
-        rest = [number for number, one in enumerate(asked) if one.most]
-        for place, written in write(self.model, [asked[number] for number in rest], self.options.batch_size):
-            number = rest[place]
-            yield requests[number], self._answer(requests[number], asked[number], written)
+        prepared = [self._prepare(request) for request in requests]  # invalid requests fail first
+        to_score = [i for i, one in enumerate(prepared) if not one.max_tokens]
+        yield from ((requests[i], self._score(requests[i], prepared[i])) for i in to_score)
+        to_generate = [i for i, one in enumerate(prepared) if one.max_tokens]
+        for index, answer in generate(self.model, [prepared[i] for i in to_generate], self.options.batch_size):
+            i = to_generate[index]
+            yield requests[i], self._answer(requests[i], prepared[i], answer)
 
-    def _asked(self, request: Request) -> Asked:
+    def _prepare(self, request: Request) -> GenerationRequest:
         from distillkit.student.generation.sampling import Sampling
 
-        from .writing import Asked
+        from .generation import GenerationRequest
 
-        tokens, after = self._begun(request)
+        tokens, answer_start = self._prompt(request)
         if self.model.context and len(tokens) + request.max_tokens > self.model.context:
             raise UsageError(
-                f"{self.options.model} reads {self.model.context} tokens at most; a request has {len(tokens)}, "
-                f"and {request.max_tokens} to come",
+                f"{self.options.model} has a context of {self.model.context} tokens; a request has {len(tokens)} tokens "
+                f"and max_tokens = {request.max_tokens}",
                 "Lower teacher.max_tokens or teacher.prompt_tokens.",
             )
-        return Asked(
+        return GenerationRequest(
             tokens=tokens,
-            most=request.max_tokens,
+            max_tokens=request.max_tokens,
             sampling=Sampling(request.temperature, top_p=request.top_p),
             seed=(request.seed or 0) + request.repeat,
             stop=tuple(word.encode() for word in request.stop if word),
-            top=request.top_logprobs,
-            after=after,
-            trim=request.messages is not None,
+            top_logprobs=request.top_logprobs,
+            answer_start=answer_start,
+            strip=request.messages is not None,
         )
 
-    def _begun(self, request: Request) -> tuple[list[int], Any]:
-        """What the model reads first, and after which words its answer begins."""
+    def _prompt(self, request: Request) -> tuple[list[int], Any]:
+        """The prompt's tokens, and the marker of the answer's start."""
         if request.messages is None:
             return self.model.prompt(request.prompt or ""), None
         if not self.chats:
             raise UsageError(
                 f"{self.options.model} has no chat template, so it cannot reply to messages",
-                "Take a model that chats (names often end in -Instruct or -it), or give it prompts to go on from.",
+                "Use a chat model (names often end in -Instruct or -it), or give it prompts to continue.",
             )
         return self.model.chat(request.messages, self.options.variables, self.options.answer_after)
 
-    def _answer(self, request: Request, asked: Asked, written: Written) -> Answer:
-        usage = Usage(len(asked.tokens), written.count)
-        tokens = tuple(Token(*token) for token in written.tokens) if request.top_logprobs else ()
-        return Answer(written.text, tokens, written.finish, usage, self.options.model)
+    def _answer(self, request: Request, prepared: GenerationRequest, answer: GeneratedAnswer) -> Answer:
+        usage = Usage(len(prepared.tokens), answer.count)
+        tokens = tuple(Token(*token) for token in answer.tokens) if request.top_logprobs else ()
+        return Answer(answer.text, tokens, answer.finish, usage, self.options.model)
 
     @property
     def reads(self) -> bool:
-        """It can read any text, also where it chats."""
+        """It scores any text, even if it is a chat model."""
         return True
 
-    def _read(self, request: Request, asked: Asked) -> Answer:
-        """A text that is given, and what is likely at each of its tokens."""
-        from .writing import read
+    def _score(self, request: Request, prepared: GenerationRequest) -> Answer:
+        """The prompt itself as the answer, with top log-probabilities at each token."""
+        from .generation import score
 
         if request.prompt is None:
-            raise UsageError("a text to be read is a prompt, not messages", "Ask for some words, or give a prompt.")
-        tokens = tuple(Token(*token) for token in read(self.model, asked.tokens, request.top_logprobs))
-        return Answer(request.prompt, tokens, "length", Usage(len(asked.tokens), 0), self.options.model)
+            raise UsageError(
+                "scoring a text (max_tokens = 0) needs a prompt, not messages", "Set max_tokens, or give a prompt."
+            )
+        tokens = tuple(Token(*token) for token in score(self.model, prepared.tokens, request.top_logprobs))
+        return Answer(request.prompt, tokens, "length", Usage(len(prepared.tokens), 0), self.options.model)
 
     # ------------------------------------------------------------------------------------------ logits
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer in distillkit's own terms; refused where it cannot be said in them."""
+        """The equivalent distillkit tokenizer; raises a UsageError if there is none."""
         return self.model.vocabulary.tokenizer()
 
     @property
     def context(self) -> int | None:
-        """The most tokens it reads at once, if its configuration says so."""
+        """The context length, if the model's configuration has one."""
         return self.model.context
 
     def logits(self, tokens: mx.array) -> mx.array:
-        """What it thinks of every next token, in float32, by the numbers of its tokenizer."""
-        self.tokenizer  # noqa: B018 - refused where numbers would mean other tokens
+        """Logits [B, T, V] in float32 for tokens [B, T]."""
+        self.tokenizer  # noqa: B018 - raises if token ids would have another meaning
         return self.model.logits(tokens)
 
 
 @hookimpl
 def register_teachers() -> list[type[Teacher]]:
-    """Offer it."""
+    """The teacher of this package."""
     return [MlxLm]

@@ -1,6 +1,6 @@
-"""What a model's tokens are: their bytes, and where it can be said, the same tokenizer in distillkit's own terms.
+"""The tokens of a model in bytes, and where possible an equivalent distillkit tokenizer.
 
-Reads the description that the library `tokenizers` writes of a tokenizer. Knows no model.
+Reads the JSON serialisation of the `tokenizers` library. Does not know models.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Spelling = Callable[[str], bytes]
+Decoder = Callable[[str], bytes]
 Spec = Mapping[str, Any]
 
-# GPT-2's words where every digit was first cut off as a word of its own: so blanks before a digit stay together.
+# GPT-2's pattern with every digit as a separate word; spaces before a digit stay together.
 DIGITS_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++|\s++$|\s++(?=\p{N})|\s+(?!\S)|\s"""
 
-# Where two tokenizers differ, they differ here: blanks, digits, apostrophes, line ends, scripts, marks, emoji.
+# Texts where tokenizers tend to differ: spaces, digits, apostrophes, line ends, scripts, marks, emoji.
 PROBES = (
     "Once upon a time, there was a little fox. It's what they'd said: \"I'll go, we've time, you're late!\"",
     "  two blanks\n\nand lines \n \n\t tabs\t\tand   3 blanks   before 12345 and 3.14159, 1,000,000 or 2nd  9",
@@ -38,111 +38,113 @@ PROBES = (
 )
 
 
-class Unlike(Exception):
-    """Why a tokenizer cannot be said in distillkit's terms."""
+class NotRepresentableError(Exception):
+    """A tokenizer cannot be represented as a distillkit tokenizer; the message says why."""
 
 
 class Vocabulary:
-    """The tokens of a model, by the description of its tokenizer; `ends` names the token that ends its texts."""
+    """The tokens of a model, from the JSON of its tokenizer; `end_token` names the token that ends a text."""
 
-    def __init__(self, description: str, name: str, ends: str | None = None) -> None:
-        self.description, self.name, self.ends = description, name, ends
-        self.spec: Spec = json.loads(description)
+    def __init__(self, text: str, name: str, end_token: str | None = None) -> None:
+        self.json, self.name, self.end_token = text, name, end_token
+        self.spec: Spec = json.loads(text)
 
     @cached_property
     def pieces(self) -> dict[int, bytes]:
-        """The bytes of each token of text."""
-        spell = _spelling(self.spec)
-        if spell is None:
+        """The bytes of each text token."""
+        decode = _decoder(self.spec)
+        if decode is None:
             raise UsageError(
-                f"the tokens of {self.name} cannot be said in bytes: its tokenizer spells them in a way of its own",
-                "Take a model with a byte-level or a SentencePiece tokenizer.",
+                f"the bytes of the tokens of {self.name} are unknown: its tokenizer has an unknown decoder",
+                "Use a model with a byte-level or a SentencePiece tokenizer.",
             )
         special = self.special
-        return {token: spell(piece) for piece, token in _ranked(self.spec) if token not in special}
+        return {token: decode(piece) for piece, token in _vocabulary_items(self.spec) if token not in special}
 
     @cached_property
     def special(self) -> dict[int, bytes]:
-        """The tokens that stand for no text, such as those between the turns of a chat, and their names."""
+        """The names of special tokens, such as those between the turns of a chat."""
         return {row["id"]: row["content"].encode() for row in self.spec["added_tokens"] if row["special"]}
 
     @cached_property
     def added(self) -> dict[int, bytes]:
-        """Tokens of text that were added later, and are spelled as they are."""
+        """The bytes of added tokens that are ordinary text."""
         return {row["id"]: row["content"].encode() for row in self.spec["added_tokens"] if not row["special"]}
 
     @cached_property
-    def every(self) -> tuple[bytes, ...]:
-        """The bytes of every token by its number; those of special ones are their names, those of gaps none."""
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes of every token by id. Special tokens have their names, unused ids have no bytes."""
         known = {**self.pieces, **self.added, **self.special}
         return tuple(known.get(token, b"") for token in range(max(known) + 1))
 
     @cached_property
-    def unspoken(self) -> NDArray[np.int64]:
-        """The numbers that are no token of text: special ones and gaps."""
+    def non_text_ids(self) -> NDArray[np.int64]:
+        """The ids of special tokens, and unused ids."""
         import numpy as np
 
-        return np.array([token for token, piece in enumerate(self.every) if not piece or token in self.special], int)
+        return np.array(
+            [token for token, piece in enumerate(self.token_bytes) if not piece or token in self.special], int
+        )
 
     @cached_property
-    def lent(self) -> dict[bytes, int]:
-        """Numbers after its own for the bytes that it has no token for: some models never saw them."""
+    def missing_bytes(self) -> dict[bytes, int]:
+        """Additional ids, after its own, for bytes that have no token."""
         missing = sorted({bytes([byte]) for byte in range(256)} - set(self.pieces.values()))
-        return {byte: len(self.every) + i for i, byte in enumerate(missing)}
+        return {byte: len(self.token_bytes) + i for i, byte in enumerate(missing)}
 
     def tokenizer(self) -> Tokenizer:
-        """The same tokenizer as one of distillkit's: the same bytes under the same numbers, the same words."""
+        """The equivalent distillkit tokenizer, with the same token ids."""
         try:
-            return self._aligned
-        except Unlike as reason:
+            return self._equivalent
+        except NotRepresentableError as reason:
             raise UsageError(
-                f"the tokenizer of {self.name} cannot be said in distillkit's terms: {reason}",
-                "Its logits cannot join a training step. Its text can be learnt, and its likeliest tokens too "
-                "(teacher.top_logprobs), by a student with any tokenizer.",
+                f"the tokenizer of {self.name} cannot be represented in distillkit: {reason}",
+                "Its logits cannot be used in training. Its text and its top log-probabilities (teacher.top_logprobs) "
+                "can be used for a student with any tokenizer.",
             ) from reason
 
     @cached_property
-    def _aligned(self) -> Tokenizer:
-        _must_be_byte_level(self.spec)
+    def _equivalent(self) -> Tokenizer:
+        _check_byte_level(self.spec)
         special = {piece.decode(): token for token, piece in {**self.added, **self.special}.items()}
         if END_OF_TEXT not in special:
-            if self.ends not in special:
-                raise Unlike("no token ends its texts")
-            special[END_OF_TEXT] = special.pop(self.ends)
+            if self.end_token not in special:
+                raise NotRepresentableError("it has no end-of-text token")
+            special[END_OF_TEXT] = special.pop(self.end_token)
         ranks = {piece: token for token, piece in self.pieces.items() if token not in self.added}
-        tokenizer = Tokenizer("mlx-lm", _pattern(self.spec["pre_tokenizer"]), {**ranks, **self.lent}, special)
-        self._must_cut_alike(tokenizer)
+        tokenizer = Tokenizer("mlx-lm", _pattern(self.spec["pre_tokenizer"]), {**ranks, **self.missing_bytes}, special)
+        self._check_equal(tokenizer)
         return tokenizer
 
-    def _must_cut_alike(self, tokenizer: Tokenizer) -> None:
-        from tokenizers import Tokenizer as Theirs
+    def _check_equal(self, tokenizer: Tokenizer) -> None:
+        from tokenizers import Tokenizer as HfTokenizer
 
-        theirs = Theirs.from_str(self.description)
-        theirs.encode_special_tokens = True
+        original = HfTokenizer.from_str(self.json)
+        original.encode_special_tokens = True
         for probe in (unicodedata.normalize("NFC", probe) if self.spec["normalizer"] else probe for probe in PROBES):
-            if theirs.encode(probe, add_special_tokens=False).ids != tokenizer.encode(probe):
-                raise Unlike(f"it cuts {probe[:24]!r}... into other tokens")
+            if original.encode(probe, add_special_tokens=False).ids != tokenizer.encode(probe):
+                raise NotRepresentableError(f"it tokenizes {probe[:24]!r}... differently")
 
 
-# ------------------------------------------------------------------------------------------------- spellings
+# -------------------------------------------------------------------------------------------------- decoding
 
 
-def _ranked(spec: Spec) -> Iterator[tuple[str, int]]:
-    """Every token's spelling and its number."""
+def _vocabulary_items(spec: Spec) -> Iterator[tuple[str, int]]:
+    """Every token as text and its id."""
     vocab = spec["model"]["vocab"]
     yield from vocab.items() if isinstance(vocab, dict) else ((row[0], token) for token, row in enumerate(vocab))
 
 
 def _steps(part: Spec | None) -> list[Spec]:
-    """A part of a tokenizer as a flat list of its steps."""
+    """A part of the specification as a flat list of its steps."""
     if part is None:
         return []
     inner = part.get("pretokenizers") or part.get("decoders")
     return [step for one in inner for step in _steps(one)] if inner else [part]
 
 
-def _spelling(spec: Spec) -> Spelling | None:
-    """How tokens are spelled: in the byte-level alphabet, or as SentencePiece does; None if neither."""
+def _decoder(spec: Spec) -> Decoder | None:
+    """The function that decodes a token to bytes: byte-level or SentencePiece; None if it is neither."""
     steps = _steps(spec["decoder"])
     kinds = {step["type"] for step in steps}
     if "ByteLevel" in kinds:
@@ -152,49 +154,51 @@ def _spelling(spec: Spec) -> Spelling | None:
 
 
 def _byte_level(text: str) -> bytes:
-    """GPT-2's alphabet: each byte is one printable character; a word with any other character is itself."""
-    alphabet = _alphabet()
+    """Decode GPT-2's alphabet, where each byte is one printable character; other text is encoded as UTF-8."""
+    alphabet = _byte_alphabet()
     return bytes(alphabet[c] for c in text) if all(c in alphabet for c in text) else text.encode()
 
 
 def _metaspace(text: str) -> bytes:
-    """SentencePiece: a low line block is a space, <0xE2> a byte."""
+    """Decode SentencePiece: U+2581 is a space, <0xE2> a byte."""
     if found := re.fullmatch(r"<0x([0-9A-F]{2})>", text):
         return bytes([int(found[1], 16)])
     return text.replace("\u2581", " ").encode()
 
 
 @cache
-def _alphabet() -> dict[str, int]:
+def _byte_alphabet() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-# ------------------------------------------------------------------------------------------------- alignment
+# ------------------------------------------------------------------------------------------------ conversion
 
 
-def _must_be_byte_level(spec: Spec) -> None:
-    """Refuse what is no plain byte-level BPE whose tokens are numbered in the order of their merging."""
+def _check_byte_level(spec: Spec) -> None:
+    """Raise NotRepresentableError unless it is a byte-level BPE whose token ids are in merge order."""
     model = spec["model"]
-    if model["type"] != "BPE" or _spelling(spec) is not _byte_level or model.get("byte_fallback"):
-        raise Unlike("it is no byte-level BPE")
-    if spec["normalizer"] not in (None, {"type": "NFC"}):  # NFC changes no text that is composed already
-        raise Unlike("it changes a text before it cuts it")
+    if model["type"] != "BPE" or _decoder(spec) is not _byte_level or model.get("byte_fallback"):
+        raise NotRepresentableError("it is not a byte-level BPE")
+    if spec["normalizer"] not in (None, {"type": "NFC"}):  # NFC does not change text that is already composed
+        raise NotRepresentableError("it normalises text")
     if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise Unlike("its merges leave something to chance, or mark the ends of words")
+        raise NotRepresentableError("it uses BPE dropout, or marks the beginning or end of words")
     vocab = model["vocab"]
     made = [vocab["".join(merge if isinstance(merge, list) else merge.split(" "))] for merge in model["merges"]]
     if any(second < first for first, second in pairwise(made)):
-        raise Unlike("its tokens are not numbered in the order of their merging")
+        raise NotRepresentableError("its token ids are not in merge order")
 
 
 def _pattern(part: Spec | None) -> str:
-    """The one pattern that cuts a text into words."""
+    """The regular expression that splits text into words."""
     steps = [dict(step) for step in _steps(part)]
     last = steps[-1] if steps else {}
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        raise Unlike("it puts a space before a text" if last.get("add_prefix_space") else "it cuts words otherwise")
+        raise NotRepresentableError(
+            "it adds a space before a text" if last.get("add_prefix_space") else "it splits words in another way"
+        )
     match steps[:-1], last.get("use_regex", True):
         case [], True:
             return GPT2_PATTERN
@@ -202,4 +206,4 @@ def _pattern(part: Spec | None) -> str:
             return DIGITS_PATTERN
         case [{"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False}], False:
             return regex
-    raise Unlike("it cuts words by more than one pattern")
+    raise NotRepresentableError("it splits words with more than one pattern")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distillkit_mlx_lm.vocabulary import _alphabet
+from distillkit_mlx_lm.vocabulary import _byte_alphabet
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from distillkit.student import blas
@@ -36,7 +36,7 @@ def byte_level(special: list[str] = SPECIAL, size: int = 400, digits: bool = Fal
     first = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     made.pre_tokenizer = pre_tokenizers.Sequence([*first, as_bytes]) if digits else as_bytes
     made.decoder = decoders.ByteLevel()
-    letters = {byte: letter for letter, byte in _alphabet().items() if byte not in without}
+    letters = {byte: letter for letter, byte in _byte_alphabet().items() if byte not in without}
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=[*letters.values()], show_progress=False
     )

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from conftest import TEMPLATE, byte_level, write_folder
 from distillkit_mlx_lm import MlxLm, folder
-from distillkit_mlx_lm.model import FINAL, After
+from distillkit_mlx_lm.generation import ActiveAnswer, GenerationRequest, Sampling
+from distillkit_mlx_lm.model import FINAL_CHANNEL, AnswerStart
 from distillkit_mlx_lm.vocabulary import Vocabulary
-from distillkit_mlx_lm.writing import Asked, Row, Sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -66,8 +66,8 @@ def test_greedy_answers_are_mlx_lms_own_token_for_token(kind: str, request: pyte
     for prompt in PROMPTS[:3]:
         answer = mine.answer(Request("a", prompt, max_tokens=20, temperature=0.0, top_logprobs=1))
         theirs = [step.token for step in stream_generate(network, tokenizer, prompt, max_tokens=20)]
-        theirs = [token for token in theirs if token not in mine.model.ends]
-        every = mine.model.vocabulary.every
+        theirs = [token for token in theirs if token not in mine.model.end_tokens]
+        every = mine.model.vocabulary.token_bytes
         assert [token.bytes for token in answer.tokens] == [every[token] for token in theirs][: len(answer.tokens)]
         assert len(theirs) - len(answer.tokens) <= 3  # of a character that is not finished
 
@@ -107,7 +107,7 @@ def test_top_p_leaves_out_what_is_unlikely(tiny: Path) -> None:
     mine = teacher(tiny)
     greedy = mine.answer(requests(1)[0])
     narrow = mine.answer(Request("a", PROMPTS[0], max_tokens=12, temperature=1.0, top_p=1e-6, seed=5))
-    assert narrow.text == greedy.text
+    assert narrow.buffer == greedy.text
 
 
 def test_a_stop_word_ends_an_answer_wherever_tokens_cut_it(tiny: Path) -> None:
@@ -149,7 +149,7 @@ def test_special_tokens_written_in_a_prompt_are_ordinary_text(tiny: Path) -> Non
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(plain: Path) -> None:
-    with pytest.raises(UsageError, match="reads 256 tokens at most") as caught:
+    with pytest.raises(UsageError, match="has a context of 256 tokens") as caught:
         list(teacher(plain).answers([*requests(2), Request("long", "fox " * 60, max_tokens=200)]))
     assert "teacher.max_tokens" in caught.value.hint
 
@@ -168,7 +168,7 @@ def test_nothing_asked_nothing_written(tiny: Path) -> None:
 @pytest.mark.parametrize("kind", ["tiny", "plain"])
 def test_log_probabilities_are_those_of_its_logits(kind: str, request: pytest.FixtureRequest) -> None:
     mine = teacher(request.getfixturevalue(kind))
-    every = mine.model.vocabulary.every
+    every = mine.model.vocabulary.token_bytes
     for one in requests(3, temperature=1.0, seed=9, top_logprobs=5):
         answer = mine.answer(one)
         tokens = mine.model.prompt(one.prompt or "")
@@ -244,7 +244,7 @@ def test_bytes_of_tokens_make_up_every_text(kind: str, request: pytest.FixtureRe
     @given(st.text(st.characters(codec="utf-8", exclude_characters="\u2581")))
     def holds(text: str) -> None:
         ids = theirs.encode(text, add_special_tokens=False).ids
-        assert b"".join(known.every[token] for token in ids) == ((blank if text else b"") + text.encode())
+        assert b"".join(known.token_bytes[token] for token in ids) == ((blank if text else b"") + text.encode())
 
     holds()
 
@@ -253,15 +253,15 @@ def test_bytes_of_tokens_make_up_every_text(kind: str, request: pytest.FixtureRe
 @given(st.lists(st.binary(max_size=6), max_size=12), st.integers(0, 20), st.integers(0, 20))
 def test_tokens_and_text_agree_however_characters_are_split(pieces: list[bytes], skip: int, more: int) -> None:
     """Tokens that are any bytes at all, an answer that begins in the middle of one, and ends in another."""
-    row = Row(0, Asked([], 99, Sampling(0), top=1, after=After(b"#")), None)  # type: ignore[arg-type]
+    row = ActiveAnswer(0, GenerationRequest([], 99, Sampling(0), top_logprobs=1, answer_start=AnswerStart(b"#")), None)  # type: ignore[arg-type]
     head = (b"?" * skip).replace(b"#", b"") + b"#"
     for piece in (head, *(piece.replace(b"#", b"") for piece in pieces)):
         row.tokens.append((piece, -1.0, ((piece, -1.0),)))
-        row.said += piece
-    row.end = min(len(row.said), len(head) + more)
-    written = row.written()
+        row.buffer += piece
+    row.end = min(len(row.buffer), len(head) + more)
+    written = row.result()
     said = b"".join(piece for piece, _, _ in written.tokens)
-    whole = bytes(row.said[len(head) : row.end])
+    whole = bytes(row.buffer[len(head) : row.end])
     assert whole.startswith(said)
     assert whole.decode("utf-8", "replace").startswith(written.text.rstrip("\ufffd"))
     if written.text.isascii():
@@ -269,12 +269,12 @@ def test_tokens_and_text_agree_however_characters_are_split(pieces: list[bytes],
 
 
 def test_half_a_character_at_the_end_is_no_text(tiny: Path) -> None:
-    row = Row(0, Asked([], 9, Sampling(0), top=1), None)  # type: ignore[arg-type]
+    row = ActiveAnswer(0, GenerationRequest([], 9, Sampling(0), top_logprobs=1), None)  # type: ignore[arg-type]
     for piece in (b"Hi ", b"\xf0\x9f", b"\xa6"):
         row.tokens.append((piece, -1.0, ()))
-        row.said += piece
-    assert row.written().text == "Hi "
-    assert [piece for piece, _, _ in row.written().tokens] == [b"Hi "]
+        row.buffer += piece
+    assert row.result().text == "Hi "
+    assert [piece for piece, _, _ in row.result().tokens] == [b"Hi "]
 
 
 # ------------------------------------------------------------------------------------------------ tokenizers
@@ -284,7 +284,7 @@ def test_bytes_that_a_model_never_saw_get_numbers_after_its_own(tmp_path: Path) 
     """As in SmolLM2, which has no token for some control characters."""
     where = write_folder(tmp_path / "gaps", byte_level(without=b"\x04\x06\xf1"))
     mine = teacher(where)
-    own = len(mine.model.vocabulary.every)
+    own = len(mine.model.vocabulary.token_bytes)
     tokens = mine.tokenizer.encode("a \x04 fox \U00040000")
     assert max(tokens) >= own
     assert mine.tokenizer.decode(tokens) == "a \x04 fox \U00040000"
@@ -323,13 +323,13 @@ def test_a_model_without_our_end_of_text_lends_its_own(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"normalizer": {"type": "Lowercase"}}, "changes a text"),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "cuts words otherwise"),
+        ({"normalizer": {"type": "Lowercase"}}, "normalises text"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "splits words in another way"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}}, "a space before"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}}, "more than one"),
-        ({"model.merges": "reversed"}, "in the order of their merging"),
-        ({"model.dropout": 0.1}, "chance"),
-        ({"added_tokens": []}, "no token ends its texts"),
+        ({"model.merges": "reversed"}, "in merge order"),
+        ({"model.dropout": 0.1}, "dropout"),
+        ({"added_tokens": []}, "no end-of-text token"),
     ],
 )
 def test_a_tokenizer_that_differs_is_refused_with_the_reason(change: dict[str, Any], says: str) -> None:
@@ -344,7 +344,7 @@ def test_a_tokenizer_that_differs_is_refused_with_the_reason(change: dict[str, A
 
 def test_a_sentencepiece_tokenizer_gives_bytes_but_no_logits(spelled: Path) -> None:
     mine = teacher(spelled)
-    with pytest.raises(UsageError, match="no byte-level BPE") as caught:
+    with pytest.raises(UsageError, match="not a byte-level BPE") as caught:
         mine.logits(mx.array([[1, 2]]))
     assert "teacher.top_logprobs" in caught.value.hint
     answer = mine.answer(Request("a", "The fox", max_tokens=8, temperature=1.0, seed=1, top_logprobs=3))
@@ -361,7 +361,9 @@ def test_a_model_with_a_template_replies_to_messages(tiny: Path, plain: Path) ->
     assert not teacher(plain).chats
     assert not teacher(tiny, chat=False).chats
     tokens, after = mine.model.chat(messages, {}, None)
-    assert mine.model.texts.decode(tokens) == "<|im_start|>user\nTell of a fox.<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        mine.model.hf_tokenizer.decode(tokens) == "<|im_start|>user\nTell of a fox.<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert after is None
     answer = mine.answer(Request("a", messages=messages, max_tokens=9, temperature=0.0))
     assert answer.usage is not None
@@ -375,7 +377,7 @@ def test_the_template_gets_further_variables_and_its_faults_are_told(tiny: Path,
     (where / "chat_template.jinja").write_text("{{ effort }}|" + TEMPLATE)
     messages = ({"role": "user", "content": "Hi"},)
     tokens, _ = teacher(where).model.chat(messages, {"effort": "low"}, None)
-    assert teacher(where).model.texts.decode(tokens).startswith("low|")
+    assert teacher(where).model.hf_tokenizer.decode(tokens).startswith("low|")
     (where / "chat_template.jinja").write_text("{{ raise_exception('no system message, please') }}")
     with pytest.raises(UsageError, match="no system message, please"):
         teacher(where).answer(Request("a", messages=messages))
@@ -384,29 +386,31 @@ def test_the_template_gets_further_variables_and_its_faults_are_told(tiny: Path,
 @pytest.mark.parametrize(
     ("after", "said", "text"),
     [
-        (After(b"</think>", b"<think>"), "<think>Hm.</think>\n\nA fox.", "A fox."),
-        (After(b"</think>", b"<think>"), "A fox.", "A fox."),
-        (After(b"</think>", b"<think>"), "<think>Hm, a fo", ""),
-        (After(b"</think>", b"<think>", opened=True), "Hm, a fo", ""),
+        (AnswerStart(b"</think>", b"<think>"), "<think>Hm.</think>\n\nA fox.", "A fox."),
+        (AnswerStart(b"</think>", b"<think>"), "A fox.", "A fox."),
+        (AnswerStart(b"</think>", b"<think>"), "<think>Hm, a fo", ""),
+        (AnswerStart(b"</think>", b"<think>", opened=True), "Hm, a fo", ""),
         (
-            FINAL,
+            FINAL_CHANNEL,
             "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>A fox.",
             "A fox.",
         ),
-        (FINAL, "<|channel|>analysis<|message|>Hm, a fo", ""),
-        (FINAL, "A fox.", "A fox."),
+        (FINAL_CHANNEL, "<|channel|>analysis<|message|>Hm, a fo", ""),
+        (FINAL_CHANNEL, "A fox.", "A fox."),
         (None, "A fox.", "A fox."),
     ],
 )
-def test_thoughts_are_no_part_of_an_answer(after: After | None, said: str, text: str) -> None:
-    row = Row(0, Asked([], 99, Sampling(0), stop=(b"Hm",), top=1, after=after, trim=True), None)  # type: ignore[arg-type]
+def test_thoughts_are_no_part_of_an_answer(after: AnswerStart | None, said: str, text: str) -> None:
+    row = ActiveAnswer(
+        0, GenerationRequest([], 99, Sampling(0), stop=(b"Hm",), top_logprobs=1, answer_start=after, strip=True), None
+    )  # type: ignore[arg-type]
     for start in range(0, len(said), 3):
         piece = said[start : start + 3].encode()
         row.tokens.append((piece, -1.0, ((piece, -1.0), (b"zzz", -2.0))))
-        before = len(row.said)
-        row.said += piece
+        before = len(row.buffer)
+        row.buffer += piece
         row._look_for_stops(before)
-    written = row.written()
+    written = row.result()
     assert written.text == text
     assert b"".join(piece for piece, _, _ in written.tokens).decode() == text
     assert row.finish == ""  # a stop word in thoughts stops nothing
@@ -417,12 +421,12 @@ def test_models_that_think_are_known_by_their_tokens(tmp_path: Path) -> None:
     where = write_folder(tmp_path / "thinks", byte_level(special))
     (where / "chat_template.jinja").write_text(TEMPLATE + "<think>\n")
     messages = ({"role": "user", "content": "Hi"},)
-    assert teacher(where).model.chat(messages, {}, None)[1] == After(b"</think>", b"<think>", opened=True)
-    assert teacher(where).model.chat(messages, {}, "So:")[1] == After(b"So:", opened=True)
+    assert teacher(where).model.chat(messages, {}, None)[1] == AnswerStart(b"</think>", b"<think>", opened=True)
+    assert teacher(where).model.chat(messages, {}, "So:")[1] == AnswerStart(b"So:", opened=True)
     channels = [*special[:3], "<|channel|>", "<|message|>", "<|start|>", "<|end|>"]
     where = write_folder(tmp_path / "channels", byte_level(channels))
     (where / "chat_template.jinja").write_text(TEMPLATE)
-    assert teacher(where).model.chat(messages, {}, None)[1] == FINAL
+    assert teacher(where).model.chat(messages, {}, None)[1] == FINAL_CHANNEL
 
 
 # ------------------------------------------------------------------------------------------------ folders
@@ -484,14 +488,14 @@ def test_what_is_no_model_is_named(tiny: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"config\.json is missing"):
         teacher(tmp_path).identity()
-    with pytest.raises(UsageError, match="no model of the hub has such a name"):
+    with pytest.raises(UsageError, match="not a valid name on the Hub"):
         teacher(Path("no/such/folder/at/all")).identity()
     where = shutil.copytree(tiny, tmp_path / "broken")
     (where / "config.json").write_text('{"model_type": "unheard-of"}')
     with pytest.raises(UsageError, match="unheard-of not supported"):
         teacher(where).answer(requests(1)[0])
     (where / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="no safetensors file"):
+    with pytest.raises(DataError, match="not a safetensors file"):
         teacher(where).identity()
 
 

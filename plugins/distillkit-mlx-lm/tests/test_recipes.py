@@ -170,10 +170,10 @@ def test_a_real_model_is_what_mlx_lm_says_and_many_answers_are_each_ones(smollm2
     prompts = ("Once upon a time", "The capital of France is", "In the morning the old man went to the river and")
     what = [Request(p, p, max_tokens=12, temperature=0.0, top_logprobs=3) for p in prompts]
     together = {request.id: answer for request, answer in mine.answers(what)}
-    every = mine.model.vocabulary.every
+    every = mine.model.vocabulary.token_bytes
     for one in what:
         theirs = [step.token for step in stream_generate(network, tokenizer, one.prompt, max_tokens=12)]
-        said = [every[token] for token in theirs if token not in mine.model.ends]
+        said = [every[token] for token in theirs if token not in mine.model.end_tokens]
         assert [token.bytes for token in together[one.id].tokens] == said
         assert together[one.id].text == b"".join(said).decode()
     assert "Paris" in together[prompts[1]].text

@@ -1,6 +1,6 @@
-"""A tracker that shows runs in TensorBoard: what is logged as curves, the report's figures and samples at the end.
+"""The tracker `tensorboard`: shows logged values as curves, and the report's metrics and samples at the end.
 
-Knows distillkit's values and TensorBoard's names for them. What an event file is made of is `events`' affair.
+Maps distillkit's values to TensorBoard tags; `events` implements the file format.
 """
 
 from __future__ import annotations
@@ -28,47 +28,47 @@ class TensorBoard(Tracker):
     name = "tensorboard"
 
     class Options(Tracker.Options):
-        """Where to, and how much text."""
+        """Options of the tracker `tensorboard`."""
 
-        folder: str | None = Field(None, description="where the event files go; if not set, into the run's own folder")
-        samples: int = Field(8, ge=0, description="how many samples of the student to show")
+        folder: str | None = Field(None, description="folder for event files; the run's own folder if not set")
+        samples: int = Field(8, ge=0, description="number of samples to show")
 
     def start(self, run: Any) -> None:
-        """A run begins, or goes on: its earlier files stay, and its curves are continued."""
+        """Start or resume a run. Earlier event files are kept, and their curves continued."""
         self.run = run
         folder = self.options.folder
         self.folder = run.path / "tensorboard" if folder is None else Path(folder).expanduser() / run.name
         self.file: EventFile | None = None
-        self.last = 0
+        self.last_step = 0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """The values of a step, on disk when this returns."""
+        """Write the values of a step to disk."""
         if self.file is None:
-            self.file = EventFile(self.folder, step)  # what an earlier sitting said of this step or later is void
-        self.last = max(step, self.last)
+            self.file = EventFile(self.folder, step)  # invalidates earlier values of this step and later ones
+        self.last_step = max(step, self.last_step)
         self.file.scalars(step, {tag(name): value for name, value in values.items()})
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """The figures of the report, the recipe and some samples."""
+        """Write the metrics of the report, the recipe and some samples."""
         file = self.file or EventFile(self.folder)
-        last = (report.get("training") or {}).get("steps") or self.last
-        file.scalars(last, dict(figures(report)))
-        file.text(last, "recipe", _fenced(scrubbed(str(report.get("recipe_text") or ""))))
+        last = (report.get("training") or {}).get("steps") or self.last_step
+        file.scalars(last, dict(report_metrics(report)))
+        file.text(last, "recipe", _code_block(redact_keys(str(report.get("recipe_text") or ""))))
         for number, sample in enumerate(_samples(self.run.samples, self.options.samples)):
-            file.text(last, f"samples/{number}", scrubbed(sample))
+            file.text(last, f"samples/{number}", redact_keys(sample))
         file.close()
         self.file = None
 
 
 def tag(name: str) -> str:
-    """What TensorBoard calls a value of distillkit: curves that belong together have the same first word."""
+    """The TensorBoard tag of a logged value. Related curves share a prefix."""
     if name.startswith(VALIDATION):
         return f"evaluation/{name.removeprefix(VALIDATION)}"
     return f"train/{name.replace('term/', 'terms/', 1) if name.startswith('term/') else name}"
 
 
-def figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """What judges said, each metric with its interval, and what training came to."""
+def report_metrics(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Tags and values of the report: judge metrics with their intervals, and training results."""
     for judge, metrics in (report.get("judges") or {}).items():
         for name, metric in metrics.items():
             for bound in ("value", "low", "high"):
@@ -79,8 +79,8 @@ def figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"training/{name}", value
 
 
-def scrubbed(text: str) -> str:
-    """A text without the keys of this process's environment, should one have got into it."""
+def redact_keys(text: str) -> str:
+    """The text with API keys of this process's environment replaced."""
     secrets = [value for name, value in os.environ.items() if SECRET.search(name.upper()) and len(value) >= 8]
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -88,26 +88,26 @@ def scrubbed(text: str) -> str:
 
 
 def _samples(file: Path, count: int) -> Iterator[str]:
-    """What the student wrote, as text for a page: its beginning in bold."""
+    """Samples as Markdown, with the prompt in bold."""
     if not file.is_file():
         return
     with file.open(encoding="utf-8") as lines:
         for _, line in zip(range(count), lines, strict=False):
             sample = json.loads(line)
-            yield f"**{_escaped(sample['prompt'])}**{_escaped(sample['completion'])}"
+            yield f"**{_escape_markdown(sample['prompt'])}**{_escape_markdown(sample['completion'])}"
 
 
-def _escaped(text: str) -> str:
-    """Text that a page of Markdown shows as it is."""
+def _escape_markdown(text: str) -> str:
+    """Escape text for Markdown."""
     return re.sub(r"([\\`*_#<>\[\]])", r"\\\1", text).replace("\n", "  \n")
 
 
-def _fenced(text: str) -> str:
-    """Text as it is, in a block of code."""
+def _code_block(text: str) -> str:
+    """Text as a Markdown code block."""
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 @hookimpl
 def register_trackers() -> list[type[Tracker]]:
-    """Offer it."""
+    """The tracker of this package."""
     return [TensorBoard]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distillkit_tensorboard import scrubbed
+from distillkit_tensorboard import redact_keys
 from distillkit_tensorboard.events import EventFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -170,7 +170,7 @@ def test_a_number_too_large_for_single_precision_is_infinite(tmp_path: Path) -> 
 
 def test_keys_are_taken_out_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", KEY)
-    assert scrubbed(f"Bearer {KEY}") == "Bearer ***"
+    assert redact_keys(f"Bearer {KEY}") == "Bearer ***"
 
 
 def test_it_keeps_the_promises_of_a_tracker() -> None:

@@ -1,7 +1,7 @@
-"""A tracker that shows runs in Weights & Biases: what is logged as curves, the report's figures and samples at the end.
+"""The tracker `wandb`: shows logged values as curves, and the report's metrics and samples at the end.
 
-Nothing is sent but what distillkit says: no environment, no command line, no code, no console, no name of the machine.
-Knows distillkit's values and W&B's names for them. wandb is not imported before a run begins.
+It sends only distillkit's values: no environment, command line, code, console output or host name. wandb is imported
+when a run starts.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from distillkit import Tracker, UsageError, hookimpl
 
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 VALIDATION = "validation_"
-NOTE = "wandb.json"  # in the run's folder: under which id W&B knows it
+ID_FILE = "wandb.json"  # in the run's folder; holds the id of the run at W&B
 
-# What wandb would tell of the machine, the program and its surroundings.
-PRIVATE = {
+# Disable what wandb collects about the machine and the program.
+PRIVACY_SETTINGS = {
     "console": "off",
     "disable_code": True,
     "disable_git": True,
-    "host": "-",  # or it would say its name
+    "host": "-",  # or it would be the host's name
     "save_code": False,
     "x_disable_machine_info": True,
     "x_disable_meta": True,
@@ -38,27 +38,27 @@ PRIVATE = {
 
 
 class WandB(Tracker):
-    """Weights & Biases, online or into files that `wandb sync` sends later."""
+    """Weights & Biases, online, or offline for a later `wandb sync`."""
 
     name = "wandb"
 
     class Options(Tracker.Options):
-        """Where to, and how much."""
+        """Options of the tracker `wandb`."""
 
-        project: str = Field("distillkit", min_length=1, description="the project of W&B")
-        entity: str | None = Field(None, description="the user or team; if not set, W&B's own default")
+        project: str = Field("distillkit", min_length=1, description="W&B project")
+        entity: str | None = Field(None, description="W&B user or team; W&B's default if not set")
         mode: Literal["online", "offline"] = Field(
-            "online", description="offline writes files that `wandb sync` sends later, and uses no network"
+            "online", description="offline writes files for a later `wandb sync` and uses no network"
         )
         tags: list[str] = Field([], description="tags of the run")
-        samples: int = Field(50, ge=0, description="how many samples of the student to show")
+        samples: int = Field(50, ge=0, description="number of samples to show")
 
     def start(self, run: Any) -> None:
-        """A run begins, or goes on under the id that it had."""
+        """Start a run, or resume it under its earlier id."""
         self.run = run
-        self.last = _last_step(run.metrics) if (run.path / NOTE).is_file() else 0
-        wandb = self._ready()
-        self.told = wandb.init(
+        self.last_step = _last_step(run.metrics) if (run.path / ID_FILE).is_file() else 0
+        wandb = self._import_wandb()
+        self.wandb_run = wandb.init(
             project=self.options.project,
             entity=self.options.entity,
             dir=str(run.path.resolve()),
@@ -68,54 +68,54 @@ class WandB(Tracker):
             group=run.path.resolve().parent.name,
             tags=list(self.options.tags) or None,
             mode=self.options.mode,
-            config=scrubbed(tomllib.loads(run.recipe.read_text(encoding="utf-8"))) if run.recipe.is_file() else {},
-            settings=wandb.Settings(**_known(wandb, PRIVATE | {"silent": True})),
+            config=redact_keys(tomllib.loads(run.recipe.read_text(encoding="utf-8"))) if run.recipe.is_file() else {},
+            settings=wandb.Settings(**_supported(wandb, PRIVACY_SETTINGS | {"silent": True})),
         )
 
-    def _ready(self) -> Any:
-        """wandb itself, which neither asks for a key nor reports its own errors."""
+    def _import_wandb(self) -> Any:
+        """Import wandb, without its error reporting; raises a UsageError if it has no key in online mode."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         if self.options.mode == "online" and not _has_key(wandb):
             raise UsageError(
-                "the tracker 'wandb' has no key of Weights & Biases",
-                'Log in once (wandb login), or set WANDB_API_KEY, or say mode = "offline" under [[tracker]].',
+                "the tracker 'wandb' has no API key of Weights & Biases",
+                'Run wandb login, set WANDB_API_KEY, or set mode = "offline" under [[tracker]].',
             )
         return wandb
 
     def _id(self) -> str:
-        """The id of the run at W&B: the same in all its sittings."""
-        note = self.run.path / NOTE
-        if not note.is_file():
-            note.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n", encoding="utf-8")
-        return str(json.loads(note.read_text(encoding="utf-8"))["id"])
+        """The id of the run at W&B, which stays the same when the run is resumed."""
+        file = self.run.path / ID_FILE
+        if not file.is_file():
+            file.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n", encoding="utf-8")
+        return str(json.loads(file.read_text(encoding="utf-8"))["id"])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """The values of a step, unless an earlier sitting has said them."""
-        if step > self.last:
-            self.told.log({tag(name): value for name, value in values.items()}, step=step)
+        """Log the values of a step, unless they were logged before the run was resumed."""
+        if step > self.last_step:
+            self.wandb_run.log({tag(name): value for name, value in values.items()}, step=step)
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """The figures of the report as the run's summary, and some samples as a table."""
+        """Log the metrics of the report as the run's summary, and some samples as a table."""
         import wandb
 
         rows = list(_samples(self.run.samples, self.options.samples))
         if rows:
-            self.told.log({"samples": wandb.Table(columns=["id", "prompt", "completion"], data=rows)})
-        self.told.summary.update(dict(figures(report)))
-        self.told.finish()
+            self.wandb_run.log({"samples": wandb.Table(columns=["id", "prompt", "completion"], data=rows)})
+        self.wandb_run.summary.update(dict(report_metrics(report)))
+        self.wandb_run.finish()
 
 
 def tag(name: str) -> str:
-    """What W&B calls a value of distillkit: charts that belong together have the same first word."""
+    """The W&B name of a logged value. Related charts share a prefix."""
     if name.startswith(VALIDATION):
         return f"evaluation/{name.removeprefix(VALIDATION)}"
     return f"train/{name.replace('term/', 'terms/', 1) if name.startswith('term/') else name}"
 
 
-def figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """What judges said, each metric with its interval, and what training came to."""
+def report_metrics(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Names and values of the report: judge metrics with their intervals, and training results."""
     for judge, metrics in (report.get("judges") or {}).items():
         for name, metric in metrics.items():
             for bound in ("value", "low", "high"):
@@ -126,12 +126,12 @@ def figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"training/{name}", value
 
 
-def scrubbed(value: Any) -> Any:
-    """A value without the keys of this process's environment or of `.env`, should one have got into it."""
+def redact_keys(value: Any) -> Any:
+    """The value with API keys of this process's environment and of `.env` replaced."""
     if isinstance(value, Mapping):
-        return {key: scrubbed(inner) for key, inner in value.items()}
+        return {key: redact_keys(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [scrubbed(inner) for inner in value]
+        return [redact_keys(inner) for inner in value]
     if isinstance(value, str):
         for secret in _secrets():
             value = value.replace(secret, "***")
@@ -139,27 +139,27 @@ def scrubbed(value: Any) -> Any:
 
 
 def _secrets() -> list[str]:
-    """Every key at hand, the longest first."""
-    named = dict(os.environ)
+    """All API keys of the environment and of `.env`, the longest first."""
+    variables = dict(os.environ)
     if Path(".env").is_file():
         lines = Path(".env").read_text(encoding="utf-8", errors="replace").splitlines()
-        named |= {name: value.strip().strip("\"'") for name, _, value in (line.partition("=") for line in lines)}
-    found = {value for name, value in named.items() if SECRET.search(name.strip().upper()) and len(value) >= 8}
+        variables |= {name: value.strip().strip("\"'") for name, _, value in (line.partition("=") for line in lines)}
+    found = {value for name, value in variables.items() if SECRET.search(name.strip().upper()) and len(value) >= 8}
     return sorted(found, key=len, reverse=True)
 
 
-def _known(wandb: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that this version of wandb has."""
+def _supported(wandb: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that this version of wandb has."""
     return {name: value for name, value in settings.items() if name in wandb.Settings.model_fields}
 
 
 def _has_key(wandb: Any) -> bool:
-    """Whether wandb knows who is asking: by its own settings, the environment or what `wandb login` left."""
+    """Whether wandb has an API key from its settings, the environment or `wandb login`."""
     return bool(wandb.setup().settings.api_key or wandb.setup().settings.identity_token_file or wandb.api.api_key)
 
 
 def _last_step(metrics: Path) -> int:
-    """The last step that an earlier sitting logged."""
+    """The last step in metrics.jsonl."""
     if not metrics.is_file():
         return 0
     steps = [
@@ -169,16 +169,16 @@ def _last_step(metrics: Path) -> int:
 
 
 def _samples(file: Path, count: int) -> Iterator[list[str]]:
-    """What the student wrote: id, beginning, completion."""
+    """Samples of the student: id, prompt, completion."""
     if not file.is_file():
         return
     with file.open(encoding="utf-8") as lines:
         for _, line in zip(range(count), lines, strict=False):
             sample = json.loads(line)
-            yield [scrubbed(sample[key]) for key in ("id", "prompt", "completion")]
+            yield [redact_keys(sample[key]) for key in ("id", "prompt", "completion")]
 
 
 @hookimpl
 def register_trackers() -> list[type[Tracker]]:
-    """Offer it."""
+    """The tracker of this package."""
     return [WandB]

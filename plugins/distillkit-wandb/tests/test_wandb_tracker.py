@@ -159,13 +159,13 @@ def test_an_offline_run_holds_all_that_was_logged_and_nothing_private(tmp_path: 
 
 
 def test_a_key_in_a_recipe_is_not_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from distillkit_wandb import scrubbed
+    from distillkit_wandb import redact_keys
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GROQ_API_KEY", KEYS["GROQ_API_KEY"])
     (tmp_path / ".env").write_text("OPENAI_API_KEY='canary.from.a.file'\nNAME=harmless\n")
     told = {"teacher": {"extra": ["Bearer " + KEYS["GROQ_API_KEY"], "canary.from.a.file", "harmless"]}, "n": 1}
-    assert scrubbed(told) == {"teacher": {"extra": ["Bearer ***", "***", "harmless"]}, "n": 1}
+    assert redact_keys(told) == {"teacher": {"extra": ["Bearer ***", "***", "harmless"]}, "n": 1}
 
 
 def test_a_run_that_goes_on_keeps_its_id_and_says_no_step_twice(tmp_path: Path) -> None:
