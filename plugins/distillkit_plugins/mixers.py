@@ -184,7 +184,7 @@ class JSD(TemperatureMixer):
         beta, (teacher, student) = self.value_at("beta", step), targets.both(logits, temperature)
         if self.options.beta.schedule == "constant" and beta in (0, 1):
             return student.divergence(teacher) if beta else teacher.divergence(student)
-        mixture = teacher.mixed(beta, student)
+        mixture = teacher.mix(beta, student)
         jsd: mx.array = beta * teacher.divergence(mixture) + (1 - beta) * student.divergence(mixture)
         return jsd
 
@@ -212,7 +212,7 @@ class SkewKL(TemperatureMixer):
         """The skew KL divergence."""
         teacher, student = targets.both(logits, temperature)
         first, second = (teacher, student) if self.options.direction == "forward" else (student, teacher)
-        return first.divergence(first.mixed(self.value_at("lambda_", step), second))
+        return first.divergence(first.mix(self.value_at("lambda_", step), second))
 
 
 class TVD(TemperatureMixer):

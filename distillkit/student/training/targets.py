@@ -32,24 +32,30 @@ class Probabilities(NamedTuple):
     log_probs: mx.array
     probs: mx.array
 
-    @property
-    def log(self) -> mx.array:
-        """The older name of `log_probs`."""
-        return self.log_probs
-
-    @property
-    def plain(self) -> mx.array:
-        """The older name of `probs`."""
-        return self.probs
-
     def divergence(self, other: Probabilities) -> mx.array:
         """KL(self ‖ other) of each row [N]."""
         return row_sum(self.probs * (self.log_probs - other.log_probs))[:, 0]
 
-    def mixed(self, share: float | mx.array, other: Probabilities) -> Probabilities:
+    def mix(self, share: float | mx.array, other: Probabilities) -> Probabilities:
         """The mixture share * self + (1 - share) * other."""
         probs = share * self.probs + (1 - share) * other.probs
         return Probabilities(mx.log(mx.maximum(probs, MIN_PROBABILITY)), probs)
+
+    # Former names, kept for existing mixer plugins.
+
+    @property
+    def log(self) -> mx.array:
+        """The same as `log_probs`."""
+        return self.log_probs
+
+    @property
+    def plain(self) -> mx.array:
+        """The same as `probs`."""
+        return self.probs
+
+    def mixed(self, share: float | mx.array, other: Probabilities) -> Probabilities:
+        """The same as `mix`."""
+        return self.mix(share, other)
 
 
 @dataclass(frozen=True)
