@@ -29,9 +29,10 @@ from distillkit.data.tokenizer import Tokenizer
 from distillkit.pipeline import base_run
 from distillkit.pipeline.checks import check
 from distillkit.pipeline.context import Context
-from distillkit.pipeline.pipeline import Pipeline
+from distillkit.pipeline.pipeline import STAGE_FUNCTIONS
 from distillkit.pipeline.plan import build_plan
 from distillkit.pipeline.plan_text import format_plan
+from distillkit.pipeline.session import RunSession
 from distillkit.plugins.manager import Plugins, current_plugins
 from distillkit.recipe.recipe import bundled_recipes, load
 from support.chat_provider import serving
@@ -503,16 +504,16 @@ def test_what_is_set_of_text_shape_and_length_holds_for_the_first_recipe_too(hom
 
 
 def test_an_interrupted_chain_goes_on_where_it_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = Pipeline.train
+    train = STAGE_FUNCTIONS["train"]
     stopped = ["base", "outer"]
 
-    def once(self: Pipeline) -> None:
-        if self.recipe.name in stopped:
-            stopped.remove(self.recipe.name)
+    def once(session: RunSession) -> None:
+        if session.recipe.name in stopped:
+            stopped.remove(session.recipe.name)
             raise KeyboardInterrupt
-        train(self)
+        train(session)
 
-    monkeypatch.setattr(Pipeline, "train", once)
+    monkeypatch.setitem(STAGE_FUNCTIONS, "train", once)
     with pytest.raises(Interrupted, match="interrupted") as caught:
         distillkit("run", "outer.toml", "--yes")
     assert "reports/base/1 --resume" in caught.value.hint

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,13 @@ def test_a_later_sitting_that_was_killed_is_not_forgotten(monkeypatch: pytest.Mo
     run = sitting(None, 2)
     first, written = run.info["spent"], run.info["teacher"]["completion_tokens"]
 
-    def killed(pipeline: Pipeline, teacher: Any, asked: list[Request], policy: RequestPolicy) -> None:
-        ask(pipeline.context, teacher, asked[:5], policy)
+    def killed(context: Any, teacher: Any, asked: list[Request], policy: RequestPolicy, *rest: Any) -> None:
+        ask(context, teacher, asked[:5], policy)
         raise KeyboardInterrupt  # and nothing is recorded of what was asked
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pipeline, "_labelled", killed)
+        patch.setattr("distillkit.pipeline.label.ask", killed)
+        patch.setattr("distillkit.pipeline.label.always_record", lambda record: nullcontext())
         with pytest.raises(Interrupted):
             sitting(run, 6)
     assert run.info["spent"] == first

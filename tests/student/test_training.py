@@ -27,7 +27,7 @@ from distillkit.core.files import read_jsonl
 from distillkit.core.run_folder import STAGES, Run, find_run, newest_run
 from distillkit.data.batches import sequential
 from distillkit.pipeline.new_run import create_run
-from distillkit.pipeline.pipeline import Pipeline
+from distillkit.pipeline.pipeline import STAGE_FUNCTIONS, Pipeline
 from distillkit.pipeline.training_data import training_batches
 from distillkit.reporting.run.report import build_report, write_report
 from distillkit.reporting.run.text import format_report
@@ -223,7 +223,7 @@ def test_a_disk_that_is_full_by_then_does_not_hide_what_ended_a_run(
 
 
 def test_a_disk_that_is_full_when_a_stage_has_ended_well_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pipeline, "label", lambda self: fill_the_disk(monkeypatch))
+    monkeypatch.setitem(STAGE_FUNCTIONS, "label", lambda session: fill_the_disk(monkeypatch))
     with pytest.raises(OSError, match="No space left"):
         sit()
 
@@ -650,7 +650,7 @@ def test_each_step_is_logged_with_its_terms_rate_norm_and_speed(home: Path) -> N
 
 def test_learning_by_heart_is_pointed_out_once(by_heart: tuple[Run, Told]) -> None:
     run, told = by_heart
-    (warning,) = told.warnings("by heart. More documents, fewer train.steps")
+    (warning,) = told.warnings("overfitting. More documents, fewer train.steps")
     assert re.search(r"step \d+: validation loss \d+\.\d+ rises and training loss is \d+\.\d+", warning)
     (epochs,) = told.warnings("each token is seen")
     assert re.search(r"is seen \d+\.\d times", epochs)
@@ -857,5 +857,5 @@ def test_blocks_computed_again_learn_the_same(home: Path) -> None:
 
 
 def test_a_student_that_cannot_compute_again_says_so(home: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot do train\.checkpointing"):
+    with pytest.raises(UsageError, match=r"does not support train\.checkpointing"):
         sit("student.arch=bigram", "train.checkpointing=true")
