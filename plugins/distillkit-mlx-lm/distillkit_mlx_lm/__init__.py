@@ -109,8 +109,8 @@ class MlxLm(Teacher):
         tokens, answer_start = self._prompt(request)
         if self.model.context and len(tokens) + request.max_tokens > self.model.context:
             raise UsageError(
-                f"{self.options.model} has a context of {self.model.context} tokens; a request has {len(tokens)} tokens "
-                f"and max_tokens = {request.max_tokens}",
+                f"{self.options.model} has a context of {self.model.context} tokens; a request has {len(tokens)} "
+                f"tokens and max_tokens = {request.max_tokens}",
                 "Lower teacher.max_tokens or teacher.prompt_tokens.",
             )
         return GenerationRequest(
