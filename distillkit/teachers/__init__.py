@@ -1,1 +1,1 @@
-"""Prompts to answers, each kept on disk, and never asked twice."""
+"""Teachers: prompts in, answers out. Every answer is stored, and no request is sent twice."""

@@ -26,7 +26,7 @@ def test_draws_are_seeded_and_no_two_are_alike() -> None:
     many = prompts.sample_prompts(TemplateTable(), 5000, 7)
     assert len(set(many)) == 5000
     assert not any("{" in text or "  " in text for text in many)
-    with pytest.raises(RecipeError, match="has 4 different draws"):
+    with pytest.raises(RecipeError, match="has only 4 different prompts"):
         prompts.sample_prompts(few, 5, 1)
 
 

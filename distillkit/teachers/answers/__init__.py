@@ -1,1 +1,1 @@
-"""Answers of teachers, kept on disk."""
+"""The store of teachers' answers, on disk."""

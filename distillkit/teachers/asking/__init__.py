@@ -1,1 +1,1 @@
-"""Asking teachers: requests, limits, retries, batches."""
+"""Requests to teachers: policy, retries, rate limits, scheduling, the Batch API."""

@@ -1,8 +1,8 @@
-"""How many tokens a request comes to, before it is asked. Knows no provider's tokenizer.
+"""Estimates the tokens of a request before it is sent, without the provider's tokenizer.
 
-Tokenizers of big models cut text at the same places (words with the space before them, three digits, runs of signs),
-and common words are one token. So pieces are counted, long words a little more. Of plain English this is within some
-three percent of GPT-2's, GPT-4's and GPT-4o's own counts; of made-up words it is too little.
+The tokenizers of large models split text at the same places (words with the space before them, three digits, runs of
+punctuation), and common words are one token. So pieces are counted, and long words count a little more. For plain
+English the estimate is within about three percent of GPT-2, GPT-4 and GPT-4o; for made-up words it is too low.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ...plugins.interfaces import Teacher
 
 PIECE = re.compile(r"[^\r\n\w]?[^\W\d_]+(?:'[a-z]{1,2})?|\d{1,3}| ?[^\s\w]+[\r\n/]*|_+|\s*[\r\n]+|\s+(?!\S)|\s+")
 CHAT_TEMPLATE_TOKENS = 200  # tokens that a chat template adds to a prompt at most
-A_MESSAGE, A_REPLY = 4, 3  # tokens that a chat adds to each message, and before the reply
+TOKENS_PER_MESSAGE, TOKENS_BEFORE_REPLY = 4, 3  # added by a chat format
 
 
 def tokens_of(teacher: Teacher, request: Request) -> int:
-    """The tokens of a request's words: the teacher's own count where it has one, or else an estimate."""
-    told = teacher.tokens(request)
-    if told is not None:
-        return told
+    """The number of tokens in a request's text: the teacher's own count, or else an estimate."""
+    exact = teacher.tokens(request)
+    if exact is not None:
+        return exact
     if request.messages is None:
-        return _words(request.prompt or "") + (A_MESSAGE + A_REPLY) * teacher.chats
-    return sum(_words(turn["content"]) + A_MESSAGE for turn in request.messages) + A_REPLY
+        return _estimate(request.prompt or "") + (TOKENS_PER_MESSAGE + TOKENS_BEFORE_REPLY) * teacher.chats
+    return sum(_estimate(message["content"]) + TOKENS_PER_MESSAGE for message in request.messages) + TOKENS_BEFORE_REPLY
 
 
 def max_usage(request: Request) -> Usage:
@@ -36,11 +36,11 @@ def max_usage(request: Request) -> Usage:
 
 
 @lru_cache(maxsize=1024)
-def _words(text: str) -> int:
-    return round(sum(_piece(piece.strip()) for piece in PIECE.findall(text)))
+def _estimate(text: str) -> int:
+    return round(sum(_piece_tokens(piece.strip()) for piece in PIECE.findall(text)))
 
 
-def _piece(piece: str) -> float:
+def _piece_tokens(piece: str) -> float:
     if len(piece) > 3 and piece.isupper():
         return (len(piece) + 2) / 4
     if piece[:1].isalnum() or piece[1:2].isalnum():

@@ -1,4 +1,4 @@
-"""Words that a small child knows, for the slots of a template when a recipe brings none. Nothing else is here."""
+"""Default words for the slots of a prompt template: verbs, nouns and adjectives that a small child knows."""
 
 from __future__ import annotations
 
