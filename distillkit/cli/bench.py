@@ -1,4 +1,4 @@
-"""`distillkit bench`: how fast a student is on this machine."""
+"""`distillkit bench`: measure the speed of a student on this machine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from .common import device_option, json_option, load_context, load_recipe, print
 
 @click.command()
 @click.argument("where", metavar="[RUN]", default="latest")
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Batches of each kind.")
-@click.option("--batch", type=click.IntRange(min=1), help="Rows of a batch, if not as many as the recipe says.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Batches to measure of each kind."
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Rows per batch. Default: the recipe's train.batch_size.")
 @device_option
 @json_option
 @click.pass_context
 def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json: bool) -> None:
-    """Measure how fast a student reads, learns and writes here. Changes nothing of its run."""
+    """Measure the speed of a student on this machine: forward passes, training steps, generation.
+
+    Does not change its run."""
     from ..core import run_folder as runs
 
     run = runs.find_run(where)

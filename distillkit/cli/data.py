@@ -1,4 +1,4 @@
-"""`distillkit data`: looking at texts before a student does. Arguments in, messages out; the work is in data/."""
+"""`distillkit data`: inspect the text of a recipe."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from .common import json_option, load_context, load_recipe, print_result, set_op
 
 @click.group()
 def data() -> None:
-    """Look at the text of a recipe before a student does."""
+    """Inspect the text of a recipe."""
 
 
 @data.command()
 @click.argument("recipe")
 @set_option
-@click.option("--also", multiple=True, metavar="KIND", help="One more: gpt2, bpe:4096, a folder, a run.")
+@click.option("--also", multiple=True, metavar="KIND", help="Another tokenizer: gpt2, bpe:4096, a folder, a run.")
 @click.option(
     "--megabytes",
     type=click.FloatRange(min=0.01),
     default=5.0,
     show_default=True,
-    help="Of text, to train on and to measure on.",
+    help="Size of the text for training, and for measuring.",
 )
 @json_option
 @click.pass_context
 def tokenizers(
     ctx: click.Context, recipe: str, overrides: tuple[str, ...], also: tuple[str, ...], megabytes: float, as_json: bool
 ) -> None:
-    """Compare tokenizers on the text of RECIPE: bytes a token, vocabulary used, seconds.
+    """Compare tokenizers on the text of RECIPE: bytes per token, vocabulary used, seconds.
 
-    Its own, both kinds that are trained here at the same size, and what --also names. More bytes a token make texts
-    shorter; a bigger vocabulary makes the student's tables bigger.
+    Compares the recipe's own tokenizer, both kinds that can be trained at the same size, and those of --also. More
+    bytes per token make texts shorter; a larger vocabulary makes the student's embedding tables larger.
     """
     context = load_context(ctx, load_recipe(recipe, overrides))
     from ..data.tokenizers import comparison as comparing

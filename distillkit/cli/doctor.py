@@ -18,7 +18,7 @@ from .common import json_option, load_plugins, print_result
 def doctor(ctx: click.Context, online: bool, base_url: str, as_json: bool) -> None:
     """Check this machine: CPU, MLX, BLAS, memory, disk, keys, packages, plugins, answer cache.
 
-    Exits with 0 if a run would work, and with 1 if not; each problem is listed with its remedy.
+    Exits with 0 if a run would work, else with 1. Lists each problem with its remedy.
     """
     from ..pipeline import doctor as examination
     from ..reporting.doctor import format_report

@@ -1,6 +1,6 @@
 """`distillkit export`: write a student in the format of other tools.
 
-Does not know any format.
+Formats are exporter plugins.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @click.command(name="export")
 @click.argument("where", metavar="[RUN]", default="latest")
-@click.option("--to", "folder", type=click.Path(path_type=Path), help="A folder that is not there yet.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="New folder to write.")
 @click.option("--format", "kind", required=True, help="hf, mlx, gguf, or a plugin's.")
-@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits a weight, where the format has that.")
-@click.option("--push", metavar="NAME", help="Upload it to the Hugging Face Hub as NAME, after asking.")
-@click.option("--public", is_flag=True, help="With --push: for everybody to see.")
+@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits per weight, if the format supports it.")
+@click.option("--push", metavar="NAME", help="Upload it to the Hugging Face Hub as NAME, after confirmation.")
+@click.option("--public", is_flag=True, help="With --push: make it public.")
 @yes_option
 @json_option
 @click.pass_context
@@ -40,7 +40,7 @@ def export(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Write a student in the format of other tools, load it again with them, and compare."""
+    """Convert a student to the format of other tools, load it with them, and verify the logits."""
     from ..core import run_folder
     from ..student import blas
 
@@ -48,32 +48,32 @@ def export(
     if push:
         from ..student.interchange import upload
 
-        upload.token()  # before the work, not after it
-    run = _reported(run_folder.find_run(where))
+        upload.token()  # a missing token is an error before the conversion
+    run = _with_report(run_folder.find_run(where))
     folder = folder or Path(f"{run.path.resolve().parent.name}-{kind}{f'-{quantize}bit' if quantize else ''}")
-    checked = _exported(ctx, run, folder, kind, {"quantize": int(quantize)} if quantize else {})
+    checked = _export(ctx, run, folder, kind, {"quantize": int(quantize)} if quantize else {})
     proof = json.loads((folder / "proof.json").read_text("utf-8")) if (folder / "proof.json").is_file() else {}
     told = "\n".join([f"{run.name} in {folder}, for {kind}:", *(f"  {line}" for line in checked)])
     print_result({"schema": 1, "run": run.name, "folder": str(folder), "proof": proof}, as_json, lambda _: told)
     if push:
-        _pushed(folder, push, public, yes)
+        _push(folder, push, public, yes)
 
 
-def _exported(ctx: click.Context, run: Run, folder: Path, kind: str, options: dict[str, Any]) -> list[str]:
-    """A folder that is there when all went well, and not at all otherwise."""
+def _export(ctx: click.Context, run: Run, folder: Path, kind: str, options: dict[str, Any]) -> list[str]:
+    """Export into a folder that is created only if everything succeeds."""
     from ..core.files import atomic_folder
     from ..plugins.interfaces import Exporter
 
     if folder.exists():
-        raise UsageError(f"{folder} is there already", "Choose another folder, or move it away.")
+        raise UsageError(f"{folder} already exists", "Choose another folder, or move it away.")
     exporter = load_plugins(ctx).build("exporters", kind, options, file="--quantize" if options else "--format")
     assert isinstance(exporter, Exporter)
     with atomic_folder(folder.absolute()) as part:
         return exporter.export(run, part)
 
 
-def _reported(run: Run) -> Run:
-    """A run with a report of what it is now, for the card is made of it."""
+def _with_report(run: Run) -> Run:
+    """The run, with an up-to-date report: the model card is made from it."""
     from ..core.files import read_json
     from ..reporting.run.report import build_report, write_report
 
@@ -83,19 +83,21 @@ def _reported(run: Run) -> Run:
     return run
 
 
-def _pushed(folder: Path, name: str, public: bool, yes: bool) -> None:
-    """Upload a folder, after showing what would go and where to."""
+def _push(folder: Path, name: str, public: bool, yes: bool) -> None:
+    """Upload a folder, after listing its files and the destination."""
     from ..student.interchange import upload
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     who, later = "public" if public else "private", upload.upload_hint(folder, name, not public)
-    click.echo(f"To {upload.endpoint()}/{name} ({who}) would go:", err=True)
+    click.echo(f"To {upload.endpoint()}/{name} ({who}) will be uploaded:", err=True)
     for file in files:
         click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)
     confirm(
         "Upload?",
         yes,
-        without_terminal=UsageError("nobody is there to agree to the upload", f"Add --yes the next time. {later}"),
+        without_terminal=UsageError(
+            "an upload needs confirmation, and there is no terminal", f"Add --yes next time. {later}"
+        ),
         declined=UsageError("nothing was uploaded", later),
     )
     click.echo(f"Uploaded: {upload.push(folder, name, private=not public)}")

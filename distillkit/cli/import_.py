@@ -11,16 +11,16 @@ from .common import json_option, load_plugins, load_recipe, print_result
 
 @click.command(name="import")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="What the run is called; after the file if not set.")
-@click.option("--tokenizer", metavar="KIND", help="Its tokenizer: gpt2, a tiktoken name, a folder or a run.")
+@click.option("--name", help="Name of the run. Default: the file's name.")
+@click.option("--tokenizer", metavar="KIND", help="Tokenizer of the student: gpt2, a tiktoken name, a folder or a run.")
 @click.option(
-    "--ranks", type=click.Path(exists=True, dir_okay=False), help="For a tiktoken name: its ranks, from a file."
+    "--ranks", type=click.Path(exists=True, dir_okay=False), help="File with the ranks of a tiktoken encoding."
 )
-@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where the file does not say.")
-@click.option("--recipe", metavar="RECIPE", help="The data and judges that it is to be judged by.")
+@click.option("--heads", type=click.IntRange(min=1), help="Number of attention heads, if the file does not contain it.")
+@click.option("--recipe", metavar="RECIPE", help="Recipe with the data and judges for judging it.")
 @json_option
 @click.pass_context
-def bring(
+def import_(
     ctx: click.Context,
     /,
     path: Path,
@@ -31,7 +31,7 @@ def bring(
     recipe: str | None,
     as_json: bool,
 ) -> None:
-    """Make a run of a student from elsewhere: to judge, bench, compare, export, or begin with.
+    """Import a model that was trained with other tools as a run: to judge, bench, compare, export or begin with.
 
     PATH is a nanoGPT-on-MLX checkpoint (.npz), a nanoGPT or gpt2-nano checkpoint (.pt), or a GPT-2 or Llama folder of
     transformers.

@@ -12,14 +12,14 @@ from ..core.errors import UsageError
 @click.command()
 @click.argument("name", default="my_recipe")
 def init(name: str) -> None:
-    """Write a first recipe of your own, NAME.toml, in the current folder."""
+    """Write a first recipe, NAME.toml, into the current folder."""
     from ..recipe.recipe import starter_recipe
 
     path = Path(f"{name.removesuffix('.toml')}.toml")
     if path.exists():
-        raise UsageError(f"{path} is there already", "Choose another name: distillkit init NAME")
+        raise UsageError(f"{path} already exists", "Choose another name: distillkit init NAME")
     text = starter_recipe(path.stem)
     from ..core.files import write_text
 
     write_text(path, text)
-    click.echo(f"Wrote {path}. Look at it, then: distillkit run {path}")
+    click.echo(f"Wrote {path}. Edit it, then: distillkit run {path}")

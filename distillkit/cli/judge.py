@@ -1,7 +1,4 @@
-"""`distillkit judge`: a run is judged again, against others, or its judges are put to the test themselves.
-
-Arguments in, messages out: what judges say is theirs, what it costs is the plan's.
-"""
+"""`distillkit judge`: judge a run, compare it with others, or test the judges themselves."""
 
 from __future__ import annotations
 
@@ -21,23 +18,23 @@ if TYPE_CHECKING:
     from ..core.run_folder import Run
     from ..judging.anchors import AnchorResult
 
-OF_A_JUDGE = re.compile(r"\s*judge\.\d+\.(?!name\s*=)")  # an override that needs the judge to be there
+JUDGE_OVERRIDE = re.compile(r"\s*judge\.\d+\.(?!name\s*=)")  # an override that needs the judge to exist
 
 
 @click.command()
 @click.argument("where", metavar="[RECIPE|RUN]", default="latest")
 @set_option
-@click.option("--samples", type=click.IntRange(min=0), help="How many samples the student writes.")
-@click.option("--judge", "more", multiple=True, metavar="NAME", help="A judge beside those of the recipe: rubric.")
-@click.option("--against", multiple=True, metavar="RUN", help="Further runs, for judges that compare: pairwise.")
+@click.option("--samples", type=click.IntRange(min=0), help="Number of samples that the student writes.")
 @click.option(
-    "--anchors", is_flag=True, help="Grade 20 stories of known quality instead, to see whether judges can tell."
+    "--judge", "more", multiple=True, metavar="NAME", help="Another judge, in addition to those of the recipe: rubric."
 )
+@click.option("--against", multiple=True, metavar="RUN", help="Other runs, for judges that compare runs: pairwise.")
+@click.option("--anchors", is_flag=True, help="Grade 20 stories of known quality instead, to test the judges.")
 @click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Set a CSV of people's grades beside the judges'.",
+    help="Compare the judges' grades with human grades from a CSV file.",
 )
 @json_option
 @device_option
@@ -56,37 +53,37 @@ def judge(
     as_json: bool,
     yes: bool,
 ) -> None:
-    """Let the student write, grade it, and report.
+    """Write samples with the student, grade them, and write the report.
 
-    A name means its newest run; a recipe that has none, or a path to one, is run first. Samples that are written
-    already are kept, and no judge is asked twice for the same.
+    A recipe's name means its newest run. A recipe without a run, or a path to a recipe, is run first. Existing samples
+    are kept, and a judge is not asked twice for the same grade.
     """
     where = _newest_of(where)
     of_judging = {"--samples": samples is not None, "--against": bool(against)}
     if anchors:
-        _leave_out(of_judging, "--anchors, which grades other stories than the student's")
+        _refuse_unused(of_judging, "--anchors, which grades other stories than the student's")
     if calibrate is not None:
         asking = {**of_judging, "--judge": bool(more), "--anchors": anchors, "--set": bool(overrides)}
-        _leave_out(asking, "--calibrate, which asks no judge but reads the grades that are there")
+        _refuse_unused(asking, "--calibrate, which asks no judge but reads the grades that are there")
         _calibrate(where, calibrate, as_json)
         return
     if samples is not None:
         overrides = (*overrides, f"sampling.count={samples}")
     overrides = _with_judges(where, overrides, more)
     if anchors:
-        _anchors(ctx, where, overrides, as_json, yes)
+        _test_with_anchors(ctx, where, overrides, as_json, yes)
     elif is_run(where):
         if against:
-            _must_compare(ctx, where, overrides)
-        resume_run(ctx, where, overrides, ("judge", "report"), yes, _others(against), as_json)
+            _require_comparing_judge(ctx, where, overrides)
+        resume_run(ctx, where, overrides, ("judge", "report"), yes, _find_runs(against), as_json)
     else:
         if against:
-            raise UsageError("--against sets a run against others", "Name a run: distillkit judge RUN --against OTHER")
+            raise UsageError("--against compares a run with others", "Name a run: distillkit judge RUN --against OTHER")
         start_run(ctx, where, overrides, STAGES, yes, as_json)
 
 
 def _newest_of(where: str) -> str:
-    """The newest run of a name: also of a bundled recipe's, which nobody means to train again to have it judged."""
+    """The newest run of a recipe, bundled or not: judging should not train it again."""
     from ..core.run_folder import runs_of
 
     begun = [] if is_run(where) or "/" in where or where.endswith(".toml") else runs_of(where)
@@ -94,44 +91,44 @@ def _newest_of(where: str) -> str:
 
 
 def _recipe_file(where: str) -> str:
-    """The recipe that a word means: a run's own, or the word itself."""
+    """The recipe file of an argument: a run's own, or the argument itself."""
     from ..core.run_folder import find_run
 
     return str(find_run(where).recipe) if is_run(where) else where
 
 
-def _leave_out(given: Mapping[str, bool], beside: str) -> None:
-    """Refuse options that would do nothing."""
+def _refuse_unused(given: Mapping[str, bool], beside: str) -> None:
+    """Refuse options that have no effect."""
     if unused := " and ".join(option for option, there in given.items() if there):
-        raise UsageError(f"{unused} would do nothing beside {beside}", f"Leave out {unused}.")
+        raise UsageError(f"{unused} has no effect with {beside}", f"Leave out {unused}.")
 
 
-def _must_compare(ctx: click.Context, where: str, overrides: tuple[str, ...]) -> None:
-    """Refuse further runs that no judge would look at."""
+def _require_comparing_judge(ctx: click.Context, where: str, overrides: tuple[str, ...]) -> None:
+    """Refuse --against without a judge that compares runs."""
     judges = load_context(ctx, load_recipe(_recipe_file(where), overrides), silent=True).judges()
     if not any(judge.compares for _, judge in judges):
         raise UsageError("--against: no judge here compares runs", "Add one that does: --judge pairwise")
 
 
 def _with_judges(where: str, overrides: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
-    """Judges that the command line adds, where the recipe does not have them; what is set of a judge comes after."""
+    """The overrides, with judges added that the recipe does not have. Overrides of judges' keys come last."""
     if not names:
         return overrides
-    of_judges = tuple(override for override in overrides if OF_A_JUDGE.match(override))
+    of_judges = tuple(override for override in overrides if JUDGE_OVERRIDE.match(override))
     before = tuple(override for override in overrides if override not in of_judges)
     there = [table.name for table in load_recipe(_recipe_file(where), before).judge]
     new = [name for name in dict.fromkeys(names) if name not in there]
     return (*before, *(f"judge.{len(there) + i}.name={name}" for i, name in enumerate(new)), *of_judges)
 
 
-def _others(specs: tuple[str, ...]) -> list[Run]:
+def _find_runs(specs: tuple[str, ...]) -> list[Run]:
     from ..core.run_folder import find_run
 
     return [find_run(spec) for spec in specs]
 
 
-def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json: bool, yes: bool) -> None:
-    """Whether the judges of a recipe tell good stories from bad ones."""
+def _test_with_anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json: bool, yes: bool) -> None:
+    """Test whether the judges of a recipe rank stories of known quality correctly."""
     from ..core.run_folder import find_run
     from ..judging import anchors
     from ..pipeline.costs import estimate_judge_calls
@@ -143,23 +140,23 @@ def _anchors(ctx: click.Context, where: str, overrides: tuple[str, ...], as_json
     stories = [anchor.sample for anchor in anchors.load_anchors()]
     subject = SubjectBuilder(context, run).subject_without_student(stories, "anchors are graded")
     confirm_costs(context, None, estimate_judge_calls(context, subject, subject), yes)
-    runner, orders, silent, protocols = JudgeRunner(context, {}, lambda spent: None), list["AnchorResult"](), [], {}
+    runner, orders, skipped, protocols = JudgeRunner(context, {}, lambda spent: None), list["AnchorResult"](), [], {}
     for table, one in context.judges():
         try:
             result = runner.run(table, one, subject)
         except NoStudentError:
-            silent.append(one.name)
+            skipped.append(one.name)
             continue
         orders += anchors.correlate_with_quality(one.name, result.grades, one.lower_is_better)
         protocols[one.name] = result.protocol.hash
     rows = [order.to_json() for order in orders]
     if run:
         run.record(anchors={"protocols": protocols, "orders": rows})
-    print_result(rows if as_json else orders, as_json, lambda found: anchors.format_results(found, silent))
+    print_result(rows if as_json else orders, as_json, lambda found: anchors.format_results(found, skipped))
 
 
 def _calibrate(where: str, file: Path, as_json: bool) -> None:
-    """How well the judges of a run agree with people."""
+    """Print the agreement of a run's judges with human grades."""
     from ..core.run_folder import find_run
     from ..judging import calibration
     from ..reporting.run.report import read_grades

@@ -1,6 +1,7 @@
-"""Arguments in, messages out. What a command does is in the rooms; here is only how it is asked for.
+"""The command line: the list of commands, the loading of plugins' commands, and error handling.
 
-Everything heavy is imported inside the command that needs it, so that `--help` is quick.
+Each command is a file of this folder. To add one, write it and add it to `COMMANDS`. Heavy modules are imported inside
+the function that needs them, so that `distillkit --help` is quick.
 """
 
 from __future__ import annotations
@@ -40,34 +41,34 @@ from . import (
 
 
 class Commands(click.Group):
-    """Commands in the order of a run, and those of plugins after them."""
+    """A group that lists its commands in the order of `COMMANDS`, then those of plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they were defined."""
+        """The commands in the order in which they were added."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> None:
-        """What a command returns is for nobody: only `ctx.exit` says how the program ends."""
+        """Ignore what a command returns: only `ctx.exit` sets the exit code."""
         super().invoke(ctx)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """A misspelt command names its nearest."""
+        """Suggest the nearest name for an unknown command."""
         from ..core.errors import did_you_mean
 
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            cpu.require_supported()  # it may be a plugin's command: those are not loaded then
+            cpu.require_supported()  # without it plugins' commands are not loaded, and this may be one
             raise UsageError(error.message.rstrip("."), did_you_mean(args[0], self.commands)) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="distillkit")
-@click.option("-p", "--plugin", "modules", multiple=True, metavar="FILE|MODULE", help="Load a plugin as well.")
+@click.option("-p", "--plugin", "modules", multiple=True, metavar="FILE|MODULE", help="Load another plugin.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def cli(ctx: click.Context, modules: tuple[str, ...], debug: bool) -> None:
-    """Teach a small language model from a big one, and see honestly what that was worth.
+    """Distil a large language model into a small one, and measure what that was worth.
 
     RECIPE is a path or a bundled recipe's name. RUN is a folder, recipe/number, a recipe's name, or `latest`.
     """
@@ -78,7 +79,7 @@ def cli(ctx: click.Context, modules: tuple[str, ...], debug: bool) -> None:
 
 COMMANDS = (
     *(run.run, plan.plan, label.label, train.train, report.report, judge.judge, compare.compare, runs.runs),
-    *(generate.generate, serve.serve, bench.bench, doctor.doctor, export.export, import_.bring),
+    *(generate.generate, serve.serve, bench.bench, doctor.doctor, export.export, import_.import_),
     *(plugins.plugins, recipe.recipe, cache.cache, data.data, init.init),
 )
 for command in COMMANDS:
@@ -88,14 +89,14 @@ for command in COMMANDS:
 # --------------------------------------------------------------------------------------------- the program
 
 
-_ROOM = "Make room there, then run the same command again: what is whole is kept."
-_YOURS = "Set DISTILLKIT_HOME to a folder that you can write to, or name another."
-_ELSEWHERE = "The disk fails. Copy what is there to another one; distillkit cache verify tells which answers are whole."
+_ROOM = "Free some space there, then run the same command again: complete files are kept."
+_YOURS = "Set DISTILLKIT_HOME to a folder that you can write to, or choose another."
+_ELSEWHERE = "The disk may be failing. Copy the files to another one; distillkit cache verify finds damaged answers."
 REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM, errno.EROFS: _YOURS, errno.EIO: _ELSEWHERE}
 
 
 def main() -> None:
-    """The program: every failure in a few lines, unless --debug asks for more."""
+    """Run the program. Every error is printed in a few lines; --debug adds the traceback."""
     debug = "--debug" in sys.argv
     broken = _add_plugin_commands()
     try:
@@ -114,30 +115,36 @@ def main() -> None:
         next_ = f"\n  {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
         _fail(f"error: {where}{error.strerror or error}{next_}", 1, debug)
     except MemoryError:
-        _fail("error: not enough memory\n  A smaller train.batch_size or student would fit.", 1, debug)
-    except SystemExit as error:  # a command of a plugin's may leave the program, its other parts may not
-        _fail(f"error: {told}", 1, debug) if (told := _blamed(error)) else sys.exit(error.code)
-    except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours is told in a line, too
-        ours = f"{type(error).__name__}: {error}\n  This is a fault in distillkit or a plugin; --debug shows where."
-        _fail(f"error: {_blamed(error) or ours}", 1, debug)
+        _fail("error: not enough memory\n  Use a smaller train.batch_size or student.", 1, debug)
+    except SystemExit as error:  # a plugin's command may exit the program, its other code may not
+        _fail(f"error: {told}", 1, debug) if (told := _plugin_error(error)) else sys.exit(error.code)
+    except Exception as error:  # noqa: BLE001 - the last resort: an unexpected error is printed in a few lines, too
+        ours = (
+            f"{type(error).__name__}: {error}\n  This is a bug in distillkit or a plugin; --debug shows the traceback."
+        )
+        _fail(f"error: {_plugin_error(error) or ours}", 1, debug)
     for fault in broken:
         click.echo(printable(f"warning: the plugin {fault}"), err=True)
     sys.exit(code)
 
 
-def _blamed(error: BaseException) -> str | None:
-    """A fault that nobody foresaw, if it was in a plugin."""
+def _plugin_error(error: BaseException) -> str | None:
+    """The message for an unexpected error that was raised in a plugin's code, else None."""
     from ..plugins.manager import current_plugins
 
     origin = current_plugins().origin_of_error(error)
     told = f"{type(error).__name__}: {error}"
-    return f"the plugin {origin} failed: {told}\n  Tell its author; --debug shows where it was." if origin else None
+    return (
+        f"the plugin {origin} failed: {told}\n  Report it to the plugin's author; --debug shows the traceback."
+        if origin
+        else None
+    )
 
 
 def _add_plugin_commands() -> list[Any]:
-    """Let plugins of the group `distillkit.commands` add theirs; looks before it loads anything heavy.
+    """Let plugins of the entry-point group `distillkit.commands` add their commands. Without any, nothing is imported.
 
-    Not where importing NumPy would end the process: a plugin may import it.
+    Not on a CPU on which importing NumPy would crash the process: a plugin may import it.
     """
     from importlib.metadata import entry_points
 

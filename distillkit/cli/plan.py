@@ -1,4 +1,4 @@
-"""`distillkit plan`: what a run would ask, cost and take."""
+"""`distillkit plan`: estimate a run without running it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .run_stages import is_run
 @click.command()
 @click.argument("where", metavar="RECIPE|RUN")
 @set_option
-@click.option("--batch", is_flag=True, help="As if it was labelled in batches.")
+@click.option("--batch", is_flag=True, help="Estimate at Batch API prices.")
 @json_option
 @click.pass_context
 def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool, as_json: bool) -> None:
-    """Count what a run would ask, use and take. Spends nothing.
+    """Estimate calls, cost, memory and time of a run without running it.
 
-    Of a RUN: what judging it would ask, by the samples that it has written.
+    With a RUN: estimate judging from its existing samples.
     """
     from ..core.run_folder import find_run
     from ..pipeline.plan import build_plan

@@ -1,7 +1,4 @@
-"""The commands about plugins: which there are and whether they work, and a new one as a package of its own.
-
-Arguments in, messages out; everything heavy is imported where it is needed, so that `--help` is quick.
-"""
+"""`distillkit plugins`: list plugins and check that they load, or create a new plugin package."""
 
 from __future__ import annotations
 
@@ -22,24 +19,29 @@ KINDS = ("teacher", "mixer", "judge", "source", "student", "tracker", "exporter"
 @json_option
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
-    """List what plugins offer, where they come from, their options, and which are broken."""
+    """List plugins with their package and options, and report broken ones."""
     if ctx.invoked_subcommand is None:
-        print_result(load_plugins(ctx).describe(), as_json, lambda rows: "\n".join(_listed(rows)))
+        print_result(load_plugins(ctx).describe(), as_json, lambda rows: "\n".join(_format_list(rows)))
 
 
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", type=click.Choice(KINDS), required=True, help="The role that it plays.")
-@click.option("--to", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where: here, if not said.")
+@click.option("--kind", type=click.Choice(KINDS), required=True, help="Role of the plugin.")
+@click.option(
+    "--to",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".",
+    help="Parent folder. Default: the current folder.",
+)
 @click.pass_context
 def new(ctx: click.Context, name: str, kind: str, to: Path) -> None:
-    """Write a plugin to begin with: a package of its own, whose tests pass."""
+    """Create a plugin package to start from, with tests that pass."""
     from ..plugins.scaffold import create_package, template_values
 
     plain = template_values(name, kind)["name"]
     for row in load_plugins(ctx).describe():
         if (row.get("role"), row.get("name")) == (kind, plain):
-            raise UsageError(f"there is a {kind} {plain!r} already, of {_from(row)}", "Choose another name.")
+            raise UsageError(f"a {kind} {plain!r} exists already in {_origin(row)}", "Choose another name.")
     folder = create_package(name, kind, to)
     click.echo(f"Wrote {folder}: the {kind} {plain!r}. Next:")
     click.echo(f'  cd {folder}\n  pip install -e ".[test]"\n  pytest\n  distillkit run example.toml')
@@ -48,41 +50,41 @@ def new(ctx: click.Context, name: str, kind: str, to: Path) -> None:
 # ------------------------------------------------------------------------------------------- the list
 
 
-def _listed(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Every plugin's offers under the package that it comes from, then what is broken."""
+def _format_list(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The plugins of each package, then broken ones."""
     working = [row for row in rows if row["status"] != "broken"]
-    for origin in dict.fromkeys(_from(row) for row in working):
+    for origin in dict.fromkeys(_origin(row) for row in working):
         yield origin
-        mine = [row for row in working if _from(row) == origin]
+        mine = [row for row in working if _origin(row) == origin]
         for row in mine:
-            yield from _offer(row)
+            yield from _format_plugin(row)
         for warning in dict.fromkeys(text for row in mine for text in row["warnings"]):
             yield f"  warning: {warning}"
     broken = [row for row in rows if row["status"] == "broken"]
     for row in broken:
-        yield f"{_from(row)} is broken\n  {row['reason']}"
+        yield f"{_origin(row)} is broken\n  {row['reason']}"
     clashes = sum(row["status"] == "clash" for row in rows)
-    told = [f"{len(working) - clashes} offers work"]
+    told = [f"{len(working) - clashes} plugins work"]
     told += [f"{clashes} share a name and cannot be used"] if clashes else []
     told += [f"{len(broken)} {'plugin is' if len(broken) == 1 else 'plugins are'} broken"] if broken else []
     yield ", ".join(told) + "."
 
 
-def _offer(row: dict[str, Any]) -> Iterator[str]:
-    clash = "  (offered twice: unusable)" if row["status"] == "clash" else ""
+def _format_plugin(row: dict[str, Any]) -> Iterator[str]:
+    clash = "  (offered twice: cannot be used)" if row["status"] == "clash" else ""
     verb = "gives" if row["role"] == "teacher" else "needs"
     signal = f"  {verb} {row['signal']}" if row["signal"] not in (None, "none") else ""
     yield f"  {row['role']:<8} {row['name']:<18} {row['about']}{signal and f' [{signal.strip()}]'}{clash}"
     if row["options"]:
-        yield f"{'':<30}{', '.join(_option(option) for option in row['options'])}"
+        yield f"{'':<30}{', '.join(_format_option(option) for option in row['options'])}"
 
 
-def _option(option: dict[str, Any]) -> str:
-    """An option as a recipe would say it; one without a default must be said."""
+def _format_option(option: dict[str, Any]) -> str:
+    """An option with its default, as in a recipe; `...` if it is required."""
     value = "..." if option["required"] else json.dumps(option["default"], ensure_ascii=False)
     return option["name"] if value == "null" else f"{option['name']} = {value}"
 
 
-def _from(row: dict[str, Any]) -> str:
-    """Where a plugin comes from."""
+def _origin(row: dict[str, Any]) -> str:
+    """The package that a plugin comes from, with its version."""
     return " ".join(filter(None, [row["distribution"] or row["plugin"], row["version"]]))

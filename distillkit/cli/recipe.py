@@ -20,22 +20,22 @@ def recipe() -> None:
 @set_option
 @click.pass_context
 def check(ctx: click.Context, name: str, overrides: tuple[str, ...]) -> None:
-    """Say whether a recipe can be run. Spends nothing."""
+    """Check whether a recipe can be run. Spends nothing."""
     from ..pipeline import checks
 
     context = load_context(ctx, load_recipe(name, overrides))
     checks.check(context)
     for error in checks.teacher_errors(context):
-        context.console.warn(f"{error.message}: only what it was asked before can be had. {error.hint}")
-    click.echo(f"{context.recipe.file} is fine.")
+        context.console.warn(f"{error.message}: only answers in the cache can be used. {error.hint}")
+    click.echo(f"{context.recipe.file} is valid.")
 
 
 @recipe.command("show")
 @click.argument("name", metavar="RECIPE")
 @set_option
-def shown(name: str, overrides: tuple[str, ...]) -> None:
-    """Print a recipe with everything that it inherits and every default."""
-    click.echo(printable(load_recipe(name, overrides).to_toml()), nl=False)  # as TOML spells it, too
+def show(name: str, overrides: tuple[str, ...]) -> None:
+    """Print a recipe with all inherited values and defaults."""
+    click.echo(printable(load_recipe(name, overrides).to_toml()), nl=False)
 
 
 @recipe.command()

@@ -11,7 +11,7 @@ from .common import json_option, print_result
 @click.argument("where", metavar="[RUN]", default="latest")
 @json_option
 def report(where: str, as_json: bool) -> None:
-    """Write the report of a run again, from what its folder holds."""
+    """Write the report of a run again, from the files of its folder."""
     from ..core import run_folder
     from ..reporting.run.report import write_report
     from ..reporting.run.text import format_report

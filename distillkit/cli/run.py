@@ -1,4 +1,4 @@
-"""`distillkit run`: all stages of a recipe, or of a run that is resumed."""
+"""`distillkit run`: run all stages of a recipe, or resume a run."""
 
 from __future__ import annotations
 

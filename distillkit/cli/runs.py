@@ -1,4 +1,4 @@
-"""`distillkit runs`: the list of runs."""
+"""`distillkit runs`: list all runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .common import json_option, print_result
 @click.command()
 @json_option
 def runs(as_json: bool) -> None:
-    """List the runs."""
+    """List all runs."""
     from ..core import run_folder as folders
     from ..reporting.run.listing import format_listing, list_runs
 

@@ -15,15 +15,17 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @click.command()
 @click.argument("where", metavar="[RUN]", default="latest")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Another lets other machines in.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
-@click.option("--api-key", metavar="KEY", help="What clients must show; better set as DISTILLKIT_SERVE_KEY.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another address lets other machines connect.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 chooses a free port.")
+@click.option("--api-key", metavar="KEY", help="API key that clients must send. Better set DISTILLKIT_SERVE_KEY.")
 @device_option
 @click.pass_context
 def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | None) -> None:
-    """Serve a student as OpenAI does: /v1/completions, /v1/chat/completions, /v1/models. Ctrl-C ends it.
+    """Serve a student over the OpenAI API: /v1/completions, /v1/chat/completions, /v1/models.
 
-    RUN may also be a checkpoint folder or a bundled student: tales-teacher. Many clients are answered together.
+    Ctrl-C stops the server.
+
+    RUN may also be a checkpoint folder or a bundled student: tales-teacher. Requests of several clients are batched.
     """
     load_plugins(ctx)
     warn_of_slow_blas()
@@ -34,7 +36,7 @@ def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | N
     api_key = api_key or api_keys.find_key("DISTILLKIT_SERVE_KEY")
     student = Trained.load(where)
     if host not in LOOPBACK:
-        who = "anybody who has the key" if api_key else "anybody; set DISTILLKIT_SERVE_KEY to ask for a key"
+        who = "anyone who has the key" if api_key else "anyone; set DISTILLKIT_SERVE_KEY to require a key"
         click.echo(f"warning: {host} can be reached from other machines, by {who}", err=True)
     names = _names(where)
 
@@ -47,7 +49,7 @@ def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | N
 
 
 def _names(where: str) -> list[str]:
-    """What clients may call the student: its run, as it was asked for, and its recipe."""
+    """The model names that clients may use: the run's name, the argument, and the recipe's name."""
     from ..core import run_folder
     from ..student.trained import find_checkpoint
 

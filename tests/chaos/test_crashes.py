@@ -136,7 +136,7 @@ def tried(stage: Stage, scene: Scene, tally: Tally, fault: Fault | None, after: 
     return cut
 
 
-DONE = "exported is there already"  # killed when its folder stood: it is never replaced, and compared all the same
+DONE = "exported already exists"  # killed when its folder stood: it is never replaced, and compared all the same
 
 
 def check(stage: Stage, scene: Scene, tally: Tally, home: Path, again: Ended, where: str) -> None:

@@ -28,7 +28,7 @@ GO_ON = ("run", "tiny", "--resume", "--yes", "--set", "train.steps=6")
 
 def told(ended: Ended) -> bool:
     """Whether a failure was said in a few clear lines."""
-    clear = "error:" in ended.err and "Traceback" not in ended.err and "This is a fault in distillkit" not in ended.err
+    clear = "error:" in ended.err and "Traceback" not in ended.err and "This is a bug in distillkit" not in ended.err
     return ended.code in (1, 2) and clear and len(ended.err.partition("error:")[2].splitlines()) <= 6
 
 

@@ -381,7 +381,7 @@ def test_a_library_that_is_missing_is_said_first_and_a_plan_needs_none(monkeypat
         assert 'pip install "distillkit[hub]"' in caught.value.hint
         assert "--set data.source=text --set data.path=" in caught.value.hint
     assert "1,032,672 unique" in distillkit("plan", "slm_nano_1m")
-    assert "is fine" in distillkit("recipe", "check", "slm_nano_1m", "--set", "data.source=tales")
+    assert "is valid" in distillkit("recipe", "check", "slm_nano_1m", "--set", "data.source=tales")
     assert numbers("slm_nano_1m") == []
 
 
@@ -413,9 +413,9 @@ def test_a_key_that_is_missing_is_said_before_any_text_is_read(home: Path, monke
     assert not (home / "cache/data").exists()
     assert numbers("tinystories_53m") == numbers("tinystories_53m_base") == []
     checked = distillkit("recipe", "check", "tinystories_53m", *text)
-    assert "warning: there is no key for the teacher 'groq': only what it was asked before can be had." in checked
+    assert "warning: there is no key for the teacher 'groq': only answers in the cache can be used." in checked
     assert "whom the judge 'rubric' asks" in checked
-    assert checked.endswith("is fine.\n")
+    assert checked.endswith("is valid.\n")
 
 
 @pytest.mark.usefixtures("home", "offline")

@@ -539,11 +539,11 @@ def test_a_judge_that_is_added_may_be_set_in_the_same_command(home: Path, server
     ("words", "told", "hint"),
     [
         (("--against", "tales/1"), "--against: no judge here compares runs", "--judge pairwise"),
-        (("--anchors", "--against", "tales/1"), "--against would do nothing beside --anchors", "Leave out --against."),
-        (("--anchors", "--samples", "3"), "--samples would do nothing beside --anchors", "Leave out --samples."),
+        (("--anchors", "--against", "tales/1"), "--against has no effect with --anchors", "Leave out --against."),
+        (("--anchors", "--samples", "3"), "--samples has no effect with --anchors", "Leave out --samples."),
         (
             ("--calibrate", "people.csv", "--samples", "3", "--judge", "rubric"),
-            "--samples and --judge would do nothing beside --calibrate",
+            "--samples and --judge has no effect with --calibrate",
             "Leave out --samples and --judge.",
         ),
     ],

@@ -416,7 +416,7 @@ def test_the_card_says_what_the_run_says_now_and_not_what_an_older_report_said(m
 def test_what_cannot_be_is_refused_first(home: Path) -> None:
     run = run_with(TINY)
     (home / "there").mkdir()
-    assert "is there already" in refused("export", run.name, "--to", "there", "--format", "hf")
+    assert "already exists" in refused("export", run.name, "--to", "there", "--format", "hf")
     assert "Known: gguf, hf, mlx" in refused("export", run.name, "--to", "new", "--format", "ggml")
     assert "quantize" in refused("export", run.name, "--to", "new", "--format", "hf", "--quantize", "8")
     assert list(home.glob("*new*")) == []
@@ -443,7 +443,7 @@ def test_a_push_shows_what_would_go_and_uploads_it(home: Path, monkeypatch: pyte
         asked = push(run, monkeypatch, there="first")
         assert "Add --yes" in str(asked.exception)
         assert got["files"] == {}
-        assert f"To {address}/me/tiny (private) would go:" in asked.output
+        assert f"To {address}/me/tiny (private) will be uploaded:" in asked.output
         assert "model.safetensors" in asked.output
         done = push(run, monkeypatch, "--yes")
         assert done.exit_code == 0, done.exception

@@ -24,7 +24,7 @@ from typing import NamedTuple
 SECONDS = 20
 PATIENCE = 90  # times as long by the clock, for machines that do much else
 CODES = (0, 1, 2, 3)
-FAULT = "This is a fault in distillkit"
+FAULT = "This is a bug in distillkit"
 
 
 class Outcome(NamedTuple):
