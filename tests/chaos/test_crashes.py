@@ -75,21 +75,23 @@ def test_a_killed_command_finishes_as_if_it_had_not_been(stage: Stage, scene: Sc
     assert kills == len(places) + moments
     met = sum(any(at in places for at in one) for one in every.values())
     held(
-        "Crashes: a command that was killed finishes when it is run again",
+        "Crashes: a killed command finishes when it is run again",
         kills,
         tally.finished,
         f"{scene.name} {kills}, at {met} of {len(every)} kinds of place",
         least=LEAST,
     )
     held(
-        "Crashes: weights, grades, reports and all else equal an undisturbed command's, none lost and none doubled",
+        "Crashes: all results equal those of an undisturbed command; nothing is lost or duplicated",
         kills,
         tally.equal,
         f"answers, grades and samples lost {tally.lost}, doubled {tally.doubled}",
     )
-    held("Crashes: no file is half-written, lost or damaged, and no lock is in the way", kills, tally.sound)
+    held("Crashes: no file is half-written, lost or damaged, and no stale lock remains", kills, tally.sound)
     held(
-        "Crashes: no answer that was kept is asked for again, and none twice that was not in flight", kills, tally.asked
+        "Crashes: no stored answer is requested again, and only requests that were in flight are sent twice",
+        kills,
+        tally.asked,
     )
 
 

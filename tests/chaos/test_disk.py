@@ -59,9 +59,8 @@ def test_a_disk_that_refuses_is_told_and_costs_nothing(stage: Stage, scene: Scen
         if again.code or (found := outcome(home)) != expected:
             wrong.append(f"{where}, again: {again.err.strip()[-400:] if again.code else difference(expected, found)}")
     print("\n".join(wrong))
-    named = "a disk that is full, read-only or failing"
     held(
-        f"Disk: {named} is told in a few lines, and the command finishes when it is mended",
+        "Disk: a full, read-only or failing disk is reported, and the command finishes when the disk is repaired",
         len(places),
         len(places) - len(wrong),
     )
@@ -115,7 +114,7 @@ def test_on_a_disk_mounted_read_only_what_reads_works_and_what_writes_says_so(st
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     wrong, tries = unwritable(stage, small_disk), len(READING) + len(WRITING)
     held(
-        "Disk: on a folder that is read-only what reads works, and what writes says so",
+        "Disk: in a read-only folder, commands that read work and commands that write report the error",
         tries,
         tries - len(wrong),
         str(wrong or ""),
@@ -133,7 +132,7 @@ def test_in_a_folder_that_is_not_ours_to_write_to_what_reads_works_and_what_writ
         for folder in folders:
             folder.chmod(0o755)
     held(
-        "Disk: on a folder that is read-only what reads works, and what writes says so",
+        "Disk: in a read-only folder, commands that read work and commands that write report the error",
         tries,
         tries - len(wrong),
         str(wrong or ""),
@@ -151,7 +150,7 @@ def test_a_disk_that_is_really_full_loses_nothing(stage: Stage, small_disk: Path
     wrong += [scene.name for scene in scenes if stage.nursery.run(small_disk, *scene.words).code]
     tries = 2 * len(scenes)
     held(
-        "Disk: on a disk that is really full nothing that was there is touched",
+        "Disk: on a really full disk no existing file is changed",
         tries,
         tries - len(wrong),
         str(wrong or ""),
@@ -173,7 +172,7 @@ def test_what_meets_a_full_disk_at_work_finishes_when_there_is_room(stage: Stage
     found = outcome(small_disk)
     print(ended.err, again.err, difference(expected, found))
     good = told(ended) and again.code == 0 and found == expected
-    held("Disk: what meets a disk that is really full finishes when there is room again", 1, int(good), name)
+    held("Disk: a command that met a really full disk finishes when there is space again", 1, int(good), name)
 
 
 # ------------------------------------------------------------------------------------------- files that were damaged
@@ -237,7 +236,7 @@ def test_a_damaged_file_is_told_or_mended_and_never_believed(halfway: Stage, nam
     print("\n".join(wrong))
     figure = f"{name}: " + ", ".join(f"{many} {how}" for how, many in count.items() if many)
     held(
-        "Disk: a flipped bit or a cut file is told or mended by its checksum, and never believed",
+        "Disk: a flipped bit or a truncated file is detected by its checksum and reported or repaired",
         tries,
         tries - len(wrong),
         figure,
@@ -268,7 +267,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damaged_one_is_kept
     assert f"{newest_weights} is damaged" in ended.err
     assert "going on from step 2" in ended.err
     assert (run.checkpoints / "damaged-step-00000004" / "model.safetensors").read_bytes() == spoilt
-    held("Disk: the newest good checkpoint is used, and the damaged one is set aside", 1, 1)
+    held("Disk: the newest intact checkpoint is used, and the damaged one is set aside", 1, 1)
 
 
 def test_a_damaged_answer_is_told_and_asked_again(stage: Stage) -> None:
@@ -296,7 +295,7 @@ def test_a_damaged_answer_is_told_and_asked_again(stage: Stage) -> None:
             wrong.append(f"{key}: {difference(expected, outcome(home)['answers'])}; asked {stage.asked()}")
     print("\n".join(wrong))
     held(
-        "Disk: a flipped bit in an answer of the cache is told, and that answer alone is asked again",
+        "Disk: a flipped bit in a cached answer is reported, and only that answer is requested again",
         tries,
         tries - len(wrong),
     )
@@ -322,4 +321,4 @@ def test_a_damaged_database_is_told_and_never_believed(stage: Stage) -> None:
             wrong.append(f"{where}: verify: exit {verified.code}: {verified.err}")
     print("\n".join(wrong))
     figure = ", ".join(f"{many} {how}" for how, many in count.items())
-    held("Disk: a damaged database of answers is told, and never believed", tries, tries - len(wrong), figure)
+    held("Disk: a damaged answer database is reported, and no wrong answer is used", tries, tries - len(wrong), figure)

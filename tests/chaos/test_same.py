@@ -23,7 +23,7 @@ def test_twice_in_a_row_it_comes_to_the_same(stage: Stage) -> None:
         home = stage.copy("empty")
         stage.well(home, *RUN.words)
         good += outcome(home) == expected
-    held("Determinism: a recipe run again has the same report, samples, grades and weights", tries, good)
+    held("Determinism: running a recipe again gives equal reports, samples, grades and weights", tries, good)
 
 
 def test_run_again_with_all_answers_cached_only_the_asking_differs(stage: Stage) -> None:
@@ -34,14 +34,14 @@ def test_run_again_with_all_answers_cached_only_the_asking_differs(stage: Stage)
     second = of_run(newest(home))
     told = difference(first, second)
     assert set(re.findall(r"(/[/\w]+):", told)) == {"/report/teacher/asked", "/report/teacher/cached"}, told
-    held("Determinism: with all answers in the cache only who was asked differs", 1, 1)
+    held("Determinism: with all answers cached, only the counts of requested and cached answers differ", 1, 1)
 
 
 def test_stage_by_stage_it_comes_to_the_same(stage: Stage) -> None:
     expected, _ = stage.expected(RUN)
     found = outcome(stage.look(stage.folder / "done"))
     assert found == expected, difference(expected, found)
-    held("Determinism: stage by stage it comes to the same as in one command", 1, 1)
+    held("Determinism: running stage by stage gives the same results as one command", 1, 1)
 
 
 def test_interrupted_and_resumed_as_its_last_words_say_it_comes_to_the_same(stage: Stage) -> None:
@@ -62,4 +62,4 @@ def test_interrupted_and_resumed_as_its_last_words_say_it_comes_to_the_same(stag
             good += 1
         else:
             print(at, undisturbed.spots[at], difference(expected, found))
-    held("Determinism: interrupted anywhere and resumed, it comes to the same", tries, good)
+    held("Determinism: interrupting anywhere and resuming gives the same results", tries, good)

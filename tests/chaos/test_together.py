@@ -62,7 +62,11 @@ def test_two_runs_of_one_recipe_have_two_numbers_and_ask_once(stage: Stage, seco
         assert sum(read_json(run.report)["teacher"]["asked"] for run in runs) == 6
         assert whole(home)
         good += stage.asked() == stage.needed["run"]  # of one
-    held("Two at once: two runs of one recipe have two numbers, ask each prompt once and come to the same", tries, good)
+    held(
+        "Concurrent processes: two runs of one recipe get two numbers, send each prompt once and have equal results",
+        tries,
+        good,
+    )
 
 
 def test_two_labellers_ask_each_prompt_once(stage: Stage, second: Nursery) -> None:
@@ -75,7 +79,12 @@ def test_two_labellers_ask_each_prompt_once(stage: Stage, second: Nursery) -> No
         assert [end.code for end in ends] == [0, 0], [end.err for end in ends]
         asked = stage.asked()
         good += len(asked) == 30 and set(asked.values()) == {1} and whole(home)
-    held("Two at once: two labellers share one cache and ask each prompt once", tries, good, f"{30 * tries} prompts")
+    held(
+        "Concurrent processes: two labelling processes share one cache and send each prompt once",
+        tries,
+        good,
+        f"{30 * tries} prompts",
+    )
 
 
 def test_judging_while_it_trains_disturbs_neither(stage: Stage, second: Nursery) -> None:
@@ -102,7 +111,7 @@ def test_judging_while_it_trains_disturbs_neither(stage: Stage, second: Nursery)
     assert run.info.keys() >= {"judges", "training", "sampling"}
     assert run.info["seconds"].keys() >= {"train", "judge", "label"}
     assert judged
-    held("Two at once: judging while it trains disturbs neither, and the run's record has both", judged, judged)
+    held("Concurrent processes: judging during training disturbs neither, and run.json records both", judged, judged)
 
 
 def test_of_two_that_train_one_run_the_second_is_refused(stage: Stage, second: Nursery) -> None:
@@ -112,7 +121,7 @@ def test_of_two_that_train_one_run_the_second_is_refused(stage: Stage, second: N
     assert [end.code for end in ends] == [0, 2], [end.err for end in ends]
     assert "is being trained by another process" in ends[1].err
     assert whole(home)
-    held("Two at once: of two that train one run the second is refused", 1, 1)
+    held("Concurrent processes: of two processes that train one run, the second is refused", 1, 1)
 
 
 @pytest.mark.parametrize("name", ["judge", "report", "export", "cache import"])
@@ -126,4 +135,4 @@ def test_two_that_do_the_same_do_not_mix_it_up(stage: Stage, second: Nursery, na
     assert min(end.code for end in ends) == 0, [end.err for end in ends]
     assert all(end.code in (0, 2) for end in ends), [end.err for end in ends]  # one finds what the other has made
     assert outcome(home) == expected
-    held("Two at once: two that judge, report, export or import the same do not mix it up", 1, 1)
+    held("Concurrent processes: two processes that judge, report, export or import the same do not corrupt it", 1, 1)

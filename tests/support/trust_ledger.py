@@ -28,7 +28,17 @@ import pytest
 Size = TypeVar("Size")
 FOLDER = "DISTILLKIT_TRUST"
 FILE = "ledger.jsonl"
-SECTIONS = ["Crashes", "Disk", "Two at once", "Determinism", "Load", "Bad input", "Secrets", "Code from data", "Supply"]
+SECTIONS = [
+    "Crashes",
+    "Disk",
+    "Concurrent processes",
+    "Determinism",
+    "Load",
+    "Bad input",
+    "Secrets",
+    "Code from data",
+    "Supply",
+]
 
 
 def held(promise: str, tried: int, held: int, figure: str = "", test: str | None = None, least: int = 0) -> None:

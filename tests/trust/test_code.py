@@ -84,7 +84,10 @@ def test_no_planted_row_runs_however_the_cache_is_looked_at(home: Path) -> None:
     assert refused > planted
     assert not ran(home).exists()
     held(
-        "Code from data: no planted row of the cache runs", planted, planted, f"pickles of {len(bombs(home))} protocols"
+        "Code from data: no planted row of the cache executes code",
+        planted,
+        planted,
+        f"pickles of {len(bombs(home))} protocols",
     )
 
 
@@ -103,7 +106,7 @@ def test_a_row_cannot_name_a_file_that_is_then_read_or_deleted(home: Path) -> No
                 cache.put(f"k{i}{mode}", {}, Answer("over it"))
         assert len(cache) == 12
     assert elsewhere(home) == before
-    held("Code from data: no row of the cache has a file read, written or deleted", 12, 12)
+    held("Code from data: no row of the cache causes a file to be read, written or deleted", 12, 12)
 
 
 def test_no_planted_setting_of_the_cache_is_believed(home: Path) -> None:
@@ -130,7 +133,7 @@ def test_no_planted_setting_of_the_cache_is_believed(home: Path) -> None:
     assert not ran(home).exists()
     assert elsewhere(home) == before
     tried = len(SETTINGS) + len(known)
-    held("Code from data: no planted setting of the cache is believed", tried, tried)
+    held("Code from data: no planted setting of the cache is used", tried, tried)
 
 
 def test_an_index_that_leads_to_another_answer_is_told(home: Path) -> None:
@@ -154,7 +157,7 @@ def test_an_index_that_leads_to_another_answer_is_told(home: Path) -> None:
         rows.execute("REINDEX")
     with DiskAnswerStore(folder) as cache:
         assert cache.get("one") == Answer("two")  # as the rows say whose they are
-    held("Disk: a damaged index of the cache gives nobody another's answer", 1, 1)
+    held("Disk: a damaged index of the cache never returns the answer to another request", 1, 1)
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -168,7 +171,7 @@ def test_a_header_that_lies_is_refused(name: str, tmp_path: Path) -> None:
         return
     with pytest.raises(CorruptError, match="is damaged"):
         safetensors.load(tmp_path / "model.safetensors")
-    held("Code from data: weights whose header lies are refused", 1, 1)
+    held("Code from data: weights with an invalid header are refused", 1, 1)
 
 
 def student(home: Path) -> Path:
@@ -221,7 +224,7 @@ def test_no_checkpoint_runs_anything_or_ends_the_program(home: Path) -> None:
     fine = outcomes([["generate", "student", "--prompt", "Once", "--max-tokens", "2"]], home)
     assert fine[0].code == 0, fine[0].err
     ended = outcomes(commands, home, at_once=4)
-    refused_all(ended, "Code from data: no forged checkpoint runs anything, or ends the program", home, before)
+    refused_all(ended, "Code from data: no forged checkpoint executes code or crashes the program", home, before)
 
 
 def refused_all(ended: list[Outcome], promise: str, home: Path, before: dict[str, str]) -> None:
@@ -267,7 +270,7 @@ def test_no_import_runs_anything_or_writes_elsewhere(home: Path) -> None:
     commands = imports(home)
     before = elsewhere(home)
     ended = outcomes(commands, home, at_once=4)
-    refused_all(ended, "Code from data: no import runs anything, or writes outside its folder", home, before)
+    refused_all(ended, "Code from data: no import executes code or writes outside its folder", home, before)
     assert not list((home / "reports").glob("*/*")) if (home / "reports").exists() else True
 
 
@@ -318,7 +321,7 @@ def test_what_teachers_said_lies_in_folders_for_their_owner_alone(home: Path) ->
     }
     said = [folder for folder in home.rglob("*") if folder.is_dir() and folder.name in ("teachers", "soft", "answers")]
     assert sorted(said) == sorted(wanted)
-    held("Code from data: folders that hold answers are 0700", len(wanted), len(wanted))
+    held("Code from data: folders with answers have mode 0700", len(wanted), len(wanted))
 
 
 BATCHED = f"""{TINY.replace('"tiny"', '"batched"')}
@@ -346,4 +349,4 @@ def test_what_is_out_in_batches_lies_in_such_a_folder_too(home: Path) -> None:
     parts = list((home / "cache").rglob("*.asked.jsonl"))
     assert parts
     assert {stat.S_IMODE(part.parent.stat().st_mode) for part in parts} == {0o700}
-    held("Code from data: folders that hold answers are 0700", len(parts), len(parts))
+    held("Code from data: folders with answers have mode 0700", len(parts), len(parts))

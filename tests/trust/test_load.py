@@ -40,13 +40,20 @@ def test_many_prompts_cost_little_more_than_a_bare_loop_over_the_sdk() -> None:
     most = 250 + count * 0.006  # MB: what Python and the SDKs take, and 6 kB an answer
     figures = f"{found['processor_ms']} ms a request, {ratio} of a bare loop's {found['bare_processor_ms']} ms"
     told = f"{found['faults']:,} faults, answers lost {lost}, doubled {doubled}"
-    held("Load: prompts with 1% faults are all answered, none lost, none twice", count, count - lost - doubled, told)
+    held(
+        "Load: with 1% faults all prompts are answered, none lost, none duplicated", count, count - lost - doubled, told
+    )
     most_ratio = size(1.6, full=1.25)  # beside other tests, and of so few prompts, the figure is rough
-    held("Load: a request costs at most 1.25 of a bare loop's", 1, int(ratio <= most_ratio), figures)
+    held(
+        "Load: a request takes at most 1.25 times as long as in a bare loop over the SDK",
+        1,
+        int(ratio <= most_ratio),
+        figures,
+    )
     held("Load: memory is bounded", 1, int(peak <= most), f"{peak} MB at {count:,} answers")
     most_stop = size(3, full=1) * MOST_STOP  # beside other tests the disk has its queue, too
     stops = f"{stop} ms at most with {CALLS} calls out; {before} ms before the first call, to load and make the client"
-    held("Load: while calls are out the event loop is never blocked for 100 ms", 1, int(stop <= most_stop), stops)
+    held("Load: with calls in flight the event loop is never blocked for 100 ms", 1, int(stop <= most_stop), stops)
 
 
 def used(home: Path, *words: str) -> tuple[float, str]:
@@ -76,7 +83,7 @@ def test_a_thousand_runs_are_listed_and_fifty_of_them_compared_in_seconds(tmp_pa
     seconds = {"listed": max(listing, shown), "the newest found and reported": latest, "50 of them compared": compared}
     figures = ", ".join(f"{what} in {one:.1f} s" for what, one in seconds.items())
     fine = sum(one < 15 for one in seconds.values())
-    promise = "Load: a thousand runs are listed, and 50 of them compared, in seconds"
+    promise = "Load: a thousand runs are listed, and 50 of them compared, within seconds"
     held(promise, len(seconds), fine, f"{count:,} runs: {figures}")
 
 

@@ -82,7 +82,9 @@ def test_a_recipe_that_holds_a_key_is_refused_with_advice(kind: str, where: str,
     assert "environment or from .env" in refused.value.hint
     assert "hunter2" not in str(refused.value)
     assert secret not in str(refused.value)
-    held("Secrets: a recipe that holds what looks like a key is refused with advice", 1, 1, f"{len(SHAPES)} kinds")
+    held(
+        "Secrets: a recipe that contains something like an API key is refused with advice", 1, 1, f"{len(SHAPES)} kinds"
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_what_stands_under_the_name_of_a_key_is_one(name: str, tmp_path: Path) -
     )
     with pytest.raises(RecipeError, match="holds what looks like a key"):
         load(str(tmp_path / "mine.toml"))
-    held("Secrets: what stands under the name of a key is refused", 1, 1)
+    held("Secrets: any value under a name such as api_key is refused", 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -416,12 +418,12 @@ def test_no_command_leaves_a_key_anywhere(tmp_path: Path) -> None:
     assert files > 100
     figure = f"{files} files of {len(said)} commands, secrets found 0"
     held(
-        "Secrets: no key, and nothing of .env, is in any file that any command writes",
+        "Secrets: no API key, and nothing from .env, is in any file that any command writes",
         files,
         files - len(found),
         figure,
     )
-    held("Secrets: no key is in what any command says, refused or not", len(said), len(said))
+    held("Secrets: no API key is in the output of any command, successful or not", len(said), len(said))
 
 
 def test_the_scan_would_find_a_key(tmp_path: Path) -> None:

@@ -59,14 +59,14 @@ def test_every_pinned_package_has_one_version_its_hashes_and_no_address(lock):
     assert "--index" not in lock.read_text()
     assert "--find-links" not in lock.read_text()
     count = len(requirements)
-    held("Supply: every pinned package has one version, its hashes and no address", count, count, lock.name)
+    held("Supply: every pinned package has one version, hashes and no URL", count, count, lock.name)
 
 
 def test_what_is_asked_for_is_pinned():
     pins = {canonicalize_name(re.split(r"[\[=]", line)[0]) for lock in LOCKS for line in pinned(lock)}
     always = {name for name, where in dependencies().items() if where & {"", "cpu", "build", "test", "check"}}
     assert always <= pins
-    held("Supply: what is asked for is pinned", len(always), len(always))
+    held("Supply: every requirement is pinned", len(always), len(always))
 
 
 def test_every_dependency_has_its_reason():
@@ -75,7 +75,7 @@ def test_every_dependency_has_its_reason():
         assert len(why) > 8, name
         told[canonicalize_name(name)] |= {one.strip() for one in where[0].split(",")} if where else {""}
     assert told == dependencies()
-    held("Supply: every dependency has its reason in the docs", len(told), len(told))
+    held("Supply: the docs give a reason for every dependency", len(told), len(told))
 
 
 def test_what_the_audit_leaves_out_is_argued():
@@ -86,7 +86,12 @@ def test_what_the_audit_leaves_out_is_argued():
     cited = re.findall(r"`(tests/[a-z_/]+\.py|distillkit/[a-z_/]+\.py)`", (ROOT / "SECURITY.md").read_text())
     assert cited
     assert all((ROOT / file).is_file() for file in cited)
-    held("Supply: each known weakness that has no fix is argued", len(table), len(table), ", ".join(sorted(table)))
+    held(
+        "Supply: for each known vulnerability without a fix the docs say why it does not apply",
+        len(table),
+        len(table),
+        ", ".join(sorted(table)),
+    )
 
 
 def test_the_audit_looks_at_every_lock():
@@ -94,7 +99,7 @@ def test_the_audit_looks_at_every_lock():
     assert audit
     assert sorted(re.findall(r"-r (\S+\.lock)", audit[1])) == [lock.name for lock in LOCKS]
     assert len(LOCKS) == 3
-    held("Supply: the audit looks at every lock", len(LOCKS), len(LOCKS))
+    held("Supply: the audit checks every lock file", len(LOCKS), len(LOCKS))
 
 
 # ------------------------------------------------------------------------------------------------ the lint
@@ -185,4 +190,4 @@ def test_the_lint_sees_all_the_code(lint):
     assert len(seen) > 150
     lint.main()  # ends with a message if there is anything
     figure = f"it finds {len(CODE)} ways to write such code"
-    held("Code from data: a lint finds nothing in the code that might run what it reads", len(seen), len(seen), figure)
+    held("Code from data: a lint finds no code that might execute data", len(seen), len(seen), figure)
