@@ -35,7 +35,7 @@ from ..student.training.loop import TrainingJob, initial_state, teacher_forward,
 from ..student.training.parallel import StreamPool, enable_checkpointing, keep_freed_memory
 from .context import Context, SoftTargetSource
 from .soft_targets import SoftTargets
-from .step_config import chunk_of, on_policy, settings, streams_of
+from .step_config import chunk_size, on_policy_generator, stream_count, training_settings
 
 if TYPE_CHECKING:
     from ..reporting.formatting import Entry
@@ -94,8 +94,8 @@ class Subject:
         self.context_length, self.vocab_size = self.student.context, self.student.tokenizer.vocab_size
         self.table = context.recipe.train
         self.teacher = SoftTargets(context).logits_teacher if context.uses_logits_in_steps else None
-        self.stream_pool = StreamPool(streams_of(self.table))
-        self.writes = on_policy(context.recipe, self.context_length, self.student.tokenizer.end_of_text, None)
+        self.stream_pool = StreamPool(stream_count(self.table))
+        self.writes = on_policy_generator(context.recipe, self.context_length, self.student.tokenizer.end_of_text, None)
 
     @property
     def batch_tokens(self) -> int:
@@ -144,7 +144,7 @@ class Subject:
             mixer=self.context.mixer,
             batch=self.batch,
             validation=tuple,
-            settings=settings(self.context.recipe, chunk_of(self.table, self.vocab_size), self.precision),
+            settings=training_settings(self.context.recipe, chunk_size(self.table, self.vocab_size), self.precision),
             student={},
             metadata={},
             checkpoint_folder=Path(os.devnull),

@@ -1,6 +1,6 @@
-"""Trackers, kept at arm's length: one that fails is named and hears no more, and the run goes on without it.
+"""Isolates trackers: one that fails after the start is reported and dropped, and the run continues without it.
 
-What it cannot do at all it says at the start, before anything is spent. Knows no tracker by name.
+An error at the start ends the stage, before anything is trained.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from ..plugins.interfaces import Tracker
 
 
 class GuardedTracker(Tracker):
-    """A tracker whose failures are warnings."""
+    """A tracker whose errors become warnings."""
 
     def __init__(self, tracker: Tracker, warn: Callable[[str], None]) -> None:
         super().__init__(tracker.options)
-        self.tracker, self.warn, self.listens = tracker, warn, True
+        self.tracker, self.warn, self.is_active = tracker, warn, True
 
     def start(self, run: Run) -> None:
-        """A run begins; what goes wrong now ends the stage."""
+        """Start tracking a run. An error ends the stage."""
         self.tracker.start(run)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Values of one step."""
+        """Log the metrics of one step."""
         self._tell(f"at step {step}", lambda: self.tracker.log(step, values))
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """The run is over."""
+        """Log the report, and close the tracker."""
         self._tell("at the end", lambda: self.tracker.finish(report))
 
     def _tell(self, when: str, tell: Callable[[], None]) -> None:
-        if not self.listens:
+        if not self.is_active:
             return
         try:
             tell()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the plugin's code
-            self.listens = False
+            self.is_active = False
             told = f"the tracker {self.tracker.name!r} failed {when}: {describe_error(error)}"
-            self.warn(f"{told}. The run goes on without it")
+            self.warn(f"{told}. The run continues without it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _style import COLOURS, figure
 
-from distillkit.pipeline.step_config import settings
+from distillkit.pipeline.step_config import training_settings
 from distillkit.recipe.recipe import load
 
 SHAPES = ("cosine", "linear", "warm-stable-decay", "constant")
@@ -15,7 +15,7 @@ def main() -> None:
     with figure("schedules") as axes:
         for shape, colour in zip(SHAPES, COLOURS, strict=True):
             recipe = load("quickstart_alone", (f"train.schedule={shape}",))
-            rate = settings(recipe, chunk=1).schedule
+            rate = training_settings(recipe, chunk=1).schedule
             wide = 2.6 if shape == "cosine" else 1.5
             steps = range(recipe.train.steps)
             axes.plot(steps, [rate(step) for step in steps], color=colour, label=shape, linewidth=wide)

@@ -25,7 +25,7 @@ from distillkit.data.corpus import pack_texts
 from distillkit.pipeline.checks import check, teacher_errors
 from distillkit.pipeline.costs import describe_teacher_cost, estimate_teacher
 from distillkit.pipeline.new_run import create_run
-from distillkit.pipeline.on_policy import Reader, must_be_counted, readable
+from distillkit.pipeline.on_policy import OnPolicyScorer, check_countable_limits, decodable_range
 from distillkit.pipeline.pipeline import Pipeline
 from distillkit.pipeline.plan import build_plan
 from distillkit.pipeline.plan_text import format_plan, format_summary
@@ -65,7 +65,7 @@ HALVES = [
 
 @pytest.mark.parametrize(("words", "expected"), HALVES)
 def test_halves_of_characters_at_the_ends_are_left_out(words: list[Any], expected: tuple[int, int]) -> None:
-    assert readable([word.encode() if isinstance(word, str) else word for word in words]) == expected
+    assert decodable_range([word.encode() if isinstance(word, str) else word for word in words]) == expected
 
 
 # ---------------------------------------------------------------------------------------------- what it thinks
@@ -76,7 +76,7 @@ def test_a_reader_with_the_students_tokens_thinks_what_its_logits_say(home: Path
     tokenizer, end = parts.tokenizer, parts.tokenizer.end_of_text
     one, two = tokenizer.encode("One day, a fox"), tokenizer.encode("The moon was big.")
     rows = np.array([[*one, end, *two][:14], [*two, end, *one][:14]], np.int32)
-    ids, logs, residuals, has = Reader(parts, {})(rows)
+    ids, logs, residuals, has = OnPolicyScorer(parts, {})(rows)
     teacher = Trained.load("tiny")
     for row, tokens in enumerate(rows):
         at = int(np.flatnonzero(tokens == end)[0])
@@ -94,7 +94,7 @@ def test_with_other_tokens_it_thinks_something_at_some_places(home: Path) -> Non
     parts = assemble(*FOREIGN, *READS[1:])
     text = "One day, a little fox went home. " * 2
     tokens = np.array([parts.tokenizer.encode(text)], np.int32)
-    ids, logs, residuals, has = Reader(parts, {})(tokens)
+    ids, logs, residuals, has = OnPolicyScorer(parts, {})(tokens)
     assert ids.shape == (1, tokens.shape[1] - 1, 10)
     assert has.mean() > 0.3
     mass = np.exp(logs).sum(axis=-1) + np.exp(residuals)
@@ -105,7 +105,7 @@ def test_with_other_tokens_it_thinks_something_at_some_places(home: Path) -> Non
 def test_a_text_that_is_refused_has_no_soft_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = assemble(*FOREIGN, *READS[1:])
     monkeypatch.setattr(Checkpoint, "_read", lambda self, request: (request, Answer("", finish="content_filter")))
-    *_, has = Reader(parts, {})(np.array([parts.tokenizer.encode("One day, a fox")], np.int32))
+    *_, has = OnPolicyScorer(parts, {})(np.array([parts.tokenizer.encode("One day, a fox")], np.int32))
     assert not has.any()
 
 
@@ -121,10 +121,10 @@ def test_alternatives_that_nobody_asked_for_are_cut(home: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "_read", more)
-        found = Reader(parts, {})(rows)
+        found = OnPolicyScorer(parts, {})(rows)
     with open_answer_store() as cache:
         cache.folder.rename(cache.folder.with_name("others"))
-    for cut, exact in zip(found, Reader(parts, {})(rows), strict=True):
+    for cut, exact in zip(found, OnPolicyScorer(parts, {})(rows), strict=True):
         np.testing.assert_allclose(cut, exact, atol=1e-5)
 
 
@@ -390,7 +390,9 @@ def test_training_alone_asks_before_it_spends(home: Path, provider: Provider) ->
 def test_a_text_of_spaces_is_read_like_any_other(home: Path, provider: Provider) -> None:
     provider.rule = echoing
     parts = assemble(*wired(provider.url))
-    *_, has = Reader(parts, {})(np.array([[*parts.tokenizer.encode("\n \n"), parts.tokenizer.end_of_text]], np.int32))
+    *_, has = OnPolicyScorer(parts, {})(
+        np.array([[*parts.tokenizer.encode("\n \n"), parts.tokenizer.end_of_text]], np.int32)
+    )
     assert provider.prompts == ["one, two,", "\n \n"]
     assert has.any()
 
@@ -409,7 +411,7 @@ class Unhurried:
         return Clock(lambda: self.time, self.sleep, lambda: self.time)
 
 
-def reads(reader: Reader, texts: int) -> None:
+def reads(reader: OnPolicyScorer, texts: int) -> None:
     """So many steps, each with a row that nobody has read."""
     for number in range(texts):
         reader(np.array([reader.context.tokenizer.encode(f"One day a fox {number}")], np.int32))
@@ -418,7 +420,7 @@ def reads(reader: Reader, texts: int) -> None:
 def test_a_minute_is_that_of_all_steps(home: Path, provider: Provider) -> None:
     provider.rule, unhurried = echoing, Unhurried()
     parts = assemble(*wired(provider.url, "teacher.requests_per_minute=6"))
-    reader = Reader(parts, {})
+    reader = OnPolicyScorer(parts, {})
     reader.policy = replace(reader.policy, clock=unhurried.clock)
     reads(reader, 20)
     assert len(provider.calls) == 21  # and one to find out whether it reads
@@ -427,7 +429,7 @@ def test_a_minute_is_that_of_all_steps(home: Path, provider: Provider) -> None:
 
 def test_what_a_plea_to_slow_down_taught_holds_in_the_next_step_too(home: Path, provider: Provider) -> None:
     provider.rule, unhurried = echoing, Unhurried()
-    reader = Reader(assemble(*wired(provider.url)), {})
+    reader = OnPolicyScorer(assemble(*wired(provider.url)), {})
     reader.policy = replace(reader.policy, clock=unhurried.clock)
     reads(reader, 1)
     before = reader.policy.rate_state.concurrency
@@ -465,14 +467,14 @@ def test_several_processes_read_only_what_costs_nothing(
 ) -> None:
     parts = assemble(*wired(url, *([f"teacher.price={price}"] if price else [])))
     with pytest.raises(UsageError, match=told) if told else nullcontext():
-        must_be_counted(parts, Fake(0))
-    must_be_counted(parts, SINGLE_PROCESS)
+        check_countable_limits(parts, Fake(0))
+    check_countable_limits(parts, SINGLE_PROCESS)
 
 
 def test_without_such_limits_several_processes_may_read(home: Path, provider: Provider) -> None:
     parts = assemble(*wired(provider.url, "teacher.requests_per_day=9"))
-    must_be_counted(parts, Fake(0))
-    must_be_counted(assemble(*wired(provider.url, "teacher.max_requests=9")), SINGLE_PROCESS)
+    check_countable_limits(parts, Fake(0))
+    check_countable_limits(assemble(*wired(provider.url, "teacher.max_requests=9")), SINGLE_PROCESS)
 
 
 def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ def test_a_tracker_that_fails_while_it_listens_is_named_and_the_run_goes_on(prog
     code, _, err = program("run", "faulty.toml")
     assert code == 0
     assert err.count("the tracker 'mine' failed at step 1: ZeroDivisionError") == 1
-    assert "The run goes on without it" in err
+    assert "The run continues without it" in err
 
 
 COMMAND = """
