@@ -1,1 +1,1 @@
-"""Grades to tables and pages, from what the run folder holds."""
+"""Reports of single runs and comparisons of several, built from run folders."""

@@ -1,1 +1,1 @@
-"""The comparison of several runs."""
+"""Comparisons of several runs."""
