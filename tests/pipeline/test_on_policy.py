@@ -104,7 +104,7 @@ def test_with_other_tokens_it_thinks_something_at_some_places(home: Path) -> Non
 
 def test_a_text_that_is_refused_has_no_soft_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = assemble(*FOREIGN, *READS[1:])
-    monkeypatch.setattr(Checkpoint, "_read", lambda self, request: (request, Answer("", finish="content_filter")))
+    monkeypatch.setattr(Checkpoint, "_score", lambda self, request: (request, Answer("", finish="content_filter")))
     *_, has = OnPolicyScorer(parts, {})(np.array([parts.tokenizer.encode("One day, a fox")], np.int32))
     assert not has.any()
 
@@ -112,7 +112,7 @@ def test_a_text_that_is_refused_has_no_soft_target(home: Path, monkeypatch: pyte
 def test_alternatives_that_nobody_asked_for_are_cut(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin may give as many as it likes, in any order."""
     parts = assemble(*READS, "teacher.top_logprobs=4")
-    rows, inner = np.array([parts.tokenizer.encode("One day, a fox")], np.int32), Checkpoint._read
+    rows, inner = np.array([parts.tokenizer.encode("One day, a fox")], np.int32), Checkpoint._score
 
     def more(self: Checkpoint, request: Request) -> tuple[Request, Answer]:
         _, answer = inner(self, replace(request, top_logprobs=9))
@@ -120,7 +120,7 @@ def test_alternatives_that_nobody_asked_for_are_cut(home: Path, monkeypatch: pyt
         return request, replace(answer, tokens=tokens)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "_read", more)
+        patch.setattr(Checkpoint, "_score", more)
         found = OnPolicyScorer(parts, {})(rows)
     with open_answer_store() as cache:
         cache.folder.rename(cache.folder.with_name("others"))
@@ -197,7 +197,7 @@ def test_a_run_asks_for_what_it_wrote_once_and_comes_to_the_same_again(
     mean = sum(row["judged"]["share"] for row in rows) / len(rows)
     assert first.info["training"]["judged"]["share"] == pytest.approx(mean)
     assert 0.1 < mean < 1
-    monkeypatch.setattr(Checkpoint, "_read", lambda *_: pytest.fail("it was asked again"))
+    monkeypatch.setattr(Checkpoint, "_score", lambda *_: pytest.fail("it was asked again"))
     again = sit(*FOREIGN, *READS[1:], "teacher.prompt_tokens=4")
     assert again.info["training"]["weights_sha256"] == first.info["training"]["weights_sha256"]
 
