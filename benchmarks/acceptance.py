@@ -125,7 +125,7 @@ def _machine() -> dict[str, Any]:
     """The CPU, its cores and the packages; found in a child, since MLX must be imported after the BLAS is loaded."""
     code = (
         "import json; from distillkit.student import blas; blas.load();"
-        "from distillkit.pipeline.bench import machine; print(json.dumps(machine()))"
+        "from distillkit.pipeline.bench import describe_machine; print(json.dumps(describe_machine()))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=True)
     return json.loads(ran.stdout.splitlines()[-1])  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ FAST = blas.load()
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 
-from distillkit.pipeline.bench import machine  # noqa: E402
+from distillkit.pipeline.bench import describe_machine  # noqa: E402
 from distillkit.student.generation.generate import generate_tokens  # noqa: E402
 from distillkit.student.generation.sampling import Sampling  # noqa: E402
 from distillkit.student.model.gpt import GPT, GPTConfig  # noqa: E402
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         speeds.append(memory_speed(size))
     speed = max(speeds)  # other processes may slow single readings down
     result = {
-        "machine": machine(),
+        "machine": describe_machine(),
         "blas": str(FAST),
         "versions": {name: version(name) for name in ("mlx", *(["mlx-lm"] if mlx_lm else []))},
         "tokens": options.tokens,

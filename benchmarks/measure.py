@@ -47,9 +47,9 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, A
     from distillkit.student import blas
 
     blas.load()  # before anything imports mlx
-    from distillkit.pipeline.bench import machine
+    from distillkit.pipeline.bench import describe_machine
 
-    computer = machine()
+    computer = describe_machine()
     print(f"\n{title}\n{computer['cpu']}, {computer['cores']} cores, {computer['packages']}\n\n{table(rows)}\n")
     if path:
         path.write_text(json.dumps({"title": title, "machine": computer, **result}, indent=2) + "\n", encoding="utf-8")

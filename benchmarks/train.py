@@ -24,7 +24,7 @@ blas.load()
 
 from problems import CONFIGS  # noqa: E402
 
-from distillkit.pipeline.bench import FORWARD, TRAINING, matmul_rate, multiply_adds  # noqa: E402
+from distillkit.pipeline.bench import FORWARD_FLOPS, TRAINING_FLOPS, matmul_rate, multiply_adds  # noqa: E402
 from distillkit.student.model.gpt import GPTConfig  # noqa: E402
 
 INSTALLED = "plain, as installed"
@@ -105,9 +105,9 @@ def step_size(problem: str) -> tuple[float, int]:
     """The floating-point operations of a step, without those of the attention scores, and its number of tokens."""
     config, rows = GPTConfig(**CONFIGS[problem]), 4 if problem == "53m" else 8  # type: ignore[arg-type]
     tokens = rows * config.context
-    flops = TRAINING * tokens * multiply_adds(config)
+    flops = TRAINING_FLOPS * tokens * multiply_adds(config)
     if problem == "quickstart":  # the teacher has no backward pass
-        flops += FORWARD * tokens * multiply_adds(replace(config, width=192, hidden=768))
+        flops += FORWARD_FLOPS * tokens * multiply_adds(replace(config, width=192, hidden=768))
     return float(flops), tokens
 
 

@@ -24,6 +24,7 @@ def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json
 
     run = runs.find_run(where)
     context = load_context(ctx, load_recipe(str(run.recipe), (f"train.batch_size={batch}",) if batch else ()))
-    from ..pipeline import bench as measuring  # now that the fast BLAS is there
+    from ..pipeline.bench import measure  # after load_context, which loads the fast BLAS before MLX
+    from ..pipeline.bench_text import format_benchmark
 
-    print_result(measuring.measure(context, run, steps), as_json, measuring.text)
+    print_result(measure(context, run, steps), as_json, format_benchmark)

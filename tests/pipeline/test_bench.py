@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from distillkit.cli.main import cli
 from distillkit.core.files import file_digest
 from distillkit.core.run_folder import Run, find_run
-from distillkit.pipeline.bench import Subject, measure, text
+from distillkit.pipeline.bench import BenchedStudent, measure
+from distillkit.pipeline.bench_text import format_benchmark
 from distillkit.pipeline.context import Context
 from distillkit.plugins.manager import Plugins, current_plugins
 from distillkit.recipe.recipe import load
@@ -55,8 +56,8 @@ def digests(folder: Path) -> dict[str, tuple[str, int]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts are short, products few: what is measured in this process is looked at, but not for how exact it is."""
-    monkeypatch.setattr("distillkit.pipeline.bench.WRITTEN", 20)
-    monkeypatch.setattr("distillkit.pipeline.bench.PRODUCTS", 1)
+    monkeypatch.setattr("distillkit.pipeline.bench.GENERATED_TOKENS", 20)
+    monkeypatch.setattr("distillkit.pipeline.bench.MATMUL_REPEATS", 1)
 
 
 def printed(home: Path, *words: str) -> str:
@@ -112,7 +113,7 @@ def test_training_is_measured_in_the_precision_and_with_the_memory_of_the_recipe
 ) -> None:
     monkeypatch.setenv("DISTILLKIT_HOME", str(home))
     run = find_run("tiny/1")
-    plain, lowered = (Subject(assembled(run, *how), run) for how in ((), LOWERED))
+    plain, lowered = (BenchedStudent(assembled(run, *how), run) for how in ((), LOWERED))
     for subject, precision, recompute in ((plain, "float32", False), (lowered, "float16", True)):
         job = subject.job()
         assert (job.settings.precision, job.model.recompute) == (precision, recompute)
@@ -139,7 +140,7 @@ ON_THE_WIRE = (
 def test_what_the_student_writes_in_a_step_is_measured_with_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILLKIT_HOME", str(home))
     run = find_run("pupil/1")
-    plain, writing = (Subject(assembled(run, *how), run) for how in ((), ON_POLICY))
+    plain, writing = (BenchedStudent(assembled(run, *how), run) for how in ((), ON_POLICY))
     written = []
 
     def counted(model: Any, context: int, prompts: list[list[int]], *more: Any, **how: Any) -> Any:
@@ -163,7 +164,7 @@ def test_the_table_says_what_a_step_is_made_of_and_that_nobody_elsewhere_was_ask
     told = []
     for how in (ON_POLICY, (*ON_POLICY, *ON_THE_WIRE, "teacher.prompts=0", "teacher.top_logprobs=3")):
         report = measure(assembled(run, *how), run, 1)
-        told.append(" ".join(text(report).split()))
+        told.append(" ".join(format_benchmark(report).split()))
     assert "optimizer, what the student writes, the teacher's forward pass; on a copy" in told[0]
     assert "optimizer, what the student writes; without asking the teacher; on a copy" in told[1]
     assert all("medians of 1, of 3 for writing, of 1 for the matrix product." in one for one in told)
