@@ -47,7 +47,7 @@ def import_(
         "versions": new_run.package_versions(),
         "device": new_run.describe_device(),
     }
-    run = importing.create_run(imported, name or importing.default_run_name(path), base, made)
+    run = importing.create_imported_run(imported, name or importing.default_run_name(path), base, made)
     told = [
         f"{run.name} in {run.path}: {imported.metadata['parameters']['unique']:,} parameters, {imported.kind}",
         *(f"  {note}" for note in imported.notes),

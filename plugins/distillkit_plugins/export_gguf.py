@@ -78,7 +78,7 @@ class Gguf(Exporter):
 
 def compatibility_notes(member: ConvertedModel) -> list[str]:
     """Notes on differences in llama.cpp's implementation. Raises a UsageError if it cannot represent the student."""
-    shape = member.shape
+    shape = member.config
     if member.family == "gpt2" and shape.activation == "relu":
         raise UsageError(
             "llama.cpp's gpt2 supports only tanh GELU, but this student uses relu",
@@ -111,7 +111,7 @@ def save(file: Path, member: ConvertedModel, tokenizer: Tokenizer, name: str) ->
 def _write_metadata(writer: Any, member: ConvertedModel) -> None:
     from distillkit.student.interchange.hf_weights import NORM_EPS, ROPE_THETA
 
-    shape, pairs = member.shape, member.shape.heads if member.family == "gpt2" else member.shape.num_kv_heads
+    shape, pairs = member.config, member.config.heads if member.family == "gpt2" else member.config.num_kv_heads
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -136,7 +136,7 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     words = [f"<|unused_{token}|>" for token in range(tokenizer.vocab_size)]
     kinds = [gguf.TokenType.UNUSED] * tokenizer.vocab_size
     for piece, token in tokenizer.ranks.items():
-        words[token], kinds[token] = hf_tokenizer.bytes_to_unicode(piece), gguf.TokenType.NORMAL
+        words[token], kinds[token] = hf_tokenizer.token_to_unicode(piece), gguf.TokenType.NORMAL
     for special, token in tokenizer.special.items():
         words[token], kinds[token] = special, gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
@@ -155,7 +155,7 @@ def gguf_weights(member: ConvertedModel) -> Arrays:
     for name, value in member.weights.items():
         module, _, what = name.rpartition(".")
         if module.endswith(("q_proj", "k_proj")):
-            value = interleave(value, member.shape)
+            value = interleave(value, member.config)
         weights[f"{_module(module)}.{what}"] = value
     return weights
 
@@ -184,11 +184,11 @@ def loaded(file: Path, member: ConvertedModel) -> Reader:
     from importlib.util import find_spec
 
     if find_spec("llama_cpp"):
-        return LlamaCpp(file, member.shape.context)
+        return LlamaCpp(file, member.config.context)
     from distillkit.student.interchange.exporting import network_from_weights, package_versions
 
     by = f"reading the file back with {package_versions('gguf')} (llama_cpp is not installed)"
-    shape = member.exported_shape
+    shape = member.exported_config
     if member.family == "gpt2":
         shape = replace(shape, activation="gelu_tanh")  # the only one that llama.cpp has for gpt2
     return network_from_weights(member.family, shape, weights_of(file, member), by)
@@ -204,7 +204,7 @@ def weights_of(file: Path, member: ConvertedModel) -> Arrays:
     for name in member.weights:
         module, _, what = name.rpartition(".")
         value = tensors[f"{_module(module)}.{what}"]
-        weights[name] = deinterleave(value, member.shape) if module.endswith(("q_proj", "k_proj")) else value
+        weights[name] = deinterleave(value, member.config) if module.endswith(("q_proj", "k_proj")) else value
     return weights
 
 

@@ -70,7 +70,7 @@ def save(folder: Path, member: ConvertedModel, end_of_text: int) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), transpose_conv1d(member.weights), {"format": "pt"})
     config = hf_config(member, end_of_text)
     special_tokens = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
-    generation = {**special_tokens, "do_sample": True, "temperature": 0.8, "max_new_tokens": member.shape.context // 2}
+    generation = {**special_tokens, "do_sample": True, "temperature": 0.8, "max_new_tokens": member.config.context // 2}
     for name, values in {"config": config, "generation_config": generation}.items():
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -84,7 +84,7 @@ def loaded(folder: Path, member: ConvertedModel) -> Reader:
     from distillkit.student.interchange.exporting import network_from_weights
 
     by = "reading the files back (transformers and torch are not installed)"
-    return network_from_weights(member.family, member.exported_shape, weights_of(folder), by)
+    return network_from_weights(member.family, member.exported_config, weights_of(folder), by)
 
 
 def weights_of(folder: Path) -> Arrays:

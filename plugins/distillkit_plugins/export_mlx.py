@@ -71,7 +71,7 @@ def bounds(bits: int | None) -> Any:
 
 def model_type(member: ConvertedModel) -> str:
     """The model type of mlx-lm that is equivalent to the student."""
-    shape = member.shape
+    shape = member.config
     if member.family == "llama":
         return "llama"
     if shape.activation == "gelu":

@@ -90,8 +90,8 @@ def test_a_student_is_the_same_in_every_family_that_takes_it(shape: GPTConfig, s
                 family(model)
             continue
         member = family(model)
-        other = lively(member.exported_shape)
-        other.load_weights(list(back(other.shape, member.weights).items()))
+        other = lively(member.exported_config)
+        other.load_weights(list(back(other.config, member.weights).items()))
         scale = max(1.0, np.abs(expected).max())
         np.testing.assert_allclose(f64(compute_logits(other, other(tokens))), expected, rtol=1e-4, atol=1e-4 * scale)
 
@@ -99,10 +99,10 @@ def test_a_student_is_the_same_in_every_family_that_takes_it(shape: GPTConfig, s
 @pytest.mark.parametrize("name", [*IN_GPT2, *IN_LLAMA])
 def test_a_configuration_means_the_shape_that_it_was_made_of(name: str) -> None:
     member = exporting.convert(lively((IN_GPT2 | IN_LLAMA)[name]))
-    shape = member.exported_shape
+    shape = member.exported_config
     config = hf_weights.hf_config(member, 299)
     assert config.get("attn_pdrop", 0.0) == 0.0  # nothing is dropped there in training
-    found = hf_weights.shape_from_config(config)
+    found = hf_weights.gpt_config_from_hf(config)
     assert replace(found, dropout=0.0, kv_heads=found.num_kv_heads) == replace(shape, kv_heads=shape.num_kv_heads)
 
 
@@ -235,7 +235,7 @@ def test_a_tokenizer_comes_back_as_it_went(home: Path, files: str) -> None:
     if files == "tokenizer.json":
         hf_tokenizer.write_tokenizer(tokenizer(), home, 80)
     else:
-        words = {hf_tokenizer.bytes_to_unicode(piece): token for piece, token in tokenizer().ranks.items()}
+        words = {hf_tokenizer.token_to_unicode(piece): token for piece, token in tokenizer().ranks.items()}
         (home / "vocab.json").write_text(json.dumps({**words, **tokenizer().special}))
         pairs = [f"{left} {right}" for left, right in hf_tokenizer.merge_pairs(tokenizer())]
         (home / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]), encoding="utf-8")

@@ -347,7 +347,7 @@ LLAMA = {
 )
 def test_a_llama_with_another_rope_is_refused(rope: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="scaled RoPE or a rope_theta other than 10000"):
-        hf_weights.shape_from_config({**LLAMA, **rope})
+        hf_weights.gpt_config_from_hf({**LLAMA, **rope})
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_a_llama_with_another_rope_is_refused(rope: dict[str, Any]) -> None:
     [{}, {"rope_scaling": None}, {"rope_scaling": {"type": "default"}}, {"rope_parameters": {"rope_theta": 1e4}}],
 )
 def test_a_llama_with_the_plain_rope_is_one_of_ours(rope: dict[str, Any]) -> None:
-    assert hf_weights.shape_from_config({**LLAMA, **rope}).positions == "rope"
+    assert hf_weights.gpt_config_from_hf({**LLAMA, **rope}).positions == "rope"
 
 
 @pytest.mark.peer

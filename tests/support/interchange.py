@@ -12,7 +12,7 @@ from typing import Any
 
 from distillkit.core.run_folder import Run
 from distillkit.data.tokenizer import GPT2_PATTERN, PUBLISHED, Tokenizer, build
-from distillkit.student.interchange.importing import ImportedModel, create_run
+from distillkit.student.interchange.importing import ImportedModel, create_imported_run
 from distillkit.student.model.gpt import GPTConfig
 from distillkit.student.trained import parameter_counts
 from distillkit.student.training.optimizers import flatten
@@ -29,7 +29,7 @@ def run_with(shape: GPTConfig, name: str = "student", seed: int = 0, scale: floa
     imported = {"from": "student.pt", "kind": "made by a test"}
     facts = {"imported": imported, "student": {"arch": "gpt", "parameters": parameter_counts(model)}}
     found = ImportedModel("test", shape, flatten(model.parameters()), tokenizer=words or tokenizer(), metadata=facts)
-    return create_run(found, name, {}, {"started": "2026-01-01T00:00:00Z"})
+    return create_imported_run(found, name, {}, {"started": "2026-01-01T00:00:00Z"})
 
 
 def gpt2_words() -> Tokenizer:

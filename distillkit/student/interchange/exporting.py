@@ -75,10 +75,10 @@ def convert(model: nn.Module) -> ConvertedModel:
     )
 
 
-def network_from_weights(family: str, shape: GPTConfig, weights: Arrays, by: str) -> NetworkReader:
+def network_from_weights(family: str, config: GPTConfig, weights: Arrays, by: str) -> NetworkReader:
     """A reader that runs distillkit's network with exported weights; `by` says how they were loaded."""
-    model, convert_back = GPT(shape), from_gpt2 if family == "gpt2" else from_llama
-    arrays = {name: value.astype(mx.float32) for name, value in convert_back(shape, weights).items()}
+    model, convert_back = GPT(config), from_gpt2 if family == "gpt2" else from_llama
+    arrays = {name: value.astype(mx.float32) for name, value in convert_back(config, weights).items()}
     model.update(unflatten(arrays))
     mx.eval(named_parameters(model))
     return NetworkReader(model, by)

@@ -21,13 +21,13 @@ from ...data.tokenizers.tiktoken_encodings import END_OF_TEXT, GPT2_PATTERN
 PROBES = 400  # texts that both libraries must tokenize equally before a file is written or accepted
 
 
-def bytes_to_unicode(piece: bytes) -> str:
-    """Bytes as text, in GPT-2's mapping of bytes to Unicode characters."""
+def token_to_unicode(piece: bytes) -> str:
+    """A token's bytes as text, in GPT-2's mapping of bytes to Unicode characters."""
     return "".join(byte_alphabet()[byte] for byte in piece)
 
 
-def unicode_to_bytes(word: str) -> bytes:
-    """The inverse of `bytes_to_unicode`."""
+def unicode_to_token(word: str) -> bytes:
+    """The inverse of `token_to_unicode`."""
     known = {letter: byte for byte, letter in enumerate(byte_alphabet())}
     return bytes(known[letter] for letter in word)
 
@@ -53,7 +53,7 @@ def merge_pairs(tokenizer: Tokenizer) -> list[tuple[str, str]]:
         merges += sorted(pairs, key=lambda pair: (max(ranks[pair[0]], ranks[pair[1]]), -len(pair[0])))
         if len(piece) > 1 and not pairs:
             raise UsageError(f"no two tokens merge into the token {rank} ({piece!r}), so it cannot be exported")
-    return [(bytes_to_unicode(left), bytes_to_unicode(right)) for left, right in merges]
+    return [(token_to_unicode(left), token_to_unicode(right)) for left, right in merges]
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 def _bpe_model(tokenizer: Tokenizer) -> dict[str, Any]:
     """A byte-level BPE model, in GPT-2's mapping of bytes to characters."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    vocabulary = {bytes_to_unicode(piece): rank for piece, rank in tokenizer.ranks.items()}
+    vocabulary = {token_to_unicode(piece): rank for piece, rank in tokenizer.ranks.items()}
     return {
         "normalizer": None,
         "pre_tokenizer": byte_level,
@@ -185,7 +185,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     vocabulary, pairs, special = _read_bpe(folder)
     words = {word: token for word, token in vocabulary.items() if word not in special}
     try:
-        ranks = {unicode_to_bytes(word): token for word, token in words.items()}
+        ranks = {unicode_to_token(word): token for word, token in words.items()}
     except KeyError as error:
         raise UsageError(
             f"the tokenizer in {folder} is not byte-level: its vocabulary has the character {error}", _HINT
@@ -245,6 +245,6 @@ def _parse_tokenizer_json(contents: Mapping[str, Any]) -> tuple[dict[str, int], 
 
 def _check_merge_order(folder: Path, ranks: Mapping[bytes, int], pairs: Sequence[Sequence[str]]) -> None:
     """Raise an error unless tokens are numbered in the order of their merges, because tiktoken merges by number."""
-    merged = list(dict.fromkeys(ranks.get(unicode_to_bytes("".join(pair)), -1) for pair in pairs))
+    merged = list(dict.fromkeys(ranks.get(unicode_to_token("".join(pair)), -1) for pair in pairs))
     if merged != sorted(merged):
         raise UsageError(f"the tokenizer in {folder} does not number its tokens in the order of its merges", _HINT)

@@ -30,7 +30,7 @@ from ..model.positions import sinusoidal_table
 from ..trained import parameter_counts
 from ..training.optimizers import unflatten
 from . import hf_tokenizer, safetensors
-from .hf_weights import Arrays, from_gpt2, from_llama, shape_from_config, transpose_conv1d
+from .hf_weights import Arrays, from_gpt2, from_llama, gpt_config_from_hf, transpose_conv1d
 
 GPT2_TOKENS = 50257
 PADDED_GPT2_TOKENS = 50304  # nanoGPT pads the vocabulary for speed
@@ -48,10 +48,10 @@ MLX_NANOGPT_NAMES = {  # distillkit's names of a block's weights, and those of n
 
 @dataclass
 class ImportedModel:
-    """An imported model, with distillkit's shape and weight names."""
+    """An imported model, with a GPTConfig and the weight names of distillkit."""
 
     kind: str
-    shape: GPTConfig
+    config: GPTConfig
     weights: Arrays
     notes: list[str] = field(default_factory=list)
     step: int = 0
@@ -60,14 +60,14 @@ class ImportedModel:
 
 
 def read_model(path: Path, tokenizer: str | None, ranks: str | None, heads: int | None) -> ImportedModel:
-    """Read and validate the model of a file or folder: weights, shape and tokenizer must fit together."""
+    """Read and validate the model of a file or folder: weights, configuration and tokenizer must fit together."""
     with _report_damage(path):
         imported = _read(path, heads)
-    imported.tokenizer = _find_tokenizer(path, imported.shape.vocab_size, tokenizer, ranks)
+    imported.tokenizer = _find_tokenizer(path, imported.config.vocab_size, tokenizer, ranks)
     with _report_damage(path):
         _drop_unused_rows(imported)
         _check_shapes(imported, path)
-        model = GPT(imported.shape)
+        model = GPT(imported.config)
     file = path / "model.safetensors" if path.is_dir() else path
     imported.metadata = {
         "imported": {"from": path.name, "kind": imported.kind, "sha256": file_digest(file) if file.is_file() else None},
@@ -110,22 +110,22 @@ def _read(path: Path, heads: int | None) -> ImportedModel:
 # ------------------------------------------------------------------------------------------- nanoGPT-on-MLX
 
 
-def _read_mlx_nanogpt(path: Path, arrays: Arrays, config: Mapping[str, Any], heads: int | None) -> ImportedModel:
+def _read_mlx_nanogpt(path: Path, arrays: Arrays, saved_config: Mapping[str, Any], heads: int | None) -> ImportedModel:
     if "token_embedding.weight" not in arrays:
         raise UsageError(f"{path} is not a nanoGPT-on-MLX checkpoint: it has no token_embedding.weight", _NAMES_HINT)
     notes = []
-    heads = heads or config.get("n_heads") or config.get("n_head")
+    heads = heads or saved_config.get("n_heads") or saved_config.get("n_head")
     if heads is None:
         notes.append(f"the file does not contain the number of attention heads: assuming {DEFAULT_HEADS} (--heads N)")
     tokens, head = arrays["token_embedding.weight"], arrays.get("lm_head.weight")
-    shape = GPTConfig(
+    config = GPTConfig(
         vocab_size=tokens.shape[0],
         layers=_count_layers(arrays, r"blocks\.(\d+)\."),
         heads=heads or DEFAULT_HEADS,
         width=tokens.shape[1],
         hidden=_get_array(arrays, "blocks.0.ff.fc1.weight", path).shape[0],
         context=_get_array(arrays, "position_embedding.weight", path).shape[0],
-        dropout=float(config.get("dropout", 0.0)),
+        dropout=float(saved_config.get("dropout", 0.0)),
         tied=head is None or _arrays_equal(head, tokens),
     )
     names = {"tokens.weight": "token_embedding.weight", "positions.weight": "position_embedding.weight"}
@@ -133,14 +133,14 @@ def _read_mlx_nanogpt(path: Path, arrays: Arrays, config: Mapping[str, Any], hea
         names[f"norm.{what}"] = f"ln_f.{what}"
         names |= {
             f"blocks.{i}.{n}.{what}": f"blocks.{i}.{t}.{what}"
-            for i in range(shape.layers)
+            for i in range(config.layers)
             for n, t in MLX_NANOGPT_NAMES.items()
         }
-    names |= {} if shape.tied else {"out.weight": "lm_head.weight"}
-    if not shape.tied:
+    names |= {} if config.tied else {"out.weight": "lm_head.weight"}
+    if not config.tied:
         notes.append("the head differs from the token embedding, so it is imported untied")
     weights = {name: _get_array(arrays, source, path) for name, source in names.items()}
-    return ImportedModel("nanoGPT-on-MLX", shape, weights, notes, _step_in_name(path.stem))
+    return ImportedModel("nanoGPT-on-MLX", config, weights, notes, _step_in_name(path.stem))
 
 
 _NAMES_HINT = "docs/export.md lists the supported names."
@@ -174,13 +174,13 @@ def _config_beside(path: Path) -> dict[str, Any]:
 def _read_torch(path: Path, heads: int | None) -> ImportedModel:
     saved = _load_torch(path)
     state = next((saved[key] for key in ("model", "model_state_dict", "state_dict") if key in saved), saved)
-    config = saved.get("model_args") or saved.get("config") or {}
+    saved_config = saved.get("model_args") or saved.get("config") or {}
     plain = {re.sub(r"^(_orig_mod\.|module\.)+", "", name): value for name, value in state.items()}
     arrays = {name: _to_mlx(value) for name, value in plain.items() if hasattr(value, "numpy")}
     if "input_embedding.weight" in arrays:
-        imported = _read_gpt2_nano(path, arrays, config, heads)
+        imported = _read_gpt2_nano(path, arrays, saved_config, heads)
     elif "transformer.wte.weight" in arrays:
-        imported = _read_nanogpt(path, arrays, config, heads)
+        imported = _read_nanogpt(path, arrays, saved_config, heads)
     else:
         raise UsageError(f"{path} contains weights of neither nanoGPT nor gpt2-nano", _NAMES_HINT)
     imported.step = int(saved.get("iter_num") or saved.get("step") or 0)
@@ -213,40 +213,40 @@ def _to_mlx(value: Any) -> mx.array:
     return mx.array(value.detach().float().numpy())
 
 
-def _read_nanogpt(path: Path, arrays: Arrays, config: Mapping[str, Any], heads: int | None) -> ImportedModel:
+def _read_nanogpt(path: Path, arrays: Arrays, saved_config: Mapping[str, Any], heads: int | None) -> ImportedModel:
     plain = {name.removeprefix("transformer."): value for name, value in arrays.items()}
     tokens, head = plain["wte.weight"], plain.get("lm_head.weight")
-    shape = GPTConfig(
+    config = GPTConfig(
         vocab_size=tokens.shape[0],
         layers=_count_layers(plain, r"h\.(\d+)\."),
-        heads=_heads(path, heads, config.get("n_head")),
+        heads=_heads(path, heads, saved_config.get("n_head")),
         width=tokens.shape[1],
         hidden=_get_array(plain, "h.0.mlp.c_fc.weight", path).shape[0],
         context=_get_array(plain, "wpe.weight", path).shape[0],
-        dropout=float(config.get("dropout", 0.0)),
+        dropout=float(saved_config.get("dropout", 0.0)),
         bias="h.0.attn.c_attn.bias" in plain,
         tied=head is None or _arrays_equal(head, tokens),
     )
     try:
-        return ImportedModel("nanoGPT", shape, from_gpt2(shape, plain))
+        return ImportedModel("nanoGPT", config, from_gpt2(config, plain))
     except KeyError as error:
         raise UsageError(f"{path} lacks {error}", _NAMES_HINT) from error
 
 
-def _read_gpt2_nano(path: Path, arrays: Arrays, config: Mapping[str, Any], heads: int | None) -> ImportedModel:
+def _read_gpt2_nano(path: Path, arrays: Arrays, saved_config: Mapping[str, Any], heads: int | None) -> ImportedModel:
     tokens = arrays["input_embedding.weight"]
     width, layers = tokens.shape[1], _count_layers(arrays, r"blocks\.(\d+)\.")
     table = arrays.get("pos_embedding")
-    context = int(config.get("context_len") or (table.shape[-2] if table is not None else 1024))
+    context = int(saved_config.get("context_len") or (table.shape[-2] if table is not None else 1024))
     fixed = table is None or _arrays_close(table.reshape(-1, width), sinusoidal_table(context, width))
-    shape = GPTConfig(
+    config = GPTConfig(
         vocab_size=tokens.shape[0],
         layers=layers,
-        heads=_heads(path, heads, config.get("num_heads")),
+        heads=_heads(path, heads, saved_config.get("num_heads")),
         width=width,
         hidden=_get_array(arrays, "blocks.0.mlp.0.weight", path).shape[0],
         context=context,
-        dropout=float(config.get("dropout", 0.0)),
+        dropout=float(saved_config.get("dropout", 0.0)),
         tied=False,
         activation="relu",
         positions="sinusoidal" if fixed else "learned",
@@ -255,7 +255,7 @@ def _read_gpt2_nano(path: Path, arrays: Arrays, config: Mapping[str, Any], heads
         head_bias="lm_head.bias" in arrays,
     )
     names = {"tokens.weight": "input_embedding.weight", "out.weight": "lm_head.weight"}
-    names |= {"out.bias": "lm_head.bias"} if shape.head_bias else {}
+    names |= {"out.bias": "lm_head.bias"} if config.head_bias else {}
     inner = {"attention_norm": "attn_norm", "hidden_norm": "mlp_norm", "up": "mlp.0", "down": "mlp.2"}
     weights: Arrays = {} if fixed or table is None else {"positions.weight": table.reshape(-1, width)}
     for i in range(layers):
@@ -267,7 +267,7 @@ def _read_gpt2_nano(path: Path, arrays: Arrays, config: Mapping[str, Any], heads
     note = (
         "its tokens are those of gpt2-nano: with another tokenizer, grades are meaningless until it is trained further"
     )
-    return ImportedModel("gpt2-nano", shape, weights, [note])
+    return ImportedModel("gpt2-nano", config, weights, [note])
 
 
 def _heads(path: Path, option: int | None, configured: Any) -> int:
@@ -282,19 +282,19 @@ def _heads(path: Path, option: int | None, configured: Any) -> int:
 def _read_transformers(folder: Path, heads: int | None) -> ImportedModel:
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} has no config.json, so it is not a transformers folder", _NAMES_HINT)
-    config = read_json(folder / "config.json")
-    if "nanogpt" in str(config.get("model_type")).lower():
-        return _read_mlx_nanogpt(folder, _mlx_nanogpt_names(_load_folder_weights(folder)), config, heads)
-    shape, arrays = shape_from_config(config), _load_folder_weights(folder)
-    _gpt_options(shape)  # refuses invalid sizes before anything loops over them
-    gpt2 = config["model_type"] == "gpt2"
+    saved_config = read_json(folder / "config.json")
+    if "nanogpt" in str(saved_config.get("model_type")).lower():
+        return _read_mlx_nanogpt(folder, _mlx_nanogpt_names(_load_folder_weights(folder)), saved_config, heads)
+    config, arrays = gpt_config_from_hf(saved_config), _load_folder_weights(folder)
+    _gpt_options(config)  # refuses invalid sizes before anything loops over them
+    gpt2 = saved_config["model_type"] == "gpt2"
     if gpt2:
         arrays = transpose_conv1d({name.removeprefix("transformer."): value for name, value in arrays.items()})
     try:
-        weights = (from_gpt2 if gpt2 else from_llama)(shape, arrays)
+        weights = (from_gpt2 if gpt2 else from_llama)(config, arrays)
     except KeyError as error:
         raise UsageError(f"the weights in {folder} lack {error}", "Check that the folder is complete.") from error
-    return ImportedModel("GPT-2 of transformers" if gpt2 else "Llama of transformers", shape, weights)
+    return ImportedModel("GPT-2 of transformers" if gpt2 else "Llama of transformers", config, weights)
 
 
 def _mlx_nanogpt_names(arrays: Arrays) -> Arrays:
@@ -359,7 +359,7 @@ def _find_tokenizer(path: Path, vocab_size: int, kind: str | None, ranks: str | 
 
 def _drop_unused_rows(imported: ImportedModel) -> None:
     """Drop the rows of the embeddings and the head that belong to no token (padding)."""
-    size, tokens = imported.tokenizer.vocab_size if imported.tokenizer else 0, imported.shape.vocab_size
+    size, tokens = imported.tokenizer.vocab_size if imported.tokenizer else 0, imported.config.vocab_size
     if size > tokens:
         raise UsageError(
             f"the model has {tokens:,} tokens, but the tokenizer has {size:,}", "Name the one that it was trained with."
@@ -367,15 +367,15 @@ def _drop_unused_rows(imported: ImportedModel) -> None:
     if size < tokens:
         rows = ("tokens.weight", "out.weight", "out.bias")
         imported.weights |= {name: imported.weights[name][:size] for name in rows if name in imported.weights}
-        imported.shape = replace(imported.shape, vocab_size=size)
+        imported.config = replace(imported.config, vocab_size=size)
         imported.notes.append(f"{tokens - size} of its {tokens:,} vocabulary rows belong to no token and were dropped")
 
 
 def _check_shapes(imported: ImportedModel, path: Path) -> None:
-    shape = imported.shape
-    if shape.width % shape.heads:
-        raise UsageError(f"{shape.heads} heads do not divide the width {shape.width}", "Set --heads N.")
-    expected = {name: value.shape for name, value in named_parameters(GPT(shape)).items()}
+    config = imported.config
+    if config.width % config.heads:
+        raise UsageError(f"{config.heads} heads do not divide the width {config.width}", "Set --heads N.")
+    expected = {name: value.shape for name, value in named_parameters(GPT(config)).items()}
     wrong = [name for name in expected if imported.weights.get(name, mx.array(0)).shape != expected[name]]
     if wrong:
         raise UsageError(
@@ -388,7 +388,7 @@ def default_run_name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", path.resolve().stem).lstrip("_.-")[:80] or "imported"
 
 
-def create_run(imported: ImportedModel, name: str, base: Mapping[str, Any], info: Mapping[str, Any]) -> Run:
+def create_imported_run(imported: ImportedModel, name: str, base: Mapping[str, Any], info: Mapping[str, Any]) -> Run:
     """Create a run with the model's checkpoint, tokenizer, run.json and recipe.
 
     `base` is a recipe that lends its data and judges; `info` goes into run.json.
@@ -398,10 +398,10 @@ def create_run(imported: ImportedModel, name: str, base: Mapping[str, Any], info
     if not re.match(NAME, name) or name == "latest":
         raise UsageError(f"{name!r} is not a valid run name", f"Expected {NAME_WORDS}: --name NAME")
     assert imported.tokenizer is not None
-    options = _gpt_options(imported.shape)
+    options = _gpt_options(imported.config)
     state = {"step": imported.step, **imported.metadata["imported"]}
-    student = {"arch": "gpt", "options": options, "vocab_size": imported.shape.vocab_size}
-    model = GPT(imported.shape)
+    student = {"arch": "gpt", "options": options, "vocab_size": imported.config.vocab_size}
+    model = GPT(imported.config)
     model.update(unflatten(imported.weights))
     shared = {key: value for key, value in base.items() if key in ("data", "judge", "sampling", "plugins", "seed")}
     set_options = {key: value for key, value in options.items() if value is not None}
@@ -422,10 +422,10 @@ def create_run(imported: ImportedModel, name: str, base: Mapping[str, Any], info
     return run
 
 
-def _gpt_options(shape: GPTConfig) -> dict[str, Any]:
-    """The options of the gpt plugin that result in this shape, as in a recipe."""
-    values = {key: value for key, value in shape.__dict__.items() if key != "vocab_size"}
-    values["hidden"] = None if shape.hidden == 4 * shape.width else shape.hidden
-    values["kv_heads"] = None if shape.num_kv_heads == shape.heads else shape.kv_heads
+def _gpt_options(config: GPTConfig) -> dict[str, Any]:
+    """The options of the gpt plugin that result in this configuration, as in a recipe."""
+    values = {key: value for key, value in config.__dict__.items() if key != "vocab_size"}
+    values["hidden"] = None if config.hidden == 4 * config.width else config.hidden
+    values["kv_heads"] = None if config.num_kv_heads == config.heads else config.kv_heads
     options = current_plugins().options("students", "gpt", values, file="the import", table="student", folder=Path())
     return options.model_dump(mode="json")
