@@ -195,13 +195,13 @@ class ChatTeacher(Teacher):
                     "Leave out teacher.on_policy, or serve the teacher with vLLM, which can (echo with logprobs).",
                 )
             if request.top_logprobs > available:
-                told = (
+                offered = (
                     f"{available} log-probabilities per token, not {request.top_logprobs}"
                     if available
                     else "no log-probabilities"
                 )
                 instead = "" if available else ", and use a mixer that needs none"
-                raise self._unsupported(f"returns {told}", f"Set teacher.top_logprobs = {available}{instead}.")
+                raise self._unsupported(f"returns {offered}", f"Set teacher.top_logprobs = {available}{instead}.")
 
     def _check_refused(self, name: str, request: Request) -> None:
         """Raise a UsageError if the recipe sets a refused parameter. The seed and default values are left out."""

@@ -185,7 +185,7 @@ def test_half_the_price(provider: Any) -> None:
 
 
 def test_a_teacher_without_batches_is_refused(cache: DiskAnswerStore) -> None:
-    with pytest.raises(UsageError, match="'counting' cannot be asked in batches"):
+    with pytest.raises(UsageError, match="'counting' does not support the Batch API"):
         label_in_batches(Counting(), prompts(1), cache, cache.folder)
 
 
@@ -198,7 +198,7 @@ def test_without_wait_it_says_what_is_pending_and_the_next_sitting_collects(
     there, url = provider
     there.looks = 2
     for _ in range(2):
-        with pytest.raises(LimitReached, match="0 of 5 answers are there; 1 batch is pending") as stopped:
+        with pytest.raises(LimitReached, match="0 of 5 answers are available; 1 batch is pending") as stopped:
             send(batcher(url), prompts(5), cache, wait=False)
         assert "--wait" in stopped.value.hint
     assert texts(send(batcher(url), prompts(5), cache, wait=False)) == TO[:5]
@@ -908,7 +908,7 @@ def test_a_key_is_in_no_file_and_no_message(provider: Any, cache: DiskAnswerStor
 
 def test_a_compatible_server_has_no_batches(provider: Any, cache: DiskAnswerStore) -> None:
     teacher = Compatible(Compatible.Options(model="m", base_url=provider[1]))
-    with pytest.raises(UsageError, match="'compatible' cannot be asked in batches"):
+    with pytest.raises(UsageError, match="'compatible' does not support the Batch API"):
         send(teacher, prompts(1), cache)
 
 

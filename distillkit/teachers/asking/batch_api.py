@@ -91,7 +91,9 @@ def label_in_batches(
             time.sleep(pause)
             pause = min(2 * pause, longest)
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped; submitted batches go on", "The same command collects them.") from error
+        raise Interrupted(
+            "stopped; submitted batches continue at the provider", "The same command collects them."
+        ) from error
     finally:
         session.close()
     return session.result
@@ -101,7 +103,7 @@ def _batch_teacher(teacher: Teacher) -> BatchTeacher:
     missing = [name for name in REQUIRED_METHODS if not callable(getattr(teacher, name, None))]
     if missing or getattr(teacher, "endpoint", None) is None:
         raise UsageError(
-            f"the teacher {teacher.name!r} cannot be asked in batches: it has no {[*missing, 'endpoint'][0]}",
+            f"the teacher {teacher.name!r} does not support the Batch API: it has no {[*missing, 'endpoint'][0]}",
             "Leave out --batch to send single requests.",
         )
     return cast(BatchTeacher, teacher)
@@ -184,7 +186,7 @@ class _BatchSession:
         batches = set(batch_state.keys_in_batches(self.folder, self.missing).values())
         present = len(self.wanted) - len(self.missing)
         return LimitReached(
-            f"{present:,} of {len(self.wanted):,} answers are there; {len(batches)} "
+            f"{present:,} of {len(self.wanted):,} answers are available; {len(batches)} "
             f"{'batch is' if len(batches) == 1 else 'batches are'} pending at the provider",
             "Run the same command later to collect the answers, or add --wait.",
         )

@@ -1,7 +1,7 @@
 """Labelling: requests in, answers out. Each request is sent once per cache.
 
-Plain teachers answer on this thread, in batches of their own; asynchronous teachers are driven by `scheduler`. Every
-answer is on disk before the next one is handled. Does not know what answers are used for.
+Synchronous teachers answer on this thread; asynchronous teachers are driven by `scheduler`. Every answer is on disk
+before the next one is handled. Does not know what answers are used for.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class _TeacherCalls:
                 raise TeacherError(f"{self.title} failed to close: {type(error).__name__}: {error}") from error
 
     def _local_answers(self, requests: list[Request]) -> Iterator[tuple[Request, Any]]:
-        """Answers of a plain teacher, one by one or in batches of its own, each within the time-out."""
+        """Answers of a synchronous teacher, one by one or as its `answers` yields them, each within the time-out."""
         has_own_batches = type(self.teacher).answers is not Teacher.answers
         one_by_one = ((request, self.teacher.answer(request)) for request in requests)
         answers = iter(self.teacher.answers(requests)) if has_own_batches else one_by_one

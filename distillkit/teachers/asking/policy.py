@@ -1,4 +1,4 @@
-"""The request policy: how a teacher is asked. Concurrency, attempts, time-outs, rate limits, price and budget.
+"""The request policy: concurrency, attempts, time-out, rate limits, price and budget of the requests to a teacher.
 
 A recipe's [teacher] table and the options of a command fill it. `retries` has the back-off, `rate_limits` the limits.
 """
@@ -18,7 +18,7 @@ BATCH_PRICE_FACTOR = 0.5  # price of a request in a batch, relative to a single 
 
 @dataclass(frozen=True)
 class RequestPolicy:
-    """How a teacher is asked: concurrency, attempts, rate limits and budget."""
+    """How requests are sent to a teacher: concurrency, attempts, rate limits, budget."""
 
     concurrency: int = 8
     timeout: float | None = None  # seconds for one answer; None for the default of the kind of teacher

@@ -76,7 +76,7 @@ class RequestScheduler:
                     for _ in range(min(HANDED_OVER_AT_ONCE, len(self.received))):
                         yield self.received[0]
                         self.received.popleft()
-                    self.runner.run(asyncio.sleep(0))  # the loop stands still while the caller handles answers
+                    self.runner.run(asyncio.sleep(0))  # the loop is not running while the caller handles answers
         finally:
             self.runner.run(groups.aclose())
 
@@ -160,7 +160,7 @@ class RequestScheduler:
         return False
 
     def _cancel_waiting(self, tasks: dict[asyncio.Task[Answer], Request]) -> None:
-        """Cancel the tasks that wait for a permit. Calls in flight go on."""
+        """Cancel the tasks that wait for a permit. Calls in flight continue."""
         for task in [task for task in tasks if task not in self.in_flight and not task.done()]:
             task.cancel()
             del tasks[task]
