@@ -28,13 +28,13 @@ def check(context: Context) -> None:
         check_soft_targets(context)
         if context.asks_teacher_in_steps and not context.teacher.reads:
             raise UsageError(
-                f"teacher.on_policy: the teacher {table.provider!r} reads no text of others ({context.recipe.file})",
-                'Leave it out, or take one that reads: provider = "compatible" with api = "plain".',
+                f"the teacher {table.provider!r} cannot score given text, which teacher.on_policy needs ({context.recipe.file})",
+                'Leave out teacher.on_policy, or choose a teacher that can: provider = "compatible" with api = "plain".',
             )
         if table.system and not context.teacher.chats:
             raise UsageError(
                 f"teacher.system: the teacher {table.provider!r} does not chat ({context.recipe.file})",
-                "Leave it out, or ask a teacher that replies to messages.",
+                "Leave it out, or choose a chat model.",
             )
         check_row_shares(context)
 
@@ -47,8 +47,8 @@ def check_row_shares(context: Context) -> None:
     for key, share in {"share": table.share, "on_policy": table.on_policy}.items():
         if share and not round(share * rows):
             raise UsageError(
-                f"teacher.{key} = {share} of {rows} rows a step is none ({context.recipe.file})",
-                "Raise it, or train.batch_size, or leave it out.",
+                f"teacher.{key} = {share} of {rows} rows per step rounds to 0 ({context.recipe.file})",
+                "Raise it, raise train.batch_size, or leave it out.",
             )
 
 
@@ -78,9 +78,9 @@ def _check_sampled_targets(context: Context) -> None:
     table = context.recipe.teacher
     if table and table.store_samples and any(one != 1 for one in temperatures):
         raise UsageError(
-            f"teacher.store_samples counts draws at temperature 1, and mixer.temperature is not 1 "
+            f"teacher.store_samples stores samples drawn at temperature 1, but mixer.temperature is not 1 "
             f"({context.recipe.file})",
-            "Set mixer.temperature = 1.0, or leave out store_samples: the likeliest tokens can be softened.",
+            "Set mixer.temperature = 1.0, or leave out store_samples: stored top tokens can be softened.",
         )
 
 
@@ -91,9 +91,8 @@ def check_teacher_context(context: Context) -> None:
     of_teacher = teacher.context
     if of_teacher is not None and of_teacher < of_student:
         raise UsageError(
-            f"student.context = {of_student}, and the teacher reads {of_teacher} tokens at once: there its logits end "
-            f"({context.recipe.file})",
-            f"Set student.context = {of_teacher}, or take another teacher, that reads {of_student}.",
+            f"student.context = {of_student}, but the teacher's context is {of_teacher} tokens ({context.recipe.file})",
+            f"Set student.context = {of_teacher}, or choose a teacher with a context of {of_student}.",
         )
 
 
@@ -125,8 +124,8 @@ def check_judge_teacher(context: Context, table: JudgeTable, judge: Judge) -> No
         if found is not None:
             found[0].check([])
     except UsageError as error:
-        alternative = """Or do without that judge: --set 'judge=[{name="perplexity"}]'"""
-        message = f"{error.message}, whom the judge {judge.name!r} asks"
+        alternative = """Or leave out that judge: --set 'judge=[{name="perplexity"}]'"""
+        message = f"{error.message}, which the judge {judge.name!r} asks"
         raise UsageError(message, f"{error.hint} {alternative}") from error
 
 

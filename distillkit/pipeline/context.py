@@ -186,5 +186,5 @@ def _checked_network(name: str, network: Any) -> nn.Module:
 
     if isinstance(network, nn.Module):
         return network
-    message = f"the student {name!r} built a {type(network).__name__} where a module of mlx.nn was due"
+    message = f"the student {name!r} built a {type(network).__name__} instead of an mlx.nn.Module"
     raise DistillkitError(message, "Return it from Student.build.")

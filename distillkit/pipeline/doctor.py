@@ -1,6 +1,6 @@
-"""`distillkit doctor`: what this machine offers to a run, and what keeps a run from working, each with its remedy.
+"""`distillkit doctor`: checks this machine, and lists problems with their remedies.
 
-Every part is looked at by itself, so that one that fails does not hide the others. Changes nothing.
+Each check runs by itself, so that one that fails does not hide the others. Changes nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ..teachers.chat import ChatTeacher
 
 SCHEMA = 1
-ERROR, WARNING = "error", "warning"  # an error keeps runs from working
-LITTLE_SPACE = 2_000_000_000  # bytes: less than the checkpoints of a few runs
-LOW = 0.3  # of what a core could do
+ERROR, WARNING = "error", "warning"  # an error prevents runs
+MIN_FREE_BYTES = 2_000_000_000  # bytes: less than the checkpoints of a few runs
+LOW_SHARE = 0.3  # of what a core could do
 ROUNDS, SIZE = 7, 768  # products that are measured
 # Multiply-adds count twice: what a core does in one cycle at best, in float32.
 PER_CYCLE = (("avx512f", 64), ("fma", 32), ("avx", 16), ("sse3", 8))
@@ -52,13 +52,13 @@ Report = dict[str, Any]
 
 
 class Problems:
-    """What is wrong, with its remedy."""
+    """A list of problems, each with a level and a remedy."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, str]] = []
 
     def add(self, level: str, what: str, remedy: str) -> None:
-        """Note a problem."""
+        """Add a problem."""
         self.rows.append({"level": level, "what": what, "remedy": remedy})
 
     def of(self, level: str) -> list[dict[str, str]]:
@@ -67,7 +67,7 @@ class Problems:
 
 
 def examine(load_plugins: Callable[[], Plugins], *, online: bool = False, base_url: str = "") -> Report:
-    """Look at everything. With `online`, providers with a key are asked, and the server at `base_url`."""
+    """Run all checks. With `online`, also ask the providers that have a key, and the server at `base_url`."""
     problems = Problems()
     report: Report = {
         "schema": SCHEMA,
@@ -86,17 +86,17 @@ def examine(load_plugins: Callable[[], Plugins], *, online: bool = False, base_u
         "providers": None,
     }
     if cpu.missing_features():  # what follows imports NumPy, which would end this process
-        return _closed(report, problems)
+        return _with_problems(report, problems)
     if _backend(problems):
         report["blas"] = _blas(problems)
         report["mlx"] = _mlx(report["cpu"], report["blas"], problems)
-        if loaded := _plugins(load_plugins, report, problems):
-            _more_keys(loaded, report["keys"])
-            report["providers"] = _providers(loaded, base_url, problems) if online else None
-    return _closed(report, problems)
+        if plugins := _plugins(load_plugins, report, problems):
+            _add_plugin_keys(plugins, report["keys"])
+            report["providers"] = _providers(plugins, base_url, problems) if online else None
+    return _with_problems(report, problems)
 
 
-def _closed(report: Report, problems: Problems) -> Report:
+def _with_problems(report: Report, problems: Problems) -> Report:
     return {**report, "problems": problems.rows, "ok": not problems.of(ERROR)}
 
 
@@ -124,7 +124,7 @@ def _cpu(problems: Problems) -> Report:
 
 
 def _memory() -> Report:
-    """Bytes in all and available, or None where the system does not say; a container's limit counts."""
+    """Total and available bytes, None if unknown. A container's limit counts."""
     fields = {}
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -155,10 +155,10 @@ def _disk(problems: Problems) -> Report:
     if remote:
         problems.add(
             WARNING,
-            f"{folder} lies on a network or FUSE file system ({kind}), where the locks of the answer cache may fail",
+            f"{folder} is on a network or FUSE file system ({kind}), where the locks of the answer cache may fail",
             "Set DISTILLKIT_HOME to a folder on a disk of this machine.",
         )
-    if free < LITTLE_SPACE:
+    if free < MIN_FREE_BYTES:
         problems.add(
             WARNING, f"{folder} has only {free / 1e9:.1f} GB free", "Make room, or set DISTILLKIT_HOME to another disk."
         )
@@ -171,33 +171,33 @@ def _disk(problems: Problems) -> Report:
 
 
 def _keys(problems: Problems) -> dict[str, str | None]:
-    """Which variables hold a key, and where: "environment", ".env" or None. Never the key itself."""
+    """The source of each key: "environment", ".env" or None. Never the key itself."""
     found = {}
     for variable in KEYS:
         try:
-            found[variable] = _where(variable)
+            found[variable] = _key_source(variable)
         except DistillkitError as error:
             problems.add(ERROR, error.message, error.hint)
             found[variable] = None
     return found
 
 
-def _where(variable: str) -> str | None:
+def _key_source(variable: str) -> str | None:
     if api_keys.find_key(variable) is None:
         return None
     return "environment" if os.environ.get(variable) else ".env"
 
 
-def _more_keys(plugins: Plugins, found: dict[str, str | None]) -> None:
-    """Add the variables that teachers of other plugins read."""
+def _add_plugin_keys(plugins: Plugins, found: dict[str, str | None]) -> None:
+    """Add the key variables of other plugins' teachers."""
     for registration in plugins.registrations:
         variable = getattr(registration.cls, "variable", None)
         if isinstance(variable, str) and variable and variable not in found:
-            found[variable] = _where(variable)
+            found[variable] = _key_source(variable)
 
 
 def _packages() -> list[Report]:
-    """The optional packages: what each is for, and the version that is installed."""
+    """The optional packages with their purpose and installed version."""
     from packaging.requirements import Requirement
 
     rows = []
@@ -220,7 +220,7 @@ def _version(name: str) -> str | None:
 
 
 def _cache(problems: Problems) -> Report:
-    """The answer cache; one that is not there is not made."""
+    """The answer cache. It is not created if it does not exist."""
     folder = (cache_folder() / "teachers").absolute()
     found: Report = {"folder": str(folder), "answers": 0, "bytes": 0, "state": "empty"}
     if not (folder / "cache.db").exists():
@@ -239,23 +239,25 @@ def _cache(problems: Problems) -> Report:
 
 
 def _plugins(load: Callable[[], Plugins], report: Report, problems: Problems) -> Plugins | None:
-    """Load all plugins. A broken one of another package is a warning: runs that do not use it work."""
+    """Load all plugins. A broken plugin of another package is a warning, since other runs still work."""
     try:
-        loaded = load()
+        plugins = load()
     except DistillkitError as error:
         problems.add(ERROR, error.message, error.hint or "Correct the plugin, or leave out -p.")
         return None
-    rows = loaded.describe()
+    rows = plugins.describe()
     broken = [row for row in rows if row["status"] == "broken"]
     for row in broken:
-        ours = row["distribution"] == "distillkit"
-        remedy = "Install distillkit again." if ours else "Update or remove its package, or tell its author."
-        problems.add(ERROR if ours else WARNING, f"the plugin {row['plugin']} is broken: {row['reason']}", remedy)
+        is_built_in = row["distribution"] == "distillkit"
+        remedy = "Install distillkit again." if is_built_in else "Update or remove its package, or tell its author."
+        problems.add(
+            ERROR if is_built_in else WARNING, f"the plugin {row['plugin']} is broken: {row['reason']}", remedy
+        )
     for role, name in dict.fromkeys((row["role"], row["name"]) for row in rows if row["status"] == "clash"):
         problems.add(WARNING, f"two plugins offer the {role} {name!r}, so it cannot be used", "Remove one of them.")
     working = [row for row in rows if row["status"] == "ok"]
     report["plugins"] = {"working": len(working), "broken": [row["plugin"] for row in broken]}
-    return loaded
+    return plugins
 
 
 # ------------------------------------------------------------------------------------------------ computation
@@ -273,7 +275,7 @@ def _backend(problems: Problems) -> bool:
 
 
 def _blas(problems: Problems) -> Report:
-    """The BLAS that was chosen, and the test of each candidate, made again."""
+    """The BLAS in use, and the repeated test of each candidate."""
     from ..student import blas
     from ..student.blas import library, verify
 
@@ -306,8 +308,8 @@ def _mlx(processor: Report, blas: Report, problems: Problems) -> Report:
         "device": "GPU" if mx.default_device().type == mx.gpu else "CPU",
         "gpu": str(mx.device_info().get("device_name") or "GPU") if gpu else None,
         "streams": cpu.cores(),
-        "gflops_per_core": round(_rate() / 1e9, 1),
-        "gflops_possible": _possible(),
+        "gflops_per_core": round(_measure_flops() / 1e9, 1),
+        "gflops_possible": _peak_gflops(),
     }
     if not gpu and Path("/proc/driver/nvidia/version").exists():
         problems.add(
@@ -316,7 +318,7 @@ def _mlx(processor: Report, blas: Report, problems: Problems) -> Report:
             'Install one backend only: pip uninstall mlx-cpu; pip install "distillkit[cuda13]" (or cuda12).',
         )
     possible = found["gflops_possible"]
-    if not gpu and possible and found["gflops_per_core"] < LOW * possible:
+    if not gpu and possible and found["gflops_per_core"] < LOW_SHARE * possible:
         problems.add(
             WARNING,
             f"a core multiplies matrices at {found['gflops_per_core']:.0f} GFLOP/s, which is low for this CPU"
@@ -332,8 +334,8 @@ def _mlx(processor: Report, blas: Report, problems: Problems) -> Report:
     return found
 
 
-def _rate() -> float:
-    """Operations a second of a product in float32 on one CPU stream: the fastest of several."""
+def _measure_flops() -> float:
+    """Operations per second of a float32 matrix product on one CPU stream. The fastest of several."""
     import time
 
     import mlx.core as mx
@@ -343,14 +345,14 @@ def _rate() -> float:
         mx.eval(matrix, matrix @ matrix)
         times = []
         for _ in range(ROUNDS):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             mx.eval(matrix @ matrix)
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - started)
     return 2 * SIZE**3 / min(times)
 
 
-def _possible() -> float | None:
-    """GFLOP/s that one core could do at its present clock rate; None where the clock rate is not known."""
+def _peak_gflops() -> float | None:
+    """Peak GFLOP/s of one core at its present clock rate. None if the clock rate is unknown."""
     try:
         rates = [line.partition(":")[2] for line in cpu.CPUINFO.read_text().splitlines() if line.startswith("cpu MHz")]
     except OSError:
@@ -363,7 +365,7 @@ def _possible() -> float | None:
 
 
 def _providers(plugins: Plugins, base_url: str, problems: Problems) -> list[Report]:
-    """Ask every provider that has a key, and the server at an address, for its models."""
+    """Ask every provider that has a key, and the server at `base_url`, for its models."""
     import asyncio
 
     from ..teachers.chat import ChatTeacher
@@ -391,13 +393,13 @@ def _has_key(variable: str) -> bool:
 
 
 async def _provider(kind: type[ChatTeacher], base_url: str, problems: Problems) -> Report:
-    """One provider's models, and how many log-probabilities a token its default (or first) model gives."""
+    """One provider's models, and the number of log-probabilities per token of its default or first model."""
     import asyncio
 
     row: Report = {"teacher": kind.name, "base_url": base_url, "models": None, "model": None, "top_logprobs": None}
     try:
         async with asyncio.timeout(PROVIDER_SECONDS):
-            await _ask(kind, {"base_url": base_url, "model": "unknown"} if base_url else {}, row)
+            await _query_provider(kind, {"base_url": base_url, "model": "unknown"} if base_url else {}, row)
     except TimeoutError:
         what = f"the teacher {kind.name!r} did not answer within {PROVIDER_SECONDS:.0f} s"
         problems.add(ERROR, what, f"Is there a server at {row['base_url']}?")
@@ -406,8 +408,8 @@ async def _provider(kind: type[ChatTeacher], base_url: str, problems: Problems) 
     return row
 
 
-async def _ask(kind: type[ChatTeacher], options: dict[str, Any], row: Report) -> None:
-    """Fill in what a provider says."""
+async def _query_provider(kind: type[ChatTeacher], options: dict[str, Any], row: Report) -> None:
+    """Fill in a provider's answers."""
     from ..core.records import Request
 
     teacher = kind(kind.Options.model_validate(options))

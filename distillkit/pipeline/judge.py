@@ -65,19 +65,21 @@ def _warn_of_same_family(session: RunSession, table: JudgeTable, judge: Judge) -
     of_teacher, of_judge = (protocol.model_family(getattr(one.options, "model", None)) for one in (teacher, found[0]))
     if of_teacher is not None and of_teacher == of_judge:
         session.warn(
-            f"the judge {judge.name!r} asks a model of the teacher's own family, {of_teacher}: models grade their kin "
-            "too well. Let another family judge: judge.teacher.model"
+            f"the judge {judge.name!r} asks a model of the teacher's own family, {of_teacher}: models prefer text of "
+            "their own family. Choose another one: judge.teacher.model"
         )
 
 
 class JudgeRunner:
-    """Judges with their teachers. What they spent, in earlier sittings too, is told whatever becomes of it."""
+    """Runs judges with their teachers. `record_spending` gets all spending, also when a judge fails."""
 
-    def __init__(self, context: Context, spent: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
-        self.context, self.spent, self.tell = context, spent, tell
+    def __init__(
+        self, context: Context, spent: dict[str, Any], record_spending: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.context, self.spent, self.record_spending = context, spent, record_spending
 
     def run(self, table: JudgeTable, judge: Judge, subject: protocol.RunSubject) -> protocol.JudgeResult:
-        """What one judge says of a subject."""
+        """The result of one judge for a subject."""
         found = self.context.judge_teacher(table, judge)
         if found is None:
             return protocol.run_judge(judge, subject)
@@ -91,7 +93,7 @@ class JudgeRunner:
             finally:
                 if done.spent:
                     self.spent[judge.name] = done.spent
-                    self.tell(self.spent)
+                    self.record_spending(self.spent)
 
         return protocol.run_judge(
             judge, replace(subject, teacher=protocol.JudgeTeacher(ask, teacher_identity(teacher)))
@@ -99,7 +101,7 @@ class JudgeRunner:
 
 
 def teacher_identity(teacher: Teacher) -> dict[str, Any]:
-    """Who answers, as a protocol names it. Where it was reached says nothing of what it said."""
+    """The identity of a teacher in a protocol, without its address, which does not change answers."""
     identity = teacher.identity()
     if isinstance(identity, dict):
         identity = {key: value for key, value in identity.items() if key != "base_url"}

@@ -61,7 +61,7 @@ def _request_answers(
     """The answers to all requests. What was requested and spent is recorded even if an error ends the stage."""
     wanted = table.prompts * table.repeats
     if len(requests) < wanted:
-        session.warn(f"there are prompts for {len(requests)} of the {wanted} requests of the recipe")
+        session.warn(f"there are prompts for only {len(requests)} of the recipe's {wanted} requests")
     policy = request_policy(session.context, table, spent=_earlier_spending(session, teacher, requests))
     session.console.print(f"Asking {teacher.name} for {len(requests)} answers.")
     done = LabelResult([], [])
@@ -75,9 +75,9 @@ def _request_answers(
     session.console.print(f"  {done.asked} asked, {done.cached} from the cache")
     if done.refused:
         session.warn(
-            f"{done.refused} of {len(done.requests)} requests were refused or answered by nothing; "
-            "if the teacher thinks before it writes, raise teacher.max_tokens. "
-            "Ask them again: distillkit label --retry-refused"
+            f"{done.refused} of {len(done.requests)} requests were refused or got an empty answer; "
+            "if the teacher reasons before it answers, raise teacher.max_tokens. "
+            "To repeat them: distillkit label --retry-refused"
         )
     return done
 
@@ -105,10 +105,10 @@ def _report_soft_targets(session: RunSession, soft: dict[str, Any] | None) -> No
     share = soft["with_soft"] / max(1, soft["positions"])
     session.console.print(
         f"Soft targets: {soft['with_soft']:,} of {soft['positions']:,} positions ({share:.1%}), "
-        f"which name {soft['mass']:.1%} of the teacher's mass; {soft['bytes_a_position']:g} bytes a position."
+        f"with {soft['mass']:.1%} of the teacher's probability; {soft['bytes_a_position']:g} bytes per position."
     )
     if share < LOW_COVERAGE:
         session.warn(
-            f"only {share:.1%} of the positions that are learnt have a soft target; the teacher's tokens and the "
-            "student's begin at different bytes, or its log-probabilities are not of its text."
+            f"only {share:.1%} of the trained positions have a soft target: the teacher's and the student's tokens "
+            "start at different bytes, or the log-probabilities do not belong to the text."
         )

@@ -82,8 +82,8 @@ class Pipeline:
         began_with = (self.run.info.get("data") or {}).get("fingerprint")
         if began_with not in (None, self.context.corpus.fingerprint):
             raise UsageError(
-                f"{self.run.name} began with other text or another tokenizer, and may have learnt what this holds out",
-                "Leave data and tokenizer as they were, or begin a new run.",
+                f"{self.run.name} was trained on other text or with another tokenizer, and may have learnt what is now held out",
+                "Restore data and tokenizer, or start a new run.",
             )
 
     def _assist(self, stages: tuple[str, ...]) -> None:

@@ -160,7 +160,7 @@ class ResumeChecks:
         differ = [key for key in NUMERICS_KEYS if before.get(key, current[key]) != current[key]]
         if differ:
             changes = ", ".join(f"{key} was {before[key]} and is {current[key]}" for key in differ)
-            self.console.warn(f"going on will be close to an undisturbed run, but not bit for bit: {changes}")
+            self.console.warn(f"the resumed run will be close to an uninterrupted one, but not identical: {changes}")
         return {**current, **self._kept_numerics(saved, before), "threads": before["threads"]}
 
     def _kept_numerics(self, saved: Checkpoint, before: Mapping[str, Any]) -> Metadata:
@@ -185,9 +185,9 @@ class ResumeChecks:
         changed = [key for key in keys if before.get(key) != metadata[key]]
         if changed:
             raise UsageError(
-                f"{self.run.name} cannot go on: {_describe_changes(changed, before, metadata)} changed "
+                f"{self.run.name} cannot be resumed: {_describe_changes(changed, before, metadata)} changed "
                 f"since its checkpoint at step {saved.step}",
-                "Start a new run (leave out --resume), or bring back what changed.",
+                "Start a new run (leave out --resume), or undo the change.",
             )
 
     def _print_changes(self, saved: Checkpoint, metadata: Metadata) -> None:
@@ -197,7 +197,7 @@ class ResumeChecks:
             keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
             if keys:
                 told = ", ".join(f"{table}.{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
-                self.console.print(f"Changed since the last sitting: {told}.")
+                self.console.print(f"Changed since the last session: {told}.")
 
 
 def _weight_options(student: Mapping[str, Any]) -> Metadata:

@@ -122,7 +122,7 @@ class TrainStage:
         """Print that training is complete, and remove old checkpoints, which a killed process could not do."""
         steps = self.recipe.train.steps
         self.console.print(
-            f"Nothing left to train: the run has {state.step} of {steps} steps. To extend it, raise train.steps."
+            f"Training is complete: the run has {state.step} of {steps} steps. To extend it, raise train.steps."
         )
         if self.group.is_main:
             checkpoints.prune(self.run.checkpoints, self.recipe.train.keep, state.best_step)

@@ -406,7 +406,7 @@ def test_a_key_that_is_missing_is_said_before_any_text_is_read(home: Path, monke
         distillkit("run", "tinystories_53m", "--yes", *text)
     assert (caught.value.exit_code, caught.value.hint) == (2, "Set GROQ_API_KEY, or write it to .env.")
     told = words_for("teacher.provider=told", "teacher.prompts=5")
-    with pytest.raises(UsageError, match="'openai', whom the judge 'rubric' asks") as caught:
+    with pytest.raises(UsageError, match="'openai', which the judge 'rubric' asks") as caught:
         distillkit("run", "tinystories_53m", "--yes", *text, *told)
     assert "Set OPENAI_API_KEY" in caught.value.hint
     assert """--set 'judge=[{name="perplexity"}]'""" in caught.value.hint

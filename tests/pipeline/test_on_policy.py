@@ -207,7 +207,7 @@ def test_a_run_asks_for_what_it_wrote_once_and_comes_to_the_same_again(
     [
         (
             ("teacher.provider=compatible", "teacher.model=m", 'teacher.base_url="http://127.0.0.1:1/v1"'),
-            "reads no text of others",
+            "cannot score given text, which teacher.on_policy needs",
         ),
         (("teacher.top_logprobs=0",), "teacher.top_logprobs: found 0, expected at least 1"),
         (("teacher.signal=text", "mixer.name=hard"), "gives text, so it cannot score what the student writes"),
@@ -222,7 +222,7 @@ def test_a_teacher_that_cannot_judge_is_refused_by_the_recipe(
 
 @pytest.mark.parametrize("key", ["share", "on_policy"])
 def test_a_share_that_comes_to_no_row_is_refused_before_anything_is_spent(home: Path, key: str) -> None:
-    with pytest.raises(UsageError, match=rf"teacher\.{key} = 0\.1 of 4 rows a step is none"):
+    with pytest.raises(UsageError, match=rf"teacher\.{key} = 0\.1 of 4 rows per step rounds to 0"):
         check(assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1"))
     check(assemble(*FOREIGN, *READS[1:], f"teacher.{key}=0.1", "train.accumulate=2"))
     check(assemble(*FOREIGN, *READS[1:], "teacher.share=0"))  # which leaves the answers out

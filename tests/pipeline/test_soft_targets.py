@@ -90,7 +90,7 @@ def test_draws_can_be_stored_instead(home: Path) -> None:
     assert batch.has_soft is not None
     assert np.exp(batch.soft_log_probs).sum(axis=-1)[batch.has_soft > 0] == pytest.approx(1, abs=1e-5)
     assert run.info["teacher"]["soft"]["mass"] == 1.0
-    with pytest.raises(UsageError, match=r"counts draws at temperature 1") as caught:
+    with pytest.raises(UsageError, match=r"stores samples drawn at temperature 1") as caught:
         sit("teacher.store=true", "teacher.store_samples=30", "mixer.temperature=2.0")
     assert "mixer.temperature = 1.0" in caught.value.hint
 
@@ -117,7 +117,7 @@ def test_draws_are_refused_whenever_they_would_be_softened(home: Path, heat: str
     if not refused:
         check_soft_targets(parts)
         return
-    with pytest.raises(UsageError, match="counts draws at temperature 1"):
+    with pytest.raises(UsageError, match="stores samples drawn at temperature 1"):
         check_soft_targets(parts)
 
 
@@ -265,7 +265,7 @@ def test_a_teacher_that_reads_less_than_the_student_is_refused_by_the_check(
     home: Path, asked: Asked, store: str
 ) -> None:
     longer = assemble("student.context=17", f"teacher.store={store}")
-    with pytest.raises(UsageError, match=r"student\.context = 17, and the teacher reads 16 tokens") as caught:
+    with pytest.raises(UsageError, match=r"student\.context = 17, but the teacher's context is 16 tokens") as caught:
         check(longer)
     assert "student.context = 16" in caught.value.hint
     with pytest.raises(UsageError, match="the teacher reads 16 tokens"):

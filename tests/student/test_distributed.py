@@ -265,7 +265,7 @@ def test_ctrl_c_stops_both_after_the_same_step(home: Path) -> None:
     run = find_run("tiny/1")
     assert run.info["status"] == "interrupted", said
     assert train_steps(run)[-1] == max(steps_of(run)) < 20000
-    assert "Nothing left" not in two(home, f"train.steps={max(steps_of(run)) + 5}", resume=True)
+    assert "Training is complete" not in two(home, f"train.steps={max(steps_of(run)) + 5}", resume=True)
 
 
 @needs_launcher

@@ -175,7 +175,7 @@ def test_ctrl_c_at_the_last_step_stops_too_and_loses_nothing(home: Path) -> None
     run, told = stopped_at(12), Told()
     assert run.info["status"] == "interrupted"
     sit(resume=True, console=told)
-    assert any("Nothing left to train" in line for line in told.lines)
+    assert any("Training is complete" in line for line in told.lines)
     assert weights(run) == undisturbed()
 
 
@@ -339,7 +339,7 @@ def test_a_run_is_extended_by_more_steps(home: Path) -> None:
     constant = ("train.final_learning_rate=0.01", "train.warmup=0")
     run, told = trained(*constant, "train.steps=7"), Told()
     sit(*constant, "train.steps=12", resume=True, console=told)
-    assert "Changed since the last sitting: train.steps was 7 and is 12." in told.lines
+    assert "Changed since the last session: train.steps was 7 and is 12." in told.lines
     assert any(line.startswith("Training from step 7 to step 12") for line in told.lines)
     assert run.info["training"]["steps"] == 12
     assert weights(run) == undisturbed(*constant, "train.steps=12")
@@ -349,7 +349,7 @@ def test_a_run_with_nothing_left_to_do_says_so(home: Path) -> None:
     run, told = trained(), Told()
     before = weights(run)
     sit(resume=True, console=told)
-    assert "Nothing left to train: the run has 12 of 12 steps. To extend it, raise train.steps." in told.lines
+    assert "Training is complete: the run has 12 of 12 steps. To extend it, raise train.steps." in told.lines
     assert weights(run) == before
     assert train_steps(run) == list(range(1, 13))
 
@@ -357,7 +357,7 @@ def test_a_run_with_nothing_left_to_do_says_so(home: Path) -> None:
 def test_a_changed_learning_rate_is_told(home: Path) -> None:
     run, told = stopped_at(5), Told()
     sit("train.learning_rate=0.02", resume=True, console=told)
-    assert "Changed since the last sitting: train.learning_rate was 0.01 and is 0.02." in told.lines
+    assert "Changed since the last session: train.learning_rate was 0.01 and is 0.02." in told.lines
     rates = [row["learning_rate"] for row in read_jsonl(run.metrics) if row["kind"] == "train"]
     assert max(rates[:5]) == pytest.approx(0.01)
     assert 0.01 < rates[5] < 0.02
@@ -378,7 +378,7 @@ def test_a_changed_learning_rate_is_told(home: Path) -> None:
 def test_a_run_does_not_go_on_with_something_else(home: Path, change: str, named: str) -> None:
     run = stopped_at(5)
     error = refused(change)
-    assert error.message.startswith("tiny/1 cannot go on: ")
+    assert error.message.startswith("tiny/1 cannot be resumed: ")
     assert named in error.message
     assert "since its checkpoint at step 5" in error.message
     sit(resume=True)
@@ -404,7 +404,7 @@ def test_a_refusal_to_go_on_exits_2(home: Path) -> None:
     stopped_at(5)
     code, said = finished(start_child(home, "run", "tiny.toml", "--resume", "--set", "data.stories=70"))
     assert code == 2
-    assert "tiny/1 cannot go on: the corpus" in said
+    assert "tiny/1 cannot be resumed: the corpus" in said
     assert "changed since its checkpoint at step 5" in said
     assert "Traceback" not in said
 
@@ -418,7 +418,7 @@ def test_a_batch_may_be_cut_otherwise_when_it_stays_the_same(home: Path) -> None
 def test_a_changed_chunk_is_used_and_told(home: Path) -> None:
     run, told = stopped_at(5), Told()
     sit("train.chunk=64", resume=True, console=told)
-    assert "Changed since the last sitting: train.chunk was auto and is 64." in told.lines
+    assert "Changed since the last session: train.chunk was auto and is 64." in told.lines
     assert checkpoints.list_checkpoints(run.checkpoints)[-1].state["numerics"]["chunk"] == 64
 
 
@@ -439,7 +439,7 @@ def test_a_run_that_goes_on_with_another_blas_kernel_says_that_it_is_close_and_g
     assert (numerics["blas"], numerics["kernel"]) == (here.name, here.kernel)
     monkeypatch.setattr(blas, "load", lambda: replace(here, kernel="Nehalem"))
     sit(resume=True, console=told)
-    assert told.warnings(f"close to an undisturbed run, but not bit for bit: kernel was {here.kernel} and is Nehalem")
+    assert told.warnings(f"close to an uninterrupted one, but not identical: kernel was {here.kernel} and is Nehalem")
     assert run.info["status"] == "done"
     assert f"({here.kernel} kernels)" in run.info["device"]
 
@@ -830,7 +830,7 @@ def test_a_changed_precision_is_told(home: Path) -> None:
     stopped_at(5)
     told = Told()
     sit("train.precision=bfloat16", resume=True, console=told)
-    assert "Changed since the last sitting: train.precision was auto and is bfloat16." in told.lines
+    assert "Changed since the last session: train.precision was auto and is bfloat16." in told.lines
     assert told.warnings("precision was float32 and is bfloat16")
 
 

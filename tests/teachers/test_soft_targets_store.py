@@ -375,7 +375,7 @@ def test_a_share_of_every_batch_is_the_teachers(tmp_path: Path, stream: Stream, 
     assert batches.epochs(20) == max(20 * 2 / windows, 20 * 6 / stream.windows(CONTEXT))
     assert Batches([stream, told], CONTEXT, 8, 5, share=1.0).batch(0).from_teacher.all()
     assert not Batches([stream, told], CONTEXT, 8, 5, share=0.0).batch(0).from_teacher.any()
-    with pytest.raises(DataError, match=r"teacher.share = 0.05 of 8 rows a step is none"):
+    with pytest.raises(DataError, match=r"teacher.share = 0.05 of 8 rows per step rounds to 0"):
         Batches([stream, told], CONTEXT, 8, 5, share=0.05)
     prints = {Batches([stream, told], CONTEXT, 8, 5, share=share).fingerprint for share in (None, 0.0, 0.25, 1.0)}
     assert len(prints) == 4
