@@ -41,13 +41,6 @@ FOLDERS = {
 }
 # Imports between folders of one level that are allowed: the importing folder, and the prefix of what it imports.
 SAME_LEVEL = {(folder, "distillkit.data.tokenizer") for folder in ("teachers", "student", "judging")}
-# Type-only imports of a higher level that are allowed: the plugin interfaces name what the host passes to them.
-UPWARD_TYPES = {
-    ("distillkit.plugins.interfaces", "distillkit.student.training.targets"),
-    ("distillkit.plugins.interfaces", "distillkit.data.tokenizer"),
-}
-# Type-only imports that are part of a cycle and are to be removed.
-CYCLIC_TYPES = {("distillkit.pipeline.soft_targets", "distillkit.pipeline.context")}
 # What a plugin may import of distillkit, besides the names of `distillkit` itself.
 TOOLBOXES = (
     *("distillkit.teachers.chat", "distillkit.student", "distillkit.data", "distillkit.stats"),
@@ -156,7 +149,7 @@ def test_imports_follow_the_order_of_the_levels():
         (level, own), (lower, other) = level_of(by), level_of(what)
         allowed = any(folder_of(by) == folder and what.startswith(prefix) for folder, prefix in SAME_LEVEL)
         if type_only:  # the public API imports its names lazily, so its type-only imports go up
-            allowed = allowed or by == "distillkit" or (by, what) in UPWARD_TYPES
+            allowed = allowed or by == "distillkit"
         if not (lower < level or (lower, other) == (level, own) or allowed):
             wrong.append(f"{by} (level {level}) imports {what} (level {lower})")
     assert not wrong, "\n".join(wrong)
@@ -165,17 +158,12 @@ def test_imports_follow_the_order_of_the_levels():
 def test_there_are_no_import_cycles_type_only_imports_included():
     graph: dict[str, set[str]] = {name: set() for name in modules()}
     for by, what, type_only in ALL_IMPORTS:
-        if not (type_only and (by == "distillkit" or (by, what) in CYCLIC_TYPES)):
+        if not (type_only and by == "distillkit"):
             graph[by].add(what)
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
-
-
-def test_exceptions_to_the_import_order_are_still_needed():
-    found = {(by, what) for by, what, type_only in ALL_IMPORTS if type_only}
-    assert found >= UPWARD_TYPES | CYCLIC_TYPES
 
 
 def test_plugins_import_only_the_public_api_and_the_toolboxes():
