@@ -349,7 +349,7 @@ def test_many_answers_are_aligned_quickly() -> None:
 def test_the_table_of_the_docs_is_what_the_code_beside_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8")
     exec(page.partition("```python\n")[2].partition("```")[0], {})
-    table = page.partition("| its soft target | why |")[2].strip().splitlines()[1:]
+    table = page.partition("| student token | soft target | reason |")[2].strip().splitlines()[1:]
     cells = [row.replace(r"\|", "¦").split("|") for row in table if row.startswith("|")][:8]
     told = [f"{token.strip().strip('`')} {target.strip()}".replace("¦", "|") for _, token, target, *_ in cells]
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
