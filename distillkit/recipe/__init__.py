@@ -1,1 +1,1 @@
-"""Recipes: their schema, their files, and the messages about what is wrong in them."""
+"""Recipes: their schema, loading them from files, and error messages."""

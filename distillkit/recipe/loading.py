@@ -1,6 +1,6 @@
-"""Recipe files as plain values: found, read, laid over those that they extend.
+"""Recipe files as plain values: finding and reading them, and merging a recipe with the recipes it extends.
 
-Knows where recipes lie and who said what. Does not know which values are right: that is `recipe`'s to say.
+Records which file set which value. Does not validate values; `recipe` does.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ..core.errors import RecipeError, did_you_mean
 from .messages import Loc, Tree, dotted_key, format_value
 from .schema import BUILTIN_PROMPTS, drop_incompatible
 
-MAX_BYTES = 256 * 1024  # a recipe is a page of text; more is a mistake
+MAX_BYTES = 256 * 1024  # recipes are short; a larger file is a mistake
 MAX_DEPTH = 16
-# A key of so many parts. tomllib takes the square of their number, so such a recipe would take minutes.
-DEEP = re.compile(r"""(?:^|[\[{,])[ \t]*(?:[\w"'-]+[ \t]*\.[ \t]*){64}""", re.MULTILINE)
+# A key with very many parts. tomllib is quadratic in their number, so such a file would take minutes.
+DEEP_KEY = re.compile(r"""(?:^|[\[{,])[ \t]*(?:[\w"'-]+[ \t]*\.[ \t]*){64}""", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One file of a chain of `extends`: its name in messages, its folder, what it says."""
+    """One file of a chain of `extends`: its name in messages, its folder and its values."""
 
     file: str = "recipe"
     folder: Path = field(default_factory=Path)
@@ -36,37 +36,37 @@ class Layer:
 
 @dataclass(frozen=True)
 class Origin:
-    """Who said what: the layers, the recipe itself first, and the places that `--set` wrote to."""
+    """Where values come from: the layers, with the recipe itself first, and the paths set by `--set`."""
 
     layers: tuple[Layer, ...] = (Layer(),)
     written: frozenset[Loc] = frozenset()
 
     def of(self, loc: Loc) -> Layer:
-        """The layer that decided a value."""
+        """The layer that set a value."""
         if any(loc[:n] in self.written for n in range(1, len(loc) + 1)):
             return Layer("--set", Path())
         return next((layer for layer in self.layers if _has(layer.tree, loc)), self.layers[0])
 
 
 def load_layers(spec: str) -> tuple[Layer, ...]:
-    """A recipe and all that it extends, itself first."""
+    """Read a recipe and all recipes it extends. The recipe itself is first."""
     layers: list[Layer] = []
     seen: list[Path] = []
     folder, wanted = Path(), spec
     while True:
-        path, label = _find(wanted, folder, layers[-1].file if layers else "")
+        path, label = _find_file(wanted, folder, layers[-1].file if layers else "")
         if path.resolve() in seen:
             names = " -> ".join([layer.file for layer in layers] + [label])
-            raise RecipeError(f"{layers[0].file}: extends goes in a circle: {names}")
+            raise RecipeError(f"{layers[0].file}: extends forms a cycle: {names}")
         seen.append(path.resolve())
-        layers.append(_layer(path, label))
+        layers.append(_read_layer(path, label))
         if "extends" not in layers[-1].tree:
             return tuple(layers)
         folder, wanted = path.parent, layers[-1].tree["extends"]
 
 
 def merge_layers(layers: tuple[Layer, ...]) -> Tree:
-    """The values of a chain: those of each layer over those that it extends."""
+    """The values of a chain of recipes. The values of a layer override those of the layers it extends."""
     tree: Tree = {}
     for layer in reversed(layers):
         tree = _merge(tree, layer.tree)
@@ -75,7 +75,7 @@ def merge_layers(layers: tuple[Layer, ...]) -> Tree:
 
 
 def get_at(tree: Any, loc: Loc) -> Any:
-    """What stands at a place."""
+    """The value at a path."""
     for key in loc:
         tree = tree[key]
     return tree
@@ -90,7 +90,7 @@ def _has(tree: Any, loc: Loc) -> bool:
 
 
 def _merge(parent: Tree, child: Tree, loc: Loc = ()) -> Tree:
-    """The parent's values under the child's: tables merge, everything else is replaced."""
+    """Override values of the parent by those of the child. Tables are merged, all other values replaced."""
     both = drop_incompatible(parent, loc, child).copy()
     for key, value in child.items():
         tables = isinstance(value, dict) and isinstance(both.get(key), dict)
@@ -102,7 +102,7 @@ def _merge(parent: Tree, child: Tree, loc: Loc = ()) -> Tree:
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """The recipes that ship with the package."""
+    """The recipes bundled with the package, by name."""
     try:
         folder = Path(str(resources.files("distillkit_recipes")))
     except ModuleNotFoundError:
@@ -111,46 +111,46 @@ def bundled_recipes() -> dict[str, Path]:
 
 
 def refers_to_recipe(word: str) -> bool:
-    """Whether a word means a recipe: the name of a bundled one, or a path that ends in .toml."""
+    """Whether a word refers to a recipe: the name of a bundled recipe or a path that ends in .toml."""
     return word.endswith(".toml") or word in bundled_recipes()
 
 
-def _find(spec: str, folder: Path, asked_by: str) -> tuple[Path, str]:
-    """The file that a path or a name means, and what messages call it."""
+def _find_file(spec: str, folder: Path, asked_by: str) -> tuple[Path, str]:
+    """The file of a path or of a bundled name, and its name in messages."""
     path = folder / spec
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
-        special = path.exists() and not is_folder  # a pipe, say: `<(...)` in a shell
+        is_special = path.exists() and not is_folder  # such as a pipe: `<(...)` in a shell
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise RecipeError(f"{format_value(spec)} cannot be a recipe: {why}") from error
     known = bundled_recipes()
     if not is_file and spec in known:
         return known[spec], known[spec].name
-    if is_file or special:
+    if is_file or is_special:
         return path, str(path)
     if is_folder:
-        raise RecipeError(f"{path} is a folder, expected a recipe file", "Name the .toml file in it.")
+        raise RecipeError(f"{path} is a folder, expected a recipe file", "Give the path of the .toml file.")
     by = f"{asked_by}: extends: " if asked_by else ""
     names = {*known, *(near.name for near in folder.glob("*.toml"))}
-    hint = did_you_mean(spec, names) if names else "Make one: distillkit init"
+    hint = did_you_mean(spec, names) if names else "Create one: distillkit init"
     raise RecipeError(f"{by}there is no recipe {spec!r}", hint)
 
 
 def resolve_path(value: str, folder: Path) -> str:
-    """The absolute path of what exists in a folder, or else in the current one; otherwise the value."""
+    """The absolute path of a value that exists in `folder` or in the current folder; otherwise the value itself."""
     try:
         for base in (folder, Path()):
             path = base / Path(value).expanduser()
             if path.exists() or (set("*?[") & set(value) and any(base.glob(value))):
                 return str(path.absolute())
     except (OSError, ValueError, RuntimeError, NotImplementedError):
-        pass  # not a path at all: whoever uses it will say so in its own words
+        pass  # not a path: the code that uses it will report that
     return value
 
 
 def resolve_host_paths(tree: Tree, folder: Path) -> None:
-    """Make the host's own paths absolute, while it is known which file they came from."""
+    """Make the paths under host keys absolute, relative to the folder of the file they come from."""
 
     def is_folder(value: str) -> bool:
         return (
@@ -159,31 +159,31 @@ def resolve_host_paths(tree: Tree, folder: Path) -> None:
             and (folder / value).is_dir()
         )
 
-    meant: dict[tuple[str, str], Callable[[str], bool]] = {
+    path_keys: dict[tuple[str, str], Callable[[str], bool]] = {
         ("tokenizer", "ranks"): lambda value: True,
         ("tokenizer", "model"): lambda value: True,
         ("tokenizer", "kind"): is_folder,
         ("sampling", "prompts"): lambda value: value not in BUILTIN_PROMPTS,
         ("student", "from"): lambda value: "/" in value or value.endswith(".toml"),
     }
-    for (table, key), is_path in meant.items():
+    for (table, key), is_path in path_keys.items():
         values = tree.get(table)
         if isinstance(values, dict) and isinstance(value := values.get(key), str) and value and is_path(value):
             values[key] = resolve_path(value, folder)
     for teacher in _teachers(tree):
-        _settle_prompts(teacher, folder)
+        _resolve_prompt_paths(teacher, folder)
 
 
 def _teachers(tree: Tree) -> list[Tree]:
-    """Every table of a teacher in a layer, whose shapes nobody has checked yet."""
+    """Every teacher table of a layer. Types are not validated yet."""
     judges = tree.get("judge")
     tables = [tree, *(judges if isinstance(judges, list) else [])]
     found = [table.get("teacher") for table in tables if isinstance(table, dict)]
     return [teacher for teacher in found if isinstance(teacher, dict)]
 
 
-def _settle_prompts(teacher: Tree, folder: Path) -> None:
-    """The files that prompts, or the words in them, are read from."""
+def _resolve_prompt_paths(teacher: Tree, folder: Path) -> None:
+    """Make the paths of prompt and word files absolute."""
     template = teacher.get("template")
     words = template.get("words") if isinstance(template, dict) else None
     for values, keys in ((teacher, ["prompts_file"]), (words, list(words) if isinstance(words, dict) else [])):
@@ -195,11 +195,11 @@ def _settle_prompts(teacher: Tree, folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def _layer(path: Path, file: str) -> Layer:
-    """One file, read and held against the little that every layer must be."""
-    tree = _toml(path, file)
+def _read_layer(path: Path, file: str) -> Layer:
+    """Read one file and check what every layer must fulfil."""
+    tree = _read_toml(path, file)
     if not tree:
-        raise RecipeError(f"{file} is empty, expected a recipe", 'The least that will do: name = "my-recipe"')
+        raise RecipeError(f"{file} is empty, expected a recipe", 'A minimal recipe: name = "my-recipe"')
     check_values(tree, file)
     if "extends" in tree and not (isinstance(tree["extends"], str) and tree["extends"]):
         found = f"found {format_value(tree['extends'])}, expected a path or the name of a bundled recipe"
@@ -208,11 +208,11 @@ def _layer(path: Path, file: str) -> Layer:
     return Layer(file, path.parent, tree)
 
 
-def _toml(path: Path, file: str) -> Tree:
-    """The values of a TOML file that is small and readable."""
+def _read_toml(path: Path, file: str) -> Tree:
+    """The values of a TOML file."""
     text = ""
     try:
-        text = _text(path, file)
+        text = _read_text(path, file)
         return parse_toml(text)
     except OSError as error:
         raise RecipeError(f"{file} cannot be read: {error.strerror or error}") from error
@@ -222,17 +222,17 @@ def _toml(path: Path, file: str) -> Tree:
     except RecursionError as error:
         raise RecipeError(f"{file}: values are nested too deeply") from error
     except ValueError as error:
-        raise _bad_toml(file, text, error) from error
+        raise _syntax_error(file, text, error) from error
 
 
 def parse_toml(text: str) -> Tree:
-    """The values of a text in TOML, unless it takes for ever to find out that no recipe needs them."""
-    if DEEP.search(text):
+    """Parse TOML. Raises RecursionError for keys that tomllib would take minutes to parse."""
+    if DEEP_KEY.search(text):
         raise RecursionError
     return tomllib.loads(text)
 
 
-def _text(path: Path, file: str) -> str:
+def _read_text(path: Path, file: str) -> str:
     with path.open("rb") as stream:
         raw = stream.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
@@ -240,8 +240,8 @@ def _text(path: Path, file: str) -> str:
     return raw.decode("utf-8-sig")
 
 
-def _bad_toml(file: str, text: str, error: ValueError) -> RecipeError:
-    """What is wrong, where, and the line itself."""
+def _syntax_error(file: str, text: str, error: ValueError) -> RecipeError:
+    """An error with the position, the problem and the line."""
     what = str(error)
     at = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", what)
     if not at:
@@ -254,7 +254,7 @@ def _bad_toml(file: str, text: str, error: ValueError) -> RecipeError:
 
 
 def check_values(tree: Tree, file: str) -> None:
-    """Refuse what no recipe needs, later code would choke on, or nobody should keep. It may be deep: no recursion."""
+    """Refuse deep nesting, non-finite numbers, large integers and API keys. Iterative, because the tree may be deep."""
     todo: list[tuple[Loc, Any]] = [((), tree)]
     while todo:
         loc, value = todo.pop()
@@ -270,14 +270,14 @@ def check_values(tree: Tree, file: str) -> None:
             found = "found a number beyond 64 bits, expected a smaller one"
             raise RecipeError(f"{file}: {dotted_key(loc)}: {found}")
         elif isinstance(value, str):
-            _hold_no_key(loc, value, file)
+            _refuse_secret(loc, value, file)
 
 
-def _hold_no_key(loc: Loc, value: str, file: str) -> None:
-    """Refuse what looks like a key, or stands under the name of one; a template's words may have any name."""
+def _refuse_secret(loc: Loc, value: str, file: str) -> None:
+    """Refuse a value that looks like an API key or is under the name of one. Words of a template may have any name."""
     kind = secrets.find_secret(value)
     name = next((key for key in reversed(loc) if isinstance(key, str)), "")
     if kind is None and value and "template" not in loc and secrets.is_secret_name(name):
         kind = "a key"
     if kind is not None:
-        raise RecipeError(f"{file}: {dotted_key(loc)}: holds what looks like {kind}", secrets.ADVICE)
+        raise RecipeError(f"{file}: {dotted_key(loc)}: contains what looks like {kind}", secrets.ADVICE)

@@ -1,7 +1,6 @@
-"""Faults in words: where a value stands, what was found, what was expected, what to do.
+"""Messages for validation errors: the path of a value, what was found, what was expected, and what to do.
 
-Knows pydantic's complaints and JSON Schema. Does not know recipes or plugins: whoever asks says whose value
-it was.
+Knows pydantic's errors and JSON Schema, but no recipe and no plugin: callers pass the file and the table.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ def recipe_error(
     *,
     model: type[BaseModel],
 ) -> RecipeError:
-    """A RecipeError that says file, key, what was found and what was expected, one line a fault.
+    """A RecipeError with one line per validation error: file, key, what was found and what was expected.
 
-    `table` is where the model's keys stand in the recipe, `known` its keys, for those that are misspelt.
+    `table` is the path of the model's table in the recipe. `known` are its keys, for suggestions.
     """
     at, schema = parse_key(table), _schema(model)
     faults: dict[Loc, tuple[str, str]] = {}
     for fault in error.errors(include_url=False):
-        if len(faults) >= MAX_ERRORS:  # no more are told, only counted: there may be thousands
+        if len(faults) >= MAX_ERRORS:  # the rest, maybe thousands, are only counted
             faults.setdefault((*at, *fault["loc"]), ("", ""))
             continue
         loc, expected, siblings = _walk(schema, fault["loc"])
         if loc and (*at, *loc) not in faults:
             near = known if len(loc) == 1 else siblings
-            faults[(*at, *loc)] = _fault((*at, *loc), fault, expected, near)
+            faults[(*at, *loc)] = _format_error((*at, *loc), fault, expected, near)
         elif not loc:
             faults.setdefault(at, (f"{dotted_key(at) or 'it'}: {_message(fault)}", ""))
     name = file if callable(file) else lambda _: file
@@ -50,16 +49,16 @@ def recipe_error(
 
 
 def combine_errors(lines: Sequence[tuple[str, str]]) -> RecipeError:
-    """One error for all that is wrong: a message and a hint each."""
+    """One error for several messages, each with a hint."""
     if len(lines) == 1:
         return RecipeError(*lines[0])
-    told = [f"{text}. {hint}" if hint else text for text, hint in lines[:MAX_ERRORS]]
-    more = len(lines) - len(told)
-    return RecipeError("\n".join([*told, f"and {more} more"] if more else told))
+    shown = [f"{text}. {hint}" if hint else text for text, hint in lines[:MAX_ERRORS]]
+    more = len(lines) - len(shown)
+    return RecipeError("\n".join([*shown, f"and {more} more"] if more else shown))
 
 
 def format_value(value: Any) -> str:
-    """A value as a recipe would have it, cut to fit a message."""
+    """A value in TOML syntax, shortened to fit a message."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, bool):
@@ -72,28 +71,28 @@ def format_value(value: Any) -> str:
 
 
 def quote(text: str) -> str:
-    """A name or a path in quotes, cut to fit a message."""
+    """A name or a path in quotes, shortened to fit a message."""
     return repr(text if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]}...")
 
 
 def dotted_key(loc: Loc) -> str:
-    """A place in one word, as `--set` has it."""
+    """A path as a dotted key, as in `--set`."""
     words = (secrets.redact(str(key)) for key in loc)
     return ".".join(word if word.isprintable() else ascii(word) for word in words)
 
 
 def parse_key(word: str | Loc) -> Loc:
-    """The place that a dotted word means."""
+    """The path of a dotted key."""
     if not isinstance(word, str):
         return word
     return tuple(int(key) if key.isdecimal() else key for key in word.split(".") if key)
 
 
-# -------------------------------------------------------------------------------------------------- one fault
+# -------------------------------------------------------------------------------------------------- one error
 
 
-def _fault(loc: Loc, fault: Any, schema: Tree, known: Iterable[str]) -> tuple[str, str]:
-    """One fault in words, and what to do about it."""
+def _format_error(loc: Loc, fault: Any, schema: Tree, known: Iterable[str]) -> tuple[str, str]:
+    """The message and the hint of one validation error."""
     if fault["type"] == "extra_forbidden":
         return f"unknown key {dotted_key(loc)}", did_you_mean(str(loc[-1]), known)
     found = "nothing" if fault["type"] == "missing" else format_value(fault["input"])
@@ -114,19 +113,19 @@ def _message(fault: Any) -> str:
 def _schema(model: type[BaseModel]) -> Tree:
     try:
         return model.model_json_schema()
-    except Exception:  # noqa: BLE001 - a plugin's own types may have no schema; its messages must do then
+    except Exception:  # noqa: BLE001 - types of a plugin may have no schema; its messages must do then
         return {}
 
 
 def _walk(root: Tree, loc: Loc) -> tuple[Loc, Tree, list[str]]:
-    """The part of a place that is keys (the rest names a union's branches), its schema, its neighbours."""
+    """The part of an error's location that consists of keys, without union branches; its schema; its sibling keys."""
     here, known = root, list(root.get("properties", ()))
     for depth, key in enumerate(loc):
         choices = [_deref(choice, root) for choice in here.get("anyOf", [here])]
         inside = next((choice for choice in choices if _inner(choice, key) is not None), None)
         tables = [choice for choice in choices if "properties" in choice]
         if inside is None:
-            # An unknown key of a table, or the name of a union's branch.
+            # An unknown key of a table, or the name of a union branch.
             unknown = depth == len(loc) - 1 and tables
             return (loc, {}, list(tables[0]["properties"])) if unknown else (loc[:depth], here, known)
         known = list(inside.get("properties", ()))
@@ -135,7 +134,7 @@ def _walk(root: Tree, loc: Loc) -> tuple[Loc, Tree, list[str]]:
 
 
 def _inner(schema: Tree, key: str | int) -> Tree | None:
-    """The schema of what stands under a key or an index."""
+    """The schema of the value under a key or an index."""
     if isinstance(key, int):
         inner = schema.get("items")
     else:
@@ -144,7 +143,7 @@ def _inner(schema: Tree, key: str | int) -> Tree | None:
 
 
 def _deref(schema: Tree, root: Tree) -> Tree:
-    """What a reference stands for."""
+    """A schema with its `$ref` resolved."""
     name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
     return {**root["$defs"][name], "$defs": root["$defs"]} if name else schema
 
@@ -160,7 +159,7 @@ _BOUNDS = {
 
 
 def _expected(schema: Tree) -> str:
-    """A schema in words."""
+    """A description of a schema."""
     if "x-expected" in schema:
         return str(schema["x-expected"])
     if "$ref" in schema:

@@ -1,6 +1,6 @@
-"""`--set key.path=value`: values from the command line, written over those of a recipe.
+"""`--set key.path=value`: overrides from the command line, applied to the values of a recipe.
 
-Knows how a place is spelt. Does not know whether a value is right: that is `recipe`'s to say.
+Does not validate values; `recipe` does.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .schema import drop_incompatible
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> frozenset[Loc]:
-    """Write every `key.path=value` into the tree; returns the places written."""
+    """Apply every `key.path=value` to the tree. Returns the paths that were set."""
     written: set[Loc] = set()
     for override in overrides:
         loc, value = _parse(override)
         if loc[0] == "judge" and len(loc) > 1:
             tree.setdefault("judge", [{"name": "perplexity"}])
-        _write(tree, loc, _settled(loc, value), override, written)
+        _write(tree, loc, _resolve_value_paths(loc, value), override, written)
         written.add(loc)
     return frozenset(written)
 
 
 def _parse(override: str) -> tuple[Loc, Any]:
-    """A place and a value: TOML where it is TOML, plain text otherwise."""
+    """The path and the value of an override. A value that is not TOML is plain text."""
     key, equals, text = override.partition("=")
     words = key.strip().split(".")
     try:
@@ -48,8 +48,8 @@ def _parse(override: str) -> tuple[Loc, Any]:
     return parse_key(key.strip()), parsed["value"] if set(parsed) == {"value"} else text
 
 
-def _settled(loc: Loc, value: Any) -> Any:
-    """The value with its paths made absolute: on a command line they start from the current folder."""
+def _resolve_value_paths(loc: Loc, value: Any) -> Any:
+    """The value with absolute paths. On the command line, paths are relative to the current folder."""
     tree: Any = value
     for key in reversed(loc):
         tree = {key: tree}
@@ -58,26 +58,26 @@ def _settled(loc: Loc, value: Any) -> Any:
 
 
 def _write(tree: Tree, loc: Loc, value: Any, override: str, written: set[Loc]) -> None:
-    """Put one value into the tree, making tables on the way."""
+    """Set one value in the tree, creating tables as needed."""
     *parents, last = loc
     here: Any = tree
     for depth, key in enumerate(parents):
-        here = _entered(here, _key(here, key, loc[:depth], override))
+        here = _enter(here, _key(here, key, loc[:depth], override))
     key = _key(here, last, loc[:-1], override)
     if isinstance(here, dict):
-        _forget(here, loc[:-1], {key: value}, written)
+        _drop_incompatible(here, loc[:-1], {key: value}, written)
     here[key] = value
 
 
 def _key(here: Any, key: str | int, loc: Loc, override: str) -> Any:
-    """The key as a table or a list has it; a list takes the number of an item, or the next."""
+    """The key for a table, or the index for a list. The index may be one past the end."""
     if isinstance(here, dict):
         return str(key)
     if not isinstance(here, list):
         raise UsageError(f"--set {format_value(override)}: {dotted_key(loc)} is {format_value(here)}, not a table")
     if not isinstance(key, int) or key > len(here):
         raise UsageError(
-            f"--set {format_value(override)}: {dotted_key(loc)} is a list of {len(here)}, and has no {str(key)!r}",
+            f"--set {format_value(override)}: {dotted_key(loc)} is a list of {len(here)}, and has no item {str(key)!r}",
             f"Write it as {dotted_key(loc)}.0.key=value",
         )
     if key == len(here):
@@ -85,15 +85,15 @@ def _key(here: Any, key: str | int, loc: Loc, override: str) -> Any:
     return key
 
 
-def _entered(here: Any, key: Any) -> Any:
-    """What stands under a key, made if need be."""
+def _enter(here: Any, key: Any) -> Any:
+    """The value under a key, created if missing."""
     if isinstance(here, dict):
         return here.setdefault(key, [] if key == "tracker" else {})
     return here[key]
 
 
-def _forget(here: Tree, loc: Loc, chosen: Tree, written: set[Loc]) -> None:
-    """Forget what means nothing beside what is chosen, but not what this same command gave."""
+def _drop_incompatible(here: Tree, loc: Loc, chosen: Tree, written: set[Loc]) -> None:
+    """Drop options that do not fit the chosen plugin or kind, unless `--set` of this command set them."""
     keep = drop_incompatible(here, loc, chosen)
     for key in list(here):
         if key not in keep and not any(at[: len(loc) + 1] == (*loc, key) for at in written):

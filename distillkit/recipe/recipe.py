@@ -1,8 +1,8 @@
-"""From TOML to a validated Recipe: the front of four files.
+"""The validated `Recipe`, and loading one from TOML.
 
-`tables` says what may stand in one, `layers` reads a file and what it extends, `overrides` writes `--set`
-over it, `blame` says what is wrong. Knows no plugin, nor what its options mean: they are kept beside the
-host's keys, under `options`, for `plugins` to check.
+`schema` defines the tables, `loading` reads a file and the recipes it extends, `overrides` applies `--set`, and
+`messages` formats validation errors. Knows no plugin: options of plugins are kept as they are, under `options`, and
+validated by `distillkit.plugins`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ __all__ = [
 
 
 class PluginUse(NamedTuple):
-    """One place of a recipe where a plugin is named."""
+    """A plugin that a recipe names: its role, its name, its options, and its path in the recipe."""
 
     loc: Loc
     role: str
@@ -74,21 +74,23 @@ class PluginUse(NamedTuple):
     options: dict[str, Any]
 
 
-def _each_once(judges: list[JudgeTable]) -> list[JudgeTable]:
-    """What a judge says is kept under its name, so a second one of that name would write over the first."""
+def _check_unique(judges: list[JudgeTable]) -> list[JudgeTable]:
+    """Refuse two judges of one name, because grades are stored under the name of the judge."""
     names = [judge.name for judge in judges]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         several = ", ".join(map(quote, twice))
-        raise ValueError(f"{several} judges twice, expected each judge once; with other options, judge a second run")
+        raise ValueError(f"{several} is listed twice, expected each judge once; use a second run for other options")
     return judges
 
 
 class Recipe(Table):
-    """A whole recipe, resolved and validated, but for the options of its plugins."""
+    """A resolved recipe. Everything but the options of plugins is validated."""
 
-    name: Name = Field(description="what its runs are called")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=42, description="what all chance is drawn from")
-    plugins: list[str] = Field(default=[], description="packages that must be installed: distillkit-x>=0.2")
+    name: Name = Field(description="name of the recipe and of its folder of runs")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=42, description="random seed of the run")
+    plugins: list[str] = Field(
+        default=[], description="plugin packages that must be installed, such as distillkit-x>=0.2"
+    )
     data: DataTable = Field(default_factory=DataTable)
     tokenizer: TokenizerTable = Field(default_factory=TokenizerTable)
     student: StudentTable = Field(default_factory=StudentTable)
@@ -96,7 +98,7 @@ class Recipe(Table):
     mixer: MixerTable = Field(default_factory=MixerTable)
     train: TrainTable = Field(default_factory=TrainTable)
     sampling: SamplingTable = Field(default_factory=SamplingTable)
-    judge: Annotated[list[JudgeTable], AfterValidator(_each_once)] = Field(
+    judge: Annotated[list[JudgeTable], AfterValidator(_check_unique)] = Field(
         default_factory=lambda: [JudgeTable(name="perplexity")]
     )
     tracker: list[TrackerTable] = Field(default=[])
@@ -105,25 +107,25 @@ class Recipe(Table):
 
     @property
     def file(self) -> str:
-        """The recipe file, as messages name it."""
+        """The name of the recipe file in messages."""
         return self._origin.layers[0].file
 
     @property
     def folder(self) -> Path:
-        """The folder that relative paths of the recipe start from."""
+        """The folder that relative paths of the recipe refer to."""
         return self._origin.layers[0].folder
 
     def layer_of(self, loc: Loc) -> Layer:
-        """Which file (or `--set`) a value comes from; what nobody said is the recipe's own."""
+        """The file (or `--set`) that set a value; the recipe file itself for defaults."""
         return self._origin.of(loc)
 
     @property
     def starts_from_recipe(self) -> bool:
-        """Whether its student begins as that of another recipe, which is run first."""
+        """Whether the student starts from the weights of another recipe, which is run first."""
         return refers_to_recipe(self.student.from_ or "")
 
     def plugin_uses(self) -> Iterator[PluginUse]:
-        """Every place where a plugin is named."""
+        """Every plugin that the recipe names."""
         yield PluginUse(("data",), "sources", self.data.source, self.data.options)
         yield PluginUse(("student",), "students", self.student.arch, self.student.options)
         if self.teacher:
@@ -138,7 +140,7 @@ class Recipe(Table):
             yield PluginUse(("tracker", i), "trackers", tracker.name, tracker.options)
 
     def missing_files(self) -> Iterator[RecipeError]:
-        """The host's own files that are not there."""
+        """An error for each missing file that a host key names."""
         files: dict[Loc, str | None] = {("tokenizer", key): getattr(self.tokenizer, key) for key in ("ranks", "model")}
         if self.sampling.prompts not in BUILTIN_PROMPTS:
             files["sampling", "prompts"] = self.sampling.prompts
@@ -152,7 +154,7 @@ class Recipe(Table):
                 yield RecipeError(f"{self.layer_of(loc).file}: {wrong}")
 
     def _teachers(self) -> Iterator[tuple[Loc, TeacherTable]]:
-        """Every table of a teacher, and where it stands."""
+        """Every teacher table, with its path."""
         if self.teacher:
             yield ("teacher",), self.teacher
         for i, judge in enumerate(self.judge):
@@ -160,25 +162,25 @@ class Recipe(Table):
                 yield ("judge", i, "teacher"), judge.teacher
 
     def with_values(self, values: Mapping[Loc, Any]) -> Recipe:
-        """The same recipe with some values replaced."""
+        """A copy of the recipe with some values replaced."""
         tree = self.values()
         for loc, value in values.items():
             get_at(tree, loc[:-1])[loc[-1]] = value
-        return _validated(tree, self._origin)
+        return _validate(tree, self._origin)
 
     def values(self) -> Tree:
-        """Plain values under the keys of TOML, defaults included; what is None is left out."""
+        """The recipe as plain values under TOML keys. Includes defaults, omits None."""
         return self.model_dump(by_alias=True, exclude_none=True)
 
     def to_toml(self) -> str:
-        """The resolved recipe: it loads back to an equal one."""
+        """The resolved recipe as TOML. Loading it gives an equal recipe."""
         import tomli_w
 
         return tomli_w.dumps(self.values())
 
     @cached_property
     def digest(self) -> str:
-        """Equal recipes, equal digests, wherever their files lie."""
+        """SHA-256 of the values; independent of where the recipe file is."""
         return digest(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     def __eq__(self, other: object) -> bool:
@@ -188,69 +190,69 @@ class Recipe(Table):
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at a path, or the bundled one of that name, with `key.path=value` overrides applied."""
+    """Load a recipe file, or the bundled recipe of that name, and apply `key.path=value` overrides."""
     layers = load_layers(spec)
     tree = merge_layers(layers)
     written = apply_overrides(tree, overrides)
     check_values(tree, "--set")
-    return _validated(tree, Origin(layers, written))
+    return _validate(tree, Origin(layers, written))
 
 
 def check_start_chain(recipe: Recipe) -> None:
-    """Follow `student.from` from recipe to recipe: each must be there, and none may begin with itself."""
+    """Check that every recipe in the chain of `student.from` exists, and that the chain has no cycle."""
     at, seen = recipe, [_file_of(recipe)]
     while at.starts_from_recipe:
         at = load(str(at.student.from_))
         seen.append(_file_of(at))
         if seen[-1] in seen[:-1]:
             names = " -> ".join(file.name for file in seen)
-            told = f"{recipe.file}: student.from goes in a circle: {names}"
-            raise RecipeError(told, "Let one of them begin with a run, or with nothing.")
+            message = f"{recipe.file}: student.from forms a cycle: {names}"
+            raise RecipeError(message, "Let one of these recipes start from a run, or remove its student.from.")
 
 
 def _file_of(recipe: Recipe) -> Path:
     return recipe.folder.resolve() / Path(recipe.file).name
 
 
-def _validated(tree: Tree, origin: Origin) -> Recipe:
-    """The recipe of a tree of values, or everything that is wrong with it."""
+def _validate(tree: Tree, origin: Origin) -> Recipe:
+    """The recipe of a tree of values. Raises one RecipeError that lists all validation errors."""
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        said_by = lambda loc: origin.of(loc).file  # noqa: E731
-        raise recipe_error(error, said_by, (), Recipe.model_fields, model=Recipe) from error
+        file_of = lambda loc: origin.of(loc).file  # noqa: E731
+        raise recipe_error(error, file_of, (), Recipe.model_fields, model=Recipe) from error
     recipe._origin = origin
     return recipe
 
 
 def starter_recipe(name: str) -> str:
-    """The text of a first recipe of one's own, for `distillkit init`."""
-    _validated({"name": name}, Origin((Layer("distillkit init"),)))
+    """The text of the recipe that `distillkit init` writes."""
+    _validate({"name": name}, Origin((Layer("distillkit init"),)))
     return STARTER.format(name=name)
 
 
 STARTER = """\
-# {name}: a recipe of your own. It says only what differs from the quickstart; change one thing at a time.
-# All that it inherits:  distillkit recipe show {name}.toml
-# What a run will take:  distillkit plan {name}.toml
-# Is it better?          distillkit compare quickstart {name}
+# {name}: your recipe. It contains only the differences from the quickstart. Change one thing at a time.
+# Show all values:           distillkit recipe show {name}.toml
+# Estimate cost and time:    distillkit plan {name}.toml
+# Compare with quickstart:   distillkit compare quickstart {name}
 extends = "quickstart"
 name = "{name}"
 
-# Texts of your own instead of the bundled tales: .txt, .jsonl or .parquet.
+# Your own texts instead of the generated tales: .txt, .jsonl or .parquet.
 # [data]
 # source = "text"
 # path = "stories/*.txt"
-# separator = "---"  # what stands between the texts of one file, where it is not <|endoftext|>
+# separator = "---"  # separator of the texts in one file, if it is not <|endoftext|>
 
 [student]
-layers = 4              # more layers and a greater width learn more, and take longer
-width = 128             # a multiple of heads, of which there are 4
+layers = 4              # more layers and a larger width learn more and take longer
+width = 128             # a multiple of the number of heads, which is 4
 
 [mixer]
-alpha = 0.3             # 1 learns from the texts alone, 0 from the teacher's opinion alone
-temperature = 1.0       # above 1, what the teacher holds for less likely counts for more
+alpha = 0.3             # weight of the texts; 1 - alpha is the weight of the teacher's probabilities
+temperature = 1.0       # above 1, unlikely tokens of the teacher count more
 
 [train]
-steps = 600             # more steps learn more, up to a point, and take as much longer
+steps = 600             # more steps learn more, up to a point, and take longer
 """

@@ -1,7 +1,7 @@
-"""Numbers that change while a student learns: constant, linear, cosine, or up, level and down again.
+"""Schedules of numbers that change during training: constant, linear, cosine or warm-stable-decay.
 
-A recipe says `alpha = 0.5`, or `alpha = { schedule = "linear", from = 0.9, to = 0.5 }`. Knows nothing of what a number
-is for, nor of how many steps a run has: whoever asks says so.
+In a recipe: `alpha = 0.5`, or `alpha = { schedule = "linear", from = 0.9, to = 0.5 }`. Does not know what a number is
+used for, nor how many steps a run has: callers pass that.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ SCHEDULES: tuple[ScheduleName, ...] = ("constant", "linear", "cosine", "warm-sta
 
 
 class Schedule(BaseModel):
-    """A number at each step of a run: `from` at the first, `to` at the last, or whatever the shape says."""
+    """A number for each step of a run: `from` at the first step and `to` at the last, along the schedule."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    schedule: ScheduleName = Field(description="how it goes from one number to the other")
-    from_: float = Field(alias="from", description="at the first step")
-    to: float | None = Field(None, description="at the last step; of warm-stable-decay, in between")
-    end: float | None = Field(None, description="of warm-stable-decay: at the last step; `from` if not set")
-    warm: float = Field(0.1, ge=0, le=1, description="of warm-stable-decay: share of the steps that go to `to`")
-    decay: float = Field(0.2, ge=0, le=1, description="of warm-stable-decay: share of the steps that go to `end`")
-    steps: int | None = Field(None, gt=0, description="how many steps it takes; those of the run if not set")
+    schedule: ScheduleName = Field(description="constant, linear, cosine or warm-stable-decay")
+    from_: float = Field(alias="from", description="value at the first step")
+    to: float | None = Field(None, description="value at the last step; for warm-stable-decay, the stable value")
+    end: float | None = Field(None, description="warm-stable-decay: value at the last step; `from` if not set")
+    warm: float = Field(0.1, ge=0, le=1, description="warm-stable-decay: share of the steps from `from` to `to`")
+    decay: float = Field(0.2, ge=0, le=1, description="warm-stable-decay: share of the steps from `to` to `end`")
+    steps: int | None = Field(None, gt=0, description="length in steps; that of the run if not set")
 
     @classmethod
     def of(cls, number: float) -> Schedule:
-        """A number that never changes."""
+        """A constant schedule."""
         return cls.model_validate({"schedule": "constant", "from": float(number)})
 
     @model_serializer(mode="wrap")
@@ -54,13 +54,13 @@ class Schedule(BaseModel):
         return self.from_ if self.schedule == "constant" else table(self)
 
     @model_validator(mode="after")
-    def _says_where_to(self) -> Self:
+    def _check_fields(self) -> Self:
         if self.schedule == "constant" and self.to is not None:
-            raise ValueError("is constant and goes nowhere: leave out `to`, or take linear or cosine")
+            raise ValueError("is constant and has `to`: leave out `to`, or use linear or cosine")
         if self.schedule != "constant" and self.to is None:
-            raise ValueError(f"is {self.schedule} and lacks `to`, the number that it goes to")
+            raise ValueError(f"is {self.schedule} and lacks `to`, the final value")
         if self.schedule != "warm-stable-decay" and self.model_fields_set & {"end", "warm", "decay"}:
-            raise ValueError("has end, warm or decay, which only warm-stable-decay knows")
+            raise ValueError("has end, warm or decay, which only warm-stable-decay uses")
         if self.warm + self.decay > 1:
             raise ValueError(f"has warm + decay = {self.warm + self.decay:g}, expected at most 1")
         return self
@@ -70,17 +70,17 @@ class Schedule(BaseModel):
 
     @property
     def values(self) -> tuple[float, ...]:
-        """The numbers that it goes through at its corners; all others lie between them."""
+        """The values at the corners of the schedule. All other values lie between them."""
         corners = (self.from_, self.to, self.from_ if self.end is None else self.end)
         ends = {"constant": corners[:1], "warm-stable-decay": corners}.get(self.schedule, corners[:2])
         return tuple(value for value in ends if value is not None)
 
     def at(self, step: int | mx.array, steps: int | None) -> Any:
-        """The number of a step, the first being 0, in a run of so many: a float, or an mx scalar like the step."""
+        """The value at a step (from 0) of a run of `steps` steps: a float, or an mx scalar if the step is one."""
         if self.schedule == "constant":
             return self.from_
         if (length := self.steps or steps) is None:
-            raise ValueError("a schedule needs to know how many steps there are: set `steps` in it, or in the mixer")
+            raise ValueError("a schedule needs the number of steps: set `steps` in the schedule, or in the mixer")
         done = step / max(1, length - 1)
         first, *rest = self.values
         if self.schedule == "warm-stable-decay":
@@ -90,14 +90,14 @@ class Schedule(BaseModel):
 
 
 def remaining(shape: str, done: Any) -> Any:
-    """How much of the way is still ahead when a share of the steps is done: a line, half a cosine, or always all."""
+    """The remaining fraction (1 to 0) after a fraction `done` of the steps: linear, half a cosine, or always 1."""
     if shape == "constant":
         return 1.0
     return 1 - done if shape == "linear" else 0.5 * (1 + _functions(done)[2](math.pi * done))
 
 
 def _part(done: Any, start: float, length: float) -> Any:
-    """How much of a part of the run is done: 0 before it, 1 after it."""
+    """The progress within a part of the run: 0 before it, 1 after it."""
     least, most, _ = _functions(done)
     return least(most((done - start) / max(length, 1e-9), 0.0), 1.0)
 
@@ -116,9 +116,9 @@ def _functions(value: Any) -> tuple[Callable[..., Any], Callable[..., Any], Call
 
 @dataclass(frozen=True)
 class Within:
-    """Lets a recipe give a number instead of a schedule, and holds all its values within bounds.
+    """Validates a schedule: accepts a plain number too, and checks that all values are within bounds.
 
-    For the options of plugins: `beta: Annotated[Schedule, Within(least=0, most=1)] = Field(Schedule.of(0.5))`.
+    For options of plugins: `beta: Annotated[Schedule, Within(least=0, most=1)] = Field(Schedule.of(0.5))`.
     """
 
     least: float | None = None
@@ -127,7 +127,7 @@ class Within:
     below: float | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_wrap_validator_function(self._read, handler(source))
+        return core_schema.no_info_wrap_validator_function(self._validate, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         keys = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -135,18 +135,18 @@ class Within:
         number = {"type": "number", **{key: bound for key, bound in bounds if bound is not None}}
         return {"anyOf": [number, handler(schema)], "x-expected": f"{self}, or a schedule"}
 
-    def _read(self, value: Any, table: ValidatorFunctionWrapHandler) -> Any:
-        """A schedule, or a plain number as the schedule that never changes."""
+    def _validate(self, value: Any, table: ValidatorFunctionWrapHandler) -> Any:
+        """A schedule; a plain number becomes a constant one."""
         number = isinstance(value, float | int) and not isinstance(value, bool)
         schedule = table({"schedule": "constant", "from": float(value)} if number else value)
         for one in schedule.values:
-            if not self._holds(one) and number:
+            if not self._in_bounds(one) and number:
                 raise PydanticCustomError("bounds", "expected {words}", {"words": str(self)})
-            if not self._holds(one):
+            if not self._in_bounds(one):
                 raise ValueError(f"has {one:g}, expected {self}")
         return schedule
 
-    def _holds(self, value: float) -> bool:
+    def _in_bounds(self, value: float) -> bool:
         low = (self.least is not None and value < self.least) or (self.above is not None and value <= self.above)
         high = (self.most is not None and value > self.most) or (self.below is not None and value >= self.below)
         return not (low or high)

@@ -1,6 +1,6 @@
-"""The tables of a recipe: the host's keys, what may stand under them, and what they are when nobody says.
+"""The schema of a recipe: pydantic models of its tables, with the type and default of every host key.
 
-Knows which tables name a plugin. Does not know any plugin, nor where a table was written.
+Knows which tables name a plugin, but no plugin, and not which file a table comes from.
 """
 
 from __future__ import annotations
@@ -25,88 +25,90 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
 NAME_WORDS = "at most 80 letters, digits, '_', '.' and '-', beginning with a letter or a digit"
-LATEST = "latest"  # what commands call the newest run, so no recipe may be called it
+LATEST = "latest"  # the newest run, in commands: no recipe can have this name
 
 
-def _not_the_newest(name: str) -> str:
+def _check_not_reserved(name: str) -> str:
     if name == LATEST:
-        raise ValueError(f"{name!r} means the newest run, so a recipe needs another name")
+        raise ValueError(f"{name!r} is reserved for the newest run, expected another name")
     return name
 
 
 Name = Annotated[
     str,
     Field(pattern=NAME, json_schema_extra={"x-expected": NAME_WORDS, "not": {"const": LATEST}}),
-    AfterValidator(_not_the_newest),
+    AfterValidator(_check_not_reserved),
 ]
 
 
 class Table(BaseModel):
-    """A table of the recipe that is all the host's: unknown keys are refused here."""
+    """A table with host keys only. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class PluginTable(Table):
-    """A table that names a plugin: keys that are not the host's are the plugin's options."""
+    """A table that names a plugin. Keys that are not host keys are options of the plugin."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def options(self) -> dict[str, Any]:
-        """The plugin's options, as the recipe has them."""
+        """The plugin's options, not yet validated."""
         return dict(self.model_extra or {})
 
 
 class DataTable(PluginTable):
-    """Where documents come from, and which are held out."""
+    """The source of the documents, and the split into training and held-out text."""
 
-    source: str = Field(default="tales", description="a source plugin")
-    documents: Positive | None = Field(default=None, description="how many to take; all if not set")
+    source: str = Field(default="tales", description="name of a source plugin")
+    documents: Positive | None = Field(default=None, description="number of documents to read; all if not set")
     tokens: Positive | None = Field(
-        default=None, description="stop with the document in which there are so many tokens to train on"
+        default=None, description="stop after the document with which the training split has this many tokens"
     )
-    held_out: Fraction = Field(default=0.05, description="share of documents kept from training, by the hash of each")
+    held_out: Fraction = Field(
+        default=0.05, description="share of documents held out from training, chosen by the hash of their text"
+    )
     block_chars: Positive | None = Field(
-        default=None, description="cut longer documents into blocks of at most this many characters"
+        default=None, description="split longer documents into blocks of at most this many characters"
     )
 
 
 class TokenizerTable(Table):
-    """What turns text into tokens."""
+    """The tokenizer of the student."""
 
     kind: str = Field(
         default="bpe",
-        description="bpe or sentencepiece (trained on the corpus), gpt2, a tiktoken name, a folder, a run "
+        description="bpe or sentencepiece (trained on the corpus), gpt2 or another tiktoken encoding, a folder, a run "
         "or a bundled student",
     )
     vocab_size: Positive | None = Field(
-        default=None, description="for bpe and sentencepiece: how many tokens; 2048 if not set"
+        default=None, description="vocabulary size of bpe and sentencepiece; 2048 if not set"
     )
     ranks: str | None = Field(
-        default=None, description="for a tiktoken name: its ranks, from a file instead of the network"
+        default=None, description="for a tiktoken encoding: read its ranks from this file instead of the network"
     )
-    model: str | None = Field(default=None, description="for sentencepiece: a model that is trained already")
+    model: str | None = Field(default=None, description="for sentencepiece: use this trained model file")
 
     @model_validator(mode="before")
     @classmethod
-    def _size_of_what_is_trained(cls, values: Any) -> Any:
+    def _default_vocab_size(cls, values: Any) -> Any:
         trained = isinstance(values, dict) and values.get("kind", "bpe") in ("bpe", "sentencepiece")
         return {"vocab_size": 2048, **values} if trained and "model" not in values else values
 
 
 class StudentTable(PluginTable):
-    """What is trained, and from whose weights it begins."""
+    """The model that is trained, and its initial weights."""
 
-    arch: str = Field(default="gpt", description="a student plugin")
+    arch: str = Field(default="gpt", description="name of a student plugin")
     from_: str | None = Field(
         default=None,
         alias="from",
-        description="begin with the weights of this run, checkpoint, or recipe, which is run first",
+        description="start from the weights of this run, checkpoint or recipe (the recipe is run first)",
     )
 
 
-BUILTIN_SLOTS = ("verb", "noun", "adjective")  # those that bundled lists of words fill
+BUILTIN_SLOTS = ("verb", "noun", "adjective")  # slots with bundled word lists
 TEMPLATE = (
     "Write a short story of three to five paragraphs that a three-year-old understands, in very simple words. "
     'Use the verb "{verb}", the noun "{noun}" and the adjective "{adjective}" in it. {features} '
@@ -123,32 +125,35 @@ FEATURES = {
 
 
 class TemplateTable(Table):
-    """Prompts drawn from a text with slots: no two alike."""
+    """Prompts generated from a text with slots. No two prompts are equal."""
 
     text: Annotated[str, Field(min_length=1)] = Field(
-        default=TEMPLATE, description="{verb} and the like are drawn from words, {features} from features"
+        default=TEMPLATE,
+        description="template text; slots such as {verb} are filled from `words`, {features} from `features`",
     )
     words: dict[str, list[str] | str] = Field(
-        default={}, description="for each slot a list of words, or a file with one a line"
+        default={}, description="for each slot, a list of words or a file with one word per line"
     )
-    features: dict[str, str] = Field(default=FEATURES, description="sentences that a prompt may have, by name")
-    most_features: Natural = Field(default=2, description="at most so many of them in one prompt")
+    features: dict[str, str] = Field(default=FEATURES, description="optional sentences of a prompt, by name")
+    most_features: Natural = Field(default=2, description="maximum number of features in one prompt")
 
     @property
     def slots(self) -> list[str]:
-        """The slots of the text, in their order, but for that of features."""
+        """The slots of the text in order, without `features`."""
         named = (name for _, name, _, _ in Formatter().parse(self.text) if name is not None)
         return [name for name in dict.fromkeys(named) if name != "features"]
 
     @model_validator(mode="after")
-    def _slots_are_plain(self) -> TemplateTable:
+    def _check_slot_names(self) -> TemplateTable:
         for _, name, spec, conversion in Formatter().parse(self.text):
             if name is not None and (spec or conversion or not name.isidentifier()):
-                raise ValueError("the text has a slot that is no plain name; write {verb}, and {{ }} for braces")
+                raise ValueError(
+                    "the text has a slot that is not a plain name; write slots as {verb}, and braces as {{ }}"
+                )
         return self
 
     @model_validator(mode="after")
-    def _slots_are_filled(self) -> TemplateTable:
+    def _check_slot_words(self) -> TemplateTable:
         for slot in self.slots:
             if slot not in self.words and slot not in BUILTIN_SLOTS:
                 near = did_you_mean(slot, {*BUILTIN_SLOTS, *self.words, "features"})
@@ -162,195 +167,218 @@ class TemplateTable(Table):
 
 
 class PriceTable(Table):
-    """What a million tokens cost, in US dollars."""
+    """Price in US dollars per million tokens."""
 
-    input: Real = Field(description="a million tokens of prompts")
-    output: Real = Field(description="a million tokens of answers")
+    input: Real = Field(description="price of a million prompt tokens")
+    output: Real = Field(description="price of a million completion tokens")
 
 
 class TeacherTable(PluginTable):
-    """Who answers requests, how many are made, and how.
+    """The teacher, its prompts, and the limits of the requests to it.
 
-    A request goes on from a training document, or is drawn from `template`, or stands in `prompts_file`.
+    Prompts are beginnings of training documents, unless they come from `template` or `prompts_file`.
     """
 
-    provider: str = Field(description="a teacher plugin, or none")
+    provider: str = Field(description="name of a teacher plugin, or none")
     signal: Literal["text", "top_logprobs", "logits"] | None = Field(
-        default=None, description="use no more of the teacher than this"
+        default=None, description="use at most this signal of the teacher; the strongest it offers if not set"
     )
     prompts: Natural = Field(
-        default=0, description="how many prompts: documents to go on from, draws, or lines; of a file all if not set"
+        default=0,
+        description="number of prompts: documents to continue, prompts from the template, or lines of the file (all "
+        "lines if not set)",
     )
-    prompt_tokens: Positive = Field(default=32, description="how much of each it is shown")
-    max_tokens: Positive = Field(default=96, description="the most it may write")
-    temperature: Real = Field(default=1.0, description="how freely it writes")
-    top_p: Nucleus = Field(default=1.0, description="draw from the fewest tokens that hold this share")
-    top_logprobs: Natural = Field(default=0, description="how many log-probabilities a token to ask for")
-    repeats: Annotated[int, Field(gt=0, le=10_000)] = Field(default=1, description="answers a prompt")
-    stop: list[str] = Field(default=[], description="words that end an answer")
+    prompt_tokens: Positive = Field(default=32, description="length of a prompt that is taken from a document")
+    max_tokens: Positive = Field(default=96, description="maximum number of tokens of an answer")
+    temperature: Real = Field(default=1.0, description="sampling temperature")
+    top_p: Nucleus = Field(default=1.0, description="nucleus sampling: smallest set of tokens with this probability")
+    top_logprobs: Natural = Field(default=0, description="number of log-probabilities to request per token")
+    repeats: Annotated[int, Field(gt=0, le=10_000)] = Field(default=1, description="number of answers per prompt")
+    stop: list[str] = Field(default=[], description="strings that end an answer")
     on_policy: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="share of each batch's rows that the student goes on with itself, after prompt_tokens of each, "
-        "while its teacher judges every word of it: by logits, or by the top_logprobs of a server that reads given "
-        "text; such rows carry no hard loss",
+        description="share of the rows of each batch that the student continues itself after prompt_tokens tokens, "
+        "with soft targets from the teacher for every token: its logits, or the top_logprobs of a server that scores "
+        "given text; these rows have no hard loss",
     )
-    learn_prompts: bool = Field(default=False, description="learn the prompts of answers too, not only the answers")
+    learn_prompts: bool = Field(default=False, description="train on the tokens of prompts too, not only of answers")
     share: Share | None = Field(
-        default=None, description="share of the rows of each step that are answers; as many as there are if not set"
+        default=None,
+        description="share of the rows of each step that are answers; in proportion to their number if not set",
     )
     held_out: BelowOne = Field(
-        default=0.0, description="share of prompts whose answers are kept from training and validated on, by their hash"
+        default=0.0,
+        description="share of prompts whose answers are used for validation instead of training, chosen by hash",
     )
     store: bool = Field(
-        default=False, description="ask a teacher with logits once, before training, and keep its top_logprobs (or 20)"
+        default=False,
+        description="compute the logits of a local teacher once, before training, and store top_logprobs (or 20) of "
+        "them per position",
     )
     store_samples: Annotated[int, Field(gt=0, le=255)] | None = Field(
-        default=None, description="keep so many draws a position in the store instead of the likeliest tokens"
+        default=None, description="store this many sampled tokens per position instead of the most likely ones"
     )
-    concurrency: Positive = Field(default=8, description="how many requests at once, for teachers that are waited for")
+    concurrency: Positive = Field(default=8, description="number of concurrent requests to an asynchronous teacher")
     system: str | None = Field(
         default=None,
-        description="what a teacher that chats is told first; for documents, to go on from them, if not set",
+        description="system message of a chat teacher; if not set, prompts from documents get one that asks for a "
+        "continuation",
     )
-    template: TemplateTable | None = Field(default=None, description="draw the prompts from a text with slots")
+    template: TemplateTable | None = Field(default=None, description="generate the prompts from a text with slots")
     prompts_file: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="take the prompts from a file: one a line, or .jsonl with prompt or messages"
+        default=None, description="read the prompts from a file: one per line, or .jsonl with prompt or messages"
     )
     timeout: PositiveReal | None = Field(
-        default=None, description="seconds one answer may take: 120 if it is waited for, 3600 if it is made here"
+        default=None, description="seconds per answer; if not set, 120 for a remote and 3600 for a local teacher"
     )
-    attempts: Positive = Field(default=5, description="how often a request that fails is made, or answered by nothing")
-    requests_per_minute: Positive | None = Field(default=None, description="learnt from the provider if not set")
-    tokens_per_minute: Positive | None = Field(default=None, description="learnt from the provider if not set")
-    requests_per_day: Positive | None = Field(default=None, description="learnt from the provider if not set")
-    tokens_per_day: Positive | None = Field(default=None, description="learnt from the provider if not set")
-    max_usd: PositiveReal | None = Field(default=None, description="stop before a run has spent more")
-    max_requests: Positive | None = Field(default=None, description="stop before a run has made more calls")
-    max_tokens_total: Positive | None = Field(default=None, description="stop before a run has used more tokens")
-    price: PriceTable | None = Field(default=None, description="what tokens cost, if not what the plugin knows")
+    attempts: Positive = Field(
+        default=5, description="maximum number of attempts for a request that fails or returns an empty answer"
+    )
+    requests_per_minute: Positive | None = Field(
+        default=None, description="rate limit; taken from the provider's responses if not set"
+    )
+    tokens_per_minute: Positive | None = Field(
+        default=None, description="rate limit; taken from the provider's responses if not set"
+    )
+    requests_per_day: Positive | None = Field(
+        default=None, description="daily quota; taken from the provider's responses if not set"
+    )
+    tokens_per_day: Positive | None = Field(
+        default=None, description="daily quota; taken from the provider's responses if not set"
+    )
+    max_usd: PositiveReal | None = Field(default=None, description="budget of a run in US dollars")
+    max_requests: Positive | None = Field(default=None, description="maximum number of requests of a run")
+    max_tokens_total: Positive | None = Field(default=None, description="maximum number of tokens of a run")
+    price: PriceTable | None = Field(default=None, description="price of tokens, instead of the plugin's")
 
     @model_validator(mode="after")
-    def _one_kind_of_prompts(self) -> TeacherTable:
+    def _check_combinations(self) -> TeacherTable:
         if self.template and self.prompts_file:
             raise ValueError("has both a template and a prompts_file, expected one of them")
         if self.template and not self.prompts:
-            raise ValueError("has a template but prompts = 0, expected how many prompts to draw from it")
+            raise ValueError("has a template but prompts = 0, expected the number of prompts to generate from it")
         if self.store_samples and not self.store:
             raise ValueError("has store_samples without store = true, expected both or neither")
         if self.max_usd is not None and self.price is not None and self.price.input == self.price.output == 0:
-            raise ValueError("has max_usd, but a price of 0, which never reaches it")
+            raise ValueError("has max_usd and a price of 0, so the budget would never apply")
         return self
 
 
 class MixerTable(PluginTable):
-    """How hard and soft targets become one loss."""
+    """The loss: how hard and soft targets are combined."""
 
-    name: str = Field(default="hard", description="a mixer plugin")
+    name: str = Field(default="hard", description="name of a mixer plugin")
 
 
 class TrainTable(Table):
-    """How long, how fast and how carefully. Without `final_learning_rate` it ends at a tenth."""
+    """Length, batch size, optimizer and evaluation of training."""
 
-    steps: Positive = Field(default=600, description="how many steps; raise it to extend a run")
-    batch_size: Positive = Field(default=16, description="rows of tokens at once, on all machines together")
-    accumulate: Positive = Field(default=1, description="batches whose gradients make one step")
-    learning_rate: PositiveReal = Field(default=3e-4, description="at its peak")
-    final_learning_rate: Real | None = Field(default=None, description="at the end; a tenth of the peak if not set")
-    warmup: Natural = Field(default=50, description="steps until the peak")
+    steps: Positive = Field(default=600, description="number of optimizer steps; raise it to extend a run")
+    batch_size: Positive = Field(default=16, description="rows per batch, over all machines")
+    accumulate: Positive = Field(default=1, description="gradient accumulation: batches per optimizer step")
+    learning_rate: PositiveReal = Field(default=3e-4, description="peak learning rate")
+    final_learning_rate: Real | None = Field(
+        default=None, description="learning rate at the last step; a tenth of the peak if not set"
+    )
+    warmup: Natural = Field(default=50, description="steps of linear warmup to the peak learning rate")
     schedule: ScheduleName = Field(
-        default="cosine", description="how it falls from the peak; of warm-stable-decay in the last fifth alone"
+        default="cosine", description="decay after the warmup; warm-stable-decay decays in the last fifth only"
     )
     betas: Annotated[list[BelowOne], Field(min_length=2, max_length=2)] = Field(
-        default=[0.9, 0.95], description="AdamW's memory of gradients and of their squares"
+        default=[0.9, 0.95], description="AdamW: decay rates of the first and second moments"
     )
-    epsilon: PositiveReal = Field(default=1e-8, description="AdamW's guard against division by nothing")
-    weight_decay: Real = Field(default=0.1, description="of matrices; norms, biases and positions are left alone")
-    clip: PositiveReal = Field(default=1.0, description="the longest a gradient may be")
-    evaluate_every: Positive = Field(default=100, description="steps between looks at held-out text")
-    evaluate_batches: Positive = Field(default=20, description="batches a look")
-    sample_every: Positive | None = Field(default=None, description="steps between samples shown while training")
+    epsilon: PositiveReal = Field(default=1e-8, description="AdamW: term added to the denominator")
+    weight_decay: Real = Field(default=0.1, description="decoupled weight decay, applied to matrices only")
+    clip: PositiveReal = Field(default=1.0, description="maximum global gradient norm")
+    evaluate_every: Positive = Field(default=100, description="steps between evaluations on held-out text")
+    evaluate_batches: Positive = Field(default=20, description="batches per evaluation")
+    sample_every: Positive | None = Field(
+        default=None, description="steps between samples that are printed during training; none if not set"
+    )
     checkpoint_every: Positive = Field(default=200, description="steps between checkpoints")
-    keep: Positive = Field(default=2, description="how many of the last checkpoints to keep, beside the best")
+    keep: Positive = Field(default=2, description="number of recent checkpoints to keep, in addition to the best")
     streams: Positive | Literal["auto"] = Field(
-        default="auto", description="parts of a batch computed at once: as many as cores"
+        default="auto", description="parts of a batch computed in parallel on a CPU; the number of cores if auto"
     )
-    chunk: Positive | Literal["auto"] = Field(default="auto", description="rows of logits held at once")
+    chunk: Positive | Literal["auto"] = Field(default="auto", description="rows of logits in memory at once")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="of the network while it learns: bfloat16 on a GPU, float32 on a CPU"
+        default="auto", description="data type of training; auto is bfloat16 on a GPU and float32 on a CPU"
     )
     checkpointing: bool = Field(
-        default=False, description="compute each block again for its gradient, instead of keeping what it made"
+        default=False, description="gradient checkpointing: recompute activations to save memory"
     )
 
     @property
     def rows(self) -> int:
-        """The rows of a step, on all machines together."""
+        """Rows per optimizer step, over all machines."""
         return self.batch_size * self.accumulate
 
 
 class SamplingTable(Table):
-    """What the student writes for judges and the report: samples to beginnings that ship with distillkit, or to others.
+    """The samples that the student generates for judges and the report.
 
-    With `repeats`, each prompt is written to so often, and fewer prompts are needed. At each of several temperatures
-    `count` samples are written.
+    `count` samples are generated at each temperature. With `repeats`, there are several samples per prompt and fewer
+    prompts.
     """
 
-    count: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        default=8, description="how many samples, at each temperature"
-    )
+    count: Annotated[int, Field(ge=0, le=100_000)] = Field(default=8, description="number of samples per temperature")
     prompts: Annotated[str, Field(min_length=1)] = Field(
-        default="stories", description="stories (those that ship), held_out documents, or a file with one prompt a line"
+        default="stories",
+        description="stories (bundled prompts), held_out (beginnings of held-out documents), or a file with one prompt "
+        "per line",
     )
-    prompt_tokens: Positive = Field(default=16, description="how much of a held-out document is the prompt")
-    repeats: Positive = Field(default=1, description="samples of each prompt")
-    max_tokens: Positive = Field(default=96, description="the most the student writes")
+    prompt_tokens: Positive = Field(default=16, description="length of a prompt that is taken from a document")
+    repeats: Positive = Field(default=1, description="samples per prompt")
+    max_tokens: Positive = Field(default=96, description="maximum number of tokens per sample")
     temperature: Real | Annotated[list[Real], Field(min_length=1)] = Field(
-        default=1.0, description="how freely; 0 takes the likeliest word. One, or a list of several"
+        default=1.0, description="sampling temperature, or a list of several; 0 is greedy"
     )
-    top_k: Natural = Field(default=0, description="draw from this many tokens; 0 from all")
-    top_p: Nucleus = Field(default=1.0, description="draw from the fewest tokens that hold this share")
-    min_p: Share = Field(default=0.0, description="draw from tokens at least this share as likely as the likeliest")
+    top_k: Natural = Field(default=0, description="sample from the k most likely tokens; 0 for all tokens")
+    top_p: Nucleus = Field(default=1.0, description="nucleus sampling: smallest set of tokens with this probability")
+    min_p: Share = Field(
+        default=0.0, description="minimum probability of a token, relative to that of the most likely one"
+    )
     repetition_penalty: PositiveReal = Field(
-        default=1.0, description="above 1, tokens that were written are less likely to come again"
+        default=1.0, description="above 1, tokens that have occurred become less likely"
     )
 
     @property
     def temperatures(self) -> list[float]:
-        """All temperatures, each once."""
+        """All temperatures, without duplicates."""
         several = self.temperature if isinstance(self.temperature, list) else [self.temperature]
         return list(dict.fromkeys(several))
 
     @property
     def sampler_options(self) -> dict[str, Any]:
-        """How tokens are drawn at any temperature, by the names that a student knows."""
+        """The sampler options other than temperature, as keyword arguments of `Sampling`."""
         names = ("top_k", "top_p", "min_p", "repetition_penalty")
         return {name: getattr(self, name) for name in names}
 
 
-BUILTIN_PROMPTS = ("stories", "held_out")  # words for prompts that are no file
+BUILTIN_PROMPTS = ("stories", "held_out")  # values of sampling.prompts that are not files
 
 
-NO_TEACHER = "none"  # the provider by which a recipe drops the teacher of the one that it extends
+NO_TEACHER = "none"  # provider = "none" removes the teacher of an extended recipe
 
 
-def _no_teacher(values: Any) -> Any:
+def _none_to_null(values: Any) -> Any:
     return None if isinstance(values, dict) and values.get("provider") == NO_TEACHER else values
 
 
-OptionalTeacher = Annotated[TeacherTable | None, BeforeValidator(_no_teacher)]
+OptionalTeacher = Annotated[TeacherTable | None, BeforeValidator(_none_to_null)]
 
 
 class JudgeTable(PluginTable):
-    """One judge, with a teacher of its own if it asks one. Without any, `perplexity` judges; a list replaces it."""
+    """A judge, with its teacher if it needs one. The default is `perplexity` alone; a list replaces it."""
 
-    name: str = Field(description="a judge plugin")
+    name: str = Field(description="name of a judge plugin")
     teacher: OptionalTeacher = None
 
 
 class TrackerTable(PluginTable):
-    """One tracker."""
+    """A tracker."""
 
-    name: str = Field(description="a tracker plugin")
+    name: str = Field(description="name of a tracker plugin")
 
 
 # ------------------------------------------------------------------------------------------------------ roles
@@ -363,8 +391,8 @@ TABLES: dict[str, type[PluginTable]] = {
     "judges": JudgeTable,
     "trackers": TrackerTable,
 }
-_NAMED_BY = {"sources": "source", "students": "arch", "teachers": "provider"}  # the others: by "name"
-_PLACES: dict[Loc, str] = {
+_PLUGIN_KEYS = {"sources": "source", "students": "arch", "teachers": "provider"}  # all other roles: "name"
+_ROLE_BY_PATH: dict[Loc, str] = {
     ("data",): "sources",
     ("student",): "students",
     ("teacher",): "teachers",
@@ -376,35 +404,35 @@ _PLACES: dict[Loc, str] = {
 
 
 def host_keys(role: str) -> frozenset[str]:
-    """The keys of a role's table that are the host's, so no plugin may use them for its own."""
+    """The host keys of a role's table, which plugins cannot use for their options."""
     return keys_of(TABLES[role]) if role in TABLES else frozenset()
 
 
 def keys_of(model: type[BaseModel]) -> frozenset[str]:
-    """The keys that a recipe uses for a model's fields."""
+    """The recipe keys of a model's fields."""
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
 def plugin_key(role: str) -> str:
-    """The key that names the plugin in a role's table."""
-    return _NAMED_BY.get(role, "name")
+    """The key of a role's table that names the plugin."""
+    return _PLUGIN_KEYS.get(role, "name")
 
 
 def role_at(loc: Loc) -> str | None:
-    """The role whose table stands at a place; where there is a list of them, at any of its places."""
-    return _PLACES.get(tuple(key for key in loc if isinstance(key, str)))
+    """The role whose table is at this path; list indices are ignored."""
+    return _ROLE_BY_PATH.get(tuple(key for key in loc if isinstance(key, str)))
 
 
 def plugin_name(values: dict[str, Any], role: str) -> Any:
-    """The plugin that a role's table names, by default if need be."""
+    """The name of the plugin of a role's table, or its default."""
     key = plugin_key(role)
     return values.get(key, TABLES[role].model_fields[key].default)
 
 
 def drop_incompatible(values: dict[str, Any], loc: Loc, chosen: dict[str, Any]) -> dict[str, Any]:
-    """What still means something of a table's values when others are written over it.
+    """The values of a table that stay valid when the `chosen` values are merged over them.
 
-    Options of one plugin mean nothing to another; a size or a file of one tokenizer means nothing to another kind.
+    If `chosen` selects another plugin, or another kind of tokenizer, the options of the former one are dropped.
     """
     role = role_at(loc)
     if role and plugin_key(role) in chosen and chosen[plugin_key(role)] != plugin_name(values, role):
@@ -415,5 +443,5 @@ def drop_incompatible(values: dict[str, Any], loc: Loc, chosen: dict[str, Any]) 
 
 
 def without_options(values: dict[str, Any], role: str) -> dict[str, Any]:
-    """A role's table without its plugin's options: those of one plugin mean nothing to another."""
+    """A role's table without the options of its plugin."""
     return {key: value for key, value in values.items() if key in host_keys(role)}

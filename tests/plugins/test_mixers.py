@@ -810,7 +810,7 @@ def test_a_schedule_never_leaves_the_numbers_it_goes_between(shape: str, first: 
 
 def test_a_schedule_without_a_length_says_so() -> None:
     mixer = mixing(JSD, alpha={"schedule": "linear", "from": 0.9, "to": 0.1})
-    with pytest.raises(ValueError, match="how many steps"):
+    with pytest.raises(ValueError, match="number of steps"):
         mixer.weights(3)
     mixer.steps = 5
     assert mixer.weights(4) == pytest.approx({"hard": 0.1, "soft": 0.9})
@@ -841,11 +841,11 @@ RECIPE = 'name = "x"\ntokenizer.kind = "tales-teacher"\nteacher.provider = "chec
         ('mixer.alpha = "high"', 'found "high", expected a number at least 0 and at most 1, or a schedule'),
         ("mixer.temperature = 0", "found 0, expected a number above 0 and at most 100, or a schedule"),
         ('mixer.alpha = {schedule = "linear", from = 1}', "mixer.alpha: is linear and lacks `to`"),
-        ('mixer.alpha = {schedule = "constant", from = 1, to = 0}', "is constant and goes nowhere"),
+        ('mixer.alpha = {schedule = "constant", from = 1, to = 0}', "is constant and has `to`"),
         ('mixer.alpha = {schedule = "linear", from = 1, too = 0}', "unknown key mixer.alpha.too. Did you mean 'to'?"),
         ('mixer.alpha = {schedule = "wave", from = 1, to = 0}', 'mixer.alpha.schedule: found "wave", expected'),
         ('mixer.alpha = {schedule = "cosine", from = 1, to = 2}', "mixer.alpha: has 2, expected a number at least 0"),
-        ('mixer.alpha = {schedule = "cosine", from = 1, to = 0, end = 1}', "which only warm-stable-decay knows"),
+        ('mixer.alpha = {schedule = "cosine", from = 1, to = 0, end = 1}', "which only warm-stable-decay uses"),
         (
             'mixer.alpha = {schedule = "warm-stable-decay", from = 1, to = 0, warm = 0.6, decay = 0.5}',
             "has warm + decay = 1.1, expected at most 1",

@@ -86,9 +86,9 @@ def test_a_judge_may_have_a_teacher_of_its_own():
 def test_a_judge_that_stands_twice_is_refused_before_it_is_paid():
     twice = "[[judge]]\nname = 'rubric'\nscale = 5\n[[judge]]\nname = 'rubric'\nscale = 9"
     told = refused(f'name = "x"\n{twice}')
-    assert "my.toml: judge: found [a table, a table]: 'rubric' judges twice, expected each judge once" in told
-    assert "judge a second run" in told
-    assert "'perplexity' judges twice" in refused('name = "x"', "judge.1.name=perplexity")
+    assert "my.toml: judge: found [a table, a table]: 'rubric' is listed twice, expected each judge once" in told
+    assert "use a second run for other options" in told
+    assert "'perplexity' is listed twice" in refused('name = "x"', "judge.1.name=perplexity")
 
 
 def test_parts_name_every_plugin_of_a_recipe():
@@ -172,7 +172,7 @@ def test_a_name_that_is_no_safe_folder_name_is_refused(name):
 
 
 def test_no_recipe_is_called_what_means_the_newest_run():
-    assert "my.toml: name: found \"latest\": 'latest' means the newest run" in refused('name = "latest"')
+    assert "my.toml: name: found \"latest\": 'latest' is reserved for the newest run" in refused('name = "latest"')
     assert refused('name = "x"', "name=latest").startswith("--set: name: found")
 
 

@@ -78,7 +78,7 @@ def test_a_recipe_that_holds_a_key_is_refused_with_advice(kind: str, where: str,
     file.write_text(f'name = "mine"\n{lines[where]}\n')
     with pytest.raises(RecipeError) as refused:
         load(str(file), [f"data.note={value}"] if where == "--set" else [])
-    assert f"holds what looks like {kind}" in refused.value.message
+    assert f"contains what looks like {kind}" in refused.value.message
     assert "environment or from .env" in refused.value.hint
     assert "hunter2" not in str(refused.value)
     assert secret not in str(refused.value)
@@ -94,7 +94,7 @@ def test_what_stands_under_the_name_of_a_key_is_one(name: str, tmp_path: Path) -
     (tmp_path / "mine.toml").write_text(
         f'name = "x"\n[teacher]\nprovider = "groq"\n[teacher.extra]\n"{name}" = ["EMPTY"]'
     )
-    with pytest.raises(RecipeError, match="holds what looks like a key"):
+    with pytest.raises(RecipeError, match="contains what looks like a key"):
         load(str(tmp_path / "mine.toml"))
     held("Secrets: any value under a name such as api_key is refused", 1, 1)
 
