@@ -28,8 +28,9 @@ def check(context: Context) -> None:
         check_soft_targets(context)
         if context.asks_teacher_in_steps and not context.teacher.reads:
             raise UsageError(
-                f"the teacher {table.provider!r} cannot score given text, which teacher.on_policy needs ({context.recipe.file})",
-                'Leave out teacher.on_policy, or choose a teacher that can: provider = "compatible" with api = "plain".',
+                f"the teacher {table.provider!r} cannot score given text, which teacher.on_policy needs "
+                f"({context.recipe.file})",
+                'Leave out teacher.on_policy, or choose a teacher that can: provider = "compatible", api = "plain".',
             )
         if table.system and not context.teacher.chats:
             raise UsageError(
