@@ -68,11 +68,11 @@ class Fault:
     """What the provider does to one prompt of six, and the expected outcome."""
 
     name: str
-    acts: list[Act]
-    becomes: str = "answered"  # or "refused", "cut", or the exit code with which the stage stops: "exit 1", "exit 3"
-    calls: int | None = None  # of the faulty prompt in all; None for one more than `acts`
-    asked: dict[str, Any] = field(default_factory=dict)
-    says: str = ""  # part of the error message, if the stage stops
+    responses: list[Act]
+    expected: str = "answered"  # or "refused", "cut", or the exit code with which the stage stops: "exit 1", "exit 3"
+    calls: int | None = None  # of the faulty prompt in all; None for one more than the failures
+    request_options: dict[str, Any] = field(default_factory=dict)
+    error_text: str = ""  # part of the error message, if the stage stops
     clock: Callable[[], Clock] = fast_clock
 
 
@@ -100,11 +100,11 @@ def _without_usage(body: dict[str, Any]) -> None:
     del body["usage"]
 
 
-def _misshapen(body: dict[str, Any]) -> None:
+def _malformed_logprobs(body: dict[str, Any]) -> None:
     body["choices"][0]["logprobs"]["content"][0]["logprob"] = "likely"
 
 
-def _mixed_up(body: dict[str, Any]) -> None:
+def _mlx_lm_logprobs(body: dict[str, Any]) -> None:
     """As mlx_lm.server sends them: no bytes, byte-level alphabet, unsorted, the sampled token first and repeated."""
     for row in body["choices"][0]["logprobs"]["content"]:
         for one in (row, *row["top_logprobs"]):
@@ -112,16 +112,16 @@ def _mixed_up(body: dict[str, Any]) -> None:
         row["top_logprobs"] = [dict(row["top_logprobs"][0]), *reversed(row["top_logprobs"])]
 
 
-def _half_a_character(body: dict[str, Any]) -> None:
+def _partial_character(body: dict[str, Any]) -> None:
     rows = body["choices"][0]["logprobs"]["content"]
     rows[-1] |= {"token": "\ufffd", "bytes": [0xF0, 0x9F]}
 
 
-def _date(seconds: float) -> str:
+def _http_date(seconds: float) -> str:
     return formatdate(time.time() + seconds, usegmt=True)
 
 
-def _backwards() -> Clock:
+def _backwards_clock() -> Clock:
     """A wall clock that goes back by an hour each time it is read."""
     times = iter(range(10**6))
     return fast_clock(lambda: time.time() - 3600.0 * next(times))
@@ -140,43 +140,45 @@ FAULTS = [
     Fault("HTTP 503 with Retry-After", [error(503, "oops", retry_after="5")]),
     Fault("HTTP 502 with an HTML page", [Act(502, {"Content-Type": "text/html"}, b"<html>Bad gateway</html>")]),
     Fault("four failures in a row", [error(500, "oops")] * 4),
-    Fault("five failures in a row (the last attempt)", [error(500, "oops")] * 5, "exit 1", says="in 5 attempts"),
+    Fault("five failures in a row (the last attempt)", [error(500, "oops")] * 5, "exit 1", error_text="in 5 attempts"),
     Fault("HTTP 429 without Retry-After", [error(429, SLOW)]),
     Fault("HTTP 429, Retry-After: 2", [error(429, SLOW, retry_after="2")]),
     Fault("HTTP 429, Retry-After: 0.5", [error(429, SLOW, retry_after="0.5")]),
     Fault("HTTP 429, Retry-After: 12.56s", [error(429, SLOW, retry_after="12.56s")]),
     Fault("HTTP 429, Retry-After: 1m2.5s", [error(429, SLOW, retry_after="1m2.5s")]),
-    Fault("HTTP 429, Retry-After: an HTTP date", [error(429, SLOW, retry_after=_date(20))]),
+    Fault("HTTP 429, Retry-After: an HTTP date", [error(429, SLOW, retry_after=_http_date(20))]),
     Fault(
         "HTTP 429, Retry-After: an HTTP date, local clock wrong by a day",
-        [error(429, SLOW, retry_after=_date(86400 + 20), date=_date(86400))],
+        [error(429, SLOW, retry_after=_http_date(86400 + 20), date=_http_date(86400))],
     ),
     Fault("HTTP 429, Retry-After: not a time", [error(429, SLOW, retry_after="soon")]),
     Fault("HTTP 429, retry-after-ms: 1500", [error(429, SLOW, retry_after_ms="1500")]),
     Fault("HTTP 429, the wait is given in the error message", [error(429, f"{SLOW} Please try again in 1.5s.")]),
     Fault("HTTP 429 eight times (they use no attempts)", [error(429, SLOW, retry_after="1")] * 8),
-    Fault("HTTP 429, Retry-After: 2h59m", [error(429, SLOW, retry_after="2h59m")], "exit 3", says="--wait"),
+    Fault("HTTP 429, Retry-After: 2h59m", [error(429, SLOW, retry_after="2h59m")], "exit 3", error_text="--wait"),
     Fault(
         "HTTP 429, requests per day (RPD)",
         [error(429, "on requests per day (RPD): Limit 1000", retry_after="90")],
         "exit 3",
-        says="per day",
+        error_text="per day",
     ),
     Fault(
         "HTTP 429, insufficient_quota",
         [error(429, "You exceeded your current quota", "insufficient_quota")],
         "exit 3",
-        says="exceeded your current quota",
+        error_text="exceeded your current quota",
     ),
     *(
-        Fault(f"HTTP {status}", [error(status, f"the words of {status}")], "exit 1", says=f"the words of {status}")
+        Fault(
+            f"HTTP {status}", [error(status, f"the words of {status}")], "exit 1", error_text=f"the words of {status}"
+        )
         for status in (400, 401, 402, 403, 404, 413, 422)
     ),
     Fault(
         "HTTP 401, the error message contains the API key",
         [error(401, f"Incorrect API key provided: {KEY}")],
         "exit 1",
-        says="Incorrect API key provided: [key]",
+        error_text="Incorrect API key provided: [key]",
     ),
     Fault("connection reset before the response", [Act(reset=0)]),
     Fault("connection reset within the body", [Act(reset=40)]),
@@ -205,11 +207,16 @@ FAULTS = [
     ),
     Fault("finish_reason length", [Act(change=changed(finish_reason="length"))], "cut", calls=1),
     Fault("usage missing", [Act(change=_without_usage)], calls=1),
-    Fault("log-probabilities missing", [bad(changed(logprobs=None))], asked=TOP),
-    Fault("log-probabilities malformed", [bad(_misshapen)], asked=TOP),
-    Fault("log-probabilities unsorted, repeated, without bytes", [Act(change=_mixed_up)], calls=1, asked=TOP),
-    Fault("token that is part of a UTF-8 character", [Act(change=_half_a_character)], calls=1, asked=TOP),
-    Fault("local clock goes backwards", [error(429, SLOW, retry_after=_date(20))], clock=_backwards),
+    Fault("log-probabilities missing", [bad(changed(logprobs=None))], request_options=TOP),
+    Fault("log-probabilities malformed", [bad(_malformed_logprobs)], request_options=TOP),
+    Fault(
+        "log-probabilities unsorted, repeated, without bytes",
+        [Act(change=_mlx_lm_logprobs)],
+        calls=1,
+        request_options=TOP,
+    ),
+    Fault("token that is part of a UTF-8 character", [Act(change=_partial_character)], calls=1, request_options=TOP),
+    Fault("local clock goes backwards", [error(429, SLOW, retry_after=_http_date(20))], clock=_backwards_clock),
 ]
 
 
@@ -219,7 +226,7 @@ class FaultResult:
 
     fault: Fault
     calls: int
-    became: str
+    outcome: str
     message: str
     lost: int
     twice: int
@@ -228,39 +235,43 @@ class FaultResult:
     answers: dict[str, Any]
 
 
-def tried(fault: Fault) -> FaultResult:
+def run_fault(fault: Fault) -> FaultResult:
     """Label six prompts, one of which meets the fault. If that stops the stage, label again without the fault."""
     with tempfile.TemporaryDirectory() as folder, serving() as provider, DiskAnswerStore(Path(folder)) as cache:
-        provider.on(FAULTY, *fault.acts)
-        asked = requests(**fault.asked)
-        done, became, message, traced = LabelResult([], []), "", "", ""
+        provider.on(FAULTY, *fault.responses)
+        prompts = requests(**fault.request_options)
+        done, outcome, message, traceback_text = LabelResult([], []), "", "", ""
         try:
             label(
-                teacher(provider.url), asked, cache, policy=RequestPolicy(clock=fault.clock(), timeout=2.0), result=done
+                teacher(provider.url),
+                prompts,
+                cache,
+                policy=RequestPolicy(clock=fault.clock(), timeout=2.0),
+                result=done,
             )
         except DistillkitError as failure:
-            became, message, traced = f"exit {failure.exit_code}", str(failure), traceback.format_exc()
+            outcome, message, traceback_text = f"exit {failure.exit_code}", str(failure), traceback.format_exc()
         calls = provider.prompts.count(FAULTY)
-        if became:
+        if outcome:
             provider.script.clear()
-            done = label(teacher(provider.url), asked, cache, policy=RequestPolicy(clock=fast_clock(), timeout=2.0))
+            done = label(teacher(provider.url), prompts, cache, policy=RequestPolicy(clock=fast_clock(), timeout=2.0))
         kept = b"".join(path.read_bytes() for path in Path(folder).iterdir())
-        leaked = KEY in message + traced or KEY.encode() in kept
-        return _row(fault, provider, done, calls, became, message, leaked)
+        leaked = KEY in message + traceback_text or KEY.encode() in kept
+        return _result(fault, provider, done, calls, outcome, message, leaked)
 
 
-def _row(
-    fault: Fault, provider: Provider, done: LabelResult, calls: int, became: str, message: str, leaked: bool
+def _result(
+    fault: Fault, provider: Provider, done: LabelResult, calls: int, outcome: str, message: str, leaked: bool
 ) -> FaultResult:
     answers = {request.prompt: answer for request, _, answer in done.answered}
-    if not became:
-        of_it = answers.get(FAULTY)
-        became = "refused" if of_it is None else "cut" if of_it.finish == "length" else "answered"
+    if not outcome:
+        faulty = answers.get(FAULTY)
+        outcome = "refused" if faulty is None else "cut" if faulty.finish == "length" else "answered"
     wrong = sum(answer.text != f"to {prompt}" or answer.finish == REFUSED for prompt, answer in answers.items())
     return FaultResult(
         fault,
         calls,
-        became,
+        outcome,
         message,
         lost=len(set(provider.served) - set(answers)),
         twice=sum(count - 1 for count in provider.served.values()),
@@ -298,14 +309,14 @@ def table(rows: list[FaultResult]) -> str:
 
 
 def _table_row(row: FaultResult) -> str:
-    outcome = "answered" if row.became == "answered" and row.calls == 1 else OUTCOMES[row.became]
+    outcome = "answered" if row.outcome == "answered" and row.calls == 1 else OUTCOMES[row.outcome]
     return f"| {row.fault.name} | {row.calls} | {outcome} | {row.lost} | {row.twice} | {row.wrong} |"
 
 
 def main() -> None:
     """Write the page, or with --check compare it."""
     os.environ["DISTILLKIT_API_KEY"] = KEY
-    text = page([tried(fault) for fault in FAULTS])
+    text = page([run_fault(fault) for fault in FAULTS])
     stale = PAGE.read_text(encoding="utf-8") != text
     if "--check" in sys.argv:
         sys.exit("out of date: docs/trust.md. Run `python tests/support/provider_faults.py`." if stale else 0)

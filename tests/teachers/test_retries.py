@@ -16,7 +16,7 @@ from distillkit.teachers.answers.disk import DiskAnswerStore
 from distillkit.teachers.asking.label import count_known, label
 from support.chat_provider import PROBE, Act, Provider, error, serving
 from support.paths import ROOT
-from support.provider_faults import FAULTS, FAULTY, KEY, PAGE, FaultResult, fast, page, requests, teacher, tried
+from support.provider_faults import FAULTS, FAULTY, KEY, PAGE, FaultResult, fast, page, requests, run_fault, teacher
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def provider() -> Iterator[Provider]:
 def row(index: int) -> FaultResult:
     os.environ["DISTILLKIT_API_KEY"] = KEY
     try:
-        return tried(FAULTS[index])
+        return run_fault(FAULTS[index])
     finally:
         del os.environ["DISTILLKIT_API_KEY"]
 
@@ -40,11 +40,11 @@ def row(index: int) -> FaultResult:
 @pytest.mark.parametrize("index", range(len(FAULTS)), ids=lambda index: FAULTS[index].name)
 def test_nothing_is_lost_asked_twice_or_wrong_whatever_the_provider_does(index: int) -> None:
     fault, came = FAULTS[index], row(index)
-    assert came.became == fault.becomes, came.message
+    assert came.outcome == fault.expected, came.message
     assert (came.lost, came.twice, came.wrong) == (0, 0, 0)
-    stops = fault.becomes.startswith("exit")
-    assert came.calls == (fault.calls or len(fault.acts) + (0 if stops else 1))
-    assert fault.says in came.message
+    stops = fault.expected.startswith("exit")
+    assert came.calls == (fault.calls or len(fault.responses) + (0 if stops else 1))
+    assert fault.error_text in came.message
     assert not came.leaked
 
 
