@@ -175,7 +175,7 @@ def _import_file(path: Path) -> Any:
 
 
 def _version_of(path: Path) -> str:
-    """The hash of a file, which stands in for a version."""
+    """The hash of a file, used as its version."""
     if not path.is_file():
         raise InvalidPluginError("there is no such file")
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"

@@ -41,7 +41,7 @@ class Role(ABC):
     name: ClassVar[str]
 
     class Options(BaseModel):
-        """The plugin's own keys, which stand beside the host's keys in its table of the recipe."""
+        """The plugin's own keys, next to the host's keys in its table of the recipe."""
 
         model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 

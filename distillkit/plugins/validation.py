@@ -69,7 +69,7 @@ def check_api_version(plugin: Any) -> None:
     built_for = getattr(plugin, "distillkit_api", 1)
     if not isinstance(built_for, int) or isinstance(built_for, bool) or built_for < 1:
         raise InvalidPluginError(
-            f"it says distillkit_api = {built_for!r}, expected a whole number such as {API_VERSION}"
+            f"it has distillkit_api = {built_for!r}, expected a whole number such as {API_VERSION}"
         )
     if built_for > API_VERSION:
         remedy = "pip install --upgrade distillkit"

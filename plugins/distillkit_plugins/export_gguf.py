@@ -58,49 +58,49 @@ class Gguf(Exporter):
         from distillkit.student.interchange import exporting, hf_tokenizer
 
         student, network = exporting.load_student(run)
-        member = exporting.convert(network)
-        notes = [f"as {member.family}", *member.notes, *compatibility_notes(member)]
-        if fault := hf_tokenizer.bpe_obstacle(student.tokenizer):
+        converted = exporting.convert(network)
+        notes = [f"as {converted.family}", *converted.notes, *compatibility_notes(converted)]
+        if obstacle := hf_tokenizer.bpe_obstacle(student.tokenizer):
             raise UsageError(
-                f"a GGUF file contains the tokenizer, but {fault}", "Export it for transformers: --format hf"
+                f"a GGUF file contains the tokenizer, but {obstacle}", "Export it for transformers: --format hf"
             )
         exporting.require_package("gguf", "gguf", "export-gguf")
         folder.mkdir(parents=True, exist_ok=True)
-        save(folder / FILE, member, student.tokenizer, run.path.resolve().parent.name)
+        save(folder / FILE, converted, student.tokenizer, run.path.resolve().parent.name)
 
         def reader() -> Reader:
-            return loaded(folder / FILE, member)
+            return open_exported(folder / FILE, converted)
 
-        facts = {"format": self.name, "notes": notes, "library": "gguf", "use": USE}
+        metadata = {"format": self.name, "notes": notes, "library": "gguf", "use": USE}
         bounds = exporting.Bounds(exact=False, perplexity=0.01, why="Nothing was kept.")
-        return exporting.finish(run, folder, student, reader, bounds, facts)
+        return exporting.finish(run, folder, student, reader, bounds, metadata)
 
 
-def compatibility_notes(member: ConvertedModel) -> list[str]:
+def compatibility_notes(converted: ConvertedModel) -> list[str]:
     """Notes on differences in llama.cpp's implementation. Raises a UsageError if it cannot represent the student."""
-    shape = member.config
-    if member.family == "gpt2" and shape.activation == "relu":
+    shape = converted.config
+    if converted.family == "gpt2" and shape.activation == "relu":
         raise UsageError(
             "llama.cpp's gpt2 supports only tanh GELU, but this student uses relu",
             "Export it for transformers: --format hf",
         )
-    if member.family == "gpt2" and shape.activation == "gelu":
+    if converted.family == "gpt2" and shape.activation == "gelu":
         return ["llama.cpp approximates exact GELU by the tanh formula, which differs by up to 0.0005"]
     return []
 
 
-def save(file: Path, member: ConvertedModel, tokenizer: Tokenizer, name: str) -> None:
+def save(file: Path, converted: ConvertedModel, tokenizer: Tokenizer, name: str) -> None:
     """Write metadata, tokenizer and weights."""
     import gguf
     import mlx.core as mx
     import numpy as np
 
-    writer = gguf.GGUFWriter(str(file), member.family)
+    writer = gguf.GGUFWriter(str(file), converted.family)
     writer.add_name(name)
-    _write_metadata(writer, member)
+    _write_metadata(writer, converted)
     _write_tokenizer(writer, tokenizer)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for name, value in gguf_weights(member).items():
+    for name, value in gguf_weights(converted).items():
         writer.add_tensor(name, np.array(value.astype(mx.float32)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -108,10 +108,13 @@ def save(file: Path, member: ConvertedModel, tokenizer: Tokenizer, name: str) ->
     writer.close()
 
 
-def _write_metadata(writer: Any, member: ConvertedModel) -> None:
+def _write_metadata(writer: Any, converted: ConvertedModel) -> None:
     from distillkit.student.interchange.hf_weights import NORM_EPS, ROPE_THETA
 
-    shape, pairs = member.config, member.config.heads if member.family == "gpt2" else member.config.num_kv_heads
+    shape, pairs = (
+        converted.config,
+        converted.config.heads if converted.family == "gpt2" else converted.config.num_kv_heads,
+    )
     writer.add_block_count(shape.layers)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -119,7 +122,7 @@ def _write_metadata(writer: Any, member: ConvertedModel) -> None:
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(pairs)
     writer.add_vocab_size(shape.vocab_size)
-    if member.family == "gpt2":
+    if converted.family == "gpt2":
         writer.add_layer_norm_eps(NORM_EPS)
     else:
         writer.add_layer_norm_rms_eps(NORM_EPS)
@@ -133,29 +136,29 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
 
     from distillkit.student.interchange import hf_tokenizer
 
-    words = [f"<|unused_{token}|>" for token in range(tokenizer.vocab_size)]
-    kinds = [gguf.TokenType.UNUSED] * tokenizer.vocab_size
+    pieces = [f"<|unused_{token}|>" for token in range(tokenizer.vocab_size)]
+    types = [gguf.TokenType.UNUSED] * tokenizer.vocab_size
     for piece, token in tokenizer.ranks.items():
-        words[token], kinds[token] = hf_tokenizer.token_to_unicode(piece), gguf.TokenType.NORMAL
+        pieces[token], types[token] = hf_tokenizer.token_to_unicode(piece), gguf.TokenType.NORMAL
     for special, token in tokenizer.special.items():
-        words[token], kinds[token] = special, gguf.TokenType.CONTROL
+        pieces[token], types[token] = special, gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(words)
-    writer.add_token_types(kinds)
+    writer.add_token_list(pieces)
+    writer.add_token_types(types)
     writer.add_token_merges([f"{left} {right}" for left, right in hf_tokenizer.merge_pairs(tokenizer)])
     writer.add_bos_token_id(tokenizer.end_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(True)  # the student's texts begin after an end-of-text token
 
 
-def gguf_weights(member: ConvertedModel) -> Arrays:
+def gguf_weights(converted: ConvertedModel) -> Arrays:
     """The weights under GGUF's names."""
     weights = {}
-    for name, value in member.weights.items():
+    for name, value in converted.weights.items():
         module, _, what = name.rpartition(".")
         if module.endswith(("q_proj", "k_proj")):
-            value = interleave(value, member.config)
+            value = interleave(value, converted.config)
         weights[f"{_module(module)}.{what}"] = value
     return weights
 
@@ -179,32 +182,32 @@ def deinterleave(value: mx.array, shape: GPTConfig) -> mx.array:
     return pairs.swapaxes(1, 2).reshape(value.shape)
 
 
-def loaded(file: Path, member: ConvertedModel) -> Reader:
+def open_exported(file: Path, converted: ConvertedModel) -> Reader:
     """The file loaded by llama.cpp, or read back by distillkit if llama_cpp is not installed."""
     from importlib.util import find_spec
 
     if find_spec("llama_cpp"):
-        return LlamaCpp(file, member.config.context)
+        return LlamaCpp(file, converted.config.context)
     from distillkit.student.interchange.exporting import network_from_weights, package_versions
 
     by = f"reading the file back with {package_versions('gguf')} (llama_cpp is not installed)"
-    shape = member.exported_config
-    if member.family == "gpt2":
+    shape = converted.exported_config
+    if converted.family == "gpt2":
         shape = replace(shape, activation="gelu_tanh")  # the only one that llama.cpp has for gpt2
-    return network_from_weights(member.family, shape, weights_of(file, member), by)
+    return network_from_weights(converted.family, shape, load_weights(file, converted), by)
 
 
-def weights_of(file: Path, member: ConvertedModel) -> Arrays:
+def load_weights(file: Path, converted: ConvertedModel) -> Arrays:
     """The weights of a file under the family's names."""
     import gguf
     import mlx.core as mx
 
     tensors = {tensor.name: mx.array(tensor.data) for tensor in gguf.GGUFReader(str(file)).tensors}
     weights = {}
-    for name in member.weights:
+    for name in converted.weights:
         module, _, what = name.rpartition(".")
         value = tensors[f"{_module(module)}.{what}"]
-        weights[name] = deinterleave(value, member.config) if module.endswith(("q_proj", "k_proj")) else value
+        weights[name] = deinterleave(value, converted.config) if module.endswith(("q_proj", "k_proj")) else value
     return weights
 
 

@@ -18,16 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/it")
 model = AutoModelForCausalLM.from_pretrained("path/to/it")
-begun = tokenizer("<|endoftext|>One day", return_tensors="pt")
-print(tokenizer.decode(model.generate(**begun)[0]))
+inputs = tokenizer("<|endoftext|>One day", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs)[0]))
 ```"""
 USE_WITHOUT_TOKENIZER = """```python
 import torch
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/it")
-begun = torch.tensor([[{end}]])  # the end of a text, in the tokens of {kind}
-print(model.generate(begun)[0].tolist())
+inputs = torch.tensor([[{end}]])  # the end-of-text token of {kind}
+print(model.generate(inputs)[0].tolist())
 ```"""
 
 
@@ -41,25 +41,25 @@ class HuggingFace(Exporter):
         from distillkit.student.interchange import exporting, hf_tokenizer
 
         student, network = exporting.load_student(run)
-        member = exporting.convert(network)
-        notes = [f"as {'GPT2LMHeadModel' if member.family == 'gpt2' else 'LlamaForCausalLM'}", *member.notes]
+        converted = exporting.convert(network)
+        notes = [f"as {'GPT2LMHeadModel' if converted.family == 'gpt2' else 'LlamaForCausalLM'}", *converted.notes]
         folder.mkdir(parents=True, exist_ok=True)
-        save(folder, member, student.tokenizer.end_of_text)
-        words, use = student.tokenizer, USE
-        if fault := hf_tokenizer.export_obstacle(words):
-            notes.append(f"without tokenizer.json: {fault}")
-            use = USE_WITHOUT_TOKENIZER.format(end=words.end_of_text, kind=words.kind)
+        save(folder, converted, student.tokenizer.end_of_text)
+        tokenizer, use = student.tokenizer, USE
+        if obstacle := hf_tokenizer.export_obstacle(tokenizer):
+            notes.append(f"without tokenizer.json: {obstacle}")
+            use = USE_WITHOUT_TOKENIZER.format(end=tokenizer.end_of_text, kind=tokenizer.kind)
         else:
-            hf_tokenizer.write_tokenizer(words, folder, student.context)
+            hf_tokenizer.write_tokenizer(tokenizer, folder, student.context)
 
         def reader() -> Reader:
-            return loaded(folder, member)
+            return open_exported(folder, converted)
 
-        facts = {"format": self.name, "notes": notes, "library": "transformers", "use": use}
-        return exporting.finish(run, folder, student, reader, exporting.Bounds(), facts)
+        metadata = {"format": self.name, "notes": notes, "library": "transformers", "use": use}
+        return exporting.finish(run, folder, student, reader, exporting.Bounds(), metadata)
 
 
-def save(folder: Path, member: ConvertedModel, end_of_text: int) -> None:
+def save(folder: Path, converted: ConvertedModel, end_of_text: int) -> None:
     """Write weights and configurations. Keys of a GPT-2 have no prefix `transformer.`."""
     import json
 
@@ -67,15 +67,20 @@ def save(folder: Path, member: ConvertedModel, end_of_text: int) -> None:
 
     from distillkit.student.interchange.hf_weights import hf_config, transpose_conv1d
 
-    mx.save_safetensors(str(folder / "model.safetensors"), transpose_conv1d(member.weights), {"format": "pt"})
-    config = hf_config(member, end_of_text)
+    mx.save_safetensors(str(folder / "model.safetensors"), transpose_conv1d(converted.weights), {"format": "pt"})
+    config = hf_config(converted, end_of_text)
     special_tokens = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text}
-    generation = {**special_tokens, "do_sample": True, "temperature": 0.8, "max_new_tokens": member.config.context // 2}
+    generation = {
+        **special_tokens,
+        "do_sample": True,
+        "temperature": 0.8,
+        "max_new_tokens": converted.config.context // 2,
+    }
     for name, values in {"config": config, "generation_config": generation}.items():
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def loaded(folder: Path, member: ConvertedModel) -> Reader:
+def open_exported(folder: Path, converted: ConvertedModel) -> Reader:
     """The folder loaded by transformers, or read back by distillkit if transformers is not installed."""
     from importlib.util import find_spec
 
@@ -84,10 +89,10 @@ def loaded(folder: Path, member: ConvertedModel) -> Reader:
     from distillkit.student.interchange.exporting import network_from_weights
 
     by = "reading the files back (transformers and torch are not installed)"
-    return network_from_weights(member.family, member.exported_config, weights_of(folder), by)
+    return network_from_weights(converted.family, converted.exported_config, load_weights(folder), by)
 
 
-def weights_of(folder: Path) -> Arrays:
+def load_weights(folder: Path) -> Arrays:
     """The weights of a folder, with matrices in distillkit's orientation."""
     import mlx.core as mx
 

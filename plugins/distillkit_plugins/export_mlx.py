@@ -38,21 +38,21 @@ class Mlx(Exporter):
         from distillkit.student.interchange import exporting, hf_tokenizer
 
         (student, network), bits = exporting.load_student(run), self.options.quantize
-        member = exporting.convert(network)
-        kind = model_type(member)
-        notes = [f"as {kind}", *member.notes, *([f"{bits} bits a weight"] if bits else [])]
-        if fault := hf_tokenizer.export_obstacle(student.tokenizer):
-            raise UsageError(f"mlx-lm needs a tokenizer.json, but {fault}", "Try --format hf.")
+        converted = exporting.convert(network)
+        kind = model_type(converted)
+        notes = [f"as {kind}", *converted.notes, *([f"{bits} bits a weight"] if bits else [])]
+        if obstacle := hf_tokenizer.export_obstacle(student.tokenizer):
+            raise UsageError(f"mlx-lm needs a tokenizer.json, but {obstacle}", "Try --format hf.")
         exporting.require_package("mlx_lm", "mlx-lm", "export-mlx")
         folder.mkdir(parents=True, exist_ok=True)
-        save(folder, member, kind, student.tokenizer.end_of_text, bits)
+        save(folder, converted, kind, student.tokenizer.end_of_text, bits)
         hf_tokenizer.write_tokenizer(student.tokenizer, folder, student.context)
 
         def reader() -> Reader:
             return MlxLm(folder)
 
-        facts = {"format": self.name, "quantize": bits, "notes": notes, "library": "mlx", "use": USE}
-        return exporting.finish(run, folder, student, reader, bounds(bits), facts)
+        metadata = {"format": self.name, "quantize": bits, "notes": notes, "library": "mlx", "use": USE}
+        return exporting.finish(run, folder, student, reader, bounds(bits), metadata)
 
 
 def bounds(bits: int | None) -> Any:
@@ -69,10 +69,10 @@ def bounds(bits: int | None) -> Any:
     )
 
 
-def model_type(member: ConvertedModel) -> str:
+def model_type(converted: ConvertedModel) -> str:
     """The model type of mlx-lm that is equivalent to the student."""
-    shape = member.config
-    if member.family == "llama":
+    shape = converted.config
+    if converted.family == "llama":
         return "llama"
     if shape.activation == "gelu":
         return "gpt_bigcode"
@@ -89,7 +89,7 @@ def model_type(member: ConvertedModel) -> str:
     )
 
 
-def save(folder: Path, member: ConvertedModel, kind: str, end_of_text: int, bits: int | None) -> None:
+def save(folder: Path, converted: ConvertedModel, kind: str, end_of_text: int, bits: int | None) -> None:
     """Write the weights under mlx-lm's names, and the configuration."""
     import json
 
@@ -97,11 +97,11 @@ def save(folder: Path, member: ConvertedModel, kind: str, end_of_text: int, bits
 
     from distillkit.student.interchange.hf_weights import hf_config
 
-    config = {**hf_config(member, end_of_text), "model_type": kind}
+    config = {**hf_config(converted, end_of_text), "model_type": kind}
     if kind == "gpt_bigcode":
         config |= {"architectures": ["GPTBigCodeForCausalLM"], "multi_query": False, "activation_function": "gelu"}
     prefix = {"gpt2": "model.", "gpt_bigcode": "transformer.", "llama": ""}[kind]
-    weights = {n if n.startswith("lm_head") else prefix + n: v for n, v in member.weights.items()}
+    weights = {n if n.startswith("lm_head") else prefix + n: v for n, v in converted.weights.items()}
     if bits:
         config["quantization"] = {"group_size": GROUP_SIZE, "bits": bits}
         weights = quantize(weights, bits)

@@ -131,7 +131,7 @@ FAULTS = [
     Fault(
         "is of a newer API", "distillkit_api = 99\n" + plugin("Teacher"), "built for plugin API 99, and this distill"
     ),
-    Fault("says no number", "distillkit_api = 'x'\n" + plugin("Teacher"), "it says distillkit_api = 'x'"),
+    Fault("says no number", "distillkit_api = 'x'\n" + plugin("Teacher"), "it has distillkit_api = 'x'"),
     Fault(
         "is of a newer distillkit",
         "raise ImportError",
