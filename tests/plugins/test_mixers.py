@@ -850,7 +850,7 @@ RECIPE = 'name = "x"\ntokenizer.kind = "tales-teacher"\nteacher.provider = "chec
             'mixer.alpha = {schedule = "warm-stable-decay", from = 1, to = 0, warm = 0.6, decay = 0.5}',
             "has warm + decay = 1.1, expected at most 1",
         ),
-        ('mixer.beta = {schedule = "linear", from = 0, to = 0.5}', "mixer: has a beta that reaches 0 or 1"),
+        ('mixer.beta = {schedule = "linear", from = 0, to = 0.5}', "mixer: has a beta schedule that reaches 0 or 1"),
         ("teacher.on_policy = 0", "teacher.on_policy: found 0, expected a number above 0 and at most 1"),
         ("teacher.on_policy = 0.5\nteacher.signal = 'text'\nmixer.name = 'hard'", "gives text, so it cannot score"),
         ("teacher.on_policy = 0.5\nteacher.store = true", "cannot be combined with store = true"),

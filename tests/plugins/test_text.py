@@ -65,7 +65,7 @@ def test_a_separator_is_found_across_the_pieces_a_file_is_read_in(
     file.write_text(text)
     expected = text.split("<|>")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("distillkit_plugins.text.CHUNK", chunk)
+        patch.setattr("distillkit_plugins.text.CHUNK_SIZE", chunk)
         found = [d.text for d in read(path=str(file), separator="<|>")]
     assert found == (expected if expected[-1] else expected[:-1])
 

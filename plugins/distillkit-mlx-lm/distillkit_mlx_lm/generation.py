@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from .model import Model
 
 PREFILL_BATCH_SIZE = 8  # prompts processed at once
-TokenLogprobs = tuple[
-    bytes, float, tuple[tuple[bytes, float], ...]
-]  # bytes, log-probability and top log-probabilities of a token
+# The bytes of a token, its log-probability, and the top log-probabilities at its position.
+TokenLogprobs = tuple[bytes, float, tuple[tuple[bytes, float], ...]]
 
 
 @dataclass(frozen=True)
