@@ -82,7 +82,7 @@ class Pipeline:
         began_with = (self.run.info.get("data") or {}).get("fingerprint")
         if began_with not in (None, self.context.corpus.fingerprint):
             raise UsageError(
-                f"{self.run.name} was started with other text or another tokenizer, and may have learnt what is now held out",
+                f"{self.run.name} began with other text or another tokenizer, and may have learnt what is now held out",
                 "Restore data and tokenizer, or start a new run.",
             )
 

@@ -414,7 +414,7 @@ def test_a_key_that_is_missing_is_said_before_any_text_is_read(home: Path, monke
     assert numbers("tinystories_53m") == numbers("tinystories_53m_base") == []
     checked = distillkit("recipe", "check", "tinystories_53m", *text)
     assert "warning: there is no key for the teacher 'groq': only answers in the cache can be used." in checked
-    assert "whom the judge 'rubric' asks" in checked
+    assert "which the judge 'rubric' asks" in checked
     assert checked.endswith("is valid.\n")
 
 

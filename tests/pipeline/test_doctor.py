@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in (*doctor.KEYS, "OPENBLAS_CORETYPE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(doctor, "SIZE", 64)
-    monkeypatch.setattr(doctor, "_possible", lambda: None)
+    monkeypatch.setattr(doctor, "_peak_gflops", lambda: None)
     return tmp_path
 
 
@@ -109,7 +109,7 @@ def test_a_forced_kernel_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slow_core_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_possible", lambda: 1e6)
+    monkeypatch.setattr(doctor, "_peak_gflops", lambda: 1e6)
     report, _ = examined()
     assert "which is low for this CPU (about 1000000 are possible)" in problems(report, "warning")
 
@@ -139,7 +139,7 @@ def test_a_home_on_a_network_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_little_space_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LITTLE_SPACE", 1 << 60)
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1 << 60)
     report, _ = examined()
     assert "GB free" in problems(report, "warning")
 
