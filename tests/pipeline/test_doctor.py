@@ -135,7 +135,7 @@ def test_a_home_on_a_network_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(filesystems, "filesystem_type", lambda path: "nfs4")
     report, _ = examined()
     assert report["disk"]["remote"]
-    assert "lies on a network or FUSE file system (nfs4)" in problems(report, "warning")
+    assert "is on a network or FUSE file system (nfs4)" in problems(report, "warning")
 
 
 def test_little_space_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

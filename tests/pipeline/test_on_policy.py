@@ -495,4 +495,4 @@ def test_a_served_student_reads_as_it_does_at_home(home: Path, tmp_path: Path) -
 
 
 def test_a_teacher_that_says_it_reads_is_held_to_it(home: Path) -> None:
-    assert "reads what it is given" in check_teacher(Checkpoint, {"model": "tiny"})
+    assert "scores given text" in check_teacher(Checkpoint, {"model": "tiny"})
