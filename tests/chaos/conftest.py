@@ -1,4 +1,4 @@
-"""The stage of chaos: homes that are made once, a provider, and a nursery."""
+"""Fixtures of the crash and disk tests: homes that are made once, a provider, and a fork server."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 import pytest
 
 from support.chat_provider import serving
-from support.fork_server import Nursery
+from support.fork_server import ForkServer
 from support.scenarios import Stage
 
 
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("chaos")
-    work = folder / "nursery"
+    work = folder / "fork_server"
     work.mkdir()
-    with serving() as provider, Nursery(work) as nursery:
-        made = Stage(folder, nursery, provider)
+    with serving() as provider, ForkServer(work) as fork_server:
+        made = Stage(folder, fork_server, provider)
         made.prepare()
         yield made
 

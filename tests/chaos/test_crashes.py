@@ -117,7 +117,7 @@ def tried(stage: Stage, scene: Scene, tally: Tally, fault: Fault | None, after: 
     """Kill the command once, have it run again, and look at what there is."""
     home = stage.copy(scene.home)
     stage.provider.forget()
-    cut = stage.nursery.run(home, *scene.words, fault=fault, after=after)
+    cut = stage.fork_server.run(home, *scene.words, fault=fault, after=after)
     if not cut.killed:  # a moment after the end
         assert cut.code == 0, cut.err
         return cut
@@ -129,7 +129,7 @@ def tried(stage: Stage, scene: Scene, tally: Tally, fault: Fault | None, after: 
         before = kept(look)
         first = stage.asked()
         stage.provider.forget()
-        again = stage.nursery.run(home, *scene.again(home))
+        again = stage.fork_server.run(home, *scene.again(home))
         check(stage, scene, tally, home, again, where)
         check_asked(stage, scene, before, first, tally, where)
     except Exception as error:  # noqa: BLE001 - one of many tries: it is told with the others

@@ -45,7 +45,7 @@ def test_a_disk_that_refuses_is_told_and_costs_nothing(stage: Stage, scene: Scen
     for at in places:
         home = stage.copy(scene.home)
         before = kept(stage.look(home))
-        ended = stage.nursery.run(home, *scene.words, fault=Fault(what, at))
+        ended = stage.fork_server.run(home, *scene.words, fault=Fault(what, at))
         where = f"{scene.name}, {what} at {at} {undisturbed.spots[at]}"
         look = stage.look(home)
         swept = what == "full"  # otherwise nothing can be removed either, at the worst moment
@@ -55,7 +55,7 @@ def test_a_disk_that_refuses_is_told_and_costs_nothing(stage: Stage, scene: Scen
             continue
         if not told(ended):
             wrong.append(f"{where}: exit {ended.code}: {ended.err.strip()[-600:]}")
-        again = stage.nursery.run(home, *scene.again(home))
+        again = stage.fork_server.run(home, *scene.again(home))
         if again.code or (found := outcome(home)) != expected:
             wrong.append(f"{where}, again: {again.err.strip()[-400:] if again.code else difference(expected, found)}")
     print("\n".join(wrong))
@@ -105,8 +105,8 @@ def fill(disk: Path) -> Path:
 
 def unwritable(stage: Stage, home: Path, **how: bool) -> list[tuple[str, ...]]:
     """The commands that do not do as they should in a folder that nobody may write to."""
-    wrong = [words for words in WRITING if not told(stage.nursery.run(home, *words, **how))]
-    return wrong + [words for words in READING if stage.nursery.run(home, *words, **how).code]
+    wrong = [words for words in WRITING if not told(stage.fork_server.run(home, *words, **how))]
+    return wrong + [words for words in READING if stage.fork_server.run(home, *words, **how).code]
 
 
 def test_on_a_disk_mounted_read_only_what_reads_works_and_what_writes_says_so(stage: Stage, small_disk: Path) -> None:
@@ -144,10 +144,10 @@ def test_a_disk_that_is_really_full_loses_nothing(stage: Stage, small_disk: Path
     filler = fill(small_disk)
     before = outcome(stage.look(small_disk))
     scenes = [scene for scene in SCENES if scene.home == "done" and scene.name != "cache export"]
-    wrong = [scene.name for scene in scenes if not told(stage.nursery.run(small_disk, *scene.words))]
+    wrong = [scene.name for scene in scenes if not told(stage.fork_server.run(small_disk, *scene.words))]
     assert outcome(stage.look(small_disk)) == before
     filler.unlink()
-    wrong += [scene.name for scene in scenes if stage.nursery.run(small_disk, *scene.words).code]
+    wrong += [scene.name for scene in scenes if stage.fork_server.run(small_disk, *scene.words).code]
     tries = 2 * len(scenes)
     held(
         "Disk: on a really full disk no existing file is changed",
@@ -163,12 +163,12 @@ def test_what_meets_a_full_disk_at_work_finishes_when_there_is_room(stage: Stage
     expected, _ = stage.expected(scene)
     lay(stage, small_disk, scene.home)
     before, filler = kept(stage.look(small_disk)), fill(small_disk)
-    ended = stage.nursery.run(small_disk, *scene.words)
+    ended = stage.fork_server.run(small_disk, *scene.words)
     look = stage.look(small_disk)
     assert whole(look)
     assert before <= kept(look)
     filler.unlink()
-    again = stage.nursery.run(small_disk, *scene.again(small_disk))
+    again = stage.fork_server.run(small_disk, *scene.again(small_disk))
     found = outcome(small_disk)
     print(ended.err, again.err, difference(expected, found))
     good = told(ended) and again.code == 0 and found == expected
@@ -221,7 +221,7 @@ def test_a_damaged_file_is_told_or_mended_and_never_believed(halfway: Stage, nam
         home = halfway.copy("halfway")
         file = home / names[number % len(names)]
         where = f"{file.relative_to(home)} {spoil(file, chance)}"
-        ended = halfway.nursery.run(home, *GO_ON)
+        ended = halfway.fork_server.run(home, *GO_ON)
         if ended.code == 0 and outcome(home) == expected:
             count["mended" if "warning:" in ended.err else "harmless"] += 1
             continue
@@ -229,9 +229,9 @@ def test_a_damaged_file_is_told_or_mended_and_never_believed(halfway: Stage, nam
             wrong.append(f"{where}: exit {ended.code}: {difference(expected, outcome(home))} {ended.err[-300:]}")
             continue
         count["told"] += 1
-        if damage.remedy and halfway.nursery.run(home, *damage.remedy).code:
+        if damage.remedy and halfway.fork_server.run(home, *damage.remedy).code:
             wrong.append(f"{where}: {damage.remedy} does not mend it")
-        if not damage.lost and (halfway.nursery.run(home, *GO_ON).code or outcome(home) != expected):
+        if not damage.lost and (halfway.fork_server.run(home, *GO_ON).code or outcome(home) != expected):
             wrong.append(f"{where}: not mended after {damage.remedy}: {ended.err}")
     print("\n".join(wrong))
     figure = f"{name}: " + ", ".join(f"{many} {how}" for how, many in count.items() if many)
@@ -262,7 +262,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damaged_one_is_kept
     newest_weights = run.checkpoints / "step-00000004" / "model.safetensors"
     spoil(newest_weights, random.Random(1))
     spoilt = newest_weights.read_bytes()
-    ended = halfway.nursery.run(home, *GO_ON)
+    ended = halfway.fork_server.run(home, *GO_ON)
     assert ended.code == 0
     assert f"{newest_weights} is damaged" in ended.err
     assert "going on from step 2" in ended.err
@@ -285,7 +285,7 @@ def test_a_damaged_answer_is_told_and_asked_again(stage: Stage) -> None:
         rows.execute("UPDATE Cache SET value = CAST(? AS TEXT) WHERE key = ?", (bytes(content), key))
         rows.commit()
         rows.close()
-        ended = stage.nursery.run(home, "label", "tiny")
+        ended = stage.fork_server.run(home, "label", "tiny")
         if ended.code and not (told(ended) and "cache verify --repair" in ended.err):
             wrong.append(ended.err)
         stage.well(home, "cache", "verify", "--repair")
@@ -308,14 +308,14 @@ def test_a_damaged_database_is_told_and_never_believed(stage: Stage) -> None:
     for _ in range(tries):
         home = stage.copy("labelled")
         where = spoil(home / "cache" / "teachers" / "cache.db", chance)
-        ended = stage.nursery.run(home, "label", "tiny")
+        ended = stage.fork_server.run(home, "label", "tiny")
         if ended.code:
             count["told"] += 1
             wrong += [] if told(ended) else [f"{where}: exit {ended.code}: {ended.err}"]
             continue
         if (found := of_run(newest(home))) != sound:
             wrong.append(f"{where}: {difference(sound, found)}")
-        verified = stage.nursery.run(home, "cache", "verify")
+        verified = stage.fork_server.run(home, "cache", "verify")
         count["told by verify" if verified.code else "harmless"] += 1
         if verified.code and not told(verified):
             wrong.append(f"{where}: verify: exit {verified.code}: {verified.err}")

@@ -50,7 +50,7 @@ def test_interrupted_and_resumed_as_its_last_words_say_it_comes_to_the_same(stag
     for _ in range(size(3, 20)):
         home = stage.copy("empty")
         at = chance.randrange(len(undisturbed.spots))
-        ended = stage.nursery.run(home, *RUN.words, fault=Fault("interrupt", at))
+        ended = stage.fork_server.run(home, *RUN.words, fault=Fault("interrupt", at))
         if ended.code == 0:  # the training had one step left, and took it
             continue
         assert ended.code == 130, ended.err

@@ -10,7 +10,7 @@ import pytest
 
 from distillkit.core.files import read_json
 from distillkit.core.run_folder import Run
-from support.fork_server import Ended, Nursery
+from support.fork_server import Ended, ForkServer
 from support.scenarios import Scene, Stage, newest, of_run, outcome, whole
 from support.trust_ledger import held, size
 
@@ -18,11 +18,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.trust]
 
 
 @pytest.fixture(scope="module")
-def second(stage: Stage) -> Iterator[Nursery]:
+def second(stage: Stage) -> Iterator[ForkServer]:
     folder = stage.folder / "second"
     folder.mkdir()
-    with Nursery(folder) as nursery:
-        yield nursery
+    with ForkServer(folder) as fork_server:
+        yield fork_server
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +33,13 @@ def _slowly(stage: Stage) -> Iterator[None]:
     stage.provider.delay = 0.0
 
 
-def both(stage: Stage, second: Nursery, home: Path, one: tuple[str, ...], other: tuple[str, ...]) -> list[Ended]:
+def both(stage: Stage, second: ForkServer, home: Path, one: tuple[str, ...], other: tuple[str, ...]) -> list[Ended]:
     """Two commands at once, each in a process of its own."""
     with ThreadPoolExecutor(2) as threads:
-        ends = [threads.submit(nursery.run, home, *words) for nursery, words in ((stage.nursery, one), (second, other))]
+        ends = [
+            threads.submit(fork_server.run, home, *words)
+            for fork_server, words in ((stage.fork_server, one), (second, other))
+        ]
         return [end.result() for end in ends]
 
 
@@ -48,7 +51,7 @@ def without_asking(run: Run) -> dict:
     return found
 
 
-def test_two_runs_of_one_recipe_have_two_numbers_and_ask_once(stage: Stage, second: Nursery) -> None:
+def test_two_runs_of_one_recipe_have_two_numbers_and_ask_once(stage: Stage, second: ForkServer) -> None:
     tries = size(1, 5)
     (_, undisturbed), good = stage.expected(Scene("run", "empty", ("run", "tiny.toml", "--yes"))), 0
     assert undisturbed.code == 0
@@ -69,7 +72,7 @@ def test_two_runs_of_one_recipe_have_two_numbers_and_ask_once(stage: Stage, seco
     )
 
 
-def test_two_labellers_ask_each_prompt_once(stage: Stage, second: Nursery) -> None:
+def test_two_labellers_ask_each_prompt_once(stage: Stage, second: ForkServer) -> None:
     tries, good = size(1, 5), 0
     words = ("label", "tiny.toml", "--yes", "--set", "teacher.prompts=30")
     for _ in range(tries):
@@ -87,13 +90,13 @@ def test_two_labellers_ask_each_prompt_once(stage: Stage, second: Nursery) -> No
     )
 
 
-def test_judging_while_it_trains_disturbs_neither(stage: Stage, second: Nursery) -> None:
+def test_judging_while_it_trains_disturbs_neither(stage: Stage, second: ForkServer) -> None:
     train = ("train", "tiny", "--set", "train.steps=150")
     expected, _ = stage.expected(Scene("long", "labelled", train))
     home = stage.copy("labelled")
     judged = 0
     with ThreadPoolExecutor(1) as threads:
-        training: Future[Ended] = threads.submit(stage.nursery.run, home, *train)
+        training: Future[Ended] = threads.submit(stage.fork_server.run, home, *train)
         while not training.done():
             run = newest(home)
             assert run is not None
@@ -114,7 +117,7 @@ def test_judging_while_it_trains_disturbs_neither(stage: Stage, second: Nursery)
     held("Concurrent processes: judging during training disturbs neither, and run.json records both", judged, judged)
 
 
-def test_of_two_that_train_one_run_the_second_is_refused(stage: Stage, second: Nursery) -> None:
+def test_of_two_that_train_one_run_the_second_is_refused(stage: Stage, second: ForkServer) -> None:
     words = ("train", "tiny", "--set", "train.steps=100")
     home = stage.copy("labelled")
     ends = sorted(both(stage, second, home, words, words), key=lambda end: end.code)
@@ -125,7 +128,7 @@ def test_of_two_that_train_one_run_the_second_is_refused(stage: Stage, second: N
 
 
 @pytest.mark.parametrize("name", ["judge", "report", "export", "cache import"])
-def test_two_that_do_the_same_do_not_mix_it_up(stage: Stage, second: Nursery, name: str) -> None:
+def test_two_that_do_the_same_do_not_mix_it_up(stage: Stage, second: ForkServer, name: str) -> None:
     from support.scenarios import SCENES
 
     scene = next(scene for scene in SCENES if scene.name == name)

@@ -150,7 +150,7 @@ FIGURES: dict[str, dict[str, Any]] = {
 TEACHER = '''
 from distillkit import Answer, Teacher, hookimpl
 
-class Told(Teacher):
+class RecordingTeacher(Teacher):
     """Ends every story alike."""
     name = "told"
     chats = True
@@ -159,7 +159,7 @@ class Told(Teacher):
 
 @hookimpl
 def register_teachers():
-    return [Told]
+    return [RecordingTeacher]
 '''
 
 BASE = small(

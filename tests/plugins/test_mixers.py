@@ -34,7 +34,7 @@ from distillkit.student.training.optimizers import AdamW
 from distillkit.student.training.parallel import StreamPool
 from distillkit.student.training.targets import MIN_MASS, LazyLogits, Targets, TopK
 from support.students import Array, batch_of, f64, log_softmax, softmax, tiny_model
-from support.training import Told, furnish, sit, stopped_at, train_losses, weights
+from support.training import RecordingConsole, prepare_home, sit, stopped_at, train_losses, weights
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -742,7 +742,7 @@ def test_terms_that_count_no_row_have_no_gradient_norm() -> None:
 
 
 def test_a_term_that_is_lost_beside_another_is_pointed_out_once() -> None:
-    told = Told()
+    told = RecordingConsole()
     balance = TermBalanceMonitor(told)
     balance.record_evaluation(1, {"hard": 1.0, "soft": 0.02})
     balance.record_evaluation(2, {"hard": 1.0, "soft": 0.0})  # a weight of 0
@@ -755,7 +755,7 @@ def test_a_term_that_is_lost_beside_another_is_pointed_out_once() -> None:
 
 
 def test_steps_without_a_hard_row_say_nothing_about_learning_by_heart() -> None:
-    told = Told()
+    told = RecordingConsole()
     watch = OverfittingMonitor(told)
     watch.record_step({"loss": 0.1, "terms": {"hard": 0.0, "soft": 0.1}})
     watch.record_evaluation(1, 5.0, 4.0)
@@ -976,7 +976,7 @@ def test_stored_soft_targets_reach_the_mixer_row_by_row() -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    furnish(tmp_path, monkeypatch)
+    prepare_home(tmp_path, monkeypatch)
     sit()
     return tmp_path
 
@@ -1015,7 +1015,7 @@ def test_the_weights_of_terms_follow_their_schedule_and_their_gradients_are_repo
 
 
 def test_a_hard_run_has_one_gradient_norm(home: Path) -> None:
-    run = sit(console=(told := Told()))
+    run = sit(console=(told := RecordingConsole()))
     assert all(row["gradient_norms"].keys() == {"hard"} for row in read_jsonl(run.metrics) if row["kind"] != "train")
     assert not told.warnings("gradient")
     assert Hard.signal == "none"

@@ -28,7 +28,7 @@ from distillkit.student.training.distributed import (
     _buckets,
     _is_launched,
 )
-from support.training import Fake, Told, furnish, sit, steps_of, train_steps
+from support.training import Fake, RecordingConsole, prepare_home, sit, steps_of, train_steps
 
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
 FIFTY = ("train.steps=50", "train.evaluate_every=10", "train.checkpoint_every=25", "train.batch_size=4")
@@ -37,7 +37,7 @@ needs_launcher = pytest.mark.skipif(not LAUNCHER.exists(), reason="mlx.launch is
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    furnish(tmp_path, monkeypatch)
+    prepare_home(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -185,7 +185,7 @@ def test_two_processes_learn_what_one_learns_and_leave_one_set_of_files(home: Pa
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(home: Path) -> None:
     constant = (*FIFTY, "train.streams=1", "train.final_learning_rate=0.01", "train.warmup=0")
-    alone, told = sit(*constant, "student.dropout=0.0"), Told()
+    alone, told = sit(*constant, "student.dropout=0.0"), RecordingConsole()
     two(home, *constant, "student.dropout=0.0", "train.steps=20")
     run = find_run("tiny/2")
     sit(*constant, "student.dropout=0.0", "train.steps=35", resume=True, console=told)

@@ -298,7 +298,9 @@ def test_a_proof_of_a_student_with_a_small_context_ends(context: int, written: i
 
 def test_an_export_that_is_not_the_student_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_with(TINY)
-    monkeypatch.setattr(export_hf, "open_exported", lambda folder, converted: NetworkReader(lively(TINY, seed=5), "a test"))
+    monkeypatch.setattr(
+        export_hf, "open_exported", lambda folder, converted: NetworkReader(lively(TINY, seed=5), "a test")
+    )
     assert "differs from the student (compared by a test)" in refused(
         "export", run.name, "--to", "there", "--format", "hf"
     )

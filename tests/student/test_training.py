@@ -36,12 +36,12 @@ from distillkit.student import checkpoint as checkpoints
 from distillkit.student.training.optimizers import flatten
 from distillkit.student.training.precision import LOSS_SCALE, MAX_OVERFLOWS
 from support.training import (
-    Told,
+    RecordingConsole,
     _kept,
     assemble,
     copied,
     fill_the_disk,
-    furnish,
+    prepare_home,
     sit,
     steps_of,
     stop_at,
@@ -55,19 +55,19 @@ from support.training import (
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for runs and cache, with the recipes and the plugin of these tests."""
-    furnish(tmp_path, monkeypatch)
+    prepare_home(tmp_path, monkeypatch)
     return tmp_path
 
 
 @pytest.fixture(scope="module")
-def by_heart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Told]:
+def by_heart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, RecordingConsole]:
     """A student of few texts that learnt them by heart, and what was said meanwhile."""
-    told = Told()
+    told = RecordingConsole()
     little = ("data.stories=4", "data.held_out=0.5", "data.block_chars=200")
     able = ("student.width=64", "student.dropout=0.0", "train.batch_size=4")
     often = ("train.steps=150", "train.evaluate_every=25", "train.checkpoint_every=10", "train.keep=2")
     with pytest.MonkeyPatch.context() as patch:
-        furnish(tmp_path_factory.mktemp("by_heart"), patch)
+        prepare_home(tmp_path_factory.mktemp("by_heart"), patch)
         return sit(*little, *able, *often, console=told), told
 
 
@@ -172,7 +172,7 @@ def drop_speed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_ctrl_c_at_the_last_step_stops_too_and_loses_nothing(home: Path) -> None:
-    run, told = stopped_at(12), Told()
+    run, told = stopped_at(12), RecordingConsole()
     assert run.info["status"] == "interrupted"
     sit(resume=True, console=told)
     assert any("Training is complete" in line for line in told.lines)
@@ -337,7 +337,7 @@ def test_two_processes_never_train_the_same_run(home: Path) -> None:
 
 def test_a_run_is_extended_by_more_steps(home: Path) -> None:
     constant = ("train.final_learning_rate=0.01", "train.warmup=0")
-    run, told = trained(*constant, "train.steps=7"), Told()
+    run, told = trained(*constant, "train.steps=7"), RecordingConsole()
     sit(*constant, "train.steps=12", resume=True, console=told)
     assert "Changed since the last session: train.steps was 7 and is 12." in told.lines
     assert any(line.startswith("Training from step 7 to step 12") for line in told.lines)
@@ -346,7 +346,7 @@ def test_a_run_is_extended_by_more_steps(home: Path) -> None:
 
 
 def test_a_run_with_nothing_left_to_do_says_so(home: Path) -> None:
-    run, told = trained(), Told()
+    run, told = trained(), RecordingConsole()
     before = weights(run)
     sit(resume=True, console=told)
     assert "Training is complete: the run has 12 of 12 steps. To extend it, raise train.steps." in told.lines
@@ -355,7 +355,7 @@ def test_a_run_with_nothing_left_to_do_says_so(home: Path) -> None:
 
 
 def test_a_changed_learning_rate_is_told(home: Path) -> None:
-    run, told = stopped_at(5), Told()
+    run, told = stopped_at(5), RecordingConsole()
     sit("train.learning_rate=0.02", resume=True, console=told)
     assert "Changed since the last session: train.learning_rate was 0.01 and is 0.02." in told.lines
     rates = [row["learning_rate"] for row in read_jsonl(run.metrics) if row["kind"] == "train"]
@@ -416,7 +416,7 @@ def test_a_batch_may_be_cut_otherwise_when_it_stays_the_same(home: Path) -> None
 
 
 def test_a_changed_chunk_is_used_and_told(home: Path) -> None:
-    run, told = stopped_at(5), Told()
+    run, told = stopped_at(5), RecordingConsole()
     sit("train.chunk=64", resume=True, console=told)
     assert "Changed since the last session: train.chunk was auto and is 64." in told.lines
     assert checkpoints.list_checkpoints(run.checkpoints)[-1].state["numerics"]["chunk"] == 64
@@ -433,7 +433,7 @@ def test_going_on_with_more_cores_keeps_the_number_of_streams(home: Path, monkey
 def test_a_run_that_goes_on_with_another_blas_kernel_says_that_it_is_close_and_goes_on(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, told = stopped_at(5), Told()
+    run, told = stopped_at(5), RecordingConsole()
     numerics = checkpoints.list_checkpoints(run.checkpoints)[-1].state["numerics"]
     here = blas.load()
     assert (numerics["blas"], numerics["kernel"]) == (here.name, here.kernel)
@@ -455,7 +455,7 @@ FILES = ["model.safetensors", "optimizer.safetensors", "student.json", "state.js
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(home: Path, name: str) -> None:
-    run, told = stopped_at(5), Told()
+    run, told = stopped_at(5), RecordingConsole()
     flip_a_bit(run.checkpoints / "step-00000005" / name)
     sit(resume=True, console=told)
     (warning,) = told.warnings("step-00000005")
@@ -466,7 +466,7 @@ def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(home: Path, 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_noticed(home: Path, name: str) -> None:
-    run, told = stopped_at(5), Told()
+    run, told = stopped_at(5), RecordingConsole()
     (run.checkpoints / "step-00000005" / name).unlink()
     sit(resume=True, console=told)
     assert told.warnings("missing")
@@ -487,7 +487,7 @@ def test_the_same_step_may_be_damaged_again_and_again(home: Path) -> None:
 
 
 def test_when_every_checkpoint_is_damaged_training_starts_again(home: Path) -> None:
-    run, told = stopped_at(7), Told()
+    run, told = stopped_at(7), RecordingConsole()
     count = len(steps_of(run))
     for checkpoint in checkpoints.list_checkpoints(run.checkpoints):
         flip_a_bit(checkpoint.path / "model.safetensors")
@@ -573,7 +573,7 @@ def test_a_last_step_that_ruins_the_weights_is_no_success(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_only_the_newest_checkpoints_and_the_best_are_kept(by_heart: tuple[Run, Told]) -> None:
+def test_only_the_newest_checkpoints_and_the_best_are_kept(by_heart: tuple[Run, RecordingConsole]) -> None:
     run, _ = by_heart
     best = run.info["training"]["best_step"]
     assert best < 140
@@ -609,7 +609,7 @@ def test_a_student_that_is_half_trained_writes(home: Path) -> None:
     assert student.score(["One day"])[0].nats > 0
 
 
-def test_the_student_of_a_run_is_its_last_not_its_best(by_heart: tuple[Run, Told]) -> None:
+def test_the_student_of_a_run_is_its_last_not_its_best(by_heart: tuple[Run, RecordingConsole]) -> None:
     run, _ = by_heart
     assert checkpoints.weights_digest(flatten(Trained.load(run.path).model.parameters())) == weights(run)
 
@@ -648,7 +648,7 @@ def test_each_step_is_logged_with_its_terms_rate_norm_and_speed(home: Path) -> N
     assert [row["learning_rate"] for row in rows[:3]] == pytest.approx([0.005, 0.01, 0.01])
 
 
-def test_learning_by_heart_is_pointed_out_once(by_heart: tuple[Run, Told]) -> None:
+def test_learning_by_heart_is_pointed_out_once(by_heart: tuple[Run, RecordingConsole]) -> None:
     run, told = by_heart
     (warning,) = told.warnings("overfitting. More documents, fewer train.steps")
     assert re.search(r"step \d+: validation loss \d+\.\d+ rises and training loss is \d+\.\d+", warning)
@@ -658,7 +658,7 @@ def test_learning_by_heart_is_pointed_out_once(by_heart: tuple[Run, Told]) -> No
 
 
 def test_a_healthy_run_is_not_warned(home: Path) -> None:
-    told = Told()
+    told = RecordingConsole()
     sit(console=told)
     assert told.warnings("") == []
 
@@ -677,7 +677,7 @@ def test_trackers_are_told_of_every_step_and_of_the_report(home: Path) -> None:
 
 
 def test_the_student_writes_while_it_is_trained_without_disturbing_that(home: Path) -> None:
-    told = Told()
+    told = RecordingConsole()
     run = sit("train.sample_every=5", console=told)
     samples = [line for line in told.lines if line.startswith("  ") and "|" in line]
     assert len(samples) == 2
@@ -687,7 +687,7 @@ def test_the_student_writes_while_it_is_trained_without_disturbing_that(home: Pa
 def test_what_the_student_writes_while_it_is_trained_is_drawn_as_the_recipe_says(home: Path) -> None:
     shown = []
     for how in ("sampling.temperature=0", "sampling.top_k=1"):
-        told = Told()
+        told = RecordingConsole()
         sit("train.sample_every=5", how, console=told)
         shown.append([line for line in told.lines if line.startswith("  ") and "|" in line])
     assert len(shown[0]) == 2
@@ -702,7 +702,7 @@ def saved_weights(run: Run, step: int) -> dict[str, mx.array]:
 
 
 def test_a_student_may_begin_with_the_weights_of_another(home: Path) -> None:
-    origin, told = trained(), Told()
+    origin, told = trained(), RecordingConsole()
     run = sit(
         "student.from=tiny/1", "train.keep=100", "student.dropout=0.0", "seed=7", "tokenizer.kind=tiny", console=told
     )
@@ -712,7 +712,7 @@ def test_a_student_may_begin_with_the_weights_of_another(home: Path) -> None:
 
 
 def test_a_student_may_begin_with_a_checkpoint_that_was_taken_elsewhere(home: Path) -> None:
-    origin, told = trained(), Told()
+    origin, told = trained(), RecordingConsole()
     mine = shutil.copytree(origin.checkpoints / "step-00000012", home / "kept" / "my-own")
     shutil.copytree(origin.tokenizer, mine / "tokenizer")
     run = sit(f"student.from={mine}", "train.keep=100", console=told)
@@ -736,7 +736,7 @@ def test_weights_that_read_other_tokens_are_refused(home: Path) -> None:
 
 def test_the_teacher_is_asked_in_every_step_and_learns_nothing(home: Path) -> None:
     origin = trained("train.steps=30")
-    parts = assemble(recipe="pupil", console=Told())
+    parts = assemble(recipe="pupil", console=RecordingConsole())
     teacher: Any = parts.teacher
     before = checkpoints.weights_digest(flatten(teacher.trained.model.parameters()))
     run = create_run(parts, {})
@@ -784,7 +784,7 @@ def test_a_teacher_that_reads_other_tokens_is_refused(home: Path) -> None:
 
 
 def test_a_plugins_mixer_trains(home: Path) -> None:
-    told = Told()
+    told = RecordingConsole()
     run = sit("mixer.name=focal", console=told)
     rows = [row for row in read_jsonl(run.metrics) if row["kind"] == "train"]
     assert all(row["terms"] == {"focal": row["loss"]} for row in rows)
@@ -807,7 +807,7 @@ def test_a_plugins_student_trains_resumes_and_writes(home: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_learns_nearly_the_same_and_keeps_float32(home: Path, precision: str) -> None:
-    full, told = trained("train.steps=30"), Told()
+    full, told = trained("train.steps=30"), RecordingConsole()
     half = sit("train.steps=30", f"train.precision={precision}", console=told)
     assert train_losses(half) == pytest.approx(train_losses(full), rel=2e-2)
     assert train_losses(half) != train_losses(full)
@@ -828,7 +828,7 @@ def test_half_precision_goes_on_bit_for_bit(home: Path, precision: str) -> None:
 
 def test_a_changed_precision_is_told(home: Path) -> None:
     stopped_at(5)
-    told = Told()
+    told = RecordingConsole()
     sit("train.precision=bfloat16", resume=True, console=told)
     assert "Changed since the last session: train.precision was auto and is bfloat16." in told.lines
     assert told.warnings("precision was float32 and is bfloat16")

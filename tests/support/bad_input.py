@@ -1,4 +1,4 @@
-"""What no program should meet and every program meets: recipes, texts, answers, rows, headers. Nothing is sound."""
+"""Invalid and hostile input: recipes, texts, answers, database rows, file headers."""
 
 from __future__ import annotations
 
@@ -89,18 +89,18 @@ KEYS = [
 
 
 def base(key: str) -> str:
-    """The recipe in which a key means something: some need a teacher."""
+    """The recipe in which a key is valid: some keys need a teacher."""
     return "taught.toml" if key.partition(".")[0] in ("teacher", "mixer") else "tiny.toml"
 
 
 def write_bases(home: Path) -> None:
-    """The recipes whose keys are set."""
+    """The recipes whose keys the tests set."""
     (home / "tiny.toml").write_text(TINY)
     (home / "taught.toml").write_text(TAUGHT)
 
 
 def recipes(home: Path) -> dict[str, bytes]:
-    """Recipes by their names: files that are none, that go round in circles, that are far too much."""
+    """Recipe files by name: not TOML, circular `extends`, far too large."""
     base = TINY.encode()
     return {
         "nothing": b"",
@@ -148,7 +148,7 @@ NAMES = ["with space.toml", "new\nline.toml", "🦊.toml", "\x1b[2J.toml", "a'b\
 
 
 def write_recipes(home: Path) -> list[str]:
-    """All of them in a folder, and in strange places: their names."""
+    """Write all of them to a folder, and to unusual places; returns their names."""
     found = []
     for name, content in recipes(home).items():
         (home / f"{name}.toml").write_bytes(content)
@@ -178,7 +178,7 @@ def write_recipes(home: Path) -> list[str]:
 
 
 def texts(megabytes: float) -> Iterator[tuple[str, bytes]]:
-    """Files of text, and how large the large ones are."""
+    """Text files; `size` is that of the large ones."""
     large = round(megabytes * 1_000_000)
     yield from {
         "empty": b"",
@@ -242,7 +242,7 @@ ANSWERS = {
 
 
 class Bomb:
-    """Whoever reads a pickle of it creates a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -252,19 +252,19 @@ class Bomb:
 
 
 def bombs(ran: Path) -> list[bytes]:
-    """It in every protocol of pickles."""
+    """The object in every pickle protocol."""
     return [pickle.dumps(Bomb(ran), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
 
 
 def plant(folder: Path, **columns: Any) -> None:
-    """Put a row into the database of a cache behind its back."""
+    """Insert a row into a cache's database directly."""
     names = ", ".join(columns)
     with contextlib.closing(sqlite3.connect(folder / "cache.db")) as rows, rows:
         rows.execute(f"INSERT INTO Cache ({names}) VALUES ({', '.join('?' * len(columns))})", [*columns.values()])
 
 
 def mine(folder: Path, ran: Path, keys: list[str]) -> int:
-    """Plant pickles in a cache wherever diskcache would read one, under keys that will be looked for; how many."""
+    """Insert pickles into a cache wherever diskcache would read one; returns their number."""
     DiskAnswerStore(folder).__exit__()
     count = 0
     for number, bomb in enumerate(bombs(ran)):
@@ -279,7 +279,7 @@ def mine(folder: Path, ran: Path, keys: list[str]) -> int:
     return count
 
 
-# Rows of the table from which diskcache sets attributes and pragmas of its own, whatever they are.
+# Rows of the table from which diskcache sets any of its attributes and pragmas.
 SETTINGS: dict[str | bytes, Any] = {
     "disk_qickle_protocol": 5,  # one bit beside a real one
     "sqlite_writable_schema": 1,
@@ -295,14 +295,14 @@ SETTINGS: dict[str | bytes, Any] = {
 
 
 def preset(folder: Path, key: str | bytes, value: Any) -> None:
-    """Put a setting into the database of a cache behind its back."""
+    """Insert a setting into a cache's database directly."""
     DiskAnswerStore(folder).__exit__()
     with contextlib.closing(sqlite3.connect(folder / "cache.db")) as rows, rows:
         rows.execute("INSERT OR REPLACE INTO Settings VALUES (?, ?)", (key, value))
 
 
 def header(tensors: Any, data: bytes = b"\0" * 8, size: int | None = None, raw: bytes | None = None) -> bytes:
-    """A .safetensors file as its header says."""
+    """A .safetensors file with the given header."""
     text = json.dumps(tensors).encode() if raw is None else raw
     return struct.pack("<Q", len(text) if size is None else size) + text + data
 
@@ -343,7 +343,7 @@ HEADERS = {
 
 
 def archives(ran: Path) -> dict[str, bytes]:
-    """Files that end in .npz and are no weights."""
+    """Files that end in .npz and do not contain weights."""
     found = {"nothing": b"", "text": b"once upon", "a pickle": pickle.dumps(Bomb(ran)), "a cut zip": b"PK\x03\x04"}
     for name, arrays in {
         "an object": {"token_embedding.weight": np.array([Bomb(ran)], dtype=object)},

@@ -1,4 +1,4 @@
-"""A provider of batches on the loopback interface: files, batches, their states and their faults, over real sockets.
+"""A fake Batch API on the loopback interface: files, batches, their states and faults, over real sockets.
 
 It is also a plugin: the teacher `batcher`, which asks it through the real SDK.
 """
@@ -19,7 +19,7 @@ Fate = Callable[[str, dict[str, Any]], Any]
 
 
 class Provider:
-    """What the provider holds, and what becomes of each request: `fate(custom_id, body)` is a status or a word."""
+    """The provider's files and batches; `fate(custom_id, body)` decides each request: a status code or a word."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -63,12 +63,12 @@ class Provider:
         return self.batches[name]
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every request of every batch, as it was uploaded."""
+        """Every request of every batch, as uploaded."""
         files = [self.files[batch["input_file_id"]] for batch in self.batches.values()]
         return [json.loads(line) for content in files for line in content.splitlines()]
 
     def refusal(self, body: dict[str, Any]) -> dict[str, Any] | None:
-        """Why a request is not taken, as OpenAI says it."""
+        """The error for a rejected request, in OpenAI's format."""
         found = sorted(self.refuses & body.keys())
         return {"error": {"message": f"Unsupported parameter: '{found[0]}'", "param": found[0]}} if found else None
 
@@ -89,7 +89,7 @@ class Provider:
         return sum(batch["status"] == "in_progress" for batch in self.batches.values())
 
     def finish(self, batch: dict[str, Any]) -> None:
-        """Answer what the fate lets be answered, and put the rest among the errors."""
+        """Answer the requests that `fate` accepts, and list the others as errors."""
         batch["status"] = self.end
         if self.end == "failed":
             why = self.quoting({"code": "invalid", "message": "no such model to be had"})
@@ -117,7 +117,7 @@ class Provider:
                 batch[field] = self.upload(content)["id"]
 
     def quoting(self, said: dict[str, Any]) -> dict[str, Any]:
-        """What it says, with the key in every text and beside, if it is one that quotes."""
+        """A response; a provider that quotes puts the API key into every text of it."""
         if not self.echo:
             return said
         quoted = json.loads(json.dumps(said).replace("to ", f"to {self.heard} "))
@@ -125,12 +125,12 @@ class Provider:
 
 
 def prompt_of(body: dict[str, Any]) -> str:
-    """What is said last."""
+    """The prompt: the content of the last message."""
     return str(body["messages"][-1]["content"] if "messages" in body else body["prompt"])
 
 
 def reply(body: dict[str, Any]) -> dict[str, Any]:
-    """What is said to a request, as its endpoint says it."""
+    """The response to a request, in the format of its endpoint."""
     text, usage = f"to {prompt_of(body)}", {"prompt_tokens": 2, "completion_tokens": 3}
     if "messages" not in body:
         return {"text": text, "usage": usage}
@@ -182,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(lambda: self.page(dict(pair.split("=") for pair in query.split("&") if pair)))
 
     def where(self) -> str:
-        """The path, alike for all providers."""
+        """The path, in one form for all providers."""
         return self.path.partition("?")[0].removeprefix("/openai")
 
     def page(self, query: dict[str, str]) -> dict[str, Any]:
@@ -219,12 +219,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *words: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[tuple[Provider, str]]:
-    """A provider, and the base URL where it answers."""
+    """A provider, and its base URL."""
     provider = Provider()
     handler = type("Here", (Handler,), {"provider": provider})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -238,12 +238,12 @@ def serving() -> Iterator[tuple[Provider, str]]:
 
 
 class Batcher(Teacher):
-    """Asks in batches, through the SDK."""
+    """A teacher that uses the Batch API through the SDK."""
 
     name = "batcher"
 
     class Options(Teacher.Options):
-        """Where, and with which client."""
+        """The address and the client."""
 
         model: str = "m"
         base_url: str
@@ -282,11 +282,11 @@ class Batcher(Teacher):
 
 
 def batcher(url: str, **options: Any) -> Batcher:
-    """The teacher of a provider."""
+    """The teacher for a provider's URL."""
     return Batcher(Batcher.Options(base_url=url, **options))
 
 
 @hookimpl
 def register_teachers() -> list[type[Teacher]]:
-    """As a plugin."""
+    """The teacher as a plugin."""
     return [Batcher]

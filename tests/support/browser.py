@@ -14,22 +14,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# The browser reads orders from 3 and answers on 4.
+# The browser reads commands from descriptor 3 and answers on 4.
 ADOPT = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 
 
 def found() -> str | None:
-    """Where the browser is, if there is one."""
+    """The path of the browser, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Browser:
-    """One page of one browser, and all that it complained of or asked the network for."""
+    """One page of one browser, with its console errors and network requests."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is where the browser keeps its profile."""
+        """`folder` holds the browser's profile."""
         mine, its = os.pipe(), os.pipe()
         command = [str(found()), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
         command += ["--no-first-run", "--disable-extensions", "--hide-scrollbars", f"--user-data-dir={folder}"]
@@ -66,7 +66,7 @@ class Browser:
         self.back.close()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Ask for something and wait for the answer; what happens meanwhile is noted."""
+        """Send a command and wait for its result; events that arrive meanwhile are recorded."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         self.out.write(json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
@@ -77,7 +77,7 @@ class Browser:
         return dict(heard["result"])
 
     def open(self, page: Path) -> None:
-        """Load a page to its end."""
+        """Load a page completely."""
         self.complaints.clear()
         self.requests.clear()
         self.call("Page.navigate", url=page.resolve().as_uri())
@@ -85,14 +85,14 @@ class Browser:
             self._note(heard)
 
     def js(self, code: str) -> Any:
-        """The value of an expression in the page; a promise's when it is kept."""
+        """The value of a JavaScript expression in the page; promises are awaited."""
         found = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True, userGesture=True)
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"]["exception"].get("description", code))
         return found["result"].get("value")
 
     def settle(self) -> None:
-        """Wait until what was changed has been drawn."""
+        """Wait until changes have been rendered."""
         self.js("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def key(self, key: str, code: int, text: str = "") -> None:
@@ -101,12 +101,12 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text)
 
     def seconds(self) -> float:
-        """The processor time that the page's process has used: what opening took, however busy the machine."""
+        """The CPU time of the page's process: a measure of loading that a busy machine does not distort."""
         metrics = {one["name"]: one["value"] for one in self.call("Performance.getMetrics")["metrics"]}
         return float(metrics["ProcessTime"])
 
     def look(self, width: int, height: int = 900, dark: bool = False) -> None:
-        """The size of the window, and whether it is night."""
+        """Set the size of the window, and dark mode."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
@@ -115,7 +115,7 @@ class Browser:
         self.settle()
 
     def picture(self, file: Path, whole: bool = True) -> None:
-        """What the page looks like."""
+        """A screenshot of the page."""
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))
         file.write_bytes(base64.b64decode(shot["data"]))
 
@@ -126,7 +126,7 @@ class Browser:
         return {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
 
     def printed(self, file: Path) -> None:
-        """The page on paper."""
+        """The page as a PDF."""
         file.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"]))
 
     def _heard(self) -> dict[str, Any]:
@@ -153,6 +153,6 @@ class Browser:
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
-    """A browser that ends with the block."""
+    """A browser that is closed at the end of the block."""
     with Browser(folder) as one:
         yield one

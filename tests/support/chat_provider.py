@@ -1,6 +1,6 @@
-"""A provider on the loopback interface that does as it is told: a real server on real sockets, one thread, one loop.
+"""A fake chat completions API on the loopback interface: a real server on real sockets, one thread, one event loop.
 
-Each prompt is answered by the next act of its script; when the script is over, well. It remembers every call.
+Each prompt is answered by the next act of its script, and normally when the script has ended. Calls are recorded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROBE = "Count: one, two,"  # what the capability probe says
 
 @dataclass
 class Act:
-    """One way to treat a call."""
+    """How the server treats one call."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Act:
 
 @dataclass
 class Call:
-    """What was asked, and when."""
+    """One call: its request and its time."""
 
     path: str
     headers: dict[str, str]
@@ -55,14 +55,14 @@ class Call:
 
 
 def error(status: int, message: str, code: str | None = None, param: str | None = None, **headers: str) -> Act:
-    """An error as OpenAI words it."""
+    """An error response in OpenAI's format."""
     told = {"error": {"message": message, "type": "some_error", "code": code, "param": param}}
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Act(status, named, json.dumps(told).encode())
 
 
 class Provider:
-    """The server, its script and its memory."""
+    """The server, its script and the calls that it received."""
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
@@ -84,7 +84,7 @@ class Provider:
 
     @property
     def prompts(self) -> list[str]:
-        """What was asked, but for probes."""
+        """The prompts of all calls except probes."""
         return [call.prompt for call in self.calls if call.prompt != PROBE]
 
     def on(self, prompt: str, *acts: Act) -> None:
@@ -194,7 +194,7 @@ class Provider:
 
 
 def logprobs(text: str, most: int) -> dict[str, Any]:
-    """A log-probability for each word, as OpenAI gives them."""
+    """A log-probability for each word, in OpenAI's format."""
     words = [text[: text.find(" ")], *(f" {word}" for word in text.split(" ")[1:])]
 
     def entry(word: str, value: float) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def logprobs(text: str, most: int) -> dict[str, Any]:
 
 
 class PerMinute:
-    """A rule that allows so many calls in any minute, and says so in its headers; a minute may be shorter here."""
+    """A rule that allows this many calls per minute and sends the rate limit headers; the minute may be shortened."""
 
     def __init__(self, limit: int, minute: float = 60.0) -> None:
         self.limit, self.minute = limit, minute
@@ -230,7 +230,7 @@ class PerMinute:
 
 
 class Failing:
-    """A rule by which the first call of every so many-th prompt fails."""
+    """A rule that fails the first call of every n-th prompt."""
 
     def __init__(self, share: float) -> None:
         self.every, self.failed = round(1 / share), set[int]()
@@ -245,7 +245,7 @@ class Failing:
 
 @contextmanager
 def serving(delay: float = 0.0, port: int = 0) -> Iterator[Provider]:
-    """A provider for the time of a block."""
+    """A provider that serves until the end of the block."""
     provider = Provider(delay).start(port)
     try:
         yield provider
@@ -254,7 +254,7 @@ def serving(delay: float = 0.0, port: int = 0) -> Iterator[Provider]:
 
 
 def main() -> None:
-    """Serve from a process of its own: the address on standard output, until standard input ends."""
+    """Serve until standard input ends; the address is printed to standard output."""
     words = dict(word.split("=") for word in sys.argv[1:])
     with serving(float(words.get("delay", 0))) as provider:
         if "per_minute" in words:

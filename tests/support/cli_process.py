@@ -1,4 +1,4 @@
-"""The program as a process of its own, without the second that it takes Python to read the code.
+"""Run the command line in a child process without the second that importing its modules takes.
 
 A child of this process imports what most commands need, all but MLX, which does not survive a fork, and forks for
 every command. A command so has its own environment, standard output and exit code, as with
@@ -57,7 +57,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def program(words: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float = 300, **more: Any) -> Done:
-    """Run distillkit in a folder and an environment; what it came to."""
+    """Run distillkit in a folder and an environment; returns its exit code and output."""
     command = [sys.executable, "-m", "distillkit", *words]
     if more or _python(env) != _python(os.environ):
         pipes: dict[str, Any] = {"capture_output": True, "text": True}
@@ -74,18 +74,18 @@ def program(words: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: fl
 
 
 def distillkit(home: Path, *words: str, timeout: float = 300, **more: object) -> subprocess.CompletedProcess[str]:
-    """Run the program in a folder of its own."""
+    """Run distillkit with a folder as DISTILLKIT_HOME."""
     environment = {**os.environ, "DISTILLKIT_HOME": str(home), "COLUMNS": "100"}
     return program(words, home, environment, timeout, **more)
 
 
 def _python(env: Mapping[str, str]) -> dict[str, str]:
-    """What changes Python before it reads a line of ours."""
+    """The variables that change how Python starts."""
     return {key: value for key, value in env.items() if key.startswith("PYTHON")}
 
 
 class _Server:
-    """The process that forks. It ends with this one, whose end of the pipe is closed then."""
+    """The process that forks. It ends with this process, which closes the pipe."""
 
     def __init__(self) -> None:
         self.child = subprocess.Popen(
@@ -99,7 +99,7 @@ class _Server:
         self.lock = threading.Lock()
 
     def ask(self, asked: dict[str, Any]) -> int | None:
-        """The exit code of a command; nothing if it took too long."""
+        """The exit code of a command; None if it timed out."""
         assert self.child.stdin is not None
         assert self.child.stdout is not None
         with self.lock:
@@ -120,7 +120,7 @@ def _server() -> _Server:
 
 
 def main() -> None:
-    """Fork for each line that comes, one after another."""
+    """Fork for each line of standard input, one after another."""
     for name in HEAVY:
         importlib.import_module(name)
     assert not any(name.partition(".")[0] == "mlx" for name in sys.modules), "MLX does not survive a fork"
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def _waited(pid: int, seconds: float) -> int | None:
-    """The exit code of a child, negative as a signal's number; one that takes too long is ended."""
+    """The exit code of a child, negative for a signal; a child that exceeds the time limit is killed."""
     timer = threading.Timer(seconds, os.kill, (pid, signal.SIGKILL))
     deadline = time.monotonic() + seconds
     timer.start()
@@ -148,7 +148,7 @@ def _waited(pid: int, seconds: float) -> int | None:
 
 
 def _be(asked: dict[str, Any]) -> None:
-    """Be the command, and never come back."""
+    """Run the command in this process, and exit."""
     code: object = 70
     try:
         os.environ.clear()

@@ -35,7 +35,7 @@ NEEDS_ROOM = {"open", "os.mkdir", "write", "save", "os.link", "os.symlink"}
 
 @dataclass
 class Fault:
-    """What befalls a process at one of its boundaries.
+    """A fault at one of a process's boundaries.
 
     "kill", "tear" (killed in the middle of a write), "interrupt" (as by Ctrl-C), "fail" (this once), "full" (from then
     on nothing can be written) or "read-only" (from then on nothing can be changed at all).
@@ -45,7 +45,7 @@ class Fault:
     at: int = -1
 
     def befalls(self, number: int, kind: str) -> bool:
-        """Whether it does at a boundary of a kind."""
+        """Whether the fault applies to a boundary of this kind."""
         if self.what == "full":
             return number >= self.at and (kind in NEEDS_ROOM or kind.startswith("sqlite"))
         return number >= self.at if self.what == "read-only" else number == self.at
@@ -61,7 +61,7 @@ class Boundaries:
     numbers: Any = field(default_factory=itertools.count)
 
     def meet(self, kind: str, path: str) -> bool:
-        """Note a boundary; killed here unless the fault is another. Whether a write is to be torn."""
+        """Record a boundary and apply the fault. Returns whether the write is to be torn."""
         number = next(self.numbers)
         self.spots.append((kind, os.path.relpath(path, self.root)))
         if not self.fault.befalls(number, kind):
@@ -76,7 +76,7 @@ class Boundaries:
         raise refusal(self.fault.what, kind, path)
 
     def holds(self, path: Any, folder: Any = None) -> str | None:
-        """The whole path of what lies below the root, or None."""
+        """The absolute path if it lies below the root, or None."""
         if isinstance(path, int):
             return None
         name = os.fsdecode(path)
@@ -87,13 +87,13 @@ class Boundaries:
 
 
 def die() -> None:
-    """End at once, as by a power switch."""
+    """End at once, as in a power failure."""
     os.kill(os.getpid(), signal.SIGKILL)
     signal.pause()
 
 
 def refusal(what: str, kind: str, path: str) -> Exception:
-    """The error that a disk would give."""
+    """The error that the operating system would raise."""
     if kind.startswith("sqlite"):
         told = {"full": "database or disk is full", "read-only": "attempt to write a readonly database"}
         return sqlite3.OperationalError(told.get(what, "disk I/O error"))
@@ -107,7 +107,7 @@ def refusal(what: str, kind: str, path: str) -> Exception:
 
 
 def watch(root: Path, fault: Fault) -> Boundaries:
-    """Count every boundary of this process below a folder from now on, and let the fault befall it."""
+    """Count every boundary of this process below a folder from now on, and apply the fault."""
     boundaries = Boundaries(str(root), fault)
     _watch_events(boundaries)
     _watch_writes(boundaries)
@@ -118,7 +118,7 @@ def watch(root: Path, fault: Fault) -> Boundaries:
 
 
 def _watch_events(boundaries: Boundaries) -> None:
-    """What the interpreter tells of: files opened for writing, and changes of folders."""
+    """Watch audit events: files opened for writing, and changes of folders."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES:
@@ -133,7 +133,7 @@ def _watch_events(boundaries: Boundaries) -> None:
 
 
 def _watch_writes(boundaries: Boundaries) -> None:
-    """Each write to a file, as Python's buffers hand them to the system."""
+    """Watch each write to a file, as Python's buffers pass it to the system."""
     real = io.open
 
     class Watched(io.FileIO):

@@ -1,7 +1,7 @@
-"""A process that has loaded everything and forks a child for each command, so that a command costs its work alone.
+"""A process that has imported everything and forks a child for each command, so that a command costs no imports.
 
-    with Nursery() as nursery:
-        ended = nursery.run(home, "train", "tiny", fault=Fault("kill", 17))
+    with ForkServer() as fork_server:
+        ended = fork_server.run(home, "train", "tiny", fault=Fault("kill", 17))
 
 As a program it is the server: a job a line on standard input, how it ended a line on standard output. It computes
 nothing itself: MLX's threads would not survive a fork. The modules to load it learns from its children.
@@ -31,7 +31,7 @@ LATE = 120.0  # seconds after which a command hangs
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code (-9 when it was killed), its words, its boundaries and how long it took."""
+    """How a command ended: exit code (-9 if killed), output, boundaries and duration."""
 
     code: int
     out: str
@@ -41,17 +41,17 @@ class Ended:
 
     @property
     def killed(self) -> bool:
-        """Whether it was killed rather than done before."""
+        """Whether it was killed before it had finished."""
         return self.code == -signal.SIGKILL
 
 
-class Nursery:
-    """The server, from the outside."""
+class ForkServer:
+    """The client of the fork server."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> ForkServer:
         environment = {
             **os.environ,
             "OPENBLAS_NUM_THREADS": "1",
@@ -73,7 +73,7 @@ class Nursery:
     def run(
         self, home: Path, *words: str, fault: Fault | None = None, after: float | None = None, held_back: bool = False
     ) -> Ended:
-        """Run a command in a folder: with a fault at a boundary, killed after some seconds, or by no almighty user."""
+        """Run a command in a folder: with a fault at a boundary, killed after some time, or without root's rights."""
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         job = {"home": str(home), "words": words, "fault": asdict(fault or Fault()), "after": after}
@@ -113,7 +113,7 @@ def serve() -> None:
 
 
 def load(modules: Path) -> None:
-    """Import what a child had imported; what it computed with does not come along."""
+    """Import the modules that a child had imported."""
     for name in json.loads(modules.read_text()):
         if name not in sys.modules and (name.split(".")[0] in OURS or "." not in name):
             try:
@@ -122,11 +122,11 @@ def load(modules: Path) -> None:
                 continue
     gc.freeze()
     tasks = len(os.listdir("/proc/self/task"))
-    assert tasks == 1, f"the nursery has {tasks} threads, and forks would lack all but one"
+    assert tasks == 1, f"the fork_server has {tasks} threads, and forks would lack all but one"
 
 
 def waited(pid: int, began: float, after: float | None) -> int:
-    """The exit code of a child, which is killed when its time is up."""
+    """The exit code of a child, which is killed after its time limit."""
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
@@ -166,7 +166,7 @@ def child(job: dict[str, Any]) -> None:
 
 
 def hold_back() -> None:
-    """Let the modes of files hold this process back as they do others: root is above them."""
+    """Drop root's right to ignore file modes, so that they apply to this process."""
     import ctypes
 
     if os.geteuid():

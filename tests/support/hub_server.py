@@ -1,4 +1,4 @@
-"""A hub on the loopback interface, as far as the `datasets` library asks one: a repository's files at some commit."""
+"""A fake Hub on the loopback interface for the `datasets` library: a repository's files at each commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = "me/mine"
 
 
 class Hub(ThreadingHTTPServer):
-    """`commits` has the files of each commit by its hash; the last one is the newest."""
+    """`commits` maps the hash of a commit to its files; the last one is the newest."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -24,14 +24,14 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
-        """The commit that a revision means."""
+        """The commit of a revision."""
         commit = revision if revision in self.commits else list(self.commits)[-1]
         return commit, self.commits[commit]
 
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub while a test lasts."""
+    """A Hub that serves until the end of the block."""
     with Hub() as hub:
         thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
         thread.start()
@@ -42,7 +42,7 @@ def serving() -> Iterator[Hub]:
 
 
 def _listed(files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
-    """The files and folders right under a folder."""
+    """The files and folders directly in a folder."""
     under, rows = f"{folder}/" if folder else "", {}
     for path in (path for path in files if path.startswith(under)):
         top, deeper, _ = path[len(under) :].partition("/")

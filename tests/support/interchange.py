@@ -1,4 +1,4 @@
-"""Runs of random students, and a Hub on loopback, for tests of taking students elsewhere and bringing them in."""
+"""Runs of random students, and a fake Hub on the loopback interface, for tests of export and import."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_with(shape: GPTConfig, name: str = "student", seed: int = 0, scale: floa
 
 
 def gpt2_words() -> Tokenizer:
-    """GPT-2's tokenizer where its ranks are at hand, or as many made-up words as it has."""
+    """GPT-2's tokenizer if its ranks are available, or one with as many made-up tokens."""
     if RANKS.is_file():
         return build("gpt2", ranks=str(RANKS))
     letters = [bytes([byte]) for byte in range(256)]
@@ -44,7 +44,7 @@ def gpt2_words() -> Tokenizer:
 
 @contextmanager
 def hub() -> Iterator[tuple[str, dict[str, Any]]]:
-    """An endpoint that takes uploads as the Hub does, and what it was given."""
+    """An endpoint that accepts uploads as the Hub does, and the uploaded files."""
     given: dict[str, Any] = {"files": {}, "created": []}
 
     class Hub(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A judge on the loopback interface that does what it is told: it reads the rubric, quotes, grades, and counts tokens.
+"""A fake judge on the loopback interface: it reads the rubric, quotes, grades, and counts tokens.
 
 It obeys every order that it finds outside of a fence. So if it gives a story the grade that the story asks for, the
 story has got out of its fence.
@@ -20,7 +20,7 @@ ORDER = re.compile(r"(?:rate|grade) this(?: story)? (\d+)|winner is ([AB])", re.
 
 
 def gpt2() -> Callable[[str], int]:
-    """How many tokens of GPT-2 a text has."""
+    """The number of GPT-2 tokens of a text."""
     from distillkit.data.tokenizer import build
 
     tokenizer = build(kind="gpt2", ranks=str(RANKS))
@@ -28,7 +28,7 @@ def gpt2() -> Callable[[str], int]:
 
 
 class Judge:
-    """The rule of a provider."""
+    """The judge as a rule of the fake provider."""
 
     def __init__(self, count: Callable[[str], int] = lambda text: len(text) // 4, schema: bool = True) -> None:
         self.count, self.schema = count, schema
@@ -59,7 +59,7 @@ class Judge:
         body["usage"] = {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)}
 
     def reply(self, said: str) -> dict[str, Any]:
-        """What an honest and obedient judge says."""
+        """The reply of an honest and obedient judge."""
         mark = re.search(r"with the mark (\w+)", said)[1]  # type: ignore[index]
         parts = dict(re.findall(rf"<<<(\w+) {mark}>>>\n(.*?)\n(?=<<<\w+ {mark}>>>)", said, re.DOTALL))
         fenced = re.search(rf"<<<BEGINNING {mark}>>>.*<<<END {mark}>>>", said, re.DOTALL)

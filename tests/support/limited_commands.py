@@ -1,4 +1,4 @@
-"""Many commands, each in a process of its own, forked from one that has read the code already, so they cost little.
+"""Run many commands, each in a child forked from a process that has imported the code already.
 
 A command gets so many seconds of processor time; whoever takes more hangs, and is ended. Nothing that a command does to
 itself (a crash, a loop, a leak) touches the others.
@@ -28,7 +28,7 @@ FAULT = "This is a bug in distillkit"
 
 
 class Outcome(NamedTuple):
-    """What a command came to. A code below nothing is the signal that ended it."""
+    """The result of a command. A negative code is the signal that ended it."""
 
     words: list[str]
     code: int
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
     @property
     def fault(self) -> str:
-        """What no input may ever lead to; empty if it did not."""
+        """The kind of failure that no input may cause; empty if there is none."""
         if self.code not in CODES:
             return f"it ended with {self.code}"
         if "Traceback" in self.err or FAULT in self.err:
@@ -50,14 +50,14 @@ class Outcome(NamedTuple):
 
 
 def shown(letter: str) -> bool:
-    """Whether a letter only stands there; joiners make up emoji, and other spaces are spaces."""
+    """Whether a character is printable; joiners, which are part of emoji, and spaces count as printable."""
     return letter.isprintable() or letter.isspace() or letter in "\u200c\u200d"
 
 
 def outcomes(
     commands: Sequence[Sequence[str]], home: Path, seconds: int = SECONDS, at_once: int = 1, **environment: str
 ) -> list[Outcome]:
-    """Run commands in a folder, which is their home: one after another, or several at once if they do not mind."""
+    """Run commands with a folder as DISTILLKIT_HOME: one after another, or several at once."""
     variables = {**os.environ, "DISTILLKIT_HOME": str(home), "COLUMNS": "100", "PYTHONUTF8": "1", **environment}
     asked = json.dumps({"commands": [list(words) for words in commands], "seconds": seconds, "at_once": at_once})
     done = subprocess.run(
@@ -68,7 +68,7 @@ def outcomes(
 
 
 def faults(found: Sequence[Outcome]) -> dict[str, str]:
-    """The commands that ended as none may, by their words, with what they said last."""
+    """The commands that failed as no command may, with the end of their standard error."""
     return {" ".join(one.words): f"{one.fault}: {one.err[-800:]}" for one in found if one.fault}
 
 
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 class Child:
-    """A command that runs."""
+    """A running command."""
 
     def __init__(self, number: int, words: list[str], seconds: int) -> None:
         self.number, self.words = number, words
@@ -107,14 +107,14 @@ class Child:
             _be(words, seconds, *(file.fileno() for file in self.files))
 
     def ended(self) -> int | None:
-        """Its code, once there is one."""
+        """The exit code, or None while the command runs."""
         if time.monotonic() > self.deadline:
             os.kill(self.pid, signal.SIGKILL)
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
     def outcome(self, code: int) -> Outcome:
-        """What it came to."""
+        """The result of the command."""
         texts = []
         for file in self.files:
             with file:
@@ -124,7 +124,7 @@ class Child:
 
 
 def _be(words: list[str], seconds: int, out: int, err: int) -> None:
-    """Be the command, and never come back."""
+    """Run the command in this process, and exit."""
     from distillkit.cli.main import main as program
 
     code: object = 70

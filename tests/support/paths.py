@@ -1,4 +1,4 @@
-"""Where the repository and its files lie."""
+"""Paths of the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders as runs leave them behind, made without training: the same files, filled by seeded chance."""
+"""Run folders like those of real runs, made without training: the same files with seeded random content."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def history(steps: int = 60, shift: float = 0.0) -> list[dict]:
 
 
 def graded(shift: float = 0.0, seed: int = 0, documents: int = 60) -> list[Grade]:
-    """A loss and bits per byte for each document: the difficulty is shared, the noise is each run's own."""
+    """A loss and bits per byte for each document: the difficulty is common to all runs, the noise is not."""
     shared, own = random.Random(99), random.Random(seed)
     grades = []
     for i in range(documents):
@@ -127,7 +127,7 @@ def make(
 
 
 class Tags(HTMLParser):
-    """Every tag and attribute of a page, and the text of it."""
+    """The tags, attributes and text of a page."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def hostile(folder: Path) -> Run:
     return run
 
 
-# Many runs, as a study of several recipes leaves them
+# Many runs, like those of a study with several recipes
 
 
 def study(folder: Path, count: int, prompts: int = 50) -> list[Run]:
@@ -216,7 +216,7 @@ def protocols(model: str = "gpt-4.1-2025-04-14") -> dict:
 
 
 def stories(number: int, worth: float, prompts: int) -> list[Sample]:
-    """Beginnings cut mid-sentence, and how a student of this worth goes on: some words stand in the wrong place."""
+    """Prompts that end mid-sentence, and continuations by a student of this quality: some words are misplaced."""
     from distillkit.data.tales import story
 
     rng, samples = random.Random(1000 + number), []
@@ -231,7 +231,7 @@ def stories(number: int, worth: float, prompts: int) -> list[Sample]:
 
 
 def marks(run: Run, worth: float, seed: int) -> list[Grade]:
-    """Grades out of ten of each sample: the prompts' difficulty is shared, the luck is each run's own."""
+    """Grades out of ten of each sample: the difficulty of prompts is common to all runs, the noise is not."""
     shared, own = random.Random(5), random.Random(seed)
     ids = [json.loads(line)["id"] for line in run.samples.read_text().splitlines()]
     grades = []

@@ -1,4 +1,4 @@
-"""Commands to be killed: what is there before each, how it is told to go on, and what must be the same in the end.
+"""Commands that tests kill: their initial home, the command that resumes them, and the expected result.
 
 Knows no fault. Homes are made once, by undisturbed commands, and copied for each try.
 """
@@ -22,7 +22,7 @@ from distillkit.student import checkpoint as checkpoints
 from distillkit.teachers.answers import maintenance
 from distillkit.teachers.answers.disk import DiskAnswerStore
 from support.chat_provider import PROBE, Call, Provider
-from support.fork_server import Ended, Nursery
+from support.fork_server import Ended, ForkServer
 from support.judge_provider import Judge
 from support.small_recipe import small
 
@@ -62,7 +62,7 @@ TIMES = {"started", "seconds", "speed"}  # of a report: when, and how fast
 
 @dataclass(frozen=True)
 class Scene:
-    """A command on a home of a kind, and how it is told to go on after it was cut off."""
+    """A command on a kind of home, and the command that resumes it after an interruption."""
 
     name: str
     home: str
@@ -70,7 +70,7 @@ class Scene:
     resume: tuple[str, ...] = ()  # where there is a run to go on with; else the same again
 
     def again(self, home: Path) -> tuple[str, ...]:
-        """What a user says who finds the command cut off."""
+        """The command with which a user resumes an interrupted command."""
         return self.resume if self.resume and newest(home) else self.words
 
 
@@ -89,10 +89,10 @@ SCENES = (
 
 @dataclass
 class Stage:
-    """Homes of every kind, whoever answers, and what each command comes to when nothing befalls it."""
+    """Homes of every kind, the provider, and the result of each command without a fault."""
 
     folder: Path
-    nursery: Nursery
+    fork_server: ForkServer
     provider: Provider
     judge: Judge = field(default_factory=Judge)
     undisturbed: dict[str, tuple[dict[str, Any], Ended]] = field(default_factory=dict)
@@ -118,8 +118,8 @@ class Stage:
         return home
 
     def well(self, home: Path, *words: str) -> Ended:
-        """A command that nothing befalls, and that must succeed."""
-        ended = self.nursery.run(home, *words)
+        """Run a command without a fault; it must succeed."""
+        ended = self.fork_server.run(home, *words)
         assert ended.code == 0, f"{' '.join(words)}: {ended.code}\n{ended.err}"
         return ended
 
@@ -131,11 +131,11 @@ class Stage:
         return home
 
     def look(self, home: Path) -> Path:
-        """A copy of a home to look into: looking at a database mends it."""
+        """A copy of a home to inspect: opening a database repairs it."""
         return self.copy(home.name, "look")
 
     def expected(self, scene: Scene) -> tuple[dict[str, Any], Ended]:
-        """What a command comes to, its boundaries and how long it takes."""
+        """The result of a command without a fault, its boundaries and its duration."""
         if scene.name not in self.undisturbed:
             home = self.copy(scene.home)
             self.provider.forget()
@@ -145,7 +145,7 @@ class Stage:
         return self.undisturbed[scene.name]
 
     def asked(self) -> Counter[str]:
-        """What was asked since `provider.forget`, but for probes."""
+        """The prompts since `provider.forget`, without probes."""
         return Counter(_said(call) for call in self.provider.calls if call.prompt != PROBE)
 
 
@@ -185,7 +185,7 @@ def newest(home: Path, name: str = "tiny") -> Run | None:
 
 
 def outcome(home: Path, swept: bool = True) -> dict[str, Any]:
-    """All that a home has come to, but for times and the numbers of runs."""
+    """Everything in a home that must be the same, without times and run numbers."""
     brought = {name: run for name in ("tiny", "brought") if (run := newest(home, name))}
     return {
         "runs": {name: of_run(run) for name, run in brought.items()},
@@ -197,7 +197,7 @@ def outcome(home: Path, swept: bool = True) -> dict[str, Any]:
 
 
 def of_run(run: Run) -> dict[str, Any]:
-    """What a run has come to."""
+    """Everything in a run that must be the same."""
     files = [run.answers / "index.jsonl", run.samples, run.grades, run.path / "tables" / "judges.csv"]
     found = {
         "report": timeless(read_json(run.report)) if run.report.is_file() else None,
@@ -213,13 +213,13 @@ def of_run(run: Run) -> dict[str, Any]:
 
 
 def timeless(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without what a clock said."""
+    """A report without times."""
     training = {key: value for key, value in report["training"].items() if key not in TIMES}
     return {key: value for key, value in report.items() if key not in TIMES} | {"training": training}
 
 
 def _archive(file: Path) -> list[Any]:
-    """The rows of an archive, without when it was made."""
+    """The rows of an archive, without its date."""
     if not file.is_file():
         return []
     header, *rows = (json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines())
@@ -253,7 +253,7 @@ def whole(home: Path, swept: bool = True) -> bool:
 
 
 def kinds(spots: list[tuple[str, str]]) -> dict[str, list[int]]:
-    """The boundaries by their kinds of place: what is done, and to which file, whatever its number."""
+    """The boundaries grouped by operation and file, with numbers in file names ignored."""
     found: dict[str, list[int]] = {}
     for at, (kind, path) in enumerate(spots):
         found.setdefault(f"{kind} {re.sub('[0-9a-f]{6,}|[0-9]+', '#', path)}", []).append(at)
@@ -261,7 +261,7 @@ def kinds(spots: list[tuple[str, str]]) -> dict[str, list[int]]:
 
 
 def chosen(spots: list[tuple[str, str]], count: int, chance: random.Random) -> list[int]:
-    """So many boundaries: one of each kind of place first, and then any."""
+    """`count` boundaries: one of each group first, then any."""
     first = [chance.choice(places) for places in kinds(spots).values()]
     chance.shuffle(first)
     rest = [at for at in range(len(spots)) if at not in first]
@@ -270,7 +270,7 @@ def chosen(spots: list[tuple[str, str]], count: int, chance: random.Random) -> l
 
 
 def difference(one: object, other: object, path: str = "") -> str:
-    """Where two outcomes differ, in a line."""
+    """Where two results differ, in one line."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
         return "; ".join(difference(one.get(key), other.get(key), f"{path}/{key}") for key in keys)

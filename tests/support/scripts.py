@@ -1,4 +1,4 @@
-"""Scripts that stand outside of every package, as modules that a test can call."""
+"""Load scripts outside of every package as modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.paths import ROOT
 
 
 def script(path: str | Path) -> ModuleType:
-    """A file of Python, from the root of the repository."""
+    """The module of a Python file, given by its path in the repository."""
     file = ROOT / path
     spec = importlib.util.spec_from_file_location(f"script_{file.stem}", file)
     assert spec is not None

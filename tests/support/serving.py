@@ -12,7 +12,7 @@ from distillkit.student.serving.server import StudentServer, serve_until
 
 @contextmanager
 def serving(service: StudentServer) -> Iterator[str]:
-    """The address of a service that runs on a thread."""
+    """Run a service in a thread; yields its address."""
     there, urls, handles = threading.Event(), [], []
 
     def ready(url: str) -> None:

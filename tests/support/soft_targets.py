@@ -45,7 +45,7 @@ PLUGIN = '''
 from distillkit import Mixer, hookimpl
 
 class Peek(Mixer):
-    """Needs soft targets, and learns from the hard ones all the same."""
+    """Requires soft targets, but learns from the hard ones."""
     name = "peek"
     signal = "top_logprobs"
     class Options(Mixer.Options):
@@ -76,7 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same folder, for one test."""
+    """A copy of the folder for one test."""
     shutil.copytree(trained, tmp_path / "home")
     monkeypatch.setenv("DISTILLKIT_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "home")

@@ -35,7 +35,7 @@ BAD = {
 
 
 def spoil(cache: DiskAnswerStore, ran: Path) -> list[str]:
-    """Every kind of damaged row, code too; their keys."""
+    """Insert every kind of damaged row, pickles included; returns their keys."""
     for key, text in BAD.items():
         plant(cache.folder, key=key, raw=1, mode=1, value=text)
     plant(cache.folder, key="pickled", raw=1, mode=4, value=pickle.dumps(Bomb(ran)))
@@ -49,7 +49,7 @@ def spoil(cache: DiskAnswerStore, ran: Path) -> list[str]:
 
 
 def exported(tmp_path: Path, count: int = 3) -> list[bytes]:
-    """The lines of an export."""
+    """The lines of an export file."""
     with DiskAnswerStore(tmp_path / "from") as cache:
         for i in range(count):
             keep(cache, full_answer(f"answer {i}"), i)

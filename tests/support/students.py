@@ -1,4 +1,4 @@
-"""Small students and plain arithmetic that several tests share."""
+"""Small students, batches, and reference arithmetic in NumPy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def softmax(logits: Array) -> Array:
 
 
 def lively(shape: GPTConfig, seed: int = 0, scale: float = 0.3) -> GPT:
-    """A network with every weight random, norms and biases included, and opinions strong enough to matter."""
+    """A network with random weights, norms and biases included, large enough for clearly unequal logits."""
     model, random = GPT(shape), np.random.default_rng(seed)
     values = {}
     for name, value in flatten(model.parameters()).items():

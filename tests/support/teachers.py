@@ -1,4 +1,4 @@
-"""Teachers that count and fail as a test asks, and answers for them."""
+"""Teachers that record their requests and fail on demand, and answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def prompts(count: int, **same: Any) -> list[Request]:
 
 
 class Counting(Teacher):
-    """Answers with the prompt, and remembers what it was asked and where; fails on one prompt if told to."""
+    """Answers with the prompt and records each request and its thread; may fail on one prompt."""
 
     name = "counting"
 
@@ -39,7 +39,7 @@ class Counting(Teacher):
 
 
 class Sleeping(Teacher):
-    """Answers after a while, many at once; fails on one prompt if told to."""
+    """Answers asynchronously after a delay; may fail on one prompt."""
 
     name = "sleeping"
 
@@ -98,7 +98,7 @@ class Bomb:
 
 
 def plant(folder: Path, **columns: Any) -> None:
-    """Put a row into the database behind the cache's back."""
+    """Insert a row into the cache's database directly."""
     names = ", ".join(columns)
     with contextlib.closing(sqlite3.connect(folder / "cache.db")) as rows, rows:
         rows.execute(f"INSERT INTO Cache ({names}) VALUES ({', '.join('?' * len(columns))})", [*columns.values()])

@@ -62,7 +62,7 @@ import mlx.nn as nn
 from distillkit import Mixer, Student, Tracker, hookimpl
 
 class Diary(Tracker):
-    """Writes down what it is told; at a step it may send this process signals."""
+    """Records every call; may send this process signals at a step."""
     name = "diary"
     class Options(Tracker.Options):
         file: str
@@ -82,7 +82,7 @@ class Diary(Tracker):
         self.write("finish", report["run"])
 
 class Focal(Mixer):
-    """Cross-entropy that looks away from what is already known. Holds an array that was never evaluated."""
+    """Focal loss. Holds an array that was never evaluated."""
     name = "focal"
     def __init__(self, options=None):
         super().__init__(options)
@@ -103,7 +103,7 @@ class Net(nn.Module):
         return self.out.weight, self.out.bias
 
 class Bigram(Student):
-    """Looks at one token only; no cache, a bias in the head, and it initialises itself."""
+    """A bigram model: no cache, a bias in the head, and its own initialisation."""
     name = "bigram"
     context = 16
     def build(self, vocab_size):
@@ -123,8 +123,8 @@ def register_students():
 '''
 
 
-class Told(Console):
-    """Remembers what was said."""
+class RecordingConsole(Console):
+    """Records the printed lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -142,7 +142,7 @@ class Told(Console):
         return [line for line in self.lines if line.startswith("warning: ") and word in line]
 
 
-def furnish(folder: Path, patch: pytest.MonkeyPatch) -> None:
+def prepare_home(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("DISTILLKIT_HOME", str(folder))
     patch.chdir(folder)
     (folder / "tiny.toml").write_text(TINY)
@@ -162,7 +162,7 @@ def sit(
     stages: tuple[str, ...] = ("label", "train"),
     console: Console | None = None,
 ) -> Run:
-    """One sitting of a run, in this process."""
+    """Run the stages of a new or resumed run in this process."""
     parts = assemble(*overrides, recipe=recipe, console=console)
     run = newest_run(recipe) if resume else create_run(parts, {})
     Pipeline(parts, run).execute(stages)
@@ -174,14 +174,14 @@ def weights(run: Run) -> str:
 
 
 def stopped_at(step: int, *overrides: str, times: int = 1, recipe: str = "tiny") -> Run:
-    """A run that was sent Ctrl-C after a step: trained once, copied for whoever asks; with a teacher, trained here."""
+    """A run interrupted after a step: trained once and copied for each test; with a teacher, trained for this test."""
     if recipe != "tiny":
         return stop_at(step, times, *overrides, recipe=recipe)
     return copied(_kept(overrides, cpu.cores(), (step, times)))
 
 
 def copied(run: Path) -> Run:
-    """A run of another folder, as the next one of this folder."""
+    """Copy a run of another folder as the next run of this folder."""
     here = home_folder() / "reports" / "tiny"
     number = 1 + max((int(path.name) for path in here.glob("[0-9]*")), default=0)
     return Run(Path(shutil.copytree(run, here / str(number))))
@@ -189,11 +189,11 @@ def copied(run: Path) -> Run:
 
 @cache
 def _kept(overrides: tuple[str, ...], cores: int, stop: tuple[int, int] | None = None) -> Path:
-    """The folder of a run that was trained on so many cores and stopped after a step, or not."""
+    """The folder of a run that was trained with this many cores and interrupted after a step, if given."""
     folder = Path(_shelf().name, str(len(list(Path(_shelf().name).iterdir()))))
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        furnish(folder, patch)
+        prepare_home(folder, patch)
         run = stop_at(*stop, *overrides) if stop else sit(*overrides)
         return run.path.resolve()
 
@@ -204,7 +204,7 @@ def _shelf() -> tempfile.TemporaryDirectory[str]:
 
 
 def stop_at(step: int, times: int, *overrides: str, recipe: str = "tiny") -> Run:
-    """Begin a run and send it Ctrl-C after a step, so many times."""
+    """Start a run and send it Ctrl-C after a step, `times` times."""
     diary = ("tracker.0.name=diary", "tracker.0.file=diary", f"tracker.0.signal_at={step}")
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         sit(*overrides, *diary, f"tracker.0.times={times}", recipe=recipe)
@@ -220,7 +220,7 @@ def train_steps(run: Run) -> list[int]:
 
 
 def fill_the_disk(patch: pytest.MonkeyPatch) -> None:
-    """From now on a run's record cannot be written."""
+    """Make every write of a run's record fail from now on."""
 
     def full(file: Path, values: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
@@ -233,7 +233,7 @@ def train_losses(run: Run) -> list[float]:
 
 
 class Fake(ProcessGroup):
-    """One of two processes; what the other one says is known beforehand."""
+    """One of two processes; the messages of the other one are given."""
 
     def __init__(self, rank: int, *others: list[int]) -> None:
         self.rank, self.world_size, self.others = rank, 2, list(others)

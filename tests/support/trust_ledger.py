@@ -1,4 +1,4 @@
-"""What tests of trust tried and what held, written down where DISTILLKIT_TRUST names a folder: docs/trust.md's table.
+"""Record the results of the trust tests in the folder that DISTILLKIT_TRUST names, for the table in docs/trust.md.
 
 The contract, for any test of a promise:
 
@@ -42,7 +42,7 @@ SECTIONS = [
 
 
 def held(promise: str, tried: int, held: int, figure: str = "", test: str | None = None, least: int = 0) -> None:
-    """Write down that a promise held so many times of so many; the test is the one that runs, unless it is named.
+    """Record that a promise held in `held` of `tried` cases; the test is the running one, unless given.
 
     Of promises that say how often they are tried, `least` is that number: with fewer, all added up, no table is made.
     """
@@ -58,15 +58,15 @@ def held(promise: str, tried: int, held: int, figure: str = "", test: str | None
 
 
 def lacking(what: str) -> NoReturn:
-    """Skip a test for want of something; under `make trust` it fails, or a promise would go untried in silence."""
+    """Skip a test that needs something that is missing; under `make trust` it fails instead."""
     (pytest.fail if os.environ.get(FOLDER) else pytest.skip)(what)
 
 
 def size(small: Size, full: Size) -> Size:
-    """How many to try: few among the slow tests, all under `make trust`."""
+    """The number of cases: `small` among the slow tests, `full` under `make trust`."""
     return full if os.environ.get(FOLDER) else small
 
 
 def _running() -> str:
-    """The test that runs, without its parameters: tests/test_x.py::test_y."""
+    """The running test, without its parameters: tests/test_x.py::test_y."""
     return os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0].partition("[")[0]

@@ -1,4 +1,4 @@
-"""Write the table of docs/trust.md from what the tests of trust wrote down: `make trust`.
+"""Write the table of docs/trust.md from the results of the trust tests: `make trust`.
 
     python tests/support/trust_page.py FOLDER [--page docs/trust.md]
 
@@ -31,7 +31,7 @@ HEAD = ("| Promise | Tried | Held | Figure | Test |", "| --- | ---: | ---: | ---
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """One row a promise, in the order of sections, then of the ledger; what was tried of it is added up."""
+    """One row per promise, ordered by section, then as recorded; results of one promise are added up."""
     found: dict[str, dict] = {}
     for row in read_jsonl(folder / FILE):
         whole = found.setdefault(row["promise"], {"tried": 0, "held": 0, "least": 0, "figures": {}, "tests": {}})
@@ -45,7 +45,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(folder: Path) -> str:
-    """The table in Markdown, a section after the other."""
+    """The table in Markdown, section by section."""
     lines, last = [_measured(), "", *HEAD], ""
     for row in rows(folder):
         section, _, said = str(row["promise"]).partition(": ")
@@ -60,7 +60,7 @@ def table(folder: Path) -> str:
 
 
 def lacks(folder: Path) -> list[str]:
-    """Why no table can be made of what was written down."""
+    """Why no table can be written from the recorded results."""
     found = rows(folder) if (folder / FILE).is_file() else []
     there = {row["promise"].partition(": ")[0] for row in found}
     return [f"{section}: no test has written anything down" for section in SECTIONS if section not in there] + [
@@ -71,7 +71,7 @@ def lacks(folder: Path) -> list[str]:
 
 
 def untold(folder: Path) -> list[str]:
-    """The tests that failed or were skipped, as pytest says, by their names."""
+    """The names of the tests that failed or were skipped, from pytest's report."""
     if not (folder / REPORT).is_file():
         return []
     found: dict[str, dict[str, None]] = {"Failed": {}, "Did not run": {}}
@@ -93,7 +93,7 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """Put the table between its marks."""
+    """Write the table between its markers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--page", type=Path, default=Path("docs/trust.md"))
