@@ -643,7 +643,7 @@ JUDGES = [
         judges.grades_its_subject, Length, grades(lambda s: Grade("x", 1.0, sample="y")), "which is not in the subject"
     ),
     Bad(judges.grades_its_subject, Length, grades(lambda s: Grade("x", float("nan"))), "a score of nan"),
-    Bad(judges.grades_its_subject, Length, grades(lambda s: 3), "gave a int where a Grade was due"),
+    Bad(judges.grades_its_subject, Length, grades(lambda s: 3), "returned a int instead of a Grade"),
     Bad(judges.grades_its_subject, Asks, {}, "check_judge(..., teacher=lambda request: ...)"),
     Bad(judges.summarises_its_grades, Forgetful, {}, "metrics of stored grades are"),
     Bad(
@@ -668,7 +668,7 @@ JUDGES = [
         judges.handles_empty_samples,
         Length,
         {"requests": lambda self, subject: [judge_request()] * (9 // max(len(s.completion) for s in subject.samples))},
-        "with empty samples, the judge 'length' could not say what it would ask: ZeroDivisionError",
+        "with empty samples, the judge 'length' failed to list its requests: ZeroDivisionError",
     ),
     Bad(
         judges.handles_empty_samples,
