@@ -17,9 +17,9 @@ from .common import device_option, json_option, load_context, load_recipe, print
 @json_option
 @click.pass_context
 def bench(ctx: click.Context, where: str, steps: int, batch: int | None, as_json: bool) -> None:
-    """Measure the speed of a student on this machine: forward passes, training steps, generation.
+    """Measure the speed and memory of a student on this machine.
 
-    Does not change its run."""
+    Forward passes, training steps and generation, with random tokens. Does not change the run."""
     from ..core import run_folder as runs
 
     run = runs.find_run(where)

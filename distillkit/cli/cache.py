@@ -28,12 +28,12 @@ def stats(as_json: bool) -> None:
     """Count the cached answers of each provider and model."""
     from ..teachers.answers import maintenance
 
-    with _cache() as opened:
-        _print(maintenance.stats(opened), as_json, _stats)
+    with _open_store() as opened:
+        _print(maintenance.stats(opened), as_json, _format_stats)
 
 
-def _stats(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{found['folder']}: {found['answers']:,} answers, {found['bytes'] / 2**20:,.1f} MiB"
+def _format_stats(result: dict[str, Any]) -> Iterator[str]:
+    yield f"{result['folder']}: {result['answers']:,} answers, {result['bytes'] / 2**20:,.1f} MiB"
     head = ("provider", "model", "answers", "refused", "truncated", "tokens in", "tokens out", "MiB", "from", "to")
     rows = [
         (
@@ -43,7 +43,7 @@ def _stats(found: dict[str, Any]) -> Iterator[str]:
             f"{row['bytes'] / 2**20:,.1f}",
             *(row[name][:10] for name in ("oldest", "newest")),
         )
-        for row in found["by"]
+        for row in result["by"]
     ]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in [head, *rows] if rows else []:
@@ -52,8 +52,8 @@ def _stats(found: dict[str, Any]) -> Iterator[str]:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         yield "  ".join(cells).rstrip()
-    if found["damaged"]:
-        yield f"{found['damaged']:,} rows are damaged. To list them: distillkit cache verify"
+    if result["damaged"]:
+        yield f"{result['damaged']:,} rows are damaged. To list them: distillkit cache verify"
 
 
 @cache.command()
@@ -63,21 +63,21 @@ def verify(repair: bool, as_json: bool) -> None:
     """Read every row, and check its key against its request."""
     from ..teachers.answers import maintenance
 
-    with _cache() as opened:
-        found = maintenance.verify(opened, repair)
-    _print(found, as_json, _verified)
-    if found["damaged"] and not repair:
+    with _open_store() as opened:
+        result = maintenance.verify(opened, repair)
+    _print(result, as_json, _format_verification)
+    if result["damaged"] and not repair:
         raise CorruptError(
-            f"{len(found['damaged']):,} of {found['rows']:,} rows are damaged",
+            f"{len(result['damaged']):,} of {result['rows']:,} rows are damaged",
             "Delete them, so that they are requested again: distillkit cache verify --repair",
         )
 
 
-def _verified(found: dict[str, Any]) -> Iterator[str]:
-    yield from (f"damaged  {row['key']}  {row['fault']}" for row in found["damaged"])
-    yield f"{found['rows'] - len(found['damaged']):,} of {found['rows']:,} rows are sound."
-    if found["dropped"]:
-        yield f"{found['dropped']:,} damaged rows were deleted."
+def _format_verification(result: dict[str, Any]) -> Iterator[str]:
+    yield from (f"damaged  {row['key']}  {row['fault']}" for row in result["damaged"])
+    yield f"{result['rows'] - len(result['damaged']):,} of {result['rows']:,} rows are sound."
+    if result["dropped"]:
+        yield f"{result['dropped']:,} damaged rows were deleted."
 
 
 @cache.command()
@@ -93,17 +93,17 @@ def prune(
     """Delete answers. They may have cost money: export them first."""
     from ..teachers.answers import maintenance
 
-    with _cache() as opened:
+    with _open_store() as opened:
         rows = list(maintenance.select_rows(opened, provider, model, older_than))
         size = sum(row.bytes for row in rows)
         if rows and not dry_run:
             _confirm_deletion(f"{len(rows):,} rows, {size / 2**20:,.1f} MiB", yes)
         dropped = 0 if dry_run else opened.drop(rows)
-    _print({"schema": 1, "chosen": len(rows), "bytes": size, "dropped": dropped}, as_json, _pruned)
+    _print({"schema": 1, "chosen": len(rows), "bytes": size, "dropped": dropped}, as_json, _format_pruning)
 
 
-def _pruned(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{found['chosen']:,} rows, {found['bytes'] / 2**20:,.1f} MiB; {found['dropped']:,} deleted."
+def _format_pruning(result: dict[str, Any]) -> Iterator[str]:
+    yield f"{result['chosen']:,} rows, {result['bytes'] / 2**20:,.1f} MiB; {result['dropped']:,} deleted."
 
 
 def _confirm_deletion(what: str, yes: bool) -> None:
@@ -126,11 +126,11 @@ def export(file: Path, licence: str | None, as_json: bool) -> None:
     """Write all answers to FILE: .jsonl, .jsonl.gz or .jsonl.zst."""
     from ..teachers.answers import archive
 
-    with _cache() as opened:
-        _print(archive.export_answers(opened, file, licence), as_json, lambda header: _exported(file, header))
+    with _open_store() as opened:
+        _print(archive.export_answers(opened, file, licence), as_json, lambda header: _format_export(file, header))
 
 
-def _exported(file: Path, header: dict[str, Any]) -> Iterator[str]:
+def _format_export(file: Path, header: dict[str, Any]) -> Iterator[str]:
     yield f"Wrote {header['rows']:,} rows to {file}."
     if header["left_out"]:
         yield f"{header['left_out']:,} damaged rows were left out. To list them: distillkit cache verify"
@@ -145,14 +145,14 @@ def import_(file: Path, as_json: bool) -> None:
     """Add the answers of FILE that are not cached yet. Checks every key and overwrites nothing."""
     from ..teachers.answers import archive
 
-    with _cache() as opened:
-        _print(archive.import_answers(opened, file), as_json, _brought)
+    with _open_store() as opened:
+        _print(archive.import_answers(opened, file), as_json, _format_import)
 
 
-def _brought(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{found['new']:,} of {found['rows']:,} rows are new; {found['known']:,} were cached already."
-    if found["header"].get("licence"):
-        yield f"Licence given in the file: {found['header']['licence']}"
+def _format_import(result: dict[str, Any]) -> Iterator[str]:
+    yield f"{result['new']:,} of {result['rows']:,} rows are new; {result['known']:,} were cached already."
+    if result["header"].get("licence"):
+        yield f"Licence given in the file: {result['header']['licence']}"
 
 
 @cache.command()
@@ -170,39 +170,43 @@ def explain(ctx: click.Context, what: tuple[str, ...], count: int, as_json: bool
 
     if len(what) > 2:
         raise UsageError("explain takes one recipe or two requests", "For example: distillkit cache explain quickstart")
-    with _cache() as opened:
+    with _open_store() as opened:
         if len(what) == 2:
-            _print(explaining.compare_requests(opened, *what), as_json, _pair)
+            _print(explaining.compare_requests(opened, *what), as_json, _format_pair)
             return
         context = load_context(ctx, load_recipe(what[0], ()))
         if context.teacher is None:
             raise UsageError(
                 f"{context.recipe.name} has no teacher, so it makes no requests", "Name one under [teacher]."
             )
-        _print(explaining.explain_missing(opened, context.teacher, teacher_requests(context), count), as_json, _missing)
+        _print(
+            explaining.explain_missing(opened, context.teacher, teacher_requests(context), count),
+            as_json,
+            _format_missing,
+        )
 
 
-def _pair(found: dict[str, Any]) -> Iterator[str]:
+def _format_pair(result: dict[str, Any]) -> Iterator[str]:
     from ..teachers.answers.explain import format_differences
 
-    yield f"one    {found['one']['key']}"
-    yield f"other  {found['other']['key']}"
-    yield from format_differences(found["differences"]) if found["differences"] else ["The requests are equal."]
+    yield f"one    {result['one']['key']}"
+    yield f"other  {result['other']['key']}"
+    yield from format_differences(result["differences"]) if result["differences"] else ["The requests are equal."]
 
 
-def _missing(found: dict[str, Any]) -> Iterator[str]:
+def _format_missing(result: dict[str, Any]) -> Iterator[str]:
     from ..teachers.answers.explain import format_differences
 
-    yield f"{found['cached']:,} of {found['requests']:,} requests are in the cache, {found['missing']:,} are not."
-    if found["differ_in"]:
+    yield f"{result['cached']:,} of {result['requests']:,} requests are in the cache, {result['missing']:,} are not."
+    if result["differ_in"]:
         yield "The missing ones differ from the nearest cached row in:"
-        yield from (f"  {name}: {count:,}" for name, count in found["differ_in"].items())
-    for example in found["examples"]:
+        yield from (f"  {name}: {count:,}" for name, count in result["differ_in"].items())
+    for example in result["examples"]:
         yield f"{example['id']}  {example['key'][:12]}  nearest: {(example['nearest'] or 'none')[:12]}"
         yield from (f"  {line}" for line in format_differences(example["differences"]))
 
 
-def _cache() -> DiskAnswerStore:
+def _open_store() -> DiskAnswerStore:
     from ..core.run_folder import cache_folder
     from ..teachers.answers.disk import DiskAnswerStore
 
@@ -210,4 +214,4 @@ def _cache() -> DiskAnswerStore:
 
 
 def _print(value: Any, as_json: bool, text: Callable[[Any], Iterator[str]]) -> None:
-    print_result(value, as_json, lambda told: "\n".join(text(told)))
+    print_result(value, as_json, lambda value: "\n".join(text(value)))

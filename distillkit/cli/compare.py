@@ -21,7 +21,10 @@ from .common import json_option, print_result
 def compare(
     where: tuple[str, ...], as_json: bool, html: Path | None, markdown: Path | None, csv: Path | None, anyway: bool
 ) -> None:
-    """Compare 2 to 50 runs with the first one: differences, confidence intervals and verdicts."""
+    """Compare runs with the first one: differences, confidence intervals, verdicts.
+
+    Takes 2 to 50 runs.
+    """
     from ..core import run_folder as runs
     from ..reporting.compare.comparison import build_comparison, read_runs
     from ..reporting.compare.files import write_files

@@ -34,9 +34,9 @@ def tokenizers(
     bytes per token make texts shorter; a larger vocabulary makes the student's embedding tables larger.
     """
     context = load_context(ctx, load_recipe(recipe, overrides))
-    from ..data.tokenizers import comparison as comparing
+    from ..data.tokenizers import comparison
 
     tables = context.recipe.values()
-    chosen = comparing.candidate_tables(tables["tokenizer"], also)
-    found = comparing.compare_tokenizers(context.source, tables["data"], chosen, megabytes)
-    print_result({"recipe": context.recipe.name, **found}, as_json, comparing.format_table)
+    chosen = comparison.candidate_tables(tables["tokenizer"], also)
+    result = comparison.compare_tokenizers(context.source, tables["data"], chosen, megabytes)
+    print_result({"recipe": context.recipe.name, **result}, as_json, comparison.format_table)

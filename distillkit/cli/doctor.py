@@ -16,9 +16,11 @@ from .common import json_option, load_plugins, print_result
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, online: bool, base_url: str, as_json: bool) -> None:
-    """Check this machine: CPU, MLX, BLAS, memory, disk, keys, packages, plugins, answer cache.
+    """Check this machine, and list problems with their remedies.
 
-    Exits with 0 if a run would work, else with 1. Lists each problem with its remedy.
+    Checks CPU, MLX, BLAS, memory, disk, keys, packages, plugins and the answer cache.
+
+    Exits with 0 if a run would work, else with 1.
     """
     from ..pipeline import doctor as examination
     from ..reporting.doctor import format_report

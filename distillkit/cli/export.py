@@ -40,7 +40,9 @@ def export(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Convert a student to the format of other tools, load it with them, and verify the logits."""
+    """Convert a student to the format of other tools, and verify the result.
+
+    The exported model is loaded with those tools, and its logits are compared with the student's."""
     from ..core import run_folder
     from ..student import blas
 
@@ -53,8 +55,8 @@ def export(
     folder = folder or Path(f"{run.path.resolve().parent.name}-{kind}{f'-{quantize}bit' if quantize else ''}")
     checked = _export(ctx, run, folder, kind, {"quantize": int(quantize)} if quantize else {})
     proof = json.loads((folder / "proof.json").read_text("utf-8")) if (folder / "proof.json").is_file() else {}
-    told = "\n".join([f"{run.name} in {folder}, for {kind}:", *(f"  {line}" for line in checked)])
-    print_result({"schema": 1, "run": run.name, "folder": str(folder), "proof": proof}, as_json, lambda _: told)
+    text = "\n".join([f"{run.name} in {folder}, for {kind}:", *(f"  {line}" for line in checked)])
+    print_result({"schema": 1, "run": run.name, "folder": str(folder), "proof": proof}, as_json, lambda _: text)
     if push:
         _push(folder, push, public, yes)
 
@@ -77,8 +79,8 @@ def _with_report(run: Run) -> Run:
     from ..core.files import read_json
     from ..reporting.run.report import build_report, write_report
 
-    told, now = read_json(run.report) if run.report.is_file() else {}, build_report(run)
-    if any(told.get(key) != now[key] for key in ("training", "judges", "missing")):
+    old, current = read_json(run.report) if run.report.is_file() else {}, build_report(run)
+    if any(old.get(key) != current[key] for key in ("training", "judges", "missing")):
         write_report(run)
     return run
 
@@ -88,16 +90,16 @@ def _push(folder: Path, name: str, public: bool, yes: bool) -> None:
     from ..student.interchange import upload
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    who, later = "public" if public else "private", upload.upload_hint(folder, name, not public)
-    click.echo(f"To {upload.endpoint()}/{name} ({who}) will be uploaded:", err=True)
+    visibility, hint = "public" if public else "private", upload.upload_hint(folder, name, not public)
+    click.echo(f"To {upload.endpoint()}/{name} ({visibility}) will be uploaded:", err=True)
     for file in files:
         click.echo(f"  {file.relative_to(folder)}  {file.stat().st_size / 2**20:,.1f} MiB", err=True)
     confirm(
         "Upload?",
         yes,
         without_terminal=UsageError(
-            "an upload needs confirmation, and there is no terminal", f"Add --yes next time. {later}"
+            "an upload needs confirmation, and there is no terminal", f"Add --yes next time. {hint}"
         ),
-        declined=UsageError("nothing was uploaded", later),
+        declined=UsageError("nothing was uploaded", hint),
     )
     click.echo(f"Uploaded: {upload.push(folder, name, private=not public)}")

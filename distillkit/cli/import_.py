@@ -31,7 +31,9 @@ def import_(
     recipe: str | None,
     as_json: bool,
 ) -> None:
-    """Import a model that was trained with other tools as a run: to judge, bench, compare, export or begin with.
+    """Import a model that was trained with other tools, as a run.
+
+    The run can be judged, benchmarked, compared, exported, or used as `student.from`.
 
     PATH is a nanoGPT-on-MLX checkpoint (.npz), a nanoGPT or gpt2-nano checkpoint (.pt), or a GPT-2 or Llama folder of
     transformers.
@@ -42,16 +44,16 @@ def import_(
 
     base = load_recipe(recipe, ()).values() if recipe else {}
     imported = importing.read_model(path, tokenizer, ranks, heads)
-    made = {
+    metadata = {
         "started": new_run.timestamp(),
         "versions": new_run.package_versions(),
         "device": new_run.describe_device(),
     }
-    run = importing.create_imported_run(imported, name or importing.default_run_name(path), base, made)
-    told = [
+    run = importing.create_imported_run(imported, name or importing.default_run_name(path), base, metadata)
+    lines = [
         f"{run.name} in {run.path}: {imported.metadata['parameters']['unique']:,} parameters, {imported.kind}",
         *(f"  {note}" for note in imported.notes),
         f'Judge it: distillkit judge {run.name}    Begin with it: student.from = "{run.name}"',
     ]
     facts = {"schema": 1, "run": run.name, "folder": str(run.path), **imported.metadata}
-    print_result(facts, as_json, lambda _: "\n".join(told))
+    print_result(facts, as_json, lambda _: "\n".join(lines))

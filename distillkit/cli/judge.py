@@ -26,7 +26,11 @@ JUDGE_OVERRIDE = re.compile(r"\s*judge\.\d+\.(?!name\s*=)")  # an override that 
 @set_option
 @click.option("--samples", type=click.IntRange(min=0), help="Number of samples that the student writes.")
 @click.option(
-    "--judge", "more", multiple=True, metavar="NAME", help="Another judge, in addition to those of the recipe: rubric."
+    "--judge",
+    "added_judges",
+    multiple=True,
+    metavar="NAME",
+    help="Another judge, in addition to those of the recipe: rubric.",
 )
 @click.option("--against", multiple=True, metavar="RUN", help="Other runs, for judges that compare runs: pairwise.")
 @click.option("--anchors", is_flag=True, help="Grade 20 stories of known quality instead, to test the judges.")
@@ -46,7 +50,7 @@ def judge(
     where: str,
     overrides: tuple[str, ...],
     samples: int | None,
-    more: tuple[str, ...],
+    added_judges: tuple[str, ...],
     against: tuple[str, ...],
     anchors: bool,
     calibrate: Path | None,
@@ -63,13 +67,13 @@ def judge(
     if anchors:
         _refuse_unused(of_judging, "--anchors, which grades other stories than the student's")
     if calibrate is not None:
-        asking = {**of_judging, "--judge": bool(more), "--anchors": anchors, "--set": bool(overrides)}
+        asking = {**of_judging, "--judge": bool(added_judges), "--anchors": anchors, "--set": bool(overrides)}
         _refuse_unused(asking, "--calibrate, which asks no judge but reads the grades that are there")
         _calibrate(where, calibrate, as_json)
         return
     if samples is not None:
         overrides = (*overrides, f"sampling.count={samples}")
-    overrides = _with_judges(where, overrides, more)
+    overrides = _with_judges(where, overrides, added_judges)
     if anchors:
         _test_with_anchors(ctx, where, overrides, as_json, yes)
     elif is_run(where):
@@ -86,8 +90,8 @@ def _newest_of(where: str) -> str:
     """The newest run of a recipe, bundled or not: judging should not train it again."""
     from ..core.run_folder import runs_of
 
-    begun = [] if is_run(where) or "/" in where or where.endswith(".toml") else runs_of(where)
-    return begun[-1].name if begun else where
+    runs = [] if is_run(where) or "/" in where or where.endswith(".toml") else runs_of(where)
+    return runs[-1].name if runs else where
 
 
 def _recipe_file(where: str) -> str:
@@ -99,7 +103,7 @@ def _recipe_file(where: str) -> str:
 
 def _refuse_unused(given: Mapping[str, bool], beside: str) -> None:
     """Refuse options that have no effect."""
-    if unused := " and ".join(option for option, there in given.items() if there):
+    if unused := " and ".join(option for option, is_given in given.items() if is_given):
         raise UsageError(f"{unused} has no effect with {beside}", f"Leave out {unused}.")
 
 
@@ -116,9 +120,9 @@ def _with_judges(where: str, overrides: tuple[str, ...], names: tuple[str, ...])
         return overrides
     of_judges = tuple(override for override in overrides if JUDGE_OVERRIDE.match(override))
     before = tuple(override for override in overrides if override not in of_judges)
-    there = [table.name for table in load_recipe(_recipe_file(where), before).judge]
-    new = [name for name in dict.fromkeys(names) if name not in there]
-    return (*before, *(f"judge.{len(there) + i}.name={name}" for i, name in enumerate(new)), *of_judges)
+    existing = [table.name for table in load_recipe(_recipe_file(where), before).judge]
+    new = [name for name in dict.fromkeys(names) if name not in existing]
+    return (*before, *(f"judge.{len(existing) + i}.name={name}" for i, name in enumerate(new)), *of_judges)
 
 
 def _find_runs(specs: tuple[str, ...]) -> list[Run]:
@@ -152,7 +156,7 @@ def _test_with_anchors(ctx: click.Context, where: str, overrides: tuple[str, ...
     rows = [order.to_json() for order in orders]
     if run:
         run.record(anchors={"protocols": protocols, "orders": rows})
-    print_result(rows if as_json else orders, as_json, lambda found: anchors.format_results(found, skipped))
+    print_result(rows if as_json else orders, as_json, lambda results: anchors.format_results(results, skipped))
 
 
 def _calibrate(where: str, file: Path, as_json: bool) -> None:
@@ -164,5 +168,5 @@ def _calibrate(where: str, file: Path, as_json: bool) -> None:
     run = find_run(where)
     if not (rows := read_grades(run)):
         raise UsageError(f"the run {run.name} has no grades", f"Judge it: distillkit judge {run.name} --judge rubric")
-    found = calibration.compare_with_people(calibration.read_human_grades(file), calibration.scores_by_judge(rows))
-    print_result([one.to_json() for one in found] if as_json else found, as_json, calibration.format_agreements)
+    results = calibration.compare_with_people(calibration.read_human_grades(file), calibration.scores_by_judge(rows))
+    print_result([one.to_json() for one in results] if as_json else results, as_json, calibration.format_agreements)

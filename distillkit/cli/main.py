@@ -117,12 +117,12 @@ def main() -> None:
     except MemoryError:
         _fail("error: not enough memory\n  Use a smaller train.batch_size or student.", 1, debug)
     except SystemExit as error:  # a plugin's command may exit the program, its other code may not
-        _fail(f"error: {told}", 1, debug) if (told := _plugin_error(error)) else sys.exit(error.code)
+        _fail(f"error: {message}", 1, debug) if (message := _plugin_error(error)) else sys.exit(error.code)
     except Exception as error:  # noqa: BLE001 - the last resort: an unexpected error is printed in a few lines, too
-        ours = (
+        internal = (
             f"{type(error).__name__}: {error}\n  This is a bug in distillkit or a plugin; --debug shows the traceback."
         )
-        _fail(f"error: {_plugin_error(error) or ours}", 1, debug)
+        _fail(f"error: {_plugin_error(error) or internal}", 1, debug)
     for fault in broken:
         click.echo(printable(f"warning: the plugin {fault}"), err=True)
     sys.exit(code)
@@ -133,9 +133,9 @@ def _plugin_error(error: BaseException) -> str | None:
     from ..plugins.manager import current_plugins
 
     origin = current_plugins().origin_of_error(error)
-    told = f"{type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {error}"
     return (
-        f"the plugin {origin} failed: {told}\n  Report it to the plugin's author; --debug shows the traceback."
+        f"the plugin {origin} failed: {message}\n  Report it to the plugin's author; --debug shows the traceback."
         if origin
         else None
     )

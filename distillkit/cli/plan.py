@@ -25,5 +25,5 @@ def plan(ctx: click.Context, where: str, overrides: tuple[str, ...], batch: bool
 
     run = find_run(where) if is_run(where) else None
     recipe = load_recipe(str(run.recipe) if run else where, overrides)
-    foreseen = build_plan(load_context(ctx, recipe, batch=batch), run)
-    print_result(foreseen, as_json, format_plan)
+    plan_values = build_plan(load_context(ctx, recipe, batch=batch), run)
+    print_result(plan_values, as_json, format_plan)

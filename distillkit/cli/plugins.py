@@ -55,19 +55,19 @@ def _format_list(rows: list[dict[str, Any]]) -> Iterator[str]:
     working = [row for row in rows if row["status"] != "broken"]
     for origin in dict.fromkeys(_origin(row) for row in working):
         yield origin
-        mine = [row for row in working if _origin(row) == origin]
-        for row in mine:
+        own = [row for row in working if _origin(row) == origin]
+        for row in own:
             yield from _format_plugin(row)
-        for warning in dict.fromkeys(text for row in mine for text in row["warnings"]):
+        for warning in dict.fromkeys(text for row in own for text in row["warnings"]):
             yield f"  warning: {warning}"
     broken = [row for row in rows if row["status"] == "broken"]
     for row in broken:
         yield f"{_origin(row)} is broken\n  {row['reason']}"
     clashes = sum(row["status"] == "clash" for row in rows)
-    told = [f"{len(working) - clashes} plugins work"]
-    told += [f"{clashes} share a name and cannot be used"] if clashes else []
-    told += [f"{len(broken)} {'plugin is' if len(broken) == 1 else 'plugins are'} broken"] if broken else []
-    yield ", ".join(told) + "."
+    summary = [f"{len(working) - clashes} plugins work"]
+    summary += [f"{clashes} share a name and cannot be used"] if clashes else []
+    summary += [f"{len(broken)} {'plugin is' if len(broken) == 1 else 'plugins are'} broken"] if broken else []
+    yield ", ".join(summary) + "."
 
 
 def _format_plugin(row: dict[str, Any]) -> Iterator[str]:

@@ -21,9 +21,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @device_option
 @click.pass_context
 def serve(ctx: click.Context, where: str, host: str, port: int, api_key: str | None) -> None:
-    """Serve a student over the OpenAI API: /v1/completions, /v1/chat/completions, /v1/models.
+    """Serve a student over an OpenAI-compatible HTTP API. Ctrl-C stops the server.
 
-    Ctrl-C stops the server.
+    Endpoints: /v1/completions, /v1/chat/completions, /v1/models.
 
     RUN may also be a checkpoint folder or a bundled student: tales-teacher. Requests of several clients are batched.
     """

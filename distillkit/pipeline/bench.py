@@ -50,13 +50,13 @@ Report = dict[str, Any]
 def measure(context: Context, run: Run, steps: int) -> Report:
     """All measurements of a run's student, with the batch size of its recipe."""
     keep_freed_memory()
-    student, say = BenchedStudent(context, run), context.console.print
+    student, print_line = BenchedStudent(context, run), context.console.print
     rate = matmul_rate(student.stream_pool)
-    say(f"Measuring {run.name}: reading, {steps} batches.")
+    print_line(f"Measuring {run.name}: reading, {steps} batches.")
     reading = _measure_forward(student, steps)
-    say(f"Writing, {' and '.join(map(str, GENERATION_BATCHES))} at once, {GENERATED_TOKENS} tokens each.")
+    print_line(f"Writing, {' and '.join(map(str, GENERATION_BATCHES))} at once, {GENERATED_TOKENS} tokens each.")
     writing = [_measure_generation(student, rows) for rows in GENERATION_BATCHES]
-    say(f"Training, {steps} steps on a copy.")
+    print_line(f"Training, {steps} steps on a copy.")
     training, activations = _measure_training(student, steps)  # last, since it changes the weights
     sizes = parameter_counts(student.student.model)
     return {
@@ -160,10 +160,10 @@ class BenchedStudent:
     @property
     def training_flops(self) -> float:
         """The floating-point operations of a step, with those of the teacher and of on-policy rows."""
-        own, theirs = _multiply_adds(self.student.model), getattr(self.teacher, "trained", None)
-        taught = FORWARD_FLOPS * _multiply_adds(theirs.model) if theirs else 0
+        own, of_teacher = _multiply_adds(self.student.model), getattr(self.teacher, "trained", None)
+        teacher_flops = FORWARD_FLOPS * _multiply_adds(of_teacher.model) if of_teacher else 0
         written = len(self.on_policy.chosen_rows(self.table.rows, 0)) * self.context_length if self.on_policy else 0
-        return self.step_tokens * (TRAINING_FLOPS * own + taught) + written * FORWARD_FLOPS * own
+        return self.step_tokens * (TRAINING_FLOPS * own + teacher_flops) + written * FORWARD_FLOPS * own
 
 
 # Measuring -------------------------------------------------------------------------------------------------

@@ -149,9 +149,9 @@ def _container_limit() -> int | None:
 
 def _disk(problems: Problems) -> Report:
     folder = home_folder().absolute()
-    there = next(path for path in (folder, *folder.parents) if path.is_dir())
-    kind, free = filesystems.filesystem_type(there), shutil.disk_usage(there).free
-    remote, writable = filesystems.is_remote(kind), os.access(there, os.W_OK | os.X_OK)
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    kind, free = filesystems.filesystem_type(existing), shutil.disk_usage(existing).free
+    remote, writable = filesystems.is_remote(kind), os.access(existing, os.W_OK | os.X_OK)
     if remote:
         problems.add(
             WARNING,
@@ -163,7 +163,9 @@ def _disk(problems: Problems) -> Report:
             WARNING, f"{folder} has only {free / 1e9:.1f} GB free", "Make room, or set DISTILLKIT_HOME to another disk."
         )
     if not writable:
-        problems.add(ERROR, f"{there} cannot be written to", "Set DISTILLKIT_HOME to a folder that you can write to.")
+        problems.add(
+            ERROR, f"{existing} cannot be written to", "Set DISTILLKIT_HOME to a folder that you can write to."
+        )
     return {"home": str(folder), "free": free, "filesystem": kind, "remote": remote, "writable": writable}
 
 
@@ -172,14 +174,14 @@ def _disk(problems: Problems) -> Report:
 
 def _keys(problems: Problems) -> dict[str, str | None]:
     """The source of each key: "environment", ".env" or None. Never the key itself."""
-    found = {}
+    result = {}
     for variable in KEYS:
         try:
-            found[variable] = _key_source(variable)
+            result[variable] = _key_source(variable)
         except DistillkitError as error:
             problems.add(ERROR, error.message, error.hint)
-            found[variable] = None
-    return found
+            result[variable] = None
+    return result
 
 
 def _key_source(variable: str) -> str | None:
@@ -188,12 +190,12 @@ def _key_source(variable: str) -> str | None:
     return "environment" if os.environ.get(variable) else ".env"
 
 
-def _add_plugin_keys(plugins: Plugins, found: dict[str, str | None]) -> None:
+def _add_plugin_keys(plugins: Plugins, result: dict[str, str | None]) -> None:
     """Add the key variables of other plugins' teachers."""
     for registration in plugins.registrations:
         variable = getattr(registration.cls, "variable", None)
-        if isinstance(variable, str) and variable and variable not in found:
-            found[variable] = _key_source(variable)
+        if isinstance(variable, str) and variable and variable not in result:
+            result[variable] = _key_source(variable)
 
 
 def _packages() -> list[Report]:
@@ -222,20 +224,20 @@ def _version(name: str) -> str | None:
 def _cache(problems: Problems) -> Report:
     """The answer cache. It is not created if it does not exist."""
     folder = (cache_folder() / "teachers").absolute()
-    found: Report = {"folder": str(folder), "answers": 0, "bytes": 0, "state": "empty"}
+    result: Report = {"folder": str(folder), "answers": 0, "bytes": 0, "state": "empty"}
     if not (folder / "cache.db").exists():
-        return found
+        return result
     from ..teachers.answers.disk import DiskAnswerStore
 
     try:
         with DiskAnswerStore(folder) as opened:
-            found["answers"] = len(opened)
-        found["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        found["state"] = "ready"
+            result["answers"] = len(opened)
+        result["bytes"] = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        result["state"] = "ready"
     except DistillkitError as error:
-        found["state"] = "unusable"
+        result["state"] = "unusable"
         problems.add(ERROR, error.message, error.hint)
-    return found
+    return result
 
 
 def _plugins(load: Callable[[], Plugins], report: Report, problems: Problems) -> Plugins | None:
@@ -302,7 +304,7 @@ def _mlx(processor: Report, blas: Report, problems: Problems) -> Report:
 
     gpu = mx.is_available(mx.gpu)
     backend = next((name for name in BACKENDS if _version(name)), None)
-    found: Report = {
+    result: Report = {
         "version": version("mlx"),
         "backend": backend,
         "device": "GPU" if mx.default_device().type == mx.gpu else "CPU",
@@ -317,11 +319,11 @@ def _mlx(processor: Report, blas: Report, problems: Problems) -> Report:
             "this machine has an NVIDIA GPU, but MLX is installed without CUDA, so the CPU computes",
             'Install one backend only: pip uninstall mlx-cpu; pip install "distillkit[cuda13]" (or cuda12).',
         )
-    possible = found["gflops_possible"]
-    if not gpu and possible and found["gflops_per_core"] < LOW_SHARE * possible:
+    possible = result["gflops_possible"]
+    if not gpu and possible and result["gflops_per_core"] < LOW_SHARE * possible:
         problems.add(
             WARNING,
-            f"a core multiplies matrices at {found['gflops_per_core']:.0f} GFLOP/s, which is low for this CPU"
+            f"a core multiplies matrices at {result['gflops_per_core']:.0f} GFLOP/s, which is low for this CPU"
             f" (about {possible:.0f} are possible)",
             "Is the machine busy? If not, see the BLAS above.",
         )
@@ -331,7 +333,7 @@ def _mlx(processor: Report, blas: Report, problems: Problems) -> Report:
             "there is no C++ compiler, so MLX compiles nothing and the optimizer is slower",
             "Install g++ (Debian: apt install g++).",
         )
-    return found
+    return result
 
 
 def _measure_flops() -> float:
@@ -375,8 +377,8 @@ def _providers(plugins: Plugins, base_url: str, problems: Problems) -> list[Repo
         kind = registration.cls
         if registration.role != "teachers" or not issubclass(kind, ChatTeacher):
             continue
-        asked = _has_key(kind.variable) if kind.needs_key else bool(base_url)
-        if asked:
+        is_reachable = _has_key(kind.variable) if kind.needs_key else bool(base_url)
+        if is_reachable:
             rows.append(asyncio.run(_provider(kind, "" if kind.needs_key else base_url, problems)))
     if not rows:
         problems.add(

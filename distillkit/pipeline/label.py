@@ -91,9 +91,9 @@ def _earlier_spending(session: RunSession, teacher: Teacher, requests: list[Requ
     context, run = session.context, session.run
     info = run.info
     asked, spent = info.get("asked") or (info.get("teacher") or {}).get("asked") or 0, info.get("spent") or {}
-    if killed := info.get("asking"):
-        came = answers_since(teacher, requests, killed["since"])
-        asked, spent = asked + len(came), add_spending(context, teacher, came, spent)
+    if unfinished := info.get("asking"):
+        recovered = answers_since(teacher, requests, unfinished["since"])
+        asked, spent = asked + len(recovered), add_spending(context, teacher, recovered, spent)
     run.record(asked=asked, spent=spent, asking={"since": time.time()})
     return spent
 

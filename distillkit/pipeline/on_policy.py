@@ -69,10 +69,10 @@ class OnPolicyScorer:
         spans = [span for row, tokens in enumerate(rows) for span in self._spans(row, tokens)]
         for span, answer in zip(spans, self._score(spans), strict=True):
             if answer.text == span.text:  # otherwise it was refused
-                found = self.aligner.align(span.tokens, limit_alternatives(answer, self.width))
+                targets = self.aligner.align(span.tokens, limit_alternatives(answer, self.width))
                 place = span.row, slice(span.start, span.start + len(span.tokens))
-                ids[place], logs[place] = found.dense(self.width)
-                residuals[place], has[place] = found.residuals, found.counts > 0
+                ids[place], logs[place] = targets.dense(self.width)
+                residuals[place], has[place] = targets.residuals, targets.counts > 0
         return ids[:, 1:], logs[:, 1:], residuals[:, 1:], has[:, 1:]
 
     def _spans(self, row: int, tokens: Ints) -> Iterator[TextSpan]:

@@ -84,8 +84,8 @@ class ResumeChecks:
         if saved is not None:
             self._check_unchanged(saved, metadata, FIXED)
             self._print_changes(saved, metadata)
-        if told := precision.warning(metadata["numerics"]["precision"]):
-            self.console.warn(told)
+        if warning := precision.warning(metadata["numerics"]["precision"]):
+            self.console.warn(warning)
         return metadata
 
     def metadata_before_labelling(self) -> Metadata:
@@ -196,8 +196,8 @@ class ResumeChecks:
             old, new = saved.state[table], metadata[table]
             keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
             if keys:
-                told = ", ".join(f"{table}.{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
-                self.console.print(f"Changed since the last session: {told}.")
+                changes = ", ".join(f"{table}.{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
+                self.console.print(f"Changed since the last session: {changes}.")
 
 
 def _weight_options(student: Mapping[str, Any]) -> Metadata:
@@ -210,12 +210,12 @@ def _describe_changes(keys: Sequence[str], before: Mapping[str, Any], after: Map
     """The differences, as text for an error message."""
     if "data" in keys:  # then the batches follow
         keys = [key for key in keys if key != "batches"]
-    told = []
+    changes = []
     for key in keys:
         if key == "student":
             old, new = ({**side["student"], **side["student"]["options"]} for side in (before, after))
             differ = [k for k in sorted({*old, *new} - {"options"}) if old.get(k) != new.get(k)]
-            told += [f"student.{k} ({old.get(k)} to {new.get(k)})" for k in differ]
+            changes += [f"student.{k} ({old.get(k)} to {new.get(k)})" for k in differ]
         else:
-            told.append(NAMES[key])
-    return " and ".join(told)
+            changes.append(NAMES[key])
+    return " and ".join(changes)

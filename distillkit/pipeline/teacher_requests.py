@@ -28,8 +28,10 @@ def teacher_requests(context: Context, placeholders: bool = False) -> list[Reque
     table = context.recipe.teacher
     if table is None:
         return []
-    words = (("train", "word " * table.prompt_tokens) for _ in range(table.prompts))
-    found = words if placeholders and not (table.template or table.prompts_file) else _prompts(context, table)
+    placeholder_prompts = (("train", "word " * table.prompt_tokens) for _ in range(table.prompts))
+    kinds_and_prompts = (
+        placeholder_prompts if placeholders and not (table.template or table.prompts_file) else _prompts(context, table)
+    )
     return [
         Request(
             id=f"{kind}:{i}#{repeat}",
@@ -42,7 +44,7 @@ def teacher_requests(context: Context, placeholders: bool = False) -> list[Reque
             top_logprobs=table.top_logprobs,
             repeat=repeat,
         )
-        for i, (kind, prompt) in enumerate(found)
+        for i, (kind, prompt) in enumerate(kinds_and_prompts)
         for repeat in range(table.repeats)
     ]
 

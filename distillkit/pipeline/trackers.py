@@ -26,18 +26,18 @@ class GuardedTracker(Tracker):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log the metrics of one step."""
-        self._tell(f"at step {step}", lambda: self.tracker.log(step, values))
+        self._guard(f"at step {step}", lambda: self.tracker.log(step, values))
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Log the report, and close the tracker."""
-        self._tell("at the end", lambda: self.tracker.finish(report))
+        self._guard("at the end", lambda: self.tracker.finish(report))
 
-    def _tell(self, when: str, tell: Callable[[], None]) -> None:
+    def _guard(self, when: str, call: Callable[[], None]) -> None:
         if not self.is_active:
             return
         try:
-            tell()
+            call()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the plugin's code
             self.is_active = False
-            told = f"the tracker {self.tracker.name!r} failed {when}: {describe_error(error)}"
-            self.warn(f"{told}. The run continues without it")
+            message = f"the tracker {self.tracker.name!r} failed {when}: {describe_error(error)}"
+            self.warn(f"{message}. The run continues without it")
