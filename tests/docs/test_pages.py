@@ -59,7 +59,7 @@ def test_the_judge_on_the_page_keeps_every_promise(tmp_path: Path) -> None:
     page: dict[str, Any] = {}
     exec(block.text, page)
     (judge,) = page["register_judges"]()
-    assert "copes with a teacher that refuses" in check_judge(judge, teacher=lambda request: "Yes.")
+    assert "handles refused requests" in check_judge(judge, teacher=lambda request: "Yes.")
 
 
 # What the pages take for granted: runs of the quickstart, as small as can be, whose judges ask a server here.
