@@ -1,6 +1,6 @@
-"""The plugin author's door: everything a plugin may import, nothing heavy.
+"""The public API for plugin authors.
 
-Names are looked up when they are used, so that `import distillkit` costs nothing.
+Names are imported when they are first used, so that `import distillkit` is fast and loads no heavy package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "core.errors": ("DataError", "DistillkitError", "SlowDown", "TeacherError", "TryAgain", "UsageError"),
     "plugins.hookspecs": ("API_VERSION", "hookimpl"),
     "core.records": (
@@ -61,7 +61,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
+    for module, names in _MODULES.items():
         if name in names:
             value = getattr(importlib.import_module(f".{module}", __name__), name)
             globals()[name] = value

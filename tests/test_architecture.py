@@ -197,7 +197,7 @@ def test_the_public_api_has_exactly_the_expected_names():
     assert all(
         getattr(distillkit, name).__name__ for name in distillkit.__all__ if name not in ("API_VERSION", "hookimpl")
     )
-    homes = [module for module, names in distillkit._HOME.items() for _ in names]
+    homes = [module for module, names in distillkit._MODULES.items() for _ in names]
     assert len(homes) == len(distillkit.__all__)
     assert all(level_of(f"distillkit.{module}")[0] <= 3 for module in homes)
 

@@ -1,1 +1,1 @@
-"""What every other part may use and that knows none of them."""
+"""Utilities that every other package may use. Imports none of them."""

@@ -1,7 +1,7 @@
-"""The CPU: its model, its cores, and the instruction sets that a program may use.
+"""The CPU: its model, its cores, and the instruction sets available to programs.
 
 On x86-64 Linux the instruction sets come from glibc, which asks the CPU itself: what a virtual machine masks or an
-emulator lacks is not listed. Elsewhere they come from /proc/cpuinfo. Standard library only.
+emulator lacks is not listed. On other systems they come from /proc/cpuinfo. Standard library only.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ X86_64_V2 = frozenset({"cx16", "lahf_lm", "popcnt", "sse3", "sse4_1", "sse4_2", 
 
 
 def cores() -> int:
-    """The number of cores that this process may use."""
+    """The number of cores available to this process."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
@@ -59,7 +59,7 @@ def cores() -> int:
 
 @cache
 def model() -> str:
-    """The CPU's name, as its maker or the operating system spells it."""
+    """The CPU's name, as the operating system reports it."""
     fields = dict(_cpuinfo())
     if "model name" in fields:
         return fields["model name"]
@@ -72,9 +72,9 @@ def model() -> str:
 
 @cache
 def features() -> frozenset[str]:
-    """The instruction sets that a program may use here, under the names of /proc/cpuinfo; empty where unknown."""
+    """The instruction sets available here, under the names of /proc/cpuinfo; empty if unknown."""
     registers = _cpuid()
-    if registers is None:  # an emulator may show the /proc/cpuinfo of its host, a CPU of another kind
+    if registers is None:  # only then: an emulator may show the /proc/cpuinfo of its host
         field = "flags" if platform.machine() in ("x86_64", "AMD64") else "Features"
         return frozenset(dict(_cpuinfo()).get(field, "").split())
     return frozenset(name for name, (leaf, register, bit) in CPUID.items() if registers[leaf][register] >> bit & 1)
@@ -82,12 +82,12 @@ def features() -> frozenset[str]:
 
 @cache
 def identity() -> str:
-    """What tells this CPU from one on which other code may run: its model, its signature and its features."""
+    """An identifier of the type of CPU: its model, signature and features."""
     return "; ".join([platform.machine(), model(), _signature(), " ".join(sorted(features()))])
 
 
 def missing_features() -> frozenset[str]:
-    """The instruction sets that the installed NumPy needs and this CPU lacks; empty where that is not known."""
+    """The instruction sets that the installed NumPy needs and this CPU lacks; empty if unknown."""
     lacking = X86_64_V2 - features()
     if platform.machine() not in ("x86_64", "AMD64") or not features() or not lacking or not _numpy_needs_v2():
         return frozenset()
@@ -95,7 +95,7 @@ def missing_features() -> frozenset[str]:
 
 
 def require_supported() -> None:
-    """Raise a UsageError where importing NumPy would end the process with an illegal instruction."""
+    """Raise UsageError if importing NumPy would end the process with an illegal instruction."""
     if lacking := missing_features():
         raise UsageError(
             f"this CPU ({model()}) cannot run the installed NumPy: it lacks {', '.join(sorted(lacking))}",
@@ -105,7 +105,7 @@ def require_supported() -> None:
 
 
 def _numpy_needs_v2() -> bool:
-    from importlib.metadata import PackageNotFoundError, version  # imported late, for --help is to be quick
+    from importlib.metadata import PackageNotFoundError, version  # a late import keeps --help fast
 
     try:
         major, minor = version("numpy").split(".")[:2]
@@ -128,13 +128,13 @@ def _cpuinfo() -> Iterator[tuple[str, str]]:
 
 
 def _cpuid() -> list[list[int]] | None:
-    """The features that are usable: four registers for each leaf, or None where glibc does not tell (before 2.33)."""
+    """The usable features: four registers for each leaf, or None if glibc does not report them (before 2.33)."""
     leaf = _glibc_leaf()
     return None if leaf is None else [list(leaf(number).contents)[4:] for number in range(3)]
 
 
 def _signature() -> str:
-    """Family, model and stepping, as CPUID packs them; on other CPUs the features that Linux tells a process."""
+    """Family, model and stepping as in CPUID; on other CPUs, the hardware capabilities that Linux reports."""
     leaf = _glibc_leaf()
     if leaf is not None:
         return f"{leaf(0).contents[0]:x}"
@@ -147,7 +147,7 @@ def _signature() -> str:
 
 @cache
 def _glibc_leaf() -> ctypes._NamedFuncPointer | None:
-    """glibc's function that returns, for a leaf of CPUID, four registers as reported and four as usable."""
+    """glibc's function that returns, for a CPUID leaf, four registers as reported and four as usable."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return None
     function = getattr(ctypes.CDLL(None), "__x86_get_cpuid_feature_leaf", None)

@@ -1,18 +1,18 @@
-"""The error tree. Every message says what happened and, after it, what to do next.
+"""The exception hierarchy. Every message says what happened, and its hint what to do.
 
-DistillkitError            exit 1
-├── UsageError             exit 2: can be known before anything is spent
-│   ├── RecipeError        a recipe, or a value in it
-│   ├── PluginError        a plugin, or a name that none offers
-│   └── DataError          a corpus or tokenizer that cannot be used
-├── TeacherError           a teacher did not answer, and asking again would not help: the host stops
-│   ├── TryAgain           this time it failed: the host asks again, a bounded number of times
-│   └── SlowDown           it asks for patience: the host waits and asks again, and no attempt is lost
-├── TrainingError          training cannot go on
-├── CorruptError           a file is not what its checksum says
-├── PeerProcessError       another process of the same run failed; exits as that one does
-├── LimitReached           exit 3: stopped at a budget or quota, resumable
-└── Interrupted            exit 130: stopped by the user, resumable
+DistillkitError            exit code 1
+├── UsageError             exit code 2: detected before anything is spent
+│   ├── RecipeError        a recipe, or a value in it, is invalid
+│   ├── PluginError        a plugin is broken, or no plugin has the given name
+│   └── DataError          a corpus or tokenizer cannot be used
+├── TeacherError           a request failed permanently: the stage stops
+│   ├── TryAgain           a request failed temporarily: the host retries a limited number of times
+│   └── SlowDown           rate limit: the host waits and retries without counting an attempt
+├── TrainingError          training cannot continue
+├── CorruptError           a file on disk is damaged
+├── PeerProcessError       another process of the same run failed; exits with the same code
+├── LimitReached           exit code 3: stopped at a budget or quota, resumable
+└── Interrupted            exit code 130: stopped by the user, resumable
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 
 class DistillkitError(Exception):
-    """A failure that is told in a few lines, without a traceback."""
+    """An error that is reported in a few lines, without a traceback."""
 
     exit_code = 1
 
@@ -36,17 +36,17 @@ class DistillkitError(Exception):
 
 
 class UsageError(DistillkitError):
-    """Something asked for cannot be done as it was asked."""
+    """The request is invalid: wrong options, a wrong recipe, a missing file or package."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe is missing, unreadable or says something that cannot be."""
+    """A recipe is missing, unreadable or invalid."""
 
 
 class PluginError(UsageError):
-    """A plugin is broken, or nobody offers what was named."""
+    """A plugin is broken, or no plugin has the given name."""
 
 
 class DataError(UsageError):
@@ -54,11 +54,11 @@ class DataError(UsageError):
 
 
 class TeacherError(DistillkitError):
-    """A teacher did not give an answer. Failures are never answers, and never cached."""
+    """A teacher gave no answer. Failures are never stored as answers."""
 
 
 class TryAgain(TeacherError):
-    """A failure that may pass. `seconds`, if known, says when asking again makes sense."""
+    """A temporary failure. `seconds`, if known, is the time to wait before the next attempt."""
 
     def __init__(self, message: str, hint: str = "", *, seconds: float | None = None) -> None:
         super().__init__(message, hint)
@@ -66,10 +66,9 @@ class TryAgain(TeacherError):
 
 
 class SlowDown(TeacherError):
-    """The teacher is asked too much. `seconds`, if known, says for how long to wait.
+    """A rate limit of the teacher was reached. `seconds`, if known, is the time to wait.
 
-    `daily` says that it is a day's share that is used up. It costs no attempt, and everybody waits, not only
-    the request that met it.
+    `daily` means that a daily quota is used up. No attempt is counted, and all requests wait, not only this one.
     """
 
     def __init__(self, message: str, hint: str = "", *, seconds: float | None = None, daily: bool = False) -> None:
@@ -78,15 +77,15 @@ class SlowDown(TeacherError):
 
 
 class TrainingError(DistillkitError):
-    """Training met something that it cannot go on from."""
+    """Training cannot continue."""
 
 
 class CorruptError(DistillkitError):
-    """A file on disk is not what was written there."""
+    """A file on disk is damaged: it is not what was written."""
 
 
 class PeerProcessError(DistillkitError):
-    """Another process of the same run failed, and says why. Without a message there is nothing left to say."""
+    """Another process of the same run failed and reports the reason. An empty message prints nothing."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -94,19 +93,19 @@ class PeerProcessError(DistillkitError):
 
 
 class LimitReached(DistillkitError):
-    """A budget or quota is used up; the same command goes on from here later."""
+    """A budget or quota is used up. The same command resumes the run later."""
 
     exit_code = 3
 
 
 class Interrupted(DistillkitError):
-    """The user asked to stop; the same run can be resumed."""
+    """The user interrupted the run. It can be resumed."""
 
     exit_code = 130
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint that names the nearest known word, or all of them when none is near."""
+    """A hint with the closest known word, or with all known words if none is close."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if near:

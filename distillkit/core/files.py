@@ -1,7 +1,7 @@
-"""Files that are either whole or not there: written beside, synced, then renamed into place.
+"""Atomic writes: a file is written under a temporary name, synced, and renamed into place.
 
-What is written beside has a name that says by which process; when that one was killed, the next one that writes into
-the same folder sweeps its half-written files away.
+The temporary name identifies the process. If that process is killed, the next process that writes to the same folder
+removes its partial files.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .errors import CorruptError
 from .processes import host_id, is_alive
 
 PART_NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part$")
-STALE_SECONDS = 7 * 86_400.0  # seconds after which nobody, on whatever machine, is still writing
+STALE_SECONDS = 7 * 86_400.0  # age at which a partial file of another machine is considered abandoned
 _cleaned: set[Path] = set()
 
 
 def fsync(path: Path) -> None:
-    """Ask the operating system to put a file or a folder on the disk now."""
+    """Flush a file or a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -40,7 +40,7 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a path to write to; when the block ends well, it becomes `path` in one step."""
+    """Yield a temporary path to write to. If the block succeeds, it atomically replaces `path`."""
     part = _part_path(path)
     try:
         part.touch(exist_ok=False)
@@ -50,7 +50,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     except OSError as error:
         if error.filename in (part, str(part)):
-            error.filename = str(path)  # the name that means something to whoever reads it
+            error.filename = str(path)  # the name that the user knows
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -58,9 +58,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill; when the block ends well, it becomes `path`, and is whole.
+    """Yield a temporary folder to fill. If the block succeeds, it is renamed to `path`, so `path` is always complete.
 
-    No system swaps folders in one step: a folder that stood there is moved aside first, and then dropped.
+    A folder cannot be replaced atomically: an existing one is first renamed and then deleted.
     """
     part = _part_path(path)
     try:
@@ -83,23 +83,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def is_readable_file(path: Path) -> bool:
-    """Whether a path is a file, or a pipe, that can be read to its end: a device may have none."""
+    """Whether a path is a file or a pipe. Devices are excluded, because reading one may never end."""
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # not there, or no path at all
+    except (OSError, ValueError):  # missing, or not a valid path
         return False
     return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
 
 
 def make_private_folder(folder: Path) -> Path:
-    """A folder that only its owner may look into, made if need be: what teachers answer may be private."""
+    """Create a folder that only its owner can access, if needed. Answers of teachers may be private."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     return folder
 
 
 def _part_path(path: Path) -> Path:
-    """A new name in the same folder, which says who writes and has the rights that the user's umask gives."""
+    """A new temporary path in the same folder, with a name that identifies this process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(path.parent)
     return path.with_name(f".{path.name}.{_host_tag()}-{os.getpid()}-{uuid4().hex[:8]}.part")
@@ -110,59 +110,59 @@ def _host_tag() -> str:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Drop what processes that were killed left half-written in a folder; each process looks once."""
+    """Remove partial files of killed processes from a folder. Each process checks a folder once."""
     if folder.absolute() in _cleaned:
         return
     _cleaned.add(folder.absolute())
     for part in folder.glob(".*.part"):
         if (owner := PART_NAME.search(part.name)) and _is_stale(part, *owner.groups()):
-            shutil.rmtree(part, ignore_errors=True)  # it may be another user's: then it stays
+            shutil.rmtree(part, ignore_errors=True)  # fails for files of another user, which stay
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 
 
 def _is_stale(part: Path, where: str, pid: str) -> bool:
-    """Whether nobody writes it any more: its process has ended, or is elsewhere and was last here long ago."""
+    """Whether a partial file is abandoned: its process has ended, or it is old and from another host."""
     if where == _host_tag():
         return not is_alive(int(pid))
     try:
         return time.time() - part.lstat().st_mtime > STALE_SECONDS
-    except OSError:  # another process was first
+    except OSError:  # removed by another process
         return False
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that it is never seen with half of its files; another process may be first."""
-    aside = _part_path(folder)
+    """Remove a folder without exposing a state with missing files. It may already be gone."""
+    renamed = _part_path(folder)
     with suppress(FileNotFoundError):
-        folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 @contextmanager
-def file_lock(path: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a place against other processes, and say so before waiting for one.
+def file_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Lock a path against other processes. Calls `on_wait` before waiting for another process.
 
-    The lock goes with the process, so a crash leaves none behind.
+    The lock is released when the process ends, also by a crash.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            waits()
+            on_wait()
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file for people to read too, whole or not at all."""
+    """Write an indented JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -172,7 +172,7 @@ def read_json(path: Path) -> Any:
 
 
 def _parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text, or a ValueError, also of one that is nested deeper than anything of ours."""
+    """Parse JSON. Raises ValueError, also for text that is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -180,14 +180,14 @@ def _parse_json(text: str | bytes) -> Any:
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a file of JSON lines, whole or not at all."""
+    """Write a JSON Lines file atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, none where there is none; a last line cut short by a crash is left out."""
+    """Read a JSON Lines file. A missing file is empty; an incomplete last line, left by a crash, is ignored."""
     try:
-        *lines, _ = path.read_bytes().split(b"\n")  # bytes: the cut may go through a character
+        *lines, _ = path.read_bytes().split(b"\n")  # bytes: the last line may end within a character
     except (FileNotFoundError, NotADirectoryError):
         return []
     rows = []
@@ -201,17 +201,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def json_roundtrip(value: Any) -> Any:
-    """A value as it will be when it has been written as JSON and read again."""
+    """The value after a round trip through JSON."""
     return json.loads(json.dumps(value))
 
 
 def digest(value: Any) -> str:
-    """The SHA-256 of a value's canonical JSON: neither the order of keys nor tuple or list matters."""
+    """SHA-256 of the canonical JSON of a value. Key order, and tuple or list, make no difference."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, read in pieces."""
+    """SHA-256 of the contents of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

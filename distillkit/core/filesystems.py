@@ -1,6 +1,6 @@
-"""The kind of file system that a path lies on, and whether other machines or user programs stand behind it.
+"""The type of the file system of a path, and whether it is a network or FUSE file system.
 
-Locks and shared memory of SQLite do not work reliably on network and FUSE file systems. Standard library only.
+Locks and shared memory of SQLite are not reliable on network and FUSE file systems. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
-# Kinds that are served by another machine, by the host of a virtual machine, or by a program of a user.
+# Types that are served by another machine, by the host of a virtual machine, or by a user-space program.
 REMOTE = re.compile(
     r"nfs\d?|cifs|smb\w*|smbfs|9p|afs|afpfs|webdav|ncpfs|ceph|lustre|beegfs|gpfs|pvfs2|ocfs2|gfs2?|glusterfs|orangefs"
     r"|virtiofs|vboxsf|vmhgfs|prl_fs|fuse(\..+)?|osxfuse|macfuse"
@@ -21,7 +21,7 @@ REMOTE = re.compile(
 
 
 def filesystem_type(path: Path) -> str:
-    """The type of the file system that holds a path ("ext4", "nfs4"), or "" where it is not known."""
+    """The type of the file system that holds a path, such as "ext4" or "nfs4"; "" if unknown."""
     where = os.path.realpath(path)
     inside = [(point, kind) for point, kind in _mounts() if _contains(point, where)]
     return max(inside, key=lambda mount: len(mount[0]), default=("", ""))[1]
@@ -37,7 +37,7 @@ def _contains(point: str, path: str) -> bool:
 
 
 def _mounts() -> Iterator[tuple[str, str]]:
-    """Mount points and types; later ones lie over earlier ones, so they come first."""
+    """Mount points and types, newest first, because later mounts hide earlier ones."""
     if sys.platform == "darwin":
         for line in reversed(_mount_command().splitlines()):
             if match := re.fullmatch(r".* on (/.*) \((\w+)[,)].*", line):
@@ -60,5 +60,5 @@ def _mount_command() -> str:
 
 
 def _unescape(text: str) -> str:
-    """Spaces and some other characters are written as three octal digits."""
+    """Decode characters that are written as three octal digits, such as spaces."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

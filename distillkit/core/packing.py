@@ -1,7 +1,7 @@
-"""Tokens with their log-probabilities as a few strings: what is lean on disk and quick to read, and still only text.
+"""Packs tokens with log-probabilities into a few strings, which are compact in JSON and fast to read.
 
-An answer of a hundred tokens with twenty alternatives each is two thousand numbers. As JSON numbers they take longer
-to read than all else; here they are base64 of little-endian arrays. Nothing is rounded. Knows rows, not records.
+An answer of 100 tokens with 20 alternatives each has 2,000 numbers. Parsing them as JSON numbers would dominate the
+time to read an answer, so they are stored as base64 of little-endian arrays. Nothing is rounded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Row = tuple[bytes, float, Sequence[tuple[bytes, float]]]
 Columns = tuple[list[bytes], "array[int]", "array[int]", "array[float]"]
 
 FIELDS = {"pieces", "lengths", "ids", "alternatives", "logprobs"}
-WHOLE = (("B", 1 << 8), ("H", 1 << 16), ("I", 1 << 32))  # how an array's letter says what its numbers hold
+INT_TYPES = (("B", 1 << 8), ("H", 1 << 16), ("I", 1 << 32))  # array type codes, with their upper bounds
 
 
 def pack(rows: Iterable[Row]) -> dict[str, str]:
@@ -39,7 +39,7 @@ def pack(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def unpack(packed: dict[str, str]) -> Iterator[Row]:
-    """The inverse of `pack`; a ValueError says what does not fit together."""
+    """The inverse of `pack`. Raises ValueError for inconsistent data."""
     table, ids, alternatives, logprobs = unpack_columns(packed)
     pieces, numbers = [table[i] for i in ids], logprobs.tolist()
     at = 0
@@ -50,31 +50,31 @@ def unpack(packed: dict[str, str]) -> Iterator[Row]:
 
 
 def unpack_columns(packed: dict[str, str]) -> Columns:
-    """The pieces, which of them stand where, how many alternatives each token has, and the log-probabilities."""
+    """The columns: distinct pieces, ids of pieces, number of alternatives of each token, log-probabilities."""
     whole = a2b_base64(packed["pieces"], strict_mode=True)
     ends = [0, *accumulate(_decode_array(packed["lengths"], "BHI"))]
     ids, logprobs = _decode_array(packed["ids"], "BHI"), _decode_array(packed["logprobs"], "fd")
     alternatives = _decode_array(packed["alternatives"], "BHI")
     if not len(ids) == len(logprobs) == sum(alternatives) + len(alternatives) or ends[-1] != len(whole):
-        raise ValueError("packed tokens are of different lengths")
+        raise ValueError("packed tokens have inconsistent lengths")
     if ids and max(ids) >= len(ends) - 1:
-        raise ValueError("packed tokens name a piece that is not there")
+        raise ValueError("packed tokens refer to a missing piece")
     return [whole[begin:end] for begin, end in pairwise(ends)], ids, alternatives, logprobs
 
 
 def is_packed(value: Any) -> bool:
-    """Whether a value looks like what `pack` makes; only `unpack` looks inside."""
+    """Whether a value has the form that `pack` returns. Its contents are not checked."""
     return isinstance(value, dict) and value.keys() == FIELDS and all(isinstance(v, str) for v in value.values())
 
 
 def _encode_ints(numbers: list[int]) -> str:
-    """Whole numbers in as few bytes each as they all fit in."""
+    """Encode integers with the smallest type that fits all of them."""
     most = max(numbers, default=0)
-    return _encode_array(array(next(letter for letter, over in WHOLE if most < over), numbers))
+    return _encode_array(array(next(letter for letter, over in INT_TYPES if most < over), numbers))
 
 
 def _encode_floats(numbers: list[float]) -> str:
-    """Floats, as singles where that loses nothing: what a model computed in singles comes so."""
+    """Encode floats, in single precision if that is lossless."""
     doubles, singles = array("d", numbers), array("f", numbers)
     return _encode_array(singles if array("d", singles) == doubles else doubles)
 
@@ -84,17 +84,17 @@ def _encode_array(numbers: array[Any]) -> str:
 
 
 def _decode_array(text: str, kinds: str) -> array[Any]:
-    """An array of its letter and base64."""
+    """Decode an array from its type code and base64."""
     letter = text[:1]
     if not letter or letter not in kinds:
-        raise ValueError(f"packed numbers of an unknown kind, {letter!r}")
+        raise ValueError(f"packed numbers have an unknown type code, {letter!r}")
     numbers = array(letter)
     numbers.frombytes(a2b_base64(text[1:], strict_mode=True))
     return _little_endian(numbers)
 
 
 def _little_endian(numbers: array[Any]) -> array[Any]:
-    """To or from the byte order of the stored form."""
+    """Convert between native and little-endian byte order."""
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers

@@ -1,6 +1,7 @@
-"""Processes, as those that share a folder see each other: which one it was, where, and whether it has surely ended.
+"""Identifies processes that share a folder, and tells whether one of them has ended.
 
-Knows no file. A number alone names no process: numbers are used again, and mean something else on another machine.
+A process ID alone is not enough: IDs are reused, and are local to a machine or a container. So a process is identified
+by its host, its ID and its start time.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import platform
 from functools import cache
 from pathlib import Path
 
-STAT = "/proc/{}/stat"  # on Linux
+STAT = "/proc/{}/stat"  # Linux
 
 
 @cache
 def host_id() -> str:
-    """Where process numbers mean the same: this machine since it started, and this container."""
+    """The scope of process IDs: this machine since it booted, and this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -24,7 +25,7 @@ def host_id() -> str:
 
 
 def start_time(pid: int) -> str:
-    """When a process began, in the system's own count, or nothing where it does not say: numbers are used again."""
+    """The start time of a process in the units of the system; empty if unknown."""
     try:
         return Path(STAT.format(pid)).read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -32,7 +33,7 @@ def start_time(pid: int) -> str:
 
 
 def _start_time_from_ps(pid: int) -> str:
-    """The same where there is no /proc, as on a Mac: to the second."""
+    """The start time from `ps`, in seconds, for systems without /proc such as macOS."""
     import subprocess
 
     command, always = ["ps", "-o", "lstart=", "-p", str(pid)], {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
@@ -43,26 +44,26 @@ def _start_time_from_ps(pid: int) -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this place has that number now."""
+    """Whether a process with this ID exists on this host."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
 def current_process() -> tuple[str, int, str]:
-    """What names this process."""
+    """The host, ID and start time of this process."""
     return host_id(), os.getpid(), start_time(os.getpid())
 
 
-def has_ended(where: str, pid: int, since: str) -> bool:
-    """Whether a process has surely ended; one of another place may live."""
-    if where != host_id():
+def has_ended(host: str, pid: int, since: str) -> bool:
+    """Whether a process has certainly ended. A process of another host may still run."""
+    if host != host_id():
         return False
     if not is_alive(pid):
         return True
     now = start_time(pid)
-    return bool(now and since) and now != since  # else nobody knows whether the number was used again
+    return bool(now and since) and now != since  # without a start time, the ID may have been reused

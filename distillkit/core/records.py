@@ -1,6 +1,6 @@
-"""The frozen nouns that travel down the line. They know their own JSON, and nothing else.
+"""The immutable records that are passed between stages, with their JSON form.
 
-What tokens look like in JSON is `packing`'s affair.
+`packing` defines the JSON form of tokens.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from .errors import CorruptError
 from .packing import Columns, is_packed, pack, unpack, unpack_columns
 
-_Bytes = bytes  # a token has a field of that name
-LOG_ZERO = -1e4  # the log-probability of what has none; stores of soft targets hold it in their files
+_Bytes = bytes  # `Token` has a field named `bytes`
+LOG_ZERO = -1e4  # log-probability of zero mass; also stored in soft-target files
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text of the corpus."""
+    """A text of the corpus."""
 
     id: str
     text: str
@@ -27,7 +27,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Request:
-    """What a teacher is asked: a prompt to continue, or messages to reply to."""
+    """A request to a teacher: a prompt to continue, or chat messages to reply to."""
 
     id: str
     prompt: str | None = None
@@ -39,24 +39,24 @@ class Request:
     seed: int | None = None
     top_logprobs: int = 0
     repeat: int = 0
-    schema: Mapping[str, Any] | None = None  # a JSON schema that the answer should keep to, where the teacher can
+    schema: Mapping[str, Any] | None = None  # a JSON schema of the answer, for teachers that support it
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("a request has either a prompt or messages")
 
     def canonical(self) -> dict[str, Any]:
-        """All that decides the answer: everything but the id, which is only a name."""
-        values = dict(vars(self))  # not asdict: it copies every value, and keys are made of many thousand requests
+        """Everything that determines the answer: all fields but the id."""
+        values = dict(vars(self))  # not asdict, which copies every value: this is called for many thousand requests
         del values["id"]
-        if self.schema is None:  # keys of answers from before there were schemas stay as they were
+        if self.schema is None:  # keeps the cache keys of answers from before there were schemas
             del values["schema"]
         return {**values, "messages": self.messages and tuple(dict(message) for message in self.messages)}
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token of an answer: its bytes, its log-probability, and the likeliest tokens there."""
+    """A token of an answer: its bytes, its log-probability, and the most likely tokens at its position."""
 
     bytes: bytes
     logprob: float
@@ -64,7 +64,7 @@ class Token:
 
     @classmethod
     def from_json(cls, row: list[Any]) -> Token:
-        """A token of a row as it was once kept: bytes as text, log-probability, alternatives."""
+        """A token from the former JSON form: bytes as text, log-probability, alternatives."""
         piece, logprob, top = row
         pairs = tuple((other.encode("latin-1"), float(value)) for other, value in top)
         return cls(piece.encode("latin-1"), float(logprob), pairs)
@@ -72,7 +72,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Usage:
-    """What an answer cost, in tokens."""
+    """The tokens that an answer used."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -80,17 +80,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Price:
-    """What a million tokens cost, in US dollars."""
+    """Price in US dollars per million tokens."""
 
     input: float
     output: float
 
     def of(self, usage: Usage) -> float:
-        """What this many tokens cost."""
+        """The cost of this usage in US dollars."""
         return (usage.prompt_tokens * self.input + usage.completion_tokens * self.output) / 1e6
 
     def times(self, factor: float) -> Price:
-        """The price of tokens that cost more, or less, by a factor."""
+        """This price multiplied by a factor."""
         return Price(factor * self.input, factor * self.output)
 
 
@@ -99,7 +99,7 @@ MINUTE, DAY = 60.0, 86400.0
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a provider allows: so many requests or tokens in a span of seconds, and what is left of them."""
+    """A rate limit of a provider: the limit of requests or tokens in a span of seconds, and what remains of it."""
 
     of: str
     span: float
@@ -113,12 +113,12 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a teacher said. `finish` is "stop" when it ended by itself, "length" when it was cut.
+    """The answer of a teacher. `finish` is "stop" if it ended by itself, and "length" if it reached the token limit.
 
-    "content_filter" says that the teacher held it back. The host writes "refused" when asking again did not help: such
-    a record says that there is no answer, and is never given out as one.
+    "content_filter" means that the provider withheld the answer. The host stores "refused" when retries did not help:
+    such a record marks a request without an answer, and is never returned as an answer.
 
-    Tokens that were read from JSON stay packed until somebody looks at them: most readers want the text alone.
+    Tokens that were read from JSON are unpacked on first access, because most readers need only the text.
     """
 
     text: str
@@ -128,10 +128,10 @@ class Answer:
     model: str | None = None
     raw: Mapping[str, Any] | None = None
 
-    if not TYPE_CHECKING:  # a type checker would take any name for an attribute
+    if not TYPE_CHECKING:  # a type checker would accept any attribute name
 
         def __getattr__(self, name: str) -> Any:
-            """The tokens, when they are looked at for the first time."""
+            """Unpack the tokens on first access."""
             if name != "tokens" or "_packed" not in self.__dict__:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             try:
@@ -142,7 +142,7 @@ class Answer:
             return tokens
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`."""
+        """The record as JSON values."""
         return {
             "text": self.text,
             "tokens": self._packed_tokens(),
@@ -171,14 +171,14 @@ class Answer:
         return answer
 
     def columns(self) -> Columns:
-        """The tokens as arrays, for those who count millions of them: no object is made for any."""
+        """The tokens as arrays, without an object per token."""
         try:
             return unpack_columns(self._packed_tokens() or pack(()))
         except ValueError as error:
             raise CorruptError(f"the tokens of an answer are damaged: {error}") from error
 
     def _packed_tokens(self) -> Any:
-        """The tokens as text, not unpacked first when they still are."""
+        """The tokens in packed form."""
         if "_packed" in self.__dict__:
             return self.__dict__["_packed"]
         return pack((token.bytes, token.logprob, token.top) for token in self.tokens) if self.tokens else []
@@ -186,33 +186,33 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the student wrote to a prompt. Ids read `prompt#k`, so samples of one prompt share its name."""
+    """A text that the student generated from a prompt. Ids have the form `prompt#k`, with the id of the prompt."""
 
     id: str
     prompt: str
     completion: str
     seed: int
-    temperature: float | None = None  # None where nobody recorded it
+    temperature: float | None = None  # None in samples from before it was recorded
 
     @property
     def prompt_id(self) -> str:
-        """The name of its prompt: what is resampled together."""
+        """The id of its prompt: the cluster of the sample in statistics."""
         return self.id.rpartition("#")[0] or self.id
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`; a temperature that nobody recorded is left out."""
+        """The sample as JSON values. Omits an unknown temperature."""
         values = {**asdict(self), "prompt_id": self.prompt_id}
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Sample:
-        """The inverse of `to_json`; keys that are not a sample's own are left out."""
+        """The inverse of `to_json`. Ignores other keys."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What a judge said of a sample, of a document, or (with neither) of the student."""
+    """A grade of a judge for a sample, a document or (with neither) the student."""
 
     criterion: str
     score: float
@@ -223,24 +223,24 @@ class Grade:
 
     @property
     def cluster(self) -> str | None:
-        """What is resampled together: a document, or all samples of one prompt."""
+        """The cluster of the grade in statistics: its document, or the prompt of its sample."""
         if self.document is not None:
             return self.document
         return None if self.sample is None else self.sample.rpartition("#")[0] or self.sample
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without those left at their defaults."""
+        """The grade as JSON values. Omits defaults."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Grade:
-        """The inverse of `to_json`; keys that are not a grade's own (the judge's name) are left out."""
+        """The inverse of `to_json`. Ignores other keys, such as the name of the judge."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a report, with its 95% interval where one can be given."""
+    """A value of a report, with its 95% confidence interval if there is one."""
 
     value: float
     low: float | None = None
@@ -248,5 +248,5 @@ class Metric:
     n: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for `json.dumps`."""
+        """The record as JSON values."""
         return asdict(self)

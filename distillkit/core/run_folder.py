@@ -1,6 +1,6 @@
-"""The run folder: where every artefact of a run lives, and how runs are found again.
+"""The run folder: the paths of its files, `run.json`, and finding runs by name.
 
-Knows names and places, not what is in them; only `run.json` is read and written here.
+Does not know the contents of files other than `run.json`.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from .processes import current_process, has_ended
 
 SCHEMA = 1
 STAGES = ("label", "train", "judge", "report")
-RUNNING, CUT_OFF = "running", "cut off"  # by whatever ended its process: nobody could say more
-CHECKSUM = "checksum"  # of all else that `run.json` says
-# Of the weights that were judged.
+RUNNING, CUT_OFF = "running", "cut off"  # "cut off": the process ended without recording a status
+CHECKSUM = "checksum"  # key of the checksum of all other values of run.json
+# Keys of run.json that describe the judged weights.
 JUDGING_KEYS = ("judges", "judges_protocol", "judges_design", "lower_is_better", "neither_is_better", "together")
 
 
 def home_folder() -> Path:
-    """The folder that holds `cache/` and `reports/`: DISTILLKIT_HOME, or the current one."""
+    """The folder that contains `cache/` and `reports/`: DISTILLKIT_HOME or the current folder."""
     return Path(os.environ.get("DISTILLKIT_HOME") or ".")
 
 
 def cache_folder() -> Path:
-    """Where answers and packed corpora live, for all runs."""
+    """The folder of answers, corpora and downloads, shared by all runs."""
     return home_folder() / "cache"
 
 
 def reports_folder() -> Path:
-    """Where runs live."""
+    """The folder of the runs."""
     return home_folder() / "reports"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of a recipe, and its folder."""
+    """A run of a recipe, by its folder."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The name that finds it again: recipe/number."""
+        """The name of the run: recipe/number."""
         path = self.path.resolve()
         return f"{path.parent.name}/{path.name}"
 
@@ -60,47 +60,47 @@ class Run:
 
     @property
     def plan(self) -> Path:
-        """What was foreseen."""
+        """The plan: estimated calls, cost, memory and time."""
         return self.path / "plan.json"
 
     @property
     def metrics(self) -> Path:
-        """One line a step or evaluation."""
+        """The metrics: one line per step or evaluation."""
         return self.path / "metrics.jsonl"
 
     @property
     def answers(self) -> Path:
-        """Which answers of the cache this run used, and soft targets."""
+        """The folder of soft targets and of the index of the answers that were used."""
         return self.path / "answers"
 
     @property
     def checkpoints(self) -> Path:
-        """A folder a checkpoint."""
+        """The folder of checkpoints, one folder each."""
         return self.path / "checkpoints"
 
     @property
     def tokenizer(self) -> Path:
-        """The files that load the tokenizer again."""
+        """The folder of the tokenizer."""
         return self.path / "tokenizer"
 
     @property
     def samples(self) -> Path:
-        """What the student wrote."""
+        """The samples of the student."""
         return self.path / "samples.jsonl"
 
     @property
     def grades(self) -> Path:
-        """What the judges said."""
+        """The grades of the judges."""
         return self.path / "grades.jsonl"
 
     @property
     def report(self) -> Path:
-        """The report, for machines."""
+        """The machine-readable report."""
         return self.path / "report.json"
 
     @property
     def info(self) -> dict[str, Any]:
-        """What `run.json` says: versions, plugins, seeds, hashes, device, status."""
+        """The contents of `run.json`: versions, plugins, seeds, hashes, device, status."""
         file = self.path / "run.json"
         try:
             values = read_json(file)
@@ -110,7 +110,7 @@ class Run:
             raise CorruptError(f"{file} cannot be read: {error}", self._recovery_hint) from error
         if not isinstance(values, dict):
             raise CorruptError(f"{file} is not a run's record", self._recovery_hint)
-        checksum = values.pop(CHECKSUM, None)  # runs from before there was one have none
+        checksum = values.pop(CHECKSUM, None)  # absent in old runs
         if checksum not in (None, digest(values)):
             raise CorruptError(f"{file} is damaged: its checksum is not the one that was written", self._recovery_hint)
         if values.get("status") == RUNNING and "process" in values and has_ended(*values["process"]):
@@ -119,17 +119,17 @@ class Run:
 
     @property
     def _recovery_hint(self) -> str:
-        """What to do without the record."""
+        """The hint for a damaged `run.json`."""
         newest = max(self.checkpoints.glob("step-*"), default=None)
-        learnt = f', with what this one has learnt: student.from = "{newest}"' if newest else ""
-        return f"Begin a new run{learnt}. Answers of teachers are in the cache."
+        weights = f' from the weights of this run: student.from = "{newest}"' if newest else ""
+        return f"Start a new run{weights}. Answers of teachers are in the cache."
 
     def mark_running(self) -> None:
-        """Record that this process is at work on it."""
+        """Record that this process executes the run."""
         self.record(status=RUNNING, process=current_process())
 
     def mark_ended(self, status: str, **more: Any) -> None:
-        """Record how it ended, and nothing of how it once failed."""
+        """Record the final status, and remove the error of an earlier failure."""
 
         def ended(info: dict[str, Any]) -> dict[str, Any]:
             return {**{key: value for key, value in info.items() if key != "error"}, "status": status, **more}
@@ -137,7 +137,7 @@ class Run:
         self.update_info(ended)
 
     def discard_judging(self) -> None:
-        """Forget all that was said of its weights, which move from here on, but for the time that they took."""
+        """Discard results of judges and of training, except the training time: training changes the weights."""
 
         def moved(info: dict[str, Any]) -> dict[str, Any]:
             kept = {
@@ -151,16 +151,16 @@ class Run:
             written.unlink(missing_ok=True)
 
     def record(self, **values: Any) -> None:
-        """Add to `run.json`; what stood under the same keys is replaced."""
+        """Set values in `run.json`."""
         self.update_info(lambda info: {**info, **values})
 
     def record_spending(self, spent: Mapping[str, float]) -> None:
-        """Record what teachers have cost so far, at once: a budget must outlive a process that is killed."""
+        """Record spending on teachers immediately, so that a budget survives a killed process."""
         if dict(spent) != self.info.get("spent"):
             self.record(spent=dict(spent))
 
     def update_info(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Change what `run.json` says. Of two processes that do so at once, the second sees what the first has said."""
+        """Apply a change to `run.json` under a lock, so that concurrent changes are not lost."""
         file = self.path / "run.json"
         with file_lock(file):
             values = json_roundtrip(change(self.info))
@@ -168,7 +168,7 @@ class Run:
 
     @contextmanager
     def training_lock(self) -> Iterator[bool]:
-        """Hold the run for training: whether it could be had. The lock goes with the process."""
+        """Lock the run for training. Yields whether the lock was acquired; it ends with the process."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         with (self.checkpoints / ".lock").open("w") as lock:
             try:
@@ -180,29 +180,29 @@ class Run:
 
     @property
     def is_being_trained(self) -> bool:
-        """Whether another process trains it now."""
+        """Whether another process is training the run."""
         with self.training_lock() as free:
             return not free
 
     @property
     def busy_error(self) -> UsageError:
-        """What is said to whoever wants to train it then."""
+        """The error for a process that cannot lock the run for training."""
         return UsageError(f"{self.name} is being trained by another process", "Wait for it, or stop it first.")
 
 
 @contextmanager
 def new_run_folder(recipe: str, info: Mapping[str, Any]) -> Iterator[tuple[Run, Run]]:
-    """A new run under the next free number, and where it is to be filled until the block ends.
+    """Create a run with the next free number. Yields the run, and the run at the temporary folder to fill.
 
-    Two processes never get the same number. A run is there whole, or not at all: a crash leaves an empty number.
+    Two processes never get the same number. A run folder is complete or empty: a crash leaves an empty folder.
     """
     run = Run(_next_number(reports_folder() / recipe))
     try:
         with atomic_folder(run.path) as part:
-            begun = Run(part)
-            begun.record(schema=SCHEMA, run=run.name, **info)
-            begun.mark_running()
-            yield run, begun
+            unfinished = Run(part)
+            unfinished.record(schema=SCHEMA, run=run.name, **info)
+            unfinished.mark_running()
+            yield run, unfinished
     except BaseException:
         with suppress(OSError):
             run.path.rmdir()
@@ -210,7 +210,7 @@ def new_run_folder(recipe: str, info: Mapping[str, Any]) -> Iterator[tuple[Run, 
 
 
 def _next_number(folder: Path) -> Path:
-    """An empty folder that is nobody else's."""
+    """Create the folder with the next free number."""
     folder.mkdir(parents=True, exist_ok=True)
     number = max((int(path.name) for path in _numbered_folders(folder)), default=0) + 1
     while True:
@@ -227,12 +227,12 @@ def _numbered_folders(folder: Path) -> list[Path]:
 
 
 def runs_of(recipe: str) -> list[Run]:
-    """The runs of a recipe, oldest first; a number that a crash left empty is none."""
+    """The runs of a recipe, oldest first, without empty folders left by a crash."""
     return [Run(path) for path in _numbered_folders(reports_folder() / recipe) if any(path.iterdir())]
 
 
 def all_runs() -> list[Run]:
-    """All runs, oldest first within each recipe."""
+    """The runs of all recipes, oldest first within each recipe."""
     if not reports_folder().is_dir():
         return []
     names = sorted(path.name for path in reports_folder().iterdir() if path.is_dir())
@@ -240,14 +240,14 @@ def all_runs() -> list[Run]:
 
 
 def find_run(spec: str = "latest") -> Run:
-    """The run that a person means: a folder, recipe/number, a recipe's name, or `latest`."""
+    """Find a run by its folder, by recipe/number, by the name of its recipe (its newest run), or by `latest`."""
     if spec == "latest":
         return _latest_run()
     for folder in (Path(spec), reports_folder() / spec):
         if _is_run(folder):
             return Run(folder)
-    if begun := [run for run in runs_of(spec) if _is_run(run.path)]:
-        return begun[-1]
+    if runs := [run for run in runs_of(spec) if _is_run(run.path)]:
+        return runs[-1]
     names = {name for run in all_runs() for name in (run.path.parent.name, run.name)}
     raise UsageError(f"there is no run {spec!r} in {reports_folder()}", did_you_mean(spec, names))
 
@@ -257,30 +257,30 @@ def _latest_run() -> Run:
     if not runs:
         raise UsageError(
             f"there are no runs in {reports_folder()}",
-            "Make one: distillkit run quickstart",
+            "Create one: distillkit run quickstart",
         )
     return max(runs, key=lambda run: (run.path / "run.json").stat().st_mtime_ns)
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a run began here: a folder that was only just made, or left by a crash, has no record."""
+    """Whether a folder contains a run. Folders that are new or were left by a crash have no `run.json`."""
     return (folder / "run.json").is_file()
 
 
 def bundled_checkpoints() -> dict[str, Path]:
-    """The students that ship with the package."""
+    """The students bundled with the package, by name."""
     folder = Path(str(resources.files("distillkit_recipes"))) / "checkpoints"
     return {path.name: path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
 
 
 def bundled_checkpoint(name: str) -> Path | None:
-    """The folder of a student that ships with the package, or None."""
+    """The folder of a bundled student, or None."""
     return bundled_checkpoints().get(name)
 
 
 def newest_run(recipe: str) -> Run:
-    """The run of a recipe that `--resume` means."""
+    """The newest run of a recipe, for `--resume`."""
     runs = runs_of(recipe)
     if not runs:
-        raise UsageError(f"there is no run of {recipe!r} to go on with", "Leave out --resume to begin one.")
+        raise UsageError(f"there is no run of {recipe!r} to resume", "Leave out --resume to start one.")
     return runs[-1]

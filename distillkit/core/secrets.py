@@ -1,6 +1,6 @@
-"""What looks like a key, so that it is refused where it would be kept, and not repeated where it is refused.
+"""Detects and redacts text that looks like an API key or another secret.
 
-Knows how providers write their keys. Does not know anybody's key: that is `teachers/keys`.
+Knows the formats of keys, not the keys themselves: `teachers.client.api_keys` reads those.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import re
 
 REDACTED = "[key]"
 ADVICE = (
-    "A recipe is kept with every run, so a key in it is no secret any more: make a new one. Keys are read from the "
-    "environment or from .env (see .env.example)."
+    "Recipes are stored with every run, so this key is no longer secret: revoke it and create a new one. Keys are read "
+    "from the environment or from .env (see .env.example)."
 )
 
-_KINDS = {
+_PATTERNS = {
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "a password in an address": r"(?<=://)[^/\s:@\[\]]*:[^/\s@]+(?=@)",
     "a key in an address": r"(?<=[?&])(?:api[-_]?key|key|(?:access[-_]?|auth[-_]?)?token|sig|signature)=[^&\s\"']{6,}",
@@ -27,8 +27,8 @@ _KINDS = {
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "a signed token": r"\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
 }
-_ANY = re.compile("|".join(f"(?P<k{i}>{pattern})" for i, pattern in enumerate(_KINDS.values())))
-_NAMES = re.compile(
+_ANY = re.compile("|".join(f"(?P<k{i}>{pattern})" for i, pattern in enumerate(_PATTERNS.values())))
+_SECRET_NAMES = re.compile(
     r"(?:[a-z0-9]+[-_])*?(?:api[-_]?key|api[-_]?token|access[-_]?key|access[-_]?token|auth[-_]?token|private[-_]?key"
     r"|secret[-_]?key|client[-_]?secret|authorization|passwo?r?d|passphrase)",
     re.IGNORECASE,
@@ -36,16 +36,16 @@ _NAMES = re.compile(
 
 
 def find_secret(text: str) -> str | None:
-    """What kind of key a text seems to hold, or None."""
+    """The kind of secret that a text seems to contain, or None."""
     match = _ANY.search(text)
-    return list(_KINDS)[int(str(match.lastgroup)[1:])] if match else None
+    return list(_PATTERNS)[int(str(match.lastgroup)[1:])] if match else None
 
 
 def redact(text: str) -> str:
-    """A text without anything in it that looks like a key."""
+    """The text with everything that looks like a secret replaced."""
     return _ANY.sub(REDACTED, text)
 
 
 def is_secret_name(word: str) -> bool:
-    """Whether what stands under such a name is a key, whatever it looks like."""
-    return _NAMES.fullmatch(word) is not None
+    """Whether values under this name are secrets, whatever they look like."""
+    return _SECRET_NAMES.fullmatch(word) is not None

@@ -1,9 +1,8 @@
-"""Cuts what takes too long on this thread: a call that hangs must not hold a night's run.
+"""A time limit for calls on the main thread, so that a call that hangs does not block a run.
 
-After so many seconds whatever Python does here is broken off by a TimeoutError, also a sleep or a read that waits.
-Compiled code that never comes back to Python cannot be broken off: it gets a little longer, and then the process is
-ended by a thread that needs no Python, and shows where it hung. Nothing is lost by that: what is on disk is whole at
-any time. Knows nothing of what is called.
+After the limit, a signal handler raises TimeoutError in Python code, which also interrupts sleeps and blocking reads.
+Compiled code that does not return to Python cannot be interrupted: after a grace period, a watchdog thread prints the
+traceback and ends the process. No data is lost, because files on disk are complete at any time.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-GRACE_SECONDS = 60.0  # seconds that compiled code gets beside
+GRACE_SECONDS = 60.0  # additional seconds for compiled code
 
 
 @contextmanager
 def time_limit(seconds: float | None, what: str = "no answer", grace: float = GRACE_SECONDS) -> Iterator[None]:
-    """Break off what takes longer. Only the main thread can; within another nothing is done."""
+    """Raise TimeoutError if the block takes longer. Has no effect outside the main thread."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
