@@ -45,7 +45,7 @@ def _label(session: RunSession) -> None:
         make_private_folder(run.answers)
         write_jsonl(run.answers / "index.jsonl", [{"id": r.id, "key": key} for r, key, _ in rows])
         counts = labelled.counts
-        asked = min(run.info["asked"], counts["prompts"])  # in all sittings
+        asked = min(run.info["asked"], counts["prompts"])  # in all sessions
         counts |= {"asked": asked, "cached": counts["prompts"] - asked}
         metadata |= pack_answers(context, labelled, run.answers) | counts
     if context.soft_target_source == SoftTargetSource.STORE:
@@ -83,10 +83,10 @@ def _request_answers(
 
 
 def _earlier_spending(session: RunSession, teacher: Teacher, requests: list[Request]) -> dict[str, float]:
-    """What earlier sittings of this run spent. Also records that a new sitting starts to send requests.
+    """What earlier sessions of this run spent. Also records that a new session starts to send requests.
 
-    A sitting that was killed could not record what it requested. It is counted from the answers that were stored since
-    that sitting started.
+    A session that was killed could not record what it requested. It is counted from the answers that were stored since
+    that session started.
     """
     context, run = session.context, session.run
     info = run.info

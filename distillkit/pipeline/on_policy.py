@@ -119,16 +119,16 @@ def check_countable_limits(context: Context, group: ProcessGroup) -> None:
     price = request_policy(context, table).price_of(teacher)
     if price is None or price.input or price.output:
         raise UsageError(
-            f"what the teacher {table.provider!r} costs cannot be counted by {group.world_size} processes: with "
-            "teacher.on_policy each asks it in the step, and only the first one writes down what it spends",
+            f"what the teacher {table.provider!r} costs cannot be counted across {group.world_size} processes: with "
+            "teacher.on_policy each process asks it, and only the main process records spending",
             "Launch one process. If it costs nothing: teacher.price = { input = 0.0, output = 0.0 }",
         )
     given = [f"teacher.{name}" for name in PROCESS_LIMITS if getattr(table, name) is not None]
     if given:
         raise UsageError(
-            f"{' and '.join(given)} cannot be kept by {group.world_size} processes: with teacher.on_policy each asks "
-            "the teacher in the step, and counts for itself",
-            "Launch one process, or leave such limits out.",
+            f"{' and '.join(given)} cannot be enforced across {group.world_size} processes: with teacher.on_policy each process "
+            "asks the teacher and counts for itself",
+            "Launch one process, or leave out such limits.",
         )
 
 

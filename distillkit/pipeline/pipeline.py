@@ -103,7 +103,7 @@ class Pipeline:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Add the time that a block takes to the time of the stage in all sittings."""
+        """Add the time that a block takes to the time of the stage in all sessions."""
         started = time.perf_counter()
 
         def add_time(info: dict[str, Any]) -> dict[str, Any]:

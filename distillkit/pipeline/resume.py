@@ -114,14 +114,14 @@ class ResumeChecks:
         if base["arch"] != own["arch"] or _weight_options(base) != _weight_options(own):
             sides = ({"student": {"arch": one["arch"], "options": _weight_options(one)}} for one in (base, own))
             raise UsageError(
-                f"student.from: {origin.path} is another network: {_describe_changes(['student'], *sides)}",
+                f"student.from: {origin.path} has another architecture: {_describe_changes(['student'], *sides)}",
                 "Give the student the same options, or leave out student.from.",
             )
         from ..data.tokenizer import Tokenizer
 
         if Tokenizer.load(tokenizer).fingerprint != self.context.tokenizer.fingerprint:
             raise UsageError(
-                f"student.from: {origin.path} reads other tokens than this recipe's tokenizer makes",
+                f"student.from: {origin.path} was trained with another tokenizer than this recipe's",
                 f'Use its own: tokenizer.kind = "{self.recipe.student.from_}".',
             )
 

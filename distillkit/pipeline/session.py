@@ -1,4 +1,4 @@
-"""One process's work on a run: what all stages of a sitting share. Does not know the stages."""
+"""One process's work on a run: what all stages of a session share. Does not know the stages."""
 
 from __future__ import annotations
 

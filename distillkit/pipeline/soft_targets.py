@@ -43,9 +43,9 @@ class SoftTargets:
         if teacher.tokenizer.fingerprint != tokenizer.fingerprint:
             named = getattr(teacher.options, "model", teacher.name)
             raise UsageError(
-                "the teacher's tokenizer is not the student's, so its logits mean other tokens "
+                "the teacher's tokenizer is not the student's, so its logits belong to other tokens "
                 f"({self.context.recipe.file})",
-                f'Give the student the teacher\'s own, tokenizer.kind = "{named}"; or align what it writes: '
+                f'Give the student the teacher\'s tokenizer, tokenizer.kind = "{named}"; or align its answers: '
                 'teacher.signal = "top_logprobs", teacher.top_logprobs = 20 and teacher.prompts.',
             )
         check_teacher_context(self.context)
@@ -120,7 +120,7 @@ class SoftTargets:
             if writer.done == stream.tokens:
                 return writer.close()
             what = "the teacher's own text" if stream.from_teacher else "the corpus"
-            resumed = f", going on at {writer.done:,}" if writer.done else ""
+            resumed = f", resuming at {writer.done:,}" if writer.done else ""
             console.print(f"{self.logits_teacher.name} reads {what}: {stream.tokens:,} tokens{resumed}.")
             return from_logits.write_soft_targets(self.logits_teacher, stream, writer, console)
 

@@ -62,7 +62,7 @@ def part_count(train: TrainTable, streams: int, processes: int) -> int:
     """The number of parts that a step's rows are divided into, equal for each process."""
     if train.rows < processes:
         raise UsageError(
-            f"a step has {train.rows} rows and cannot be shared by {processes} processes",
+            f"a step has {train.rows} rows and cannot be divided among {processes} processes",
             "Raise train.batch_size, or launch fewer processes.",
         )
     return min(train.accumulate * streams * processes, train.rows // processes * processes)

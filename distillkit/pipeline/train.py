@@ -181,7 +181,7 @@ class TrainStage:
         with self.group.barrier():
             if not same:
                 raise UsageError(
-                    "the machines of this run do not hold the same corpus, answers, teacher or versions",
+                    "the processes of this run do not have the same corpus, answers, teacher or versions",
                     "Set DISTILLKIT_HOME to one shared folder on all machines, and install the same packages.",
                 )
 
@@ -191,7 +191,9 @@ class TrainStage:
         remove_stale_parts(self.run.checkpoints)
         saved, faults = checkpoints.newest_valid(self.run.checkpoints)
         for fault in faults:
-            self.console.warn(f"{fault}; " + (f"going on from step {saved.step}" if saved else "starting again"))
+            self.console.warn(
+                f"{fault}; " + (f"resuming from step {saved.step}" if saved else "starting from the beginning")
+            )
             # Damaged checkpoints are moved away, so that their steps can be saved again.
         for damaged in checkpoints.list_checkpoints(self.run.checkpoints)[-len(faults) :] if faults else []:
             checkpoints.move_aside(damaged)

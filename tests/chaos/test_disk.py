@@ -265,7 +265,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used_and_the_damaged_one_is_kept
     ended = halfway.fork_server.run(home, *GO_ON)
     assert ended.code == 0
     assert f"{newest_weights} is damaged" in ended.err
-    assert "going on from step 2" in ended.err
+    assert "resuming from step 2" in ended.err
     assert (run.checkpoints / "damaged-step-00000004" / "model.safetensors").read_bytes() == spoilt
     held("Disk: the newest intact checkpoint is used, and the damaged one is set aside", 1, 1)
 

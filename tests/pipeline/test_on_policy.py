@@ -447,7 +447,7 @@ def test_limits_that_each_process_would_count_for_itself_are_refused(
     home: Path, provider: Provider, limit: str
 ) -> None:
     parts = assemble(*wired(provider.url, f"teacher.{limit}"))
-    told = f"teacher.{limit.partition('=')[0]} cannot be kept by 2 processes"
+    told = f"teacher.{limit.partition('=')[0]} cannot be enforced across 2 processes"
     with pytest.raises(UsageError, match=told):
         Pipeline(parts, create_run(parts, {}), Fake(0, [0, 0])).execute(("label", "train"))
     assert not provider.calls
@@ -456,8 +456,8 @@ def test_limits_that_each_process_would_count_for_itself_are_refused(
 @pytest.mark.parametrize(
     ("url", "price", "told"),
     [
-        ("http://127.0.0.1:1/v1", "{input=0.0, output=1.0}", "cannot be counted by 2 processes"),
-        ("https://a.example/v1", None, "cannot be counted by 2 processes"),
+        ("http://127.0.0.1:1/v1", "{input=0.0, output=1.0}", "cannot be counted across 2 processes"),
+        ("https://a.example/v1", None, "cannot be counted across 2 processes"),
         ("https://a.example/v1", "{input=0.0, output=0.0}", None),
         ("http://127.0.0.1:1/v1", None, None),
     ],

@@ -229,7 +229,7 @@ def test_a_whole_run_is_judged_and_reported_once(home: Path) -> None:
 @pytest.mark.slow
 def test_what_cannot_be_done_is_said_once_and_ends_both(home: Path) -> None:
     said = two(home, "train.batch_size=1", "train.accumulate=1")
-    assert said.count("cannot be shared by 2 processes") == 1
+    assert said.count("cannot be divided among 2 processes") == 1
     said = two(home, "train.learning_rate=1e30")
     assert said.count("the loss is no longer a number") == 1
     assert [find_run(f"tiny/{i}").info["status"] for i in (1, 2)] == ["failed", "failed"]

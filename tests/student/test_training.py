@@ -459,7 +459,7 @@ def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_used(home: Path, 
     flip_a_bit(run.checkpoints / "step-00000005" / name)
     sit(resume=True, console=told)
     (warning,) = told.warnings("step-00000005")
-    assert warning.endswith("going on from step 4")
+    assert warning.endswith("resuming from step 4")
     assert "damaged-step-00000005" in step_names(run)
     assert weights(run) == undisturbed()
 
@@ -492,7 +492,7 @@ def test_when_every_checkpoint_is_damaged_training_starts_again(home: Path) -> N
     for checkpoint in checkpoints.list_checkpoints(run.checkpoints):
         flip_a_bit(checkpoint.path / "model.safetensors")
     sit(resume=True, console=told)
-    assert len(told.warnings("starting again")) == count
+    assert len(told.warnings("starting from the beginning")) == count
     assert train_steps(run) == list(range(1, 13))
     assert weights(run) == undisturbed()
 
@@ -722,14 +722,14 @@ def test_a_student_may_begin_with_a_checkpoint_that_was_taken_elsewhere(home: Pa
 
 def test_weights_of_another_shape_are_refused(home: Path) -> None:
     trained()
-    with pytest.raises(UsageError, match=r"is another network: student\.width \(16 to 32\)") as caught:
+    with pytest.raises(UsageError, match=r"has another architecture: student\.width \(16 to 32\)") as caught:
         sit("student.from=tiny/1", "student.width=32", "student.dropout=0.0")
     assert caught.value.exit_code == 2
 
 
 def test_weights_that_read_other_tokens_are_refused(home: Path) -> None:
     trained()
-    with pytest.raises(UsageError, match="reads other tokens") as caught:
+    with pytest.raises(UsageError, match="was trained with another tokenizer") as caught:
         sit("student.from=tiny/1", "data.seed=5")
     assert 'tokenizer.kind = "tiny/1"' in caught.value.hint
 
