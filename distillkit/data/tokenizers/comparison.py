@@ -65,12 +65,12 @@ def _texts(source: Source, options: Options, split: str, most: int) -> Iterator[
 
 def _row(table: Table, train: Callable[[], Iterator[str]], texts: Sequence[str], size: int) -> dict[str, Any]:
     named = {"kind": table["kind"], "trained": is_trained(table)}
-    begun = time.perf_counter()
+    started = time.perf_counter()
     try:
         tokenizer = build(**table, texts=train)
     except DataError as error:  # one that cannot be had does not stop the others, and says why
         return {**named, "vocab_size": table.get("vocab_size"), "missing": error.message, "hint": error.hint}
-    trained = time.perf_counter() - begun
+    trained = time.perf_counter() - started
     return {**named, "vocab_size": tokenizer.vocab_size, "train_seconds": round(trained, 3)} | _measured(
         tokenizer, texts, size
     )
@@ -79,9 +79,9 @@ def _row(table: Table, train: Callable[[], Iterator[str]], texts: Sequence[str],
 def _measured(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> dict[str, Any]:
     """What one tokenizer makes of the texts; the first call of a tokenizer builds its tables, so it is not timed."""
     tokenizer.encode(texts[0][:100])
-    begun = time.perf_counter()
+    started = time.perf_counter()
     tokens = np.concatenate(tokenizer.encode_arrays(texts))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     used = len(np.unique(tokens))
     return {
         "tokens": len(tokens),
