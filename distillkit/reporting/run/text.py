@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Report = Mapping[str, Any]
 
 SAMPLES_IN_MARKDOWN = 8
-HINT = "\nIntervals are 95% confidence intervals. report.html shows loss curves, samples and the recipe."
+HINT = "\nBrackets: 95% confidence intervals. report.html has loss curves, samples and the recipe."
 
 
 def format_report(report: Report, colour: bool = False) -> str:
