@@ -126,8 +126,8 @@ def check_countable_limits(context: Context, group: ProcessGroup) -> None:
     given = [f"teacher.{name}" for name in PROCESS_LIMITS if getattr(table, name) is not None]
     if given:
         raise UsageError(
-            f"{' and '.join(given)} cannot be enforced across {group.world_size} processes: with teacher.on_policy each process "
-            "asks the teacher and counts for itself",
+            f"{' and '.join(given)} cannot be enforced across {group.world_size} processes: with teacher.on_policy "
+            "each process asks the teacher and counts for itself",
             "Launch one process, or leave out such limits.",
         )
 
