@@ -351,7 +351,7 @@ def test_a_text_that_comes_back_changed_is_asked_for_again_and_then_told(provide
 
     provider.rule = changed
     provider.forget()
-    with pytest.raises(TeacherError, match="the text that was to be read did not come back"):
+    with pytest.raises(TeacherError, match="the prompt that was to be scored was not returned"):
         read(provider.url, ["The moon was"], tmp_path)
     assert len(provider.calls) == 2
 
