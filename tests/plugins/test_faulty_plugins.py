@@ -159,11 +159,17 @@ FAULTS = [
     ),
     Fault("raises in an answer", method("Teacher", "1 / 0"), "'mine' failed: ZeroDivision", exit_code=1, loads=True),
     Fault("leaves in an answer", method("Teacher", "exit(0)"), "'mine' failed: SystemExit: 0", exit_code=1, loads=True),
-    Fault("answers by nothing", method("Teacher", "return 3"), "'mine' gave a int where", exit_code=1, loads=True),
+    Fault(
+        "answers by nothing",
+        method("Teacher", "return 3"),
+        "'mine' returned a int instead of an Answer",
+        exit_code=1,
+        loads=True,
+    ),
     Fault(
         "hangs in an answer",
         method("Teacher", "while True:\n    pass"),
-        "no answer within 0.3 s\n  teacher.timeout says how long",
+        "no answer within 0.3 s\n  Raise teacher.timeout",
         exit_code=1,
         loads=True,
     ),
@@ -208,7 +214,9 @@ FAULTS = [
     Fault("gives no losses", method("Mixer", "return 3"), "'mine' did not return one loss per row", "Mixer", 1, True),
     Fault("raises in grading", method("Judge", "1 / 0"), "'mine' failed: ZeroDivisionError", "Judge", 1, True),
     Fault("leaves in grading", method("Judge", "exit(0)"), "'mine' failed: SystemExit", "Judge", 1, True),
-    Fault("gives no grades", method("Judge", "return [3]"), "'mine' gave a int where a Grade", "Judge", 1, True),
+    Fault(
+        "gives no grades", method("Judge", "return [3]"), "'mine' returned a int instead of a Grade", "Judge", 1, True
+    ),
     Fault("raises in reading", method("Source", "1 / 0"), "failed: ZeroDivisionError", "Source", 1, True),
     Fault("gives no documents", method("Source", "return iter(['x'])"), "gave a str where a Doc", "Source", 2, True),
     Fault("builds no network", plugin("Student"), "'mine' built a NoneType", "Student", 1, True),
@@ -327,7 +335,7 @@ def test_a_command_of_a_plugins_ends_the_program_as_it_says(
     program: PROGRAM, monkeypatch: pytest.MonkeyPatch, how: str, code: int
 ) -> None:
     monkeypatch.setattr(main.cli, "commands", dict(main.cli.commands))
-    install(COMMAND.format(how=how), group=discovery.COMMANDS)
+    install(COMMAND.format(how=how), group=discovery.COMMANDS_GROUP)
     assert program("leave") == (code, "", "")
 
 
