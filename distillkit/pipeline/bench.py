@@ -52,9 +52,9 @@ def measure(context: Context, run: Run, steps: int) -> Report:
     keep_freed_memory()
     student, print_line = BenchedStudent(context, run), context.console.print
     rate = matmul_rate(student.stream_pool)
-    print_line(f"Measuring {run.name}: reading, {steps} batches.")
+    print_line(f"Measuring {run.name}: forward pass, {steps} batches.")
     reading = _measure_forward(student, steps)
-    print_line(f"Writing, {' and '.join(map(str, GENERATION_BATCHES))} at once, {GENERATED_TOKENS} tokens each.")
+    print_line(f"Decoding, {' and '.join(map(str, GENERATION_BATCHES))} texts at once, {GENERATED_TOKENS} tokens each.")
     writing = [_measure_generation(student, rows) for rows in GENERATION_BATCHES]
     print_line(f"Training, {steps} steps on a copy.")
     training, activations = _measure_training(student, steps)  # last, since it changes the weights

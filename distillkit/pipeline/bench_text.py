@@ -21,16 +21,15 @@ def format_benchmark(report: Mapping[str, Any]) -> str:
     title = Text.assemble((formatting.one_line(report["run"]), "bold"), f"  step {report['step']:,}")
     size = f"{report['batch']} x {report['context']} random tokens"
     if report["accumulate"] > 1:
-        size += f", {report['accumulate']} of them a training step"
-    medians = (
-        f"medians of {report['steps']}, of {GENERATION_REPEATS} for writing, of {MATMUL_REPEATS} for the matrix product"
-    )
+        size += f", {report['accumulate']} of them per training step"
+    repeats = f"of {GENERATION_REPEATS} for decoding, of {MATMUL_REPEATS} for the matrix product"
+    medians = f"medians of {report['steps']}, {repeats}"
     about = Text(f"Batches of {size}; {medians}.", "dim")
     training = report["training"]
     entries = {
-        "reading": _speed_entries(report["forward"], "batch", "a forward pass to logits"),
+        "forward": _speed_entries(report["forward"], "batch", "forward pass to logits"),
         "training": _speed_entries(training, "step", _describe_step(training)),
-        "writing": [_generation_entry(row) for row in report["generation"]],
+        "decoding": [_generation_entry(row) for row in report["generation"]],
         "memory": _memory_entries(report),
         "machine": _machine_entries(report),
     }
@@ -38,10 +37,10 @@ def format_benchmark(report: Mapping[str, Any]) -> str:
 
 
 def _describe_step(training: Mapping[str, Any]) -> str:
-    written = ", what the student writes" if training["on_policy"] else ""
+    written = ", on-policy generation" if training["on_policy"] else ""
     taught = ", the teacher's forward pass" if training["teacher"] else ""
     lowered = f" in {training['precision']}" if training["precision"] != "float32" else ""
-    less = "; without asking the teacher" if training["without_asking"] else ""
+    less = "; teacher not asked" if training["without_asking"] else ""
     return f"forward, backward, optimizer{written}{taught}{lowered}{less}; on a copy"
 
 
@@ -49,12 +48,12 @@ def _speed_entries(speeds: Mapping[str, Any], unit: str, about: str) -> list[Ent
     from ..reporting.formatting import Entry, format_number
 
     latency = ", ".join(f"{name} {format_number(value)}" for name, value in speeds["latency_ms"].items())
-    share = f"{speeds['of_matmul_rate']:.0%} of a large matrix product's"
+    share = f"{speeds['of_matmul_rate']:.0%} of the rate of a matrix product"
     return [
         Entry("tokens/s", format_number(speeds["tokens_per_second"]), about),
         Entry(f"{unit}{'es' if unit == 'batch' else 's'}/s", format_number(speeds["batches_per_second"])),
-        Entry(f"ms a {unit}", latency),
-        Entry("arithmetic", share, f"{format_number(speeds['flops'] / 1e9)} GFLOP a {unit}"),
+        Entry(f"ms/{unit}", latency),
+        Entry("arithmetic", share, f"{format_number(speeds['flops'] / 1e9)} GFLOP per {unit}"),
     ]
 
 
@@ -62,7 +61,7 @@ def _generation_entry(row: Mapping[str, Any]) -> Entry:
     from ..reporting.formatting import Entry, format_number
 
     speed = f"{format_number(row['tokens_per_second'])} tokens/s"
-    return Entry(f"batch {row['batch']}", speed, f"{format_number(row['ms_per_token'])} ms from one token to the next")
+    return Entry(f"batch {row['batch']}", speed, f"{format_number(row['ms_per_token'])} ms per token")
 
 
 def _memory_entries(report: Mapping[str, Any]) -> list[Entry]:
@@ -90,6 +89,6 @@ def _machine_entries(report: Mapping[str, Any]) -> list[Entry]:
         Entry("processor", machine["cpu"], format_count(machine["cores"], "core")),
         Entry("device", machine["device"], machine["device_name"] or ""),
         Entry("BLAS", machine["blas"]),
-        Entry("matrix product", f"{format_number(rate / 1e9)} GFLOP/s", "a large one, measured in this run"),
+        Entry("matrix product", f"{format_number(rate / 1e9)} GFLOP/s", "of large matrices, measured in this run"),
         Entry("versions", ", ".join(f"{name} {number}" for name, number in machine["packages"].items())),
     ]

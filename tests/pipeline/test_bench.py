@@ -166,9 +166,9 @@ def test_the_table_says_what_a_step_is_made_of_and_that_nobody_elsewhere_was_ask
     for how in (ON_POLICY, (*ON_POLICY, *ON_THE_WIRE, "teacher.prompts=0", "teacher.top_logprobs=3")):
         report = measure(assembled(run, *how), run, 1)
         told.append(" ".join(format_benchmark(report).split()))
-    assert "optimizer, what the student writes, the teacher's forward pass; on a copy" in told[0]
-    assert "optimizer, what the student writes; without asking the teacher; on a copy" in told[1]
-    assert all("medians of 1, of 3 for writing, of 1 for the matrix product." in one for one in told)
+    assert "optimizer, on-policy generation, the teacher's forward pass; on a copy" in told[0]
+    assert "optimizer, on-policy generation; teacher not asked; on a copy" in told[1]
+    assert all("medians of 1, of 3 for decoding, of 1 for the matrix product." in one for one in told)
 
 
 @pytest.mark.slow
