@@ -1,1 +1,1 @@
-"""Documents to tokens: sources are read, split, packed. No network, no model."""
+"""From documents to tokens: sources are read, split and packed. Uses no model."""

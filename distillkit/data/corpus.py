@@ -1,10 +1,10 @@
-"""Documents to splits: read once, sorted, packed, and kept for every run that asks for the same again.
+"""The corpus: documents of a source, split into training and held-out text, tokenized, packed and cached.
 
-Which document is held out depends on its text alone: on its hash, never on a seed, a recipe or its place in
-a file. So the same text is held out in every run, and a teacher that was trained under the same rule, the
-bundled one for instance, never saw what its students are judged on.
+Whether a document is held out depends only on the hash of its text, not on a seed, a recipe or its position. So the
+same text is held out in every run, and a teacher that was trained under the same rule, such as the bundled one, has
+never seen the text that its students are judged on.
 
-Knows nothing of models, nor of how a source reads.
+Does not know models, nor how a source reads its documents.
 """
 
 from __future__ import annotations
@@ -38,76 +38,76 @@ TRAINING_RULES = {
 TRAINING_BYTES = 20_000_000
 HASH_CHARS = 1 << 20
 ANSWERS_AT_ONCE = 1024
-LARGE = 1 << 29  # tokens, of which a second or more goes into their checksum
+LARGE = 1 << 29  # tokens; computing the checksum of as many takes a second or more
 
 
 @dataclass(frozen=True)
 class Options:
-    """The host's keys of the `[data]` table; the others are the source plugin's."""
+    """The host keys of the `[data]` table. Other keys are options of the source plugin."""
 
-    documents: int | None = None  # how many to take, after empty ones and duplicates are dropped
-    tokens: int | None = None  # with which document to stop: the one that brings the train split to so many
-    held_out: float = 0.05  # the share that is held out
-    block_chars: int | None = None  # the longest a document may be before it is cut
+    documents: int | None = None  # maximum number of documents, without empty ones and duplicates
+    tokens: int | None = None  # stop after the document with which the training split has this many tokens
+    held_out: float = 0.05  # share of documents that are held out
+    block_chars: int | None = None  # maximum length of a document before it is split
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Options:
-        """From the table of a recipe, whatever else stands in it."""
+        """The options of a recipe table. Other keys are ignored."""
         return cls(**{key: table[key] for key in cls.__dataclass_fields__ if key in table})
 
     def key(self) -> dict[str, Any]:
-        """What decides a corpus. A budget that is not set is left out, as in corpora from before there was one."""
+        """The part of the cache key. Omits `tokens` if unset, which keeps the keys of older corpora."""
         return {key: value for key, value in asdict(self).items() if key != "tokens" or value is not None}
 
 
 class Corpus:
-    """A prepared corpus: two packed splits, their tokenizer, and what was counted on the way."""
+    """A prepared corpus: two packed splits, their tokenizer, and counts of documents, tokens and bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        facts = _facts(folder)
-        self.counts: dict[str, Any] = facts["counts"]
-        self._held_out_digest: str = facts["held_out"]["sha256"]
+        metadata = _read_metadata(folder)
+        self.counts: dict[str, Any] = metadata["counts"]
+        self._held_out_digest: str = metadata["held_out"]["sha256"]
         self.train = Stream(folder / "train")
         self.held_out = Stream(folder / "held_out")
         self.tokenizer = Tokenizer.load(folder / "tokenizer")
 
     @property
     def fingerprint(self) -> str:
-        """What decides training and judging: the tokens of both splits, and the tokenizer."""
+        """A digest of the tokens of both splits and of the tokenizer."""
         return digest([self.train.fingerprint, self.held_out.fingerprint, self.tokenizer.fingerprint])
 
     @cached_property
     def held_out_documents(self) -> list[Document]:
-        """The documents that were kept from training, as they were written."""
+        """The held-out documents with their original text."""
         return [Document(**row) for row in read_jsonl(self.folder / "held_out.jsonl")]
 
     def train_text(self) -> Iterator[str]:
-        """The documents that are trained on, read back from their tokens."""
+        """The training documents, decoded from their tokens."""
         return self.train.texts(self.tokenizer)
 
     def verify(self) -> None:
-        """Read every file and compare it with its checksum."""
+        """Compare every file with its checksum."""
         self.train.verify()
         self.held_out.verify()
         if file_digest(self.folder / "held_out.jsonl") != self._held_out_digest:
-            raise CorruptError(f"{self.folder / 'held_out.jsonl'} has changed since it was written", _AGAIN)
+            raise CorruptError(f"{self.folder / 'held_out.jsonl'} has changed since it was written", _RECOVERY_HINT)
 
 
-_AGAIN = "Delete that folder; the corpus is prepared again when it is needed."
+_RECOVERY_HINT = "Delete that folder; the corpus is prepared again when it is needed."
 
 
-def _facts(folder: Path) -> dict[str, Any]:
+def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = read_json(folder / "corpus.json")
-        held_out, written = facts["held_out"], facts.pop("digest", None)
-        if written not in (None, digest(facts)):  # corpora from before there was one have none
-            raise ValueError("its record was altered")
-        if facts["schema"] != SCHEMA or (folder / "held_out.jsonl").stat().st_size != held_out["bytes"]:
-            raise ValueError("its held-out documents are not whole")
+        metadata: dict[str, Any] = read_json(folder / "corpus.json")
+        held_out, written = metadata["held_out"], metadata.pop("digest", None)
+        if written not in (None, digest(metadata)):  # absent in old corpora
+            raise ValueError("corpus.json was altered")
+        if metadata["schema"] != SCHEMA or (folder / "held_out.jsonl").stat().st_size != held_out["bytes"]:
+            raise ValueError("its held-out documents are incomplete")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"the corpus in {folder} cannot be used: {error}", _AGAIN) from error
-    return facts
+        raise CorruptError(f"the corpus in {folder} cannot be used: {error}", _RECOVERY_HINT) from error
+    return metadata
 
 
 # Preparing.
@@ -121,18 +121,18 @@ def prepare(
     folder: Path | None = None,
     console: Console | None = None,
 ) -> Corpus:
-    """The corpus of a source, from the cache where it lies there, and otherwise read, split and packed.
+    """The corpus of a source, from the cache if possible; otherwise it is read, split and packed.
 
-    `tokenizer` is the recipe's `[tokenizer]` table and `options` its `[data]` table. Two processes that want
-    the same corpus wait for each other. One in the cache that was damaged is made again, and that is said.
+    `tokenizer` is the `[tokenizer]` table of the recipe, `options` its `[data]` table. Processes that need the same
+    corpus wait for each other. A damaged corpus in the cache is prepared again, with a warning.
     """
     console = console or Console()
     chosen = Options.of(options or {})
-    fixed = None if is_trained(tokenizer) else build(**_spec(tokenizer))
-    key = _key(source, chosen, tokenizer, fixed)
-    place = _place(key, folder)
+    fixed = None if is_trained(tokenizer) else build(**_build_options(tokenizer))
+    key = _cache_key(source, chosen, tokenizer, fixed)
+    place = _corpus_folder(key, folder)
     with file_lock(place, lambda: console.print("Waiting for another process that prepares the same corpus.")):
-        if corpus := _kept(place, console):
+        if corpus := _load_cached(place, console):
             return corpus
         with atomic_folder(place) as part:
             _Preparation(source, chosen, part, console).run(fixed, tokenizer, key)
@@ -140,23 +140,25 @@ def prepare(
 
 
 def is_prepared(source: Source, *, tokenizer: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    """Whether such a corpus lies in the cache. Reads no document, and asks no network for a tokenizer."""
+    """Whether the corpus is in the cache. Reads no document and uses no network."""
     if not is_available_offline(tokenizer):
         return False
-    fixed = None if is_trained(tokenizer) else build(**_spec(tokenizer))
-    return _place(_key(source, Options.of(options), tokenizer, fixed)).is_dir()
+    fixed = None if is_trained(tokenizer) else build(**_build_options(tokenizer))
+    return _corpus_folder(_cache_key(source, Options.of(options), tokenizer, fixed)).is_dir()
 
 
-def _place(key: Mapping[str, Any], folder: Path | None = None) -> Path:
+def _corpus_folder(key: Mapping[str, Any], folder: Path | None = None) -> Path:
     return (folder or cache_folder() / "data") / digest(key)[:32]
 
 
-def _spec(table: Mapping[str, Any]) -> dict[str, Any]:
+def _build_options(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: table[key] for key in ("kind", "vocab_size", "ranks", "model") if key in table}
 
 
-def _key(source: Source, options: Options, tokenizer: Mapping[str, Any], fixed: Tokenizer | None) -> dict[str, Any]:
-    """All that decides a corpus, as plain values: equal keys, equal corpora."""
+def _cache_key(
+    source: Source, options: Options, tokenizer: Mapping[str, Any], fixed: Tokenizer | None
+) -> dict[str, Any]:
+    """The cache key: everything that determines a corpus, as JSON values."""
     trained = {"rule": TRAINING_RULES.get(tokenizer["kind"]), "vocab_size": tokenizer.get("vocab_size")}
     return {
         "schema": SCHEMA,
@@ -167,13 +169,13 @@ def _key(source: Source, options: Options, tokenizer: Mapping[str, Any], fixed: 
     }
 
 
-def _kept(place: Path, console: Console) -> Corpus | None:
+def _load_cached(place: Path, console: Console) -> Corpus | None:
     if not place.exists():
         return None
     try:
         corpus = Corpus(place)
         if corpus.train.tokens > LARGE:
-            console.progress("Holding the packed corpus against its checksums.")
+            console.progress("Verifying the checksums of the packed corpus.")
         corpus.verify()
         return corpus
     except (CorruptError, DataError) as error:
@@ -181,12 +183,12 @@ def _kept(place: Path, console: Console) -> Corpus | None:
         return None
 
 
-_NO_TEXT = "Every document is empty or held out, or there is none."
+_NO_TEXT = "Every document is empty or held out, or there are none."
 
 
 @dataclass
 class _Preparation:
-    """One reading of a source into one folder."""
+    """The preparation of one corpus in one folder."""
 
     source: Source
     options: Options
@@ -204,20 +206,20 @@ class _Preparation:
             split: packer.close(split=split, source=key["documents"], options=key["options"])
             for split, packer in packers.items()
         }
-        _insist(self.source, self.options, packed)
-        facts = {
+        _check_splits(self.source, self.options, packed)
+        metadata = {
             "schema": SCHEMA,
             "key": key,
             "counts": sieve.counts(packed),
             "held_out": {"bytes": kept.stat().st_size, "sha256": file_digest(kept)},
         }
-        write_json(self.folder / "corpus.json", {**facts, "digest": digest(facts)})
+        write_json(self.folder / "corpus.json", {**metadata, "digest": digest(metadata)})
 
     def _train(self, spec: Mapping[str, Any]) -> Tokenizer:
         if next(self._training_texts(), None) is None:
-            raise DataError(f"{_called(self.source)} gives no text to train on", _NO_TEXT)
+            raise DataError(f"{_describe(self.source)} gives no text for training", _NO_TEXT)
         self.console.progress("Training the tokenizer.")
-        return build(**_spec(spec), texts=self._training_texts)
+        return build(**_build_options(spec), texts=self._training_texts)
 
     def _training_texts(self) -> Iterator[str]:
         for size, text in training_texts(self.source, self.options):
@@ -245,7 +247,7 @@ class _Preparation:
 def training_texts(
     source: Source, options: Options, split: str = "train", most: int = TRAINING_BYTES
 ) -> Iterator[tuple[int, str]]:
-    """The first texts of a split, with how many bytes have come by then: enough to train a tokenizer on."""
+    """The first texts of a split, each with the number of bytes so far; for training a tokenizer."""
     read = 0
     for which, document in DocumentSplitter(source, options):
         if which == split:
@@ -255,47 +257,47 @@ def training_texts(
             return
 
 
-def _insist(source: Source, options: Options, packed: Mapping[str, Mapping[str, Any]]) -> None:
-    """Both splits have documents, or the reader is told how to get some."""
+def _check_splits(source: Source, options: Options, packed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise DataError if one of the splits has no documents."""
     train, held_out = packed["train"]["documents"], packed["held_out"]["documents"]
     if not train + held_out:
-        raise DataError(f"{_called(source)} gives no text", _NO_TEXT)
+        raise DataError(f"{_describe(source)} gives no text", _NO_TEXT)
     if not held_out:
         those = "the only document" if train == 1 else f"none of the {train:,} documents"
         raise DataError(
-            f"{those} of {_called(source)} is {'not ' if train == 1 else ''}held out, and judges need some",
-            f"Raise data.held_out (now {options.held_out}), or cut documents: data.block_chars = 2000.",
+            f"{those} of {_describe(source)} is {'not ' if train == 1 else ''}held out, but judges need held-out text",
+            f"Raise data.held_out (now {options.held_out}), or split documents: data.block_chars = 2000.",
         )
     if not train:
         raise DataError(
-            f"{_called(source)} leaves nothing to train on: all {held_out:,} documents are held out",
-            f"Lower data.held_out (now {options.held_out}), or cut documents: data.block_chars = 2000.",
+            f"{_describe(source)} leaves nothing for training: all {held_out:,} documents are held out",
+            f"Lower data.held_out (now {options.held_out}), or split documents: data.block_chars = 2000.",
         )
 
 
-def _called(source: Source) -> str:
+def _describe(source: Source) -> str:
     chosen = source.options.model_dump(mode="json", exclude_defaults=True)
     keys = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items())
     return f"the source {source.name!r}" + (f" ({keys})" if keys else "")
 
 
-# Sorting.
+# Splitting.
 
 
 def _documents(source: Source, split: str) -> Iterator[Document]:
-    """The documents of a source, or its fault said plainly."""
+    """The documents of a source. Raises DataError for anything that is not a valid document."""
     for document in cast(Iterator[Any], source.documents(split)):
         if not isinstance(document, Document) or not isinstance(document.text, str):
             found = "a Document without text" if isinstance(document, Document) else f"a {type(document).__name__}"
-            raise DataError(f"{_called(source)} gave {found} where a Document was due", "Yield Document(id, text).")
+            raise DataError(f"{_describe(source)} gave {found} instead of a Document", "Yield Document(id, text).")
         yield document
 
 
 @dataclass
 class DocumentSplitter:
-    """Reads a source once, drops what is empty or was seen, and says of the rest to which split it belongs.
+    """Reads a source once, drops empty documents and duplicates, and assigns the others to a split.
 
-    A source with a held-out split of its own is read there first, so that none of it is trained on.
+    If the source has its own held-out split, that is read first, so that none of its texts is used for training.
     """
 
     source: Source
@@ -307,24 +309,24 @@ class DocumentSplitter:
     def __iter__(self) -> Iterator[tuple[str, Document]]:
         own = "held_out" in self.source.splits
         if own:
-            yield from (("held_out", document) for document, _ in self._fresh("held_out"))
-        for document, mark in islice(self._fresh("train"), self.options.documents):
+            yield from (("held_out", document) for document, _ in self._unique("held_out"))
+        for document, mark in islice(self._unique("train"), self.options.documents):
             yield "held_out" if not own and _fraction(mark) < self.options.held_out else "train", document
 
-    def _fresh(self, split: str) -> Iterator[tuple[Document, bytes]]:
+    def _unique(self, split: str) -> Iterator[tuple[Document, bytes]]:
         for document in _blocks(_documents(self.source, split), self.options.block_chars):
             if not document.text or document.text.isspace():
                 self.empty += 1
                 continue
-            mark = _mark(document)
+            mark = _text_hash(document)
             if mark[:16] in self._seen:
                 self.duplicates += 1
                 continue
-            self._seen.add(mark[:16])  # half of the hash is plenty to tell documents apart, and half the memory
+            self._seen.add(mark[:16])  # half of the hash identifies a document and saves memory
             yield document, mark
 
     def counts(self, packed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """What went where."""
+        """The number of documents, tokens and bytes of each split, and of dropped documents."""
         sizes = {
             split: {key: manifest[key] for key in ("documents", "tokens", "bytes")}
             for split, manifest in packed.items()
@@ -333,20 +335,20 @@ class DocumentSplitter:
 
 
 def held_out(text: str, share: float) -> bool:
-    """Whether a text is held out at a share, by the rule for documents."""
-    return _fraction(_mark(Document("", text))) < share
+    """Whether a text is held out at this share, by its hash."""
+    return _fraction(_text_hash(Document("", text))) < share
 
 
-def _mark(document: Document) -> bytes:
-    """The hash that tells a text from others and decides its split. Taken in pieces: a text may be huge."""
+def _text_hash(document: Document) -> bytes:
+    """The hash that identifies a text and decides its split. Computed in pieces, because a text may be large."""
     state = hashlib.sha256(SALT)
     try:
         for start in range(0, len(document.text), HASH_CHARS):
             state.update(document.text[start : start + HASH_CHARS].encode("utf-8"))
     except UnicodeEncodeError as error:
         raise DataError(
-            f"the document {document.id!r} holds half a character (a lone surrogate), which no file can hold",
-            "Mend or leave out that document.",
+            f"the document {document.id!r} contains a lone surrogate (half a character), which cannot be stored",
+            "Fix or remove that document.",
         ) from error
     return state.digest()
 
@@ -365,7 +367,7 @@ def _blocks(documents: Iterable[Document], limit: int | None) -> Iterator[Docume
 
 
 def cut(text: str, limit: int) -> Iterator[str]:
-    """A text in blocks of at most `limit` characters, each cut before white space where there is some."""
+    """Split a text into blocks of at most `limit` characters, before white space if possible."""
     start = 0
     while len(text) - start > limit:
         stop = start + limit
@@ -377,40 +379,40 @@ def cut(text: str, limit: int) -> Iterator[str]:
     yield text[start:]
 
 
-# The teacher's words.
+# Answers of the teacher.
 
 
 def pack_texts(
     pairs: Iterable[tuple[str, str, bool]], tokenizer: Tokenizer, folder: Path, learn_prompts: bool = False
 ) -> Stream:
-    """Pack what a teacher wrote: (prompt, continuation, finished) each, as text the student reads and learns.
+    """Pack the answers of a teacher, given as (prompt, continuation, finished), for training.
 
-    Prompt and continuation are encoded together, so that tokens fall as in any text. A token with a byte of
-    the prompt in it is not learnt, unless prompts are. Only a finished answer is followed by the end of text;
-    what comes after one that was cut is not its continuation, so the first token there is not learnt either.
+    Prompt and continuation are encoded together, so that they are tokenized like any text. Tokens that contain a byte
+    of the prompt have weight 0, unless `learn_prompts` is set. Only a finished answer is followed by the end of text.
+    The text after an unfinished answer is not its continuation, so its first token has weight 0, too.
     """
     with atomic_folder(folder) as part:
         packer = Packer(part, tokenizer, weighted=True)
-        after_a_cut = False
-        for pair, tokens in _encoded(pairs, tokenizer):
+        after_unfinished = False
+        for pair, tokens in _encode(pairs, tokenizer):
             prompt, _, finished = pair
             inside = 0 if learn_prompts else utf8_size(prompt)
             lengths = tokenizer.lengths[tokens]
             weights = (np.cumsum(lengths) - lengths >= inside).astype(np.uint8)
-            weights[:1] &= not after_a_cut
+            weights[:1] &= not after_unfinished
             end = [tokenizer.end_of_text] if finished else []
             packer.add_tokens(np.append(tokens, end).astype(np.uint32), np.append(weights, [1] * len(end)))
-            after_a_cut = not finished
+            after_unfinished = not finished
         if not packer.documents:
-            raise DataError("the teacher wrote nothing that could be trained on", "Look at its answers.")
+            raise DataError("the teacher wrote no text that can be used for training", "Check its answers.")
         packer.close(from_teacher=True, learn_prompts=learn_prompts)
     return Stream(folder)
 
 
-def _encoded(
+def _encode(
     pairs: Iterable[tuple[str, str, bool]], tokenizer: Tokenizer
 ) -> Iterator[tuple[tuple[str, str, bool], Any]]:
-    told = ((prompt, text, finished) for prompt, text, finished in pairs if prompt + text)
-    while group := list(islice(told, ANSWERS_AT_ONCE)):
+    nonempty = ((prompt, text, finished) for prompt, text, finished in pairs if prompt + text)
+    while group := list(islice(nonempty, ANSWERS_AT_ONCE)):
         arrays = tokenizer.encode_arrays([prompt + text for prompt, text, _ in group])
         yield from zip(group, arrays, strict=True)

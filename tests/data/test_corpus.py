@@ -109,7 +109,7 @@ def test_what_follows_a_cut_answer_is_not_its_continuation(tmp_path: Path, token
 
 
 def test_a_teacher_that_wrote_nothing_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match="wrote nothing"):
+    with pytest.raises(DataError, match="wrote no text"):
         pack_texts([("", "", True)], tokenizer, tmp_path / "t")
 
 
@@ -263,7 +263,7 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
         (["", " "], {}, "gives no text"),
         (STORIES[:1], {"held_out": 0.0}, "the only document"),
         (STORIES[:3], {"held_out": 0.0}, "none of the 3 documents"),
-        (STORIES[:9], {"held_out": 1.0}, "nothing to train on"),
+        (STORIES[:9], {"held_out": 1.0}, "nothing for training"),
         (["half \ud83d", *STORIES], {}, "lone surrogate"),
     ],
 )
@@ -278,7 +278,7 @@ def test_a_corpus_that_cannot_be_used_says_why(
 
 
 def test_a_tokenizer_is_not_blamed_for_an_empty_corpus(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="gives no text to train on"):
+    with pytest.raises(DataError, match="gives no text for training"):
         prepare(Listed([]), tokenizer=BPE, folder=tmp_path)
 
 

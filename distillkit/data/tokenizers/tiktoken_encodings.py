@@ -1,6 +1,6 @@
-"""Published encodings: their patterns, and their ranks from a file, from `cache/tokenizers/`, or from the network.
+"""Published tiktoken encodings: their patterns, and their ranks from a file, `cache/tokenizers/` or the network.
 
-Knows what each file must hold, by its hash. Does not know how a text is encoded.
+Files of ranks are checked against known hashes. Does not encode text.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ T = TypeVar("T")
 END_OF_TEXT = "<|endoftext|>"
 DOWNLOAD_SECONDS = 30.0
 
-# The patterns that cut text into words before anything is merged, as tiktoken 0.14 writes them. They are kept
-# here so that a fingerprint does not change when tiktoken finds a faster way to write the same pattern.
+# The patterns that split text into words before BPE, as in tiktoken 0.14. They are copied here so that fingerprints do
+# not change when tiktoken rewrites a pattern for speed.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 CL100K_PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
@@ -86,7 +86,7 @@ O200K = Published(
     {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
     200_019,
 )
-# These two have the ranks of others, and more special tokens.
+# These two have the ranks of other encodings, and more special tokens.
 P50K_EDIT = P50K._replace(
     special={**P50K.special, "<|fim_prefix|>": 50281, "<|fim_middle|>": 50282, "<|fim_suffix|>": 50283},
     size=50_284,
@@ -115,12 +115,12 @@ PUBLISHED = {
 
 
 def published_size(kind: str) -> int | None:
-    """How many tokens a published encoding has, which needs no file; None for others."""
+    """The vocabulary size of a published encoding, without reading its file; None for other kinds."""
     return PUBLISHED[kind].size if kind in PUBLISHED else None
 
 
 class Encoding(NamedTuple):
-    """All that decides how a published encoding cuts a text."""
+    """Everything that determines how an encoding tokenizes text."""
 
     pattern: str
     ranks: dict[bytes, int]
@@ -128,7 +128,7 @@ class Encoding(NamedTuple):
 
 
 def load_encoding(kind: str, ranks: str | Path | None = None) -> Encoding:
-    """A published encoding: its ranks from a file, from the cache, or from the network."""
+    """Load a published encoding, with its ranks from a file, from the cache or from the network."""
     if kind not in PUBLISHED:
         return _from_tiktoken(kind)
     known = PUBLISHED[kind]
@@ -139,7 +139,7 @@ def load_encoding(kind: str, ranks: str | Path | None = None) -> Encoding:
 
 
 def cache_path(kind: str) -> Path:
-    """Where the ranks of a published encoding are looked for before the network is."""
+    """The cache file of the ranks of a published encoding."""
     return cache_folder() / "tokenizers" / f"{PUBLISHED[kind].file}.tiktoken"
 
 
@@ -151,7 +151,7 @@ def _from_file(kind: str, known: Published, file: Path) -> dict[bytes, int]:
     found = hashlib.sha256(content).hexdigest()
     if found != known.sha256:
         raise DataError(
-            f"{file} does not hold the ranks of {kind}: SHA-256 {found[:12]}…, not {known.sha256[:12]}…",
+            f"{file} does not contain the ranks of {kind}: SHA-256 {found[:12]}…, not {known.sha256[:12]}…",
             f"The file is published as {known.file}.tiktoken.",
         )
     return parse_ranks(content)
@@ -161,9 +161,9 @@ def _download(kind: str, known: Published) -> dict[bytes, int]:
     from tiktoken.load import load_tiktoken_bpe
 
     url = f"https://openaipublic.blob.core.windows.net/encodings/{known.file}.tiktoken"
-    ranks = _within(kind, lambda: load_tiktoken_bpe(url, expected_hash=known.sha256))
+    ranks = _with_timeout(kind, lambda: load_tiktoken_bpe(url, expected_hash=known.sha256))
     content = rank_lines(ranks)
-    if hashlib.sha256(content).hexdigest() == known.sha256:  # tiktoken's own copy lies where a reboot clears it
+    if hashlib.sha256(content).hexdigest() == known.sha256:  # tiktoken's own cache is in a temporary folder
         with atomic_write(cache_path(kind)) as part:
             part.write_bytes(content)
     return ranks
@@ -173,14 +173,14 @@ def _from_tiktoken(kind: str) -> Encoding:
     from tiktoken.registry import ENCODING_CONSTRUCTORS
 
     constructor = (ENCODING_CONSTRUCTORS or {})[kind]
-    spec = _within(kind, constructor)
+    spec = _with_timeout(kind, constructor)
     return Encoding(spec["pat_str"], spec["mergeable_ranks"], spec["special_tokens"])
 
 
-def _within(kind: str, fetch: Callable[[], T]) -> T:
-    """What tiktoken fetches, from its own cache or the network.
+def _with_timeout(kind: str, fetch: Callable[[], T]) -> T:
+    """Let tiktoken load an encoding, from its cache or the network, with a time limit.
 
-    It sets no time limit, so it works on a thread that is left behind when the network never answers.
+    tiktoken sets no timeout, so it runs on a daemon thread that is abandoned if the network does not respond.
     """
     result: list[T] = []
     failure: list[Exception] = []
@@ -188,7 +188,7 @@ def _within(kind: str, fetch: Callable[[], T]) -> T:
     def work() -> None:
         try:
             result.append(fetch())
-        except Exception as error:  # noqa: BLE001 - told below, on the caller's thread
+        except Exception as error:  # noqa: BLE001 - reported below, on the calling thread
             failure.append(error)
 
     thread = threading.Thread(target=work, name=f"fetch {kind}", daemon=True)
@@ -196,38 +196,38 @@ def _within(kind: str, fetch: Callable[[], T]) -> T:
     thread.join(DOWNLOAD_SECONDS)
     if result:
         return result[0]
-    reason = _in_a_line(failure[0]) if failure else f"no answer within {DOWNLOAD_SECONDS:.0f} seconds"
-    raise DataError(f"tiktoken could not download the ranks of {kind!r} ({reason})", _way_out(kind))
+    reason = _first_line(failure[0]) if failure else f"no answer within {DOWNLOAD_SECONDS:.0f} seconds"
+    raise DataError(f"tiktoken could not download the ranks of {kind!r} ({reason})", _offline_hint(kind))
 
 
-def _in_a_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:120]
 
 
-def _way_out(kind: str) -> str:
+def _offline_hint(kind: str) -> str:
     if kind not in PUBLISHED:
-        return 'Run it once where there is a network, or train one: tokenizer.kind = "bpe".'
+        return 'Run it once with a network, or train one: tokenizer.kind = "bpe".'
     file = f"{PUBLISHED[kind].file}.tiktoken"
     return (
-        f'Without a network, bring {file}: put it into {cache_path(kind).parent}, or set tokenizer.ranks = "FILE". '
+        f'Without a network, copy {file} into {cache_path(kind).parent}, or set tokenizer.ranks = "FILE". '
         'Or train one: tokenizer.kind = "bpe".'
     )
 
 
-# Files of ranks.
+# Rank files.
 
 
 def rank_lines(ranks: Mapping[bytes, int]) -> bytes:
-    """Ranks in tiktoken's own format."""
+    """Ranks in tiktoken's file format."""
     ordered = sorted(ranks.items(), key=lambda item: item[1])
     return b"".join(base64.b64encode(piece) + b" %d\n" % token for piece, token in ordered)
 
 
 def parse_ranks(content: bytes) -> dict[bytes, int]:
-    """What `rank_lines` wrote."""
+    """The inverse of `rank_lines`."""
     pairs = (line.split() for line in content.splitlines() if line)
     try:
         return {base64.b64decode(piece, validate=True): int(token) for piece, token in pairs}
     except (ValueError, binascii.Error) as error:
-        raise ValueError(f"a line of the ranks is not a token and its number ({error})") from error
+        raise ValueError(f"a line of the ranks is not a token and its rank ({error})") from error
