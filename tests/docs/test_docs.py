@@ -85,7 +85,7 @@ def test_a_new_package_is_sound_and_its_tests_pass(kind: str, tmp_path: Path) ->
         (["-", "--kind", "mixer"], "found the name '-'"),
         (["distillkit-", "--kind", "mixer"], "found the name 'distillkit-'"),
         (["none", "--kind", "teacher"], "found the name 'none'"),
-        (["hard", "--kind", "mixer"], "there is a mixer 'hard' already, of distillkit"),
+        (["hard", "--kind", "mixer"], "a mixer 'hard' exists already in distillkit"),
         (["plugins", "--kind", "mixer"], "a module distillkit_plugins already exists"),
         (["there", "--kind", "mixer"], "distillkit-there already exists"),
         (["x", "--kind", "loss"], "'loss' is not one of"),

@@ -186,7 +186,7 @@ def test_the_table_says_in_what_precision_training_was_measured_where_it_is_not_
 def test_a_batch_can_be_of_another_size_and_the_table_says_what_is_what(home: Path) -> None:
     assert bench(home, "tiny/1", "--batch", "3")["batch"] == 3
     said = printed(home, "pupil", "--steps", "1")
-    for words in ("pupil/1", "teacher's forward pass", "p99", "2 of them a training step", "fp16", "OpenBLAS"):
+    for words in ("pupil/1", "teacher's forward pass", "p99", "2 of them per training step", "fp16", "OpenBLAS"):
         assert words in " ".join(said.split())
     assert max(map(len, said.splitlines())) <= 88
 

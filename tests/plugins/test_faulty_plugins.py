@@ -343,7 +343,7 @@ def test_two_plugins_that_share_a_name_are_both_named(program: PROGRAM) -> None:
     for name in ("distillkit-bad", "distillkit-badder"):
         install(plugin("Teacher"), name=name)
     Path("faulty.toml").write_text(recipe("Teacher"))
-    assert "(offered twice: unusable)" in program("plugins")[1]
+    assert "(offered twice: cannot be used)" in program("plugins")[1]
     code, _, err = program("run", "faulty.toml")
     assert code == 2
     assert "'mine' is offered by distillkit-bad (distillkit-bad 0.3) and distillkit-badder" in err

@@ -221,7 +221,7 @@ def test_a_student_that_goes_on_with_its_own_words_writes_the_same_in_two_proces
 @pytest.mark.slow
 def test_a_whole_run_is_judged_and_reported_once(home: Path) -> None:
     said, errors = start_two(home, "run", "tiny.toml").communicate(timeout=240)
-    assert said.count("The whole report") == 1, errors
+    assert said.count("Full report") == 1, errors
     assert find_run("tiny/1").report.is_file()
 
 
