@@ -1,4 +1,4 @@
-"""Every kind of gpt held against plain arithmetic in float64, with a cache and without."""
+"""Every variant of the GPT network against plain arithmetic in float64, with a KV cache and without."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from distillkit_plugins.gpt import Gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distillkit.core.errors import UsageError
 from distillkit.student.generation.generate import compute_logits
 from distillkit.student.model import gpt as room
 from distillkit.student.model.attention import causal_attention
 from distillkit.student.model.cpu.math import silu
 from distillkit.student.model.gpt import GPT, GPTConfig, count_parameters, initialise
 from distillkit.student.model.layers import RMSNorm
-from distillkit.student.trained import parameter_counts, with_default_options
+from distillkit.student.trained import Trained, parameter_counts, with_default_options
 from distillkit.student.training.optimizers import flatten
-from support.students import SMALL, f64, lively, random_array, shapes, softmax
+from support.gpt2 import gpt2_forward
+from support.students import SMALL, TEXTS, f64, lively, random_array, shapes, softmax, tokenizer, writer
 
 Array = np.ndarray[Any, Any]
 QUICK = settings(max_examples=60, deadline=None)
@@ -283,3 +285,141 @@ def test_students_of_older_checkpoints_have_what_was_the_only_way_then() -> None
     now = with_default_options({"arch": "gpt", "options": before, "vocab_size": 2048})
     assert now["options"] == Gpt.Options.model_validate(before).model_dump(mode="json")
     assert now["options"]["positions"] == "learned"
+
+
+Array = np.ndarray[Any, Any]
+TINY = GPTConfig(vocab_size=13, layers=1, heads=2, width=8, hidden=16, context=6)
+# ---------------------------------------------------------------------------------------------- gpt
+
+SEED_53M = {"layers": 8, "width": 384, "heads": 8, "hidden": 1536, "context": 512}
+
+
+@pytest.mark.parametrize(("tied", "unique"), [(False, 52_990_464), (True, 33_691_776)])
+def test_the_53m_student_has_exactly_so_many_parameters(tied: bool, unique: int) -> None:
+    model = Gpt(Gpt.Options(**SEED_53M, tied=tied)).build(50257)
+    assert count_parameters(model) == unique
+    assert parameter_counts(model) == {"total": 52_990_464, "unique": unique}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        GPTConfig(50, layers=3, heads=4, width=32, hidden=64, context=12),
+        GPTConfig(50, layers=2, heads=1, width=8, hidden=24, context=12, tied=False, activation="gelu_tanh"),
+        GPTConfig(50, layers=1, heads=8, width=16, hidden=16, context=12, bias=False, activation="relu"),
+    ],
+)
+def test_the_forward_pass_is_gpt2s(shape: GPTConfig) -> None:
+    model, tokens = lively(shape), np.random.default_rng(1).integers(0, 50, (3, 12))
+    expected = gpt2_forward(model, tokens)
+    np.testing.assert_allclose(f64(model(mx.array(tokens))), expected, rtol=1e-4, atol=1e-4)
+    head = f64(model.tokens.weight if shape.tied else model.out.weight)
+    logits = f64(Trained(model, None, 12).logits(mx.array(tokens)))  # type: ignore[arg-type]
+    np.testing.assert_allclose(logits, expected @ head.T, rtol=1e-3, atol=1e-3)
+
+
+def test_a_later_token_changes_nothing_before_it() -> None:
+    model = lively(GPTConfig(30, layers=2, heads=2, width=16, hidden=32, context=10))
+    tokens = np.random.default_rng(2).integers(0, 30, (1, 10))
+    before = f64(model(mx.array(tokens)))
+    for place in range(10):
+        other = tokens.copy()
+        other[0, place] = (other[0, place] + 1) % 30
+        after = f64(model(mx.array(other)))
+        np.testing.assert_array_equal(after[:, :place], before[:, :place])
+        assert np.abs(after[:, place:] - before[:, place:]).max(axis=-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope"])
+def test_more_tokens_than_the_context_are_refused_and_not_read_as_noise(positions: Any) -> None:
+    model = lively(GPTConfig(30, layers=2, heads=2, width=16, hidden=32, context=10, positions=positions))
+    student, whole = Trained(model, tokenizer(), 10), mx.zeros((2, 10), mx.int32)
+    longer = mx.zeros((2, 11), mx.int32)
+    for read in (model, student.hidden, student.logits, student.attention):
+        read(whole)
+        with pytest.raises(UsageError, match="has a context of 10 tokens and was given 11"):
+            read(longer)
+
+
+def test_a_cache_is_not_filled_beyond_the_context() -> None:
+    model = lively(GPTConfig(30, layers=2, heads=2, width=16, hidden=32, context=10))
+    past = model.cache([3, 5])  # padding is no part of it
+    model.extend(mx.zeros((2, 13), mx.int32), past)
+    with pytest.raises(UsageError, match="has a context of 10 tokens and was given 11"):
+        model.extend(mx.zeros((2, 1), mx.int32), past)
+
+
+def test_initialisation_is_gpt2s() -> None:
+    model = GPT(GPTConfig(1000, layers=8, heads=4, width=128, hidden=512, context=256, tied=False))
+    initialise(model, 5)
+    for name, value in ((n, f64(v)) for n, v in flatten(model.parameters()).items()):
+        if value.ndim == 1:
+            assert (value == (0 if name.endswith("bias") else 1)).all(), name
+            continue
+        residual = name.endswith(("attention.out.weight", "down.weight"))
+        spread = 0.02 / math.sqrt(16) if residual else 0.02
+        assert value.std() == pytest.approx(spread, rel=0.03), name
+        assert abs(value.mean()) < 5 * spread / math.sqrt(value.size), name
+        assert np.abs(value).max() > 3 * spread, name  # normal, not uniform
+
+
+def test_one_seed_gives_the_same_weights_and_another_gives_others() -> None:
+    def weights(seed: int) -> dict[str, Array]:
+        model = GPT(replace(TINY, layers=2))
+        initialise(model, seed)
+        return {name: f64(value) for name, value in flatten(model.parameters()).items() if value.ndim == 2}
+
+    one, again, other = weights(7), weights(7), weights(8)
+    assert all((one[name] == again[name]).all() for name in one)
+    assert all((one[name] != other[name]).any() for name in one)
+    twins = [name for name in one if name.endswith("qkv.weight")]
+    assert (one[twins[0]] != one[twins[1]]).any()  # no two layers alike
+
+
+def test_dropout_works_while_training_and_not_while_evaluating() -> None:
+    model, tokens = lively(replace(TINY, dropout=0.5)), mx.array([[1, 2, 3]])
+    np.testing.assert_array_equal(f64(model(tokens)), f64(model(tokens)))
+    np.testing.assert_allclose(f64(model(tokens)), gpt2_forward(model, np.array([[1, 2, 3]])), atol=1e-4)
+    model.train()
+    mx.random.seed(0)
+    first, second = f64(model(tokens)), f64(model(tokens))
+    mx.random.seed(0)
+    assert (first != second).any()
+    np.testing.assert_array_equal(first, f64(model(tokens)))
+
+
+def test_a_student_shows_its_attention_or_says_that_it_does_not() -> None:
+    tokens = mx.array([[writer().tokenizer.end_of_text, *writer().tokenizer.encode(TEXTS[0])[:8]]])
+    for weights in map(f64, writer().attention(tokens)):
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+        assert not np.triu(weights, 1).any()  # nobody looks ahead
+        assert weights[:, :, 0, 0] == pytest.approx(1)
+    with pytest.raises(UsageError, match="does not show its attention"):
+        Trained(nn.Linear(2, 2), tokenizer(), 8).attention(tokens)
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_blocks_computed_again_have_the_same_gradients_in_less_memory(dropout: float) -> None:
+    model = GPT(GPTConfig(64, layers=8, heads=4, width=64, hidden=256, context=128, dropout=dropout))
+    tokens = mx.array(np.random.default_rng(0).integers(0, 64, (8, 128)))
+
+    def loss(model: GPT) -> mx.array:
+        return (model(tokens) ** 2 * mx.arange(64)).mean()
+
+    def measured(again: bool) -> tuple[dict[str, mx.array], int]:
+        model.train()
+        model.recompute = again
+        mx.random.seed(3)
+        mx.eval(model.parameters())
+        mx.reset_peak_memory()
+        _, slopes = nn.value_and_grad(model, loss)(model)
+        mx.eval(slopes)
+        return flatten(slopes), mx.get_peak_memory()
+
+    (kept, much), (again, little) = measured(False), measured(True)
+    for name, slope in kept.items():
+        np.testing.assert_allclose(f64(again[name]), f64(slope), rtol=1e-5, atol=1e-6, err_msg=name)
+    assert little < 0.85 * much

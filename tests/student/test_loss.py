@@ -1,38 +1,28 @@
-"""The student held against independent arithmetic: NumPy in float64, closed forms, finite differences."""
+"""Losses and gradients against closed forms in float64 and finite differences; batches computed in parts."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from distillkit_plugins.gpt import Gpt
 from distillkit_plugins.mixers import AlphaTemperature, Hard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx.utils import tree_map
 
-from distillkit.core.errors import UsageError
 from distillkit.data.batches import Batch
 from distillkit.plugins.interfaces import Mixer, signal_suffices
-from distillkit.recipe.schedules import SCHEDULES
-from distillkit.student.generation.score import document_nlls, scoring_windows
-from distillkit.student.model.gpt import GPT, GPTConfig, count_parameters, initialise
-from distillkit.student.trained import Trained, parameter_counts
+from distillkit.student.model.gpt import GPT, GPTConfig, initialise
 from distillkit.student.training.loop import TrainingJob, TrainSettings, initial_state, train_step
 from distillkit.student.training.loss import Targets, mixed_loss, row_weights
-from distillkit.student.training.optimizers import AdamW, LearningRateSchedule, flatten, unflatten
+from distillkit.student.training.optimizers import AdamW, LearningRateSchedule, flatten
 from distillkit.student.training.parallel import StreamPool
-from support.students import TEXTS, f64, lively, log_softmax, random_array, small_model, softmax, tokenizer, writer
+from support.students import f64, log_softmax, random_array, softmax
 
 Array = np.ndarray[Any, Any]
-
 QUICK = settings(max_examples=100, deadline=None)
 
 
@@ -396,21 +386,6 @@ def test_computing_parts_side_by_side_changes_neither_loss_nor_gradients(mixer: 
             np.testing.assert_allclose(of_parts[name], slope, atol=1e-5 * max(1, np.abs(slope).max()))
 
 
-def test_lanes_give_results_in_order_and_the_same_ones_again() -> None:
-    held = mx.arange(5) * 2.0  # never evaluated here: a plugin may hold such an array
-    pool = StreamPool(3)
-    for _ in range(4):
-        results = pool.map(lambda i: (held * i).sum())
-        assert [result.item() for result in results] == [0, 20, 40]
-
-
-def test_a_failure_in_a_lane_is_told() -> None:
-    pool = StreamPool(2)
-    pool.map(lambda i: mx.zeros(1))
-    with pytest.raises(ValueError, match="reshape"):
-        pool.map(lambda i: mx.zeros(3).reshape(2))
-
-
 @MIXERS
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulating_changes_neither_loss_nor_gradients(mixer: Mixer, accumulate: int) -> None:
@@ -451,146 +426,6 @@ def test_a_mixer_may_look_where_its_teacher_is_sure(accumulate: int) -> None:
     assert values["terms"]["sure"] == pytest.approx((divergence * counts).sum() / counts.sum(), rel=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------- gpt
-
-SEED_53M = {"layers": 8, "width": 384, "heads": 8, "hidden": 1536, "context": 512}
-
-
-@pytest.mark.parametrize(("tied", "unique"), [(False, 52_990_464), (True, 33_691_776)])
-def test_the_53m_student_has_exactly_so_many_parameters(tied: bool, unique: int) -> None:
-    model = Gpt(Gpt.Options(**SEED_53M, tied=tied)).build(50257)
-    assert count_parameters(model) == unique
-    assert parameter_counts(model) == {"total": 52_990_464, "unique": unique}
-
-
-def layer_norm(x: Array, weight: Array, bias: Array | float) -> Array:
-    mean, spread = x.mean(axis=-1, keepdims=True), x.var(axis=-1, keepdims=True)
-    result: Array = (x - mean) / np.sqrt(spread + 1e-5) * weight + bias
-    return result
-
-
-ACTIVATIONS = {
-    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
-    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    "relu": lambda x: np.maximum(x, 0),
-}
-
-
-def gpt2_forward(model: GPT, tokens: Array) -> Array:
-    """Hidden states by the book: GPT-2's pre-norm forward, head by head, in float64."""
-    shape, weights = model.config, {name: f64(value) for name, value in flatten(model.parameters()).items()}
-
-    def linear(x: Array, name: str) -> Array:
-        result: Array = x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
-        return result
-
-    def norm(x: Array, name: str) -> Array:
-        return layer_norm(x, weights[f"{name}.weight"], weights.get(f"{name}.bias", 0.0))
-
-    length, size = tokens.shape[1], shape.width // shape.heads
-    x = weights["tokens.weight"][tokens] + weights["positions.weight"][:length]
-    for i in range(shape.layers):
-        block = f"blocks.{i}"
-        queries, keys, values = np.split(linear(norm(x, f"{block}.attention_norm"), f"{block}.attention.qkv"), 3, -1)
-        seen = np.zeros_like(x)
-        for head in range(shape.heads):
-            cut = slice(head * size, (head + 1) * size)
-            scores = queries[..., cut] @ keys[..., cut].swapaxes(1, 2) / math.sqrt(size)
-            scores[:, np.triu(np.ones((length, length), bool), 1)] = -np.inf
-            seen[..., cut] = softmax(scores) @ values[..., cut]
-        x = x + linear(seen, f"{block}.attention.out")
-        inner = ACTIVATIONS[shape.activation](linear(norm(x, f"{block}.hidden_norm"), f"{block}.up"))
-        x = x + linear(inner, f"{block}.down")
-    return norm(x, "norm")
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        GPTConfig(50, layers=3, heads=4, width=32, hidden=64, context=12),
-        GPTConfig(50, layers=2, heads=1, width=8, hidden=24, context=12, tied=False, activation="gelu_tanh"),
-        GPTConfig(50, layers=1, heads=8, width=16, hidden=16, context=12, bias=False, activation="relu"),
-    ],
-)
-def test_the_forward_pass_is_gpt2s(shape: GPTConfig) -> None:
-    model, tokens = lively(shape), np.random.default_rng(1).integers(0, 50, (3, 12))
-    expected = gpt2_forward(model, tokens)
-    np.testing.assert_allclose(f64(model(mx.array(tokens))), expected, rtol=1e-4, atol=1e-4)
-    head = f64(model.tokens.weight if shape.tied else model.out.weight)
-    logits = f64(Trained(model, None, 12).logits(mx.array(tokens)))  # type: ignore[arg-type]
-    np.testing.assert_allclose(logits, expected @ head.T, rtol=1e-3, atol=1e-3)
-
-
-def test_a_later_token_changes_nothing_before_it() -> None:
-    model = lively(GPTConfig(30, layers=2, heads=2, width=16, hidden=32, context=10))
-    tokens = np.random.default_rng(2).integers(0, 30, (1, 10))
-    before = f64(model(mx.array(tokens)))
-    for place in range(10):
-        other = tokens.copy()
-        other[0, place] = (other[0, place] + 1) % 30
-        after = f64(model(mx.array(other)))
-        np.testing.assert_array_equal(after[:, :place], before[:, :place])
-        assert np.abs(after[:, place:] - before[:, place:]).max(axis=-1).min() > 1e-4
-
-
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope"])
-def test_more_tokens_than_the_context_are_refused_and_not_read_as_noise(positions: Any) -> None:
-    model = lively(GPTConfig(30, layers=2, heads=2, width=16, hidden=32, context=10, positions=positions))
-    student, whole = Trained(model, tokenizer(), 10), mx.zeros((2, 10), mx.int32)
-    longer = mx.zeros((2, 11), mx.int32)
-    for read in (model, student.hidden, student.logits, student.attention):
-        read(whole)
-        with pytest.raises(UsageError, match="has a context of 10 tokens and was given 11"):
-            read(longer)
-
-
-def test_a_cache_is_not_filled_beyond_the_context() -> None:
-    model = lively(GPTConfig(30, layers=2, heads=2, width=16, hidden=32, context=10))
-    past = model.cache([3, 5])  # padding is no part of it
-    model.extend(mx.zeros((2, 13), mx.int32), past)
-    with pytest.raises(UsageError, match="has a context of 10 tokens and was given 11"):
-        model.extend(mx.zeros((2, 1), mx.int32), past)
-
-
-def test_initialisation_is_gpt2s() -> None:
-    model = GPT(GPTConfig(1000, layers=8, heads=4, width=128, hidden=512, context=256, tied=False))
-    initialise(model, 5)
-    for name, value in ((n, f64(v)) for n, v in flatten(model.parameters()).items()):
-        if value.ndim == 1:
-            assert (value == (0 if name.endswith("bias") else 1)).all(), name
-            continue
-        residual = name.endswith(("attention.out.weight", "down.weight"))
-        spread = 0.02 / math.sqrt(16) if residual else 0.02
-        assert value.std() == pytest.approx(spread, rel=0.03), name
-        assert abs(value.mean()) < 5 * spread / math.sqrt(value.size), name
-        assert np.abs(value).max() > 3 * spread, name  # normal, not uniform
-
-
-def test_one_seed_gives_the_same_weights_and_another_gives_others() -> None:
-    def weights(seed: int) -> dict[str, Array]:
-        model = GPT(replace(TINY, layers=2))
-        initialise(model, seed)
-        return {name: f64(value) for name, value in flatten(model.parameters()).items() if value.ndim == 2}
-
-    one, again, other = weights(7), weights(7), weights(8)
-    assert all((one[name] == again[name]).all() for name in one)
-    assert all((one[name] != other[name]).any() for name in one)
-    twins = [name for name in one if name.endswith("qkv.weight")]
-    assert (one[twins[0]] != one[twins[1]]).any()  # no two layers alike
-
-
-def test_dropout_works_while_training_and_not_while_evaluating() -> None:
-    model, tokens = lively(replace(TINY, dropout=0.5)), mx.array([[1, 2, 3]])
-    np.testing.assert_array_equal(f64(model(tokens)), f64(model(tokens)))
-    np.testing.assert_allclose(f64(model(tokens)), gpt2_forward(model, np.array([[1, 2, 3]])), atol=1e-4)
-    model.train()
-    mx.random.seed(0)
-    first, second = f64(model(tokens)), f64(model(tokens))
-    mx.random.seed(0)
-    assert (first != second).any()
-    np.testing.assert_array_equal(first, f64(model(tokens)))
-
-
 def test_dropout_is_drawn_from_the_seed_and_the_step() -> None:
     def loss(seed: int, step: int) -> float:
         model = GPT(replace(TINY, dropout=0.5))
@@ -603,201 +438,3 @@ def test_dropout_is_drawn_from_the_seed_and_the_step() -> None:
 
     assert loss(1, 0) == loss(1, 0)
     assert len({loss(seed, step) for seed in (1, 2) for step in (0, 1, 2)}) == 6
-
-
-# ---------------------------------------------------------------------------------------------- optimizer
-
-
-class PlainAdamW:
-    """AdamW as its paper has it, in float64, over a plain dict."""
-
-    def __init__(self, betas: tuple[float, float], epsilon: float, decay: float, clip: float) -> None:
-        self.betas, self.epsilon, self.decay, self.clip = betas, epsilon, decay, clip
-        self.first: dict[str, Any] = {}
-        self.second: dict[str, Any] = {}
-
-    def step(
-        self, weights: dict[str, Array], slopes: dict[str, Array], rate: float, t: int, decayed: set[str]
-    ) -> float:
-        norm = math.sqrt(sum(float((g**2).sum()) for g in slopes.values()))
-        shrink = min(1.0, self.clip / norm)
-        for name, slope in slopes.items():
-            g = slope * shrink
-            self.first[name] = self.betas[0] * self.first.get(name, 0) + (1 - self.betas[0]) * g
-            self.second[name] = self.betas[1] * self.second.get(name, 0) + (1 - self.betas[1]) * g**2
-            m = self.first[name] / (1 - self.betas[0] ** t)
-            v = self.second[name] / (1 - self.betas[1] ** t)
-            change = m / (np.sqrt(v) + self.epsilon)
-            if name in decayed:
-                change = change + self.decay * weights[name]
-            weights[name] = weights[name] - rate * change
-        return norm
-
-
-@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.8, 0.999), (0.0, 0.0)])
-def test_adamw_is_an_independent_adamw_over_twenty_steps(betas: tuple[float, float]) -> None:
-    shapes = {
-        "blocks.0.up.weight": (3, 4),
-        "blocks.0.up.bias": (3,),
-        "norm.weight": (4,),
-        "norm.bias": (4,),
-        "positions.weight": (5, 4),
-        "tokens.weight": (6, 4),
-    }
-    weights = {name: random_array(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
-    ours = unflatten({name: mx.array(value) for name, value in weights.items()})
-    theirs = {name: value.astype(np.float64) for name, value in weights.items()}
-    optimizer, plain = AdamW(betas, 1e-8, 0.1, 1.0), PlainAdamW(betas, 1e-8, 0.1, 1.0)
-    moments = optimizer.initial_moments(ours)
-    clipped = 0
-    for step in range(20):
-        size = 10.0 ** (step % 5 - 3)
-        slopes = {n: random_array(100 * step + i, *s, scale=size) for i, (n, s) in enumerate(shapes.items())}
-        rate = LearningRateSchedule(1e-2, 1e-3, 5, 20)(step)
-        gradients = unflatten({name: mx.array(value) for name, value in slopes.items()})
-        ours, moments, norm = optimizer.update(ours, gradients, moments, mx.array(rate), mx.array(step))
-        wide = {name: value.astype(np.float64) for name, value in slopes.items()}
-        expected = plain.step(theirs, wide, rate, step + 1, {"blocks.0.up.weight", "tokens.weight"})
-        assert norm.item() == pytest.approx(expected, rel=1e-5)
-        clipped += expected > 1
-        for name, value in flatten(ours).items():
-            np.testing.assert_allclose(f64(value), theirs[name], rtol=2e-5, atol=2e-6, err_msg=f"{name} {step}")
-    assert 0 < clipped < 20
-
-
-def test_neither_norms_nor_biases_nor_positions_decay() -> None:
-    model = lively(TINY)
-    before = {name: f64(value) for name, value in flatten(model.parameters()).items()}
-    still = tree_map(mx.zeros_like, model.parameters())
-    optimizer = AdamW(weight_decay=0.5)
-    after, _, _ = optimizer.update(
-        model.trainable_parameters(), still, optimizer.initial_moments(model.parameters()), mx.array(0.1), mx.array(0)
-    )
-    shrunk = {name for name, value in flatten(after).items() if (f64(value) != before[name]).any()}
-    assert shrunk == {
-        "tokens.weight",
-        *(f"blocks.0.{part}.weight" for part in ("attention.qkv", "attention.out", "up", "down")),
-    }
-    assert f64(flatten(after)["tokens.weight"]) == pytest.approx(0.95 * before["tokens.weight"], rel=1e-5)
-
-
-def test_the_learning_rate_warms_up_peaks_and_ends_near_its_floor() -> None:
-    schedule = LearningRateSchedule(peak=1.0, floor=0.1, warmup=10, steps=110)
-    assert [schedule(step) for step in range(10)] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert schedule(10) == 1.0
-    assert schedule(60) == pytest.approx(0.55)  # half of the way down, half of the cosine
-    assert schedule(110) == pytest.approx(0.1)
-    assert schedule(1000) == pytest.approx(0.1)
-
-
-def test_the_learning_rate_falls_along_its_shape() -> None:
-    rates = {shape: LearningRateSchedule(1.0, 0.0, 10, 110, shape) for shape in SCHEDULES}
-    assert [rates["linear"](step) for step in (9, 10, 60, 110)] == pytest.approx([1, 1, 0.5, 0])
-    assert [rates["constant"](step) for step in (4, 10, 60, 110)] == pytest.approx([0.5, 1, 1, 1])
-    assert [rates["warm-stable-decay"](step) for step in (10, 90, 100, 110)] == pytest.approx([1, 1, 0.5, 0])
-
-
-@given(st.floats(1e-6, 1), st.floats(0, 1), st.integers(0, 50), st.integers(1, 200), st.sampled_from(SCHEDULES))
-def test_the_learning_rate_never_leaves_its_bounds(
-    peak: float, share: float, warmup: int, steps: int, shape: str
-) -> None:
-    schedule = LearningRateSchedule(peak, peak * share, warmup, steps, shape)
-    rates = [schedule(step) for step in range(steps)]
-    assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates)
-    assert all(later <= rate + 1e-12 for rate, later in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
-    assert all(rate >= peak * share * (1 - 1e-12) for rate in rates[warmup:])
-
-
-# ---------------------------------------------------------------------------------------------- score
-
-
-@given(st.integers(0, 300), st.integers(1, 70))
-def test_every_token_is_counted_exactly_once(length: int, context: int) -> None:
-    tokens, counts = list(range(1000, 1000 + length + 1)), Counter[int]()
-    for window in scoring_windows(3, tokens, context):
-        assert window.document == 3
-        assert 0 < len(window.inputs) == len(window.targets) <= context
-        assert [token + 1 for token in window.inputs] == list(window.targets)
-        first = len(window.targets) - window.count
-        assert window.targets[0] == 1001 or first >= context // 2  # what counts has half a context before it
-        counts.update(window.targets[first:])
-    assert counts == Counter(tokens[1:])
-
-
-def full_nats(model: GPT, tokens: Sequence[int]) -> float:
-    logits = gpt2_forward(model, np.array([tokens[:-1]]))[0] @ f64(model.head[0]).T
-    return float(-log_softmax(logits)[np.arange(len(tokens) - 1), tokens[1:]].sum())
-
-
-def test_a_document_that_fits_is_scored_as_a_whole() -> None:
-    model, random = small_model(), np.random.default_rng(3)
-    documents = [random.integers(0, 23, n).tolist() for n in (2, 5, 9, 3, 9, 4)]
-    assert document_nlls(model, 8, documents) == pytest.approx([full_nats(model, d) for d in documents], rel=1e-4)
-
-
-def test_a_document_that_does_not_fit_is_scored_window_by_window() -> None:
-    model, context = small_model(), 8
-    tokens = np.random.default_rng(5).integers(0, 23, 40).tolist()
-    expected, done, begin = 0.0, 0, 0
-    while done < 39:
-        end = min(begin + context, 39)
-        logits = gpt2_forward(model, np.array([tokens[begin:end]]))[0] @ f64(model.head[0]).T
-        surprise = -log_softmax(logits)[np.arange(end - begin), tokens[begin + 1 : end + 1]]
-        expected += surprise[done - begin :].sum()
-        done, begin = end, begin + context // 2
-    assert document_nlls(model, context, [tokens]) == pytest.approx([expected], rel=1e-4)
-
-
-def test_the_sum_of_nats_does_not_depend_on_batching(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(4)
-    documents = [random.integers(0, 23, n).tolist() for n in random.integers(1, 60, 25)]
-    one_by_one = [document_nlls(small_model(), 8, [document])[0] for document in documents]
-    for room in (1, 20, 100, 8192):
-        monkeypatch.setattr("distillkit.student.generation.score.BATCH_TOKENS", room)
-        assert document_nlls(small_model(), 8, documents) == pytest.approx(one_by_one, rel=1e-5, abs=1e-5)
-
-
-def test_a_text_is_scored_with_its_end() -> None:
-    end = tokenizer().end_of_text
-    for text, scored in zip(["", *TEXTS], writer().score(["", *TEXTS]), strict=True):
-        tokens = [end, *tokenizer().encode(text), end]
-        assert (scored.tokens, scored.bytes) == (len(tokens) - 1, len(text.encode()))
-        if len(tokens) <= 13:
-            assert scored.nats == pytest.approx(full_nats(writer().model, tokens), rel=1e-4)  # type: ignore[arg-type]
-
-
-def test_a_student_shows_its_attention_or_says_that_it_does_not() -> None:
-    tokens = mx.array([[writer().tokenizer.end_of_text, *writer().tokenizer.encode(TEXTS[0])[:8]]])
-    for weights in map(f64, writer().attention(tokens)):
-        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
-        assert not np.triu(weights, 1).any()  # nobody looks ahead
-        assert weights[:, :, 0, 0] == pytest.approx(1)
-    with pytest.raises(UsageError, match="does not show its attention"):
-        Trained(nn.Linear(2, 2), tokenizer(), 8).attention(tokens)
-
-
-# ---------------------------------------------------------------------------------------------- memory
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_blocks_computed_again_have_the_same_gradients_in_less_memory(dropout: float) -> None:
-    model = GPT(GPTConfig(64, layers=8, heads=4, width=64, hidden=256, context=128, dropout=dropout))
-    tokens = mx.array(np.random.default_rng(0).integers(0, 64, (8, 128)))
-
-    def loss(model: GPT) -> mx.array:
-        return (model(tokens) ** 2 * mx.arange(64)).mean()
-
-    def measured(again: bool) -> tuple[dict[str, mx.array], int]:
-        model.train()
-        model.recompute = again
-        mx.random.seed(3)
-        mx.eval(model.parameters())
-        mx.reset_peak_memory()
-        _, slopes = nn.value_and_grad(model, loss)(model)
-        mx.eval(slopes)
-        return flatten(slopes), mx.get_peak_memory()
-
-    (kept, much), (again, little) = measured(False), measured(True)
-    for name, slope in kept.items():
-        np.testing.assert_allclose(f64(again[name]), f64(slope), rtol=1e-5, atol=1e-6, err_msg=name)
-    assert little < 0.85 * much
