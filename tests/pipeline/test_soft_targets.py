@@ -268,7 +268,7 @@ def test_a_teacher_that_reads_less_than_the_student_is_refused_by_the_check(
     with pytest.raises(UsageError, match=r"student\.context = 17, but the teacher's context is 16 tokens") as caught:
         check(longer)
     assert "student.context = 16" in caught.value.hint
-    with pytest.raises(UsageError, match="the teacher reads 16 tokens"):
+    with pytest.raises(UsageError, match="the teacher's context is 16 tokens"):
         build_plan(longer)  # and whoever did not check is refused its logits
     assert asked.calls == 0
     check(assemble("student.context=12", f"teacher.store={store}"))
