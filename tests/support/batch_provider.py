@@ -262,7 +262,7 @@ class Batcher(Teacher):
 
     def answer_of(self, body: dict[str, Any], request: Request) -> Answer:
         if "text" not in body:
-            raise TeacherError("it is misshapen")
+            raise TeacherError("it is malformed")
         assert request.prompt
         return Answer(body["text"], usage=Usage(**body["usage"]), model=self.options.model)
 
