@@ -222,7 +222,7 @@ class ChatCompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One prompt: the texts of all messages joined by line breaks, because a student has no chat template."""
+        """One prompt: the texts of all messages joined by line breaks. No chat template is applied."""
         return ["\n".join(message.text for message in self.messages)]
 
     @property
