@@ -480,6 +480,11 @@ def test_a_push_without_a_token_is_refused_before_the_work(home: Path, monkeypat
     assert not Path("there").exists()
 
 
+def test_an_exporter_may_use_the_former_names() -> None:
+    former = ("Member", "Own", "student_of", "of_family", "read_back", "needed", "versions_of")
+    assert all(getattr(exporting, name).__name__ in exporting.__all__ for name in former)
+
+
 def test_the_exporter_of_the_documentation_works(home: Path) -> None:
     page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     (home / "names.py").write_text(page.rpartition("```python\n")[2].partition("```")[0])

@@ -126,6 +126,10 @@ def package_versions(*packages: str) -> str:
 
 
 # Former names, kept for exporters of other authors.
-Member, Own = ConvertedModel, NetworkReader
-student_of, of_family, read_back = load_student, convert, network_from_weights
-needed, versions_of = require_package, package_versions
+Member = ConvertedModel
+Own = NetworkReader
+student_of = load_student
+of_family = convert
+read_back = network_from_weights
+needed = require_package
+versions_of = package_versions
