@@ -1,6 +1,6 @@
-"""Batches: windows of packed streams, with the soft targets that are kept beside them, as a function of seed and step.
+"""Training batches: windows of packed streams, with stored soft targets, as a function of seed and step.
 
-Knows nothing of sources, of what a mixer makes of a target, nor of the model.
+Does not know sources, mixers or models.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ORDERS_KEPT = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens to read, tokens to predict, whether each counts (0 is padding or a prompt), and who wrote it.
+    """Input tokens, hard targets, their weights (0 for padding and prompts), and whether a teacher wrote them; [B, T].
 
-    Where soft targets are stored there are also, for each token to predict, the names and log-probabilities of the
-    tokens that a teacher held for likely, the mass of all others (its log), and whether there is such a target at all.
+    With stored soft targets, there are also, for each position: the ids and log-probabilities of the teacher's most
+    likely tokens [B, T, K], the log of the remaining mass, and whether the position has a soft target.
     """
 
     inputs: Ints
@@ -42,18 +42,18 @@ class Batch:
 SoftRows = tuple[Ints, Floats, Floats, Floats]
 
 
-class Soft(Protocol):
-    """Soft targets that are kept beside a stream."""
+class SoftTargetReader(Protocol):
+    """Stored soft targets of a stream."""
 
     width: int
     fingerprint: str
 
     def read(self, start: int, stop: int) -> SoftRows:
-        """Of a range of tokens: names and log-probabilities [N, width], residuals [N], and who has a target [N]."""
+        """Ids and log-probabilities [N, width], residuals [N], and whether there is a target [N], of a range."""
 
 
 class Row(NamedTuple):
-    """One window of a stream, with the soft targets of its last `context` tokens if some are kept."""
+    """A window of a stream, with the soft targets of its last `context` tokens, if any."""
 
     tokens: Ints
     weights: Floats
@@ -62,11 +62,11 @@ class Row(NamedTuple):
 
 
 class Batches:
-    """The endless sequence of epochs over some streams, cut into batches: a pure function of seed and step.
+    """Batches of an endless sequence of epochs over streams: a pure function of seed and step.
 
-    Each epoch is a permutation of all windows, drawn from the seed and its own number, so no state is kept:
-    to resume is to ask for the next step. With a share of the teacher's rows, its windows and the others have epochs
-    of their own, and every batch has as many rows of each as the share says.
+    Each epoch is a permutation of all windows, derived from the seed and the number of the epoch. There is no state, so
+    training resumes by requesting the next step. With `share`, windows of answers and other windows have separate
+    epochs, and every batch contains the given share of rows with answers.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Batches:
         batch_size: int,
         seed: int,
         *,
-        soft: Sequence[Soft | None] = (),
+        soft: Sequence[SoftTargetReader | None] = (),
         share: float | None = None,
     ) -> None:
         self.streams = list(streams)
@@ -93,23 +93,23 @@ class Batches:
             raise DataError("there is nothing to train on: the corpus has fewer than two tokens", "Add text.")
 
     def _pools(self) -> list[_Pool]:
-        """The windows that are drawn from together, and how many of each batch."""
+        """The pools of windows that share an epoch, each with its number of rows per batch."""
         counts = [stream.windows(self.context) for stream in self.streams]
         everything = list(range(len(counts)))
-        taught = [i for i in everything if self.streams[i].from_teacher and counts[i]]
-        others = [i for i in everything if i not in taught]
+        answers = [i for i in everything if self.streams[i].from_teacher and counts[i]]
+        others = [i for i in everything if i not in answers]
         rows = round((self.share or 0.0) * self.batch_size)
-        if self.share is None or not taught or not any(counts[i] for i in others):
+        if self.share is None or not answers or not any(counts[i] for i in others):
             return [_Pool(everything, counts, self.batch_size, self.seed)]
         if self.share and not rows:
-            told = f"teacher.share = {self.share} of {self.batch_size} rows a step is none"
-            raise DataError(told, "Raise it, or train.batch_size; 0 leaves the answers out.")
-        pools = [_Pool(others, counts, self.batch_size - rows, self.seed), _Pool(taught, counts, rows, self.seed)]
+            message = f"teacher.share = {self.share} of {self.batch_size} rows per step is less than one row"
+            raise DataError(message, "Raise it, or train.batch_size; 0 leaves the answers out.")
+        pools = [_Pool(others, counts, self.batch_size - rows, self.seed), _Pool(answers, counts, rows, self.seed)]
         return [pool for pool in pools if pool.rows]
 
     @property
     def fingerprint(self) -> str:
-        """What decides every batch: the tokens, their soft targets, the context, the batch size and the seed."""
+        """A digest of everything that determines the batches: tokens, soft targets, context, batch size and seed."""
         tokens = [[file["sha256"] for file in files_of(stream.manifest)] for stream in self.streams]
         teachers = [stream.from_teacher for stream in self.streams]
         soft = [[store and store.fingerprint for store in self.soft]] if any(self.soft) else []
@@ -117,7 +117,7 @@ class Batches:
         return digest([tokens, teachers, self.context, self.batch_size, self.seed, *soft, *share])
 
     def epochs(self, steps: int) -> float:
-        """How often that many steps see each window; of two kinds, those that are seen more often."""
+        """The number of epochs in that many steps; with two pools, the larger one."""
         return max(steps * pool.rows / pool.windows for pool in self.pools)
 
     def batch(self, step: int) -> Batch:
@@ -125,7 +125,7 @@ class Batches:
         return self.rows(step, 0, self.batch_size)
 
     def rows(self, step: int, start: int, stop: int) -> Batch:
-        """A part of the batch of a step, for one machine of several."""
+        """Rows `start` to `stop` of the batch of a step, for one process of several."""
         return _stack([self._row(step, number) for number in range(start, stop)], self.context, self.width)
 
     def _row(self, step: int, number: int) -> Row:
@@ -146,7 +146,7 @@ class Batches:
 
 
 class _Pool:
-    """Windows of some streams, epoch after epoch, each in an order of its own."""
+    """Windows of some streams, in a new order in each epoch."""
 
     def __init__(self, which: Sequence[int], counts: Sequence[int], rows: int, seed: int) -> None:
         self.which, self.rows, self.seed = which, rows, seed
@@ -154,10 +154,10 @@ class _Pool:
         self.windows = int(self._firsts[-1])
         self._orders: dict[int, NDArray[np.int64]] = {}
 
-    def window(self, place: int) -> tuple[int, int]:
-        """The window at a place of the endless sequence: of which stream, and which of its windows."""
-        epoch, position = divmod(place, self.windows)
-        index = int(self._order(epoch)[position])
+    def window(self, position: int) -> tuple[int, int]:
+        """The window at a position of the endless sequence: the index of its stream, and of the window in it."""
+        epoch, offset = divmod(position, self.windows)
+        index = int(self._order(epoch)[offset])
         among = int(np.searchsorted(self._firsts, index, side="right")) - 1
         return self.which[among], index - int(self._firsts[among])
 
@@ -171,32 +171,32 @@ class _Pool:
 
 
 class Prefetcher:
-    """Batches by their step, the next one made on a thread of its own while the last is used. Only NumPy is touched."""
+    """Computes the next batch on a background thread while the current one is used. The thread uses NumPy only."""
 
     def __init__(self, batch: Callable[[int], Batch], steps: int) -> None:
         self.batch, self.steps = batch, steps
         self._pool = ThreadPoolExecutor(1, "batches")
-        self._made: dict[int, Future[Batch]] = {}
+        self._pending: dict[int, Future[Batch]] = {}
 
     def __call__(self, step: int) -> Batch:
-        """The batch of a step; there are `steps` in all."""
-        ready = self._made.pop(step, None) or self._pool.submit(self.batch, step)
-        found = ready.result()
-        self._made = {step + 1: self._pool.submit(self.batch, step + 1)} if step + 1 < self.steps else {}
-        return found
+        """The batch of a step. There are `steps` steps in all."""
+        ready = self._pending.pop(step, None) or self._pool.submit(self.batch, step)
+        batch = ready.result()
+        self._pending = {step + 1: self._pool.submit(self.batch, step + 1)} if step + 1 < self.steps else {}
+        return batch
 
 
 def sequential(stream: Stream, context: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
     """The windows of a stream in order, in at most `limit` batches.
 
-    The last batch is filled up with weight 0, so that all have one shape.
+    The last batch is padded with weight 0, so that all batches have the same shape.
     """
     windows = stream.windows(context)
-    blank = Row(np.zeros(context + 1, np.int32), np.zeros(context, np.float32), stream.from_teacher)
+    padding = Row(np.zeros(context + 1, np.int32), np.zeros(context, np.float32), stream.from_teacher)
     for start in range(0, windows, batch_size)[:limit]:
         real = range(start, min(start + batch_size, windows))
         rows = [Row(*stream.window(context, index), stream.from_teacher) for index in real]
-        yield _stack(rows + [blank] * (batch_size - len(rows)), context)
+        yield _stack(rows + [padding] * (batch_size - len(rows)), context)
 
 
 def _stack(rows: Sequence[Row], context: int, width: int = 0) -> Batch:
@@ -208,12 +208,12 @@ def _stack(rows: Sequence[Row], context: int, width: int = 0) -> Batch:
         np.ascontiguousarray(tokens[:, 1:]),
         weight,
         np.repeat(teacher, context, axis=1),
-        *(_soft(rows, context, width) if width else ()),
+        *(_stack_soft_targets(rows, context, width) if width else ()),
     )
 
 
-def _soft(rows: Sequence[Row], context: int, width: int) -> SoftRows:
-    """The soft targets of rows, each filled up to the width and the length of all."""
+def _stack_soft_targets(rows: Sequence[Row], context: int, width: int) -> SoftRows:
+    """The soft targets of rows, padded to a common length and width."""
     size = (len(rows), context)
     ids, logs = np.zeros((*size, width), np.int32), np.full((*size, width), LOG_ZERO, np.float32)
     residuals, has = np.full(size, LOG_ZERO, np.float32), np.zeros(size, np.float32)

@@ -1,8 +1,8 @@
-"""A long stream of texts, kept in shards as it comes, so that what was fetched once is never fetched again.
+"""Downloads of long streams of texts, stored in shards, so that nothing is fetched twice.
 
-Whoever reads decides how much is fetched: iteration gives what lies on the disk first, and opens the stream
-where that ends. Whatever stops it, a budget, Ctrl-C or a network that goes away, what has come is kept.
-Knows nothing of where a stream comes from.
+Iteration yields the stored texts first, and then opens the stream where they end. The reader decides how much is
+fetched. Everything received is kept, whatever stops the download: a budget, Ctrl-C or a network failure. Does not know
+where a stream comes from.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ SHARD_CHARS = 16 << 20
 
 
 class ResumableStream(Protocol):
-    """A stream at some place: it gives texts, and says where it stands, as JSON, to be opened there again."""
+    """An open stream of texts, with its state as JSON, from which it can be reopened."""
 
     def __iter__(self) -> Iterator[str]:
-        """The texts that are still to come."""
+        """The remaining texts."""
 
     def state(self) -> Any:
-        """Where it stands."""
+        """The current state."""
 
 
 @dataclass
 class DownloadIndex:
-    """What the index says: the shards, and from where on the stream is to be read."""
+    """The contents of the index file: the shards, and the state from which the stream continues."""
 
     shards: list[dict[str, Any]] = field(default_factory=list)
     state: Any = None
-    skip: int = 0  # texts that come after `state` and are kept already
+    skip: int = 0  # texts after `state` that are already stored
     done: bool = False
-    origin: Any = None  # what the stream said of itself when it was opened first
+    origin: Any = None  # the result of `ask` when the download began
 
     @property
     def documents(self) -> int:
-        """How many texts there are."""
+        """The number of stored texts."""
         return sum(shard["documents"] for shard in self.shards)
 
 
 class Download:
-    """The texts of one stream. `open_at(origin, state)` opens it; `origin` is what `ask` said the first time."""
+    """The texts of one stream. `open_at(origin, state)` opens it; `origin` is the result of the first call of `ask`."""
 
     def __init__(
         self,
@@ -66,61 +66,62 @@ class Download:
 
     @property
     def done(self) -> bool:
-        """Whether all of it is here."""
-        return self._kept().done
+        """Whether the download is complete."""
+        return self._read_index().done
 
     def __iter__(self) -> Iterator[str]:
-        kept = self._kept()
-        for shard in kept.shards:
-            yield from self._read(shard)
-        if kept.done:
+        index = self._read_index()
+        for shard in index.shards:
+            yield from self._read_shard(shard)
+        if index.done:
             return
-        with self._alone():
-            now = self._kept()  # another process may have gone on since
-            for shard in now.shards[len(kept.shards) :]:
-                yield from self._read(shard)
-            yield from self._fetched(now)
+        with self._lock():
+            now = self._read_index()  # another process may have gone on since
+            for shard in now.shards[len(index.shards) :]:
+                yield from self._read_shard(shard)
+            yield from self._fetch(now)
 
-    def _fetched(self, kept: DownloadIndex) -> Iterator[str]:
-        """What is not here yet, kept as it comes."""
-        if kept.done:
+    def _fetch(self, index: DownloadIndex) -> Iterator[str]:
+        """Fetch the remaining texts, storing them in shards."""
+        if index.done:
             return
-        if kept.state is None and not kept.skip:
-            kept.origin = self.ask()
-        stream = self.open_at(kept.origin, kept.state)
+        if index.state is None and not index.skip:
+            index.origin = self.ask()
+        stream = self.open_at(index.origin, index.state)
         texts: list[str] = []
         chars = 0
         try:
-            for text in islice(stream, kept.skip, None):
+            for text in islice(stream, index.skip, None):
                 texts.append(text)
                 chars += len(text)
                 if chars >= self.shard_chars:
                     state = stream.state()
-                    self._keep(kept, texts)
-                    kept.state, kept.skip, texts, chars = state, 0, [], 0  # before the note, which may be interrupted
-                    self._note(kept)
+                    self._write_shard(index, texts)
+                    # Updated before the index is written, which may be interrupted.
+                    index.state, index.skip, texts, chars = state, 0, [], 0
+                    self._write_index(index)
                 yield text
-            kept.done = True
+            index.done = True
         finally:
             if texts:
-                self._keep(kept, texts)
-                kept.skip += len(texts)
-            self._note(kept)
+                self._write_shard(index, texts)
+                index.skip += len(texts)
+            self._write_index(index)
 
     # ------------------------------------------------------------------------------------------------ files
 
-    def _keep(self, kept: DownloadIndex, texts: list[str]) -> None:
-        """One shard more; the index does not know it yet."""
-        path = self.folder / f"texts-{len(kept.shards):05d}.jsonl.gz"
+    def _write_shard(self, index: DownloadIndex, texts: list[str]) -> None:
+        """Write one more shard. The index is written separately."""
+        path = self.folder / f"texts-{len(index.shards):05d}.jsonl.gz"
         with atomic_write(path) as part, part.open("wb") as raw, gzip.GzipFile("", "wb", 4, raw, mtime=0) as file:
             for text in texts:
                 file.write(json.dumps(text).encode() + b"\n")
-        kept.shards.append({"name": path.name, "documents": len(texts), "sha256": file_digest(path)})
+        index.shards.append({"name": path.name, "documents": len(texts), "sha256": file_digest(path)})
 
-    def _note(self, kept: DownloadIndex) -> None:
-        write_json(self.folder / "index.json", {"schema": SCHEMA, **vars(kept)})
+    def _write_index(self, index: DownloadIndex) -> None:
+        write_json(self.folder / "index.json", {"schema": SCHEMA, **vars(index)})
 
-    def _kept(self) -> DownloadIndex:
+    def _read_index(self) -> DownloadIndex:
         file = self.folder / "index.json"
         try:
             values = read_json(file)
@@ -130,26 +131,26 @@ class Download:
         except FileNotFoundError:
             return DownloadIndex()
         except (ValueError, TypeError, KeyError) as error:
-            raise CorruptError(f"{file} cannot be read: {error}", self._again) from error
+            raise CorruptError(f"{file} cannot be read: {error}", self._recovery_hint) from error
 
-    def _read(self, shard: dict[str, Any]) -> Iterator[str]:
+    def _read_shard(self, shard: dict[str, Any]) -> Iterator[str]:
         path = self.folder / shard["name"]
         try:
             if file_digest(path) != shard["sha256"]:
-                raise CorruptError(f"{path} has changed since it was fetched", self._again)
+                raise CorruptError(f"{path} has changed since it was downloaded", self._recovery_hint)
             with gzip.open(path, "rt", encoding="utf-8") as lines:
                 for line in lines:
                     yield json.loads(line)
         except OSError as error:
-            raise CorruptError(f"{path} cannot be read: {error}", self._again) from error
+            raise CorruptError(f"{path} cannot be read: {error}", self._recovery_hint) from error
 
     @property
-    def _again(self) -> str:
-        return f"Delete {self.folder}; it is fetched again when it is needed."
+    def _recovery_hint(self) -> str:
+        return f"Delete {self.folder}; it is downloaded again when it is needed."
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the folder while fetching; the lock goes with the process."""
+    def _lock(self) -> Iterator[None]:
+        """Lock the folder while fetching. The lock is released when the process ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as lock:
             try:

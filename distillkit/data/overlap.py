@@ -1,8 +1,8 @@
-"""Which runs of words of some texts stand in a corpus, and how long they are. Knows nothing of who wrote them.
+"""Finds runs of words that occur both in given texts and in a corpus, and their lengths.
 
-The corpus is read once, a few megabytes at a time, as arrays of bytes: every word becomes a number, every run of words
-a number made of those, and only where four words in a row are found is anything looked at more closely. No copy of
-the corpus is kept.
+The corpus is read once, a few megabytes at a time, as arrays of bytes. Every word is hashed to a number, and every run
+of words to a number computed from those (a rolling hash). Longer runs are only compared where `LEAST` words match. No
+copy of the corpus is kept.
 """
 
 from __future__ import annotations
@@ -14,52 +14,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.uint64]
-LEAST = 4  # words in a row that are worth a look
-CHUNK = 1 << 22  # bytes at once
-BESIDE = 1 << 16  # bytes of a long document that two chunks share, so that no run is cut at their border
-BASE, STEP = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd, so that they have inverses
-BREAK = "\x01"  # a word that stands between documents and in no text
+LEAST = 4  # minimum length of a run in words
+CHUNK = 1 << 22  # bytes processed at once
+BESIDE = 1 << 16  # bytes that two chunks of a long document share, so that no run is missed at their border
+BASE, STEP = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd, so that they have inverses modulo 2^64
+BREAK = "\x01"  # a word between documents that occurs in no text
 BLOOM = 1 << 20
 
 
 def longest_matches(texts: Sequence[str], corpus: Iterable[str], least: int = LEAST) -> list[list[int]]:
-    """For each word of each text the most words from there on that stand in the corpus in a row; 0 below `least`."""
-    sought = _Sought(texts, least)
+    """For each word of each text, the longest run from there that occurs in the corpus; 0 if below `least`."""
+    search = _RunSearch(texts, least)
     for chunk in _chunks(corpus):
-        sought.look(_words(chunk))
-    return sought.lengths()
+        search.scan(_hash_words(chunk))
+    return search.lengths()
 
 
-class _Sought:
-    """The runs of words that are looked for, by their length."""
+class _RunSearch:
+    """The runs of words of the texts, by length, and the longest matches so far."""
 
     def __init__(self, texts: Sequence[str], least: int) -> None:
-        words = [_words(text.replace(BREAK, " ").encode("utf-8", "replace")) for text in texts]
+        words = [_hash_words(text.replace(BREAK, " ").encode("utf-8", "replace")) for text in texts]
         self.sizes, self.least = [len(one) for one in words], least
-        self.prefix = _prefix(np.concatenate([*words, np.zeros(0, np.uint64)]))
+        self.prefix = _prefix_sums(np.concatenate([*words, np.zeros(0, np.uint64)]))
         ends = np.repeat(np.cumsum(self.sizes), self.sizes)
-        self.room = ends - np.arange(len(ends))  # words from each place to the end of its text
+        self.remaining = ends - np.arange(len(ends))  # number of words from each position to the end of its text
         self.found = np.zeros(len(ends), np.int64)
         self.grams = cache(self._grams)
         self.bloom = np.zeros(BLOOM, bool)
         self.bloom[_slot(self.grams(least)[2])] = True
 
     def _grams(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Numbers]:
-        """The places where n words begin, the numbers of such runs, sorted, and which of these stands at each place."""
-        places = np.flatnonzero(self.room >= n)
-        known, which = np.unique(_runs(self.prefix, places, n), return_inverse=True)
+        """The start positions of runs of n words, the index of the hash at each, and the sorted distinct hashes."""
+        places = np.flatnonzero(self.remaining >= n)
+        known, which = np.unique(_hash_runs(self.prefix, places, n), return_inverse=True)
         return places, which.reshape(-1), known
 
-    def look(self, words: Numbers) -> None:
-        """Note what stands in these words of the corpus: where n in a row are found, n + 1 are looked for."""
-        prefix, n = _prefix(words), self.least
+    def scan(self, words: Numbers) -> None:
+        """Search these words of the corpus. Where n consecutive words match, runs of n + 1 words are tried."""
+        prefix, n = _prefix_sums(words), self.least
         there = np.arange(max(0, len(words) - n + 1))
-        there = there[self.bloom[_slot(_runs(prefix, there, n))]]
+        there = there[self.bloom[_slot(_hash_runs(prefix, there, n))]]
         while len(there):
             places, which, known = self.grams(n)
             if not len(known):
                 return
-            runs = _runs(prefix, there, n)
+            runs = _hash_runs(prefix, there, n)
             nearest = np.minimum(np.searchsorted(known, runs), len(known) - 1)
             hit = known[nearest] == runs
             seen = np.zeros(len(known), bool)
@@ -69,22 +69,22 @@ class _Sought:
             there = there[hit & (there + n <= len(words))]
 
     def lengths(self) -> list[list[int]]:
-        """What was found, text by text."""
+        """The lengths of the matches, per text."""
         return [part.tolist() for part in np.split(self.found, np.cumsum(self.sizes)[:-1])] if self.sizes else []
 
 
 def _chunks(corpus: Iterable[str]) -> Iterator[bytes]:
-    """Documents together up to a few megabytes, and long ones in pieces that share their borders."""
+    """Documents joined to chunks of a few megabytes; long documents in overlapping pieces."""
     held: list[bytes] = []
     size = 0
     for piece in _pieces(corpus):
         if held and size + len(piece) > CHUNK:
-            yield _joined(held)
+            yield _join(held)
             held, size = [], 0
         held.append(piece)
         size += len(piece) + 3
     if held:
-        yield _joined(held)
+        yield _join(held)
 
 
 def _pieces(corpus: Iterable[str]) -> Iterator[bytes]:
@@ -94,31 +94,31 @@ def _pieces(corpus: Iterable[str]) -> Iterator[bytes]:
             yield raw[start : start + CHUNK + BESIDE]
 
 
-def _joined(pieces: Sequence[bytes]) -> bytes:
+def _join(pieces: Sequence[bytes]) -> bytes:
     return f" {BREAK} ".encode().join(pieces)
 
 
-def _words(text: bytes) -> Numbers:
-    """A number for each word, small and capital letters alike."""
-    letters = _letters()[np.frombuffer(text, np.uint8)]
+def _hash_words(text: bytes) -> Numbers:
+    """The hash of each word, ignoring case."""
+    letters = _byte_classes()[np.frombuffer(text, np.uint8)]
     inside = np.concatenate([[False], letters > 0, [False]])
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     starts, ends = edges[::2], edges[1::2]
     powers, inverse = _powers(BASE, CHUNK + (CHUNK >> 1), len(letters))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(letters * powers[: len(letters)], dtype=np.uint64)])
-    return _mixed((sums[ends] - sums[starts]) * inverse[starts])
+    return _mix_bits((sums[ends] - sums[starts]) * inverse[starts])
 
 
-def _prefix(words: Numbers) -> Numbers:
-    """Sums from which the number of any run of words follows."""
+def _prefix_sums(words: Numbers) -> Numbers:
+    """Prefix sums from which the hash of any run of words is computed."""
     powers, _ = _powers(STEP, CHUNK, len(words))
     return np.concatenate([np.zeros(1, np.uint64), np.cumsum(words * powers[: len(words)], dtype=np.uint64)])
 
 
-def _runs(prefix: Numbers, places: NDArray[np.int64], n: int) -> Numbers:
-    """The number of the n words from each place on, the same wherever they stand."""
+def _hash_runs(prefix: Numbers, places: NDArray[np.int64], n: int) -> Numbers:
+    """The hash of the n words from each position; independent of the position."""
     _, inverse = _powers(STEP, CHUNK, len(prefix))
-    return _mixed((prefix[places + n] - prefix[places]) * inverse[places])
+    return _mix_bits((prefix[places + n] - prefix[places]) * inverse[places])
 
 
 def _powers(base: int, usual: int, length: int) -> tuple[Numbers, Numbers]:
@@ -137,8 +137,8 @@ def _table(base: int, length: int) -> tuple[Numbers, Numbers]:
 
 
 @cache
-def _letters() -> Numbers:
-    """What each byte is as a part of a word: letters, digits, apostrophes, all beyond ASCII; 0 is none."""
+def _byte_classes() -> Numbers:
+    """The value of each byte within words: letters, digits, apostrophes and all non-ASCII bytes; 0 for separators."""
     table = np.zeros(256, np.uint64)
     for byte in range(256):
         character = chr(byte)
@@ -147,8 +147,8 @@ def _letters() -> Numbers:
     return table
 
 
-def _mixed(numbers: Numbers) -> Numbers:
-    """Numbers whose every bit hangs on every bit of what they were made of."""
+def _mix_bits(numbers: Numbers) -> Numbers:
+    """Mix the bits of hashes, so that every output bit depends on every input bit."""
     mixed = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

@@ -1,8 +1,8 @@
-"""Packed tokens: documents one after another in memory-mapped files.
+"""Packed tokens: concatenated documents in memory-mapped files.
 
 A packed folder holds `tokens-*.bin` (little-endian uint16 or uint32, each of bounded size), `documents-*.bin`
-(where each document ends, and how many bytes its text has), perhaps `weights-*.bin` (uint8: is it to be
-learnt?) and `manifest.json`, which vouches for the others. Knows nothing of sources, nor of the model.
+(the end of each document and the number of bytes of its text), optionally `weights-*.bin` (uint8: whether a token is a
+training target) and `manifest.json` with the checksums of the other files. Does not know sources or models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCHEMA = 1
 SHARD_TOKENS = 64 << 20
 FLUSH_CHARS = 2 << 20
 SMALL_VOCABULARY = 1 << 16
-AGAIN = "Delete that folder; it is packed again from the corpus when it is needed."
+RECOVERY_HINT = "Delete that folder; it is packed again from the corpus when it is needed."
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 
 
 class Packer:
-    """Fills one folder with packed tokens. Text is gathered, encoded on all cores, and written in pieces."""
+    """Writes packed tokens to a folder. Text is buffered, encoded on all cores, and written in pieces."""
 
     def __init__(
         self, folder: Path, tokenizer: Tokenizer, *, weighted: bool = False, limit: int = SHARD_TOKENS
@@ -46,47 +46,47 @@ class Packer:
         self._tokens = _Writer(folder, "tokens", dtype, limit)
         self._weights = _Writer(folder, "weights", "u1", limit) if weighted else None
         self._rows = _Writer(folder, "documents", "<u8", limit)
-        self._waiting: list[str] = []
-        self._waiting_chars = self._waiting_bytes = 0
-        self._sizes: dict[int, int] = {}  # which of the waiting pieces end a document, and of how many bytes
+        self._buffered: list[str] = []
+        self._buffered_chars = self._buffered_bytes = 0
+        self._sizes: dict[int, int] = {}  # size in bytes of each document, by its last buffered piece
         self._end_of_text = np.array([tokenizer.end_of_text], dtype=np.uint32)
 
     def add(self, text: str) -> None:
-        """Take a document; it is followed by the end of text."""
+        """Add a document, followed by the end of text."""
         for piece in self.tokenizer.pieces(text):
-            if self._waiting_chars >= FLUSH_CHARS:
+            if self._buffered_chars >= FLUSH_CHARS:
                 self._flush()
-            self._waiting.append(piece)
-            self._waiting_chars += len(piece)
-        self._sizes[len(self._waiting) - 1] = size = utf8_size(text)
-        self._waiting_bytes += size + 1  # the end of text is a token, too
+            self._buffered.append(piece)
+            self._buffered_chars += len(piece)
+        self._sizes[len(self._buffered) - 1] = size = utf8_size(text)
+        self._buffered_bytes += size + 1  # one more for the end of text
 
     @property
     def tokens(self) -> int:
-        """How many tokens have been written; the last texts wait to be encoded."""
+        """The number of tokens written so far, without buffered text."""
         return self._tokens.count
 
     @property
     def about(self) -> int:
-        """The same, with an estimate of what waits."""
-        return self.tokens + self._waiting_chars // 4
+        """The number of tokens, with an estimate for buffered text."""
+        return self.tokens + self._buffered_chars // 4
 
     def reaches(self, tokens: int) -> bool:
-        """Whether there are so many tokens. What waits is encoded when it may be enough."""
-        if self.tokens + self._waiting_bytes >= tokens:  # a token has at least one byte
+        """Whether there are at least this many tokens. Encodes buffered text if that could make the difference."""
+        if self.tokens + self._buffered_bytes >= tokens:  # a token has at least one byte
             self._flush()
         return self.tokens >= tokens
 
     def add_tokens(self, tokens: NDArray[Any], weights: NDArray[Any]) -> None:
-        """Take a document as tokens, each with its weight as a target; nothing is put after it."""
+        """Add a document as tokens, each with its weight as a target. Adds no end of text."""
         if self._weights is None:
-            raise ValueError("this packer was not made to hold weights")
+            raise ValueError("this packer was created without weighted=True")
         self._tokens.write(tokens)
         self._weights.write(weights)
         self._document(self._tokens.count, int(self.tokenizer.lengths[tokens].sum()))
 
-    def close(self, **facts: Any) -> dict[str, Any]:
-        """Write what is left, and the manifest with the facts that the caller knows."""
+    def close(self, **metadata: Any) -> dict[str, Any]:
+        """Write buffered text, and the manifest with additional metadata from the caller."""
         self._flush()
         manifest = {
             "schema": SCHEMA,
@@ -100,7 +100,7 @@ class Packer:
                 "weights": self._weights.close() if self._weights else [],
                 "documents": self._rows.close(),
             },
-            **facts,
+            **metadata,
         }
         manifest["digest"] = digest(manifest)
         write_json(self.folder / "manifest.json", manifest)
@@ -108,7 +108,7 @@ class Packer:
 
     def _flush(self) -> None:
         parts, end = [], self._tokens.count
-        for i, tokens in enumerate(self.tokenizer.encode_arrays(self._waiting)):
+        for i, tokens in enumerate(self.tokenizer.encode_arrays(self._buffered)):
             parts.append(tokens)
             end += len(tokens)
             if i in self._sizes:
@@ -116,7 +116,7 @@ class Packer:
                 end += 1
                 self._document(end, self._sizes[i])
         self._tokens.write(np.concatenate([self._end_of_text[:0], *parts]))
-        self._waiting, self._waiting_chars, self._waiting_bytes, self._sizes = [], 0, 0, {}
+        self._buffered, self._buffered_chars, self._buffered_bytes, self._sizes = [], 0, 0, {}
 
     def _document(self, end: int, size: int) -> None:
         self._rows.write(np.array([end, size]))
@@ -125,7 +125,7 @@ class Packer:
 
 
 class _Writer:
-    """One row of numbers in files of bounded size, hashed while they are written."""
+    """Writes one array to files of bounded size, and hashes them."""
 
     def __init__(self, folder: Path, name: str, dtype: str, limit: int) -> None:
         self.folder = folder
@@ -140,12 +140,12 @@ class _Writer:
     def write(self, values: NDArray[Any]) -> None:
         values = values.astype(self.dtype)
         while len(values):
-            stream, room = self._open(), self.limit - self.count % self.limit
-            head, values = values[:room], values[room:]
+            stream, space = self._open(), self.limit - self.count % self.limit
+            head, values = values[:space], values[space:]
             stream.write(head.data)
             self._hash.update(head.data)
             self.count += len(head)
-            if len(head) == room:
+            if len(head) == space:
                 self._finish()
 
     def close(self) -> list[dict[str, Any]]:
@@ -169,7 +169,7 @@ class _Writer:
 
 
 def utf8_size(text: str) -> int:
-    """The bytes of a text, without a copy of it where it is ASCII."""
+    """The number of UTF-8 bytes of a text. Makes no copy of ASCII text."""
     return len(text) if text.isascii() else len(text.encode("utf-8"))
 
 
@@ -177,12 +177,12 @@ def utf8_size(text: str) -> int:
 
 
 class Stream:
-    """One split, packed: tokens, and which of them are to be learnt. Sizes are checked when it is opened."""
+    """A packed split: its tokens, and their weights as training targets. File sizes are checked when it is opened."""
 
-    def __init__(self, folder: Path, again: str = AGAIN) -> None:
-        """`again` says how it is made again when it is damaged."""
+    def __init__(self, folder: Path, again: str = RECOVERY_HINT) -> None:
+        """`again` is the hint in errors about damaged files."""
         self.folder, self.again = folder, again
-        self.manifest = _manifest(folder, again)
+        self.manifest = _read_manifest(folder, again)
         self.tokens: int = self.manifest["tokens"]
         self.documents: int = self.manifest["documents"]
         self.bytes: int = self.manifest["bytes"]
@@ -197,23 +197,23 @@ class Stream:
         return f"Stream({str(self.folder)!r}, {self.tokens:,} tokens)"
 
     def read(self, start: int, stop: int) -> Ints:
-        """The tokens of a range."""
+        """The tokens from `start` to `stop`."""
         return self._tokens.read(start, stop).astype(np.int32)
 
     def weights(self, start: int, stop: int) -> Floats:
-        """Whether each token of a range is to be learnt, as 0 or 1."""
+        """The weights of a range of tokens as targets, 0 or 1."""
         if self._weights is None:
             return np.ones(stop - start, dtype=np.float32)
         return self._weights.read(start, stop).astype(np.float32)
 
     def windows(self, context: int) -> int:
-        """How many windows hold every token as a target once, the first token excepted."""
+        """The number of windows in which every token but the first is a target once."""
         return max(0, -(-(self.tokens - 1) // context))
 
     def window(self, context: int, index: int) -> tuple[Ints, Floats]:
-        """The `context + 1` tokens of a window, and the weights of the last `context` of them as targets.
+        """The `context + 1` tokens of a window, and the weights of the last `context` tokens as targets.
 
-        The next window begins with the token that this one ends with. The last is filled up with weight 0.
+        Adjacent windows share one token. The last window is padded with weight 0.
         """
         start = index * context
         stop = min(start + context + 1, self.tokens)
@@ -223,7 +223,7 @@ class Stream:
         return tokens, weights
 
     def texts(self, tokenizer: Tokenizer) -> Iterator[str]:
-        """The text of every document, read back from its tokens."""
+        """The text of every document, decoded from its tokens."""
         start = 0
         for end in self.document_ends:
             tokens = self.read(start, int(end)).tolist()
@@ -234,23 +234,23 @@ class Stream:
 
     @property
     def document_ends(self) -> NDArray[np.uint64]:
-        """Where each document ends: the place after its last token."""
+        """The end of each document: the position after its last token."""
         return self._rows.read(0, 2 * self.documents)[::2]
 
     @property
     def document_bytes(self) -> NDArray[np.uint64]:
-        """How many bytes the text of each document has."""
+        """The number of bytes of the text of each document."""
         return self._rows.read(0, 2 * self.documents)[1::2]
 
     def verify(self) -> None:
-        """Read every file and compare its SHA-256 with the manifest's."""
+        """Compare the SHA-256 of every file with the manifest."""
         for file in files_of(self.manifest):
             if file_digest(self.folder / file["name"]) != file["sha256"]:
                 raise CorruptError(f"{self.folder / file['name']} has changed since it was packed", self.again)
 
 
 class _Reader:
-    """A row of files, read as if it were one. All but the last have the same length."""
+    """Reads several memory-mapped files as one array. All but the last have the same length."""
 
     def __init__(self, folder: Path, files: list[dict[str, Any]], dtype: str) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
@@ -267,16 +267,16 @@ class _Reader:
 
 
 def files_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every file that a manifest vouches for."""
+    """Every file in a manifest."""
     return [file for files in manifest["files"].values() for file in files]
 
 
-def _manifest(folder: Path, again: str) -> dict[str, Any]:
-    """The manifest of a packed folder, once it is sure that it is whole and that it fits the files."""
+def _read_manifest(folder: Path, again: str) -> dict[str, Any]:
+    """The manifest of a packed folder, after checking its digest and the file sizes."""
     try:
         manifest: dict[str, Any] = read_json(folder / "manifest.json")
-        claimed = {key: value for key, value in manifest.items() if key != "digest"}
-        if manifest["digest"] != digest(claimed):
+        content = {key: value for key, value in manifest.items() if key != "digest"}
+        if manifest["digest"] != digest(content):
             raise ValueError("its manifest was altered")
         _check_sizes(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -95,14 +95,14 @@ def test_whatever_stops_a_download_nothing_is_lost_or_fetched_twice(
 def test_a_download_that_is_stopped_while_a_shard_is_noted_has_every_text_once(
     monkeypatch: pytest.MonkeyPatch, border: int, error: BaseException
 ) -> None:
-    note, errors = Download._note, [error]
+    note, errors = Download._write_index, [error]
 
     def stopped(self: Download, kept: DownloadIndex) -> None:
         if len(kept.shards) == border + 1 and errors:
             raise errors.pop()
         note(self, kept)
 
-    monkeypatch.setattr(Download, "_note", stopped)
+    monkeypatch.setattr(Download, "_write_index", stopped)
     with pytest.raises(type(error)):
         list(download([], [], []))
     assert not errors
