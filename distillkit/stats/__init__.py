@@ -1,8 +1,8 @@
-"""Intervals, paired tests and agreement, in NumPy only: the door of a few files that know nothing of runs.
+"""Statistics for judges, using NumPy only: confidence intervals, paired tests, agreement, variance components.
 
-`means` gives a mean its interval, `paired` says which of two is better, `rates` counts wins, `agreement` sets two
-graders side by side, `components` parts a judge's noise from the student's. What is resampled or summed is always a
-cluster (a document, a prompt): scores inside one are not independent.
+`means` has intervals of means, `paired` compares two runs, `rates` has intervals of proportions and the Bradley-Terry
+model, `agreement` compares two graders, and `components` separates the noise of a judge from the variance of samples.
+All computations are over clusters (a document, a prompt), because scores within a cluster are not independent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two graders of the same things: whether they rank them alike, and whether they give the same grades."""
+"""Agreement of two graders: rank correlation and weighted kappa."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation, with its interval; None where one of both never varies."""
+    """Spearman's rank correlation with its interval; None if one of the graders gives constant grades."""
 
     value: float | None
     low: float | None
@@ -28,7 +28,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Kappa:
-    """Agreement beyond chance, with its interval; near misses count by the square of the distance."""
+    """Cohen's kappa with quadratic weights, and its interval."""
 
     value: float | None
     low: float | None
@@ -37,7 +37,7 @@ class Kappa:
 
 
 def spearman(a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> Correlation:
-    """The correlation of ranks; the interval is Fisher's, with the spread that Bonett and Wright found for ranks."""
+    """Spearman's rank correlation, with a Fisher interval that uses the variance of Bonett and Wright for ranks."""
     first, second = (_ranks(np.asarray(values, np.float64)) for values in (a, b))
     n = len(first)
     if n < 2 or min(first.std(), second.std()) == 0:
@@ -46,14 +46,14 @@ def spearman(a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> Correlation:
     if n < 4:
         return Correlation(value, None, None, n)
     if 1 - abs(value) < 1e-12:
-        return Correlation(round(value), *_perfect(value, n, level), n)
+        return Correlation(round(value), *_perfect_interval(value, n, level), n)
     reach = normal_quantile((1 + level) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))
     middle = math.atanh(value)
     return Correlation(value, math.tanh(middle - reach), math.tanh(middle + reach), n)
 
 
-def _perfect(value: float, n: int, level: float) -> tuple[float, float]:
-    """The interval of a perfect order: as if one neighbouring pair of n had changed places."""
+def _perfect_interval(value: float, n: int, level: float) -> tuple[float, float]:
+    """The interval for a perfect correlation: computed as if one adjacent pair of n were swapped."""
     almost = 1 - 6 * 2 / (n * (n * n - 1))
     reach = normal_quantile((1 + level) / 2) * math.sqrt((1 + almost**2 / 2) / (n - 3))
     bound = math.tanh(math.atanh(almost) - reach)
@@ -61,7 +61,7 @@ def _perfect(value: float, n: int, level: float) -> tuple[float, float]:
 
 
 def _ranks(values: Array) -> Array:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Ranks from 1. Ties get their mean rank."""
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2)[index.reshape(-1)], np.float64)
@@ -86,7 +86,8 @@ def weighted_kappa(
     if chance == 1:
         return Kappa(None, None, None, len(a))
     kappa = (observed - chance) / (1 - chance)
-    around = (agree @ columns)[:, None] + (agree.T @ rows)[None, :]  # how much each row and column agrees by chance
+    # The expected agreement by chance of each row and column.
+    around = (agree @ columns)[:, None] + (agree.T @ rows)[None, :]
     variance = (table * (agree - around * (1 - kappa)) ** 2).sum() - (kappa - chance * (1 - kappa)) ** 2
     reach = normal_quantile((1 + level) / 2) * math.sqrt(max(0.0, variance) / len(a)) / (1 - chance)
     return Kappa(kappa, max(-1.0, kappa - reach), min(1.0, kappa + reach), len(a))

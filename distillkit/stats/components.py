@@ -1,7 +1,7 @@
-"""Where the spread of grades comes from: prompts, samples of one prompt, and a judge that grades one sample twice.
+"""Variance components of grades: between prompts, between samples of a prompt, and noise of a judge.
 
-The means of squares of a nested analysis of variance, each set to what it is expected to be; samples and repeats may be
-unequal in number. Knows nothing of what is graded.
+Method of moments for a nested analysis of variance: mean squares are equated with their expectations. The numbers of
+samples and repeats may be unequal.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Components:
-    """Variances: between prompts, between samples of a prompt, between grades of a sample. None: it cannot be told.
+    """Variances between prompts, between samples of a prompt, and between grades of a sample; None if not estimable.
 
-    `together` is that between all samples, of one prompt or of several.
+    `together` is the variance between all samples, of the same prompt or of different ones.
     """
 
     prompt: float | None
@@ -30,9 +30,9 @@ class Components:
     together: float | None = None
 
     def detectable(self, prompts: int, samples: int = 1, repeats: int = 1) -> float | None:
-        """The smallest difference of two runs that a design could see, if prompts are equally hard for both.
+        """The smallest detectable difference of two runs in a design, if prompts are equally hard for both.
 
-        Where it cannot be told what is the prompts' luck, all of it counts as the samples': then it is at most this.
+        If the variance between prompts is not estimable, it is included in that of the samples: an upper bound.
         """
         own = self.together if self.sample is None else self.sample
         if prompts < 2 or own is None:
@@ -42,7 +42,7 @@ class Components:
 
 
 def components(scores: ArrayLike, prompts: Sequence[str], samples: Sequence[str]) -> Components:
-    """The components of grades, each of a sample of a prompt. Without repeats the noise is part of the samples."""
+    """The variance components of grades. Without repeated grades, the noise is part of the variance of samples."""
     y = np.asarray(scores, np.float64)
     inner, outer = _index(list(zip(prompts, samples, strict=True))), _index(prompts)
     own = np.zeros(inner.max() + 1, np.int64)
@@ -52,15 +52,15 @@ def components(scores: ArrayLike, prompts: Sequence[str], samples: Sequence[str]
     means, middles = np.bincount(inner, y) / sizes, np.bincount(outer, y) / whole
     noise = _variance(((y - means[inner]) ** 2).sum(), n - s)
     apart = (sizes * (means - y.mean()) ** 2).sum()
-    together = _apart(apart, s - 1, noise, n - (sizes.astype(np.float64) ** 2).sum() / n)
+    together = _component(apart, s - 1, noise, n - (sizes.astype(np.float64) ** 2).sum() / n)
     per_prompt = np.bincount(own, sizes.astype(np.float64) ** 2) / whole
     squares = (sizes * (means - middles[own]) ** 2).sum()
-    sample = _apart(squares, s - a, noise, n - per_prompt.sum())
-    if sample is None:  # one sample a prompt: whose luck it was cannot be told
+    sample = _component(squares, s - a, noise, n - per_prompt.sum())
+    if sample is None:  # one sample per prompt: prompts and samples cannot be separated
         return Components(None, None, noise, together)
     between = (whole * (middles - y.mean()) ** 2).sum()
     between -= sample * (per_prompt.sum() - (sizes.astype(np.float64) ** 2).sum() / n)
-    prompt = _apart(between, a - 1, noise, n - (whole.astype(np.float64) ** 2).sum() / n)
+    prompt = _component(between, a - 1, noise, n - (whole.astype(np.float64) ** 2).sum() / n)
     return Components(prompt, sample, noise, together)
 
 
@@ -69,12 +69,12 @@ def _index(names: Sequence[object]) -> NDArray[np.int64]:
     return np.fromiter((order[name] for name in names), np.int64, len(names))
 
 
-def _variance(squares: float, freedom: int) -> float | None:
-    return float(squares) / freedom if freedom > 0 else None
+def _variance(squares: float, df: int) -> float | None:
+    return float(squares) / df if df > 0 else None
 
 
-def _apart(squares: float, freedom: int, within: float | None, size: float) -> float | None:
-    """A component from its sum of squares, what lies within taken away; chance may make it negative, which is 0."""
-    if freedom <= 0 or size <= 0:
+def _component(squares: float, df: int, within: float | None, size: float) -> float | None:
+    """A component from its sum of squares, minus the variance within. Negative estimates become 0."""
+    if df <= 0 or size <= 0:
         return None
-    return max(0.0, float((squares - freedom * (within or 0.0)) / size))
+    return max(0.0, float((squares - df * (within or 0.0)) / size))

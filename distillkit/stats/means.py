@@ -1,9 +1,9 @@
-"""Weighted means and their intervals over clusters. Knows nothing of what is graded.
+"""Weighted means and their intervals over clusters.
 
-The interval is Student's t with a variance that is right for few clusters of unequal size, too: each cluster's squared
-deviation is divided by the share of its variance that is left once the common mean is taken away, and the degrees of
-freedom are one less than the number of equal clusters that would count for as much (Kish). With clusters of equal
-size it is the textbook's interval of the clusters' means.
+The interval is Student's t, with a variance that is correct for few clusters of unequal size: the squared deviation of
+each cluster is divided by the share of its variance that remains after subtracting the common mean, and the degrees of
+freedom are Kish's effective number of clusters minus one. For clusters of equal size, it is the textbook interval of
+the cluster means.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .quantiles import t_quantile
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
-BLOCK = 1 << 17  # picks at once
+BLOCK = 1 << 17  # resampled indices per block
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A weighted mean over clusters: its standard error, the degrees of freedom of that, and how many clusters."""
+    """A weighted mean over clusters, with its standard error, degrees of freedom and number of clusters."""
 
     value: float
     error: float
@@ -33,7 +33,7 @@ class Mean:
     n: int
 
     def interval(self, level: float = LEVEL) -> tuple[float | None, float | None]:
-        """Low and high; of a single cluster nobody can tell."""
+        """The lower and upper bound; None for a single cluster."""
         if self.n < 2:
             return None, None
         reach = self.error * t_quantile((1 + level) / 2, self.df)
@@ -41,7 +41,7 @@ class Mean:
 
 
 def weighted_mean(scores: ArrayLike, weights: ArrayLike) -> float:
-    """Sum of score times weight, over the sum of weights."""
+    """sum(scores * weights) / sum(weights)."""
     s, w = np.asarray(scores, np.float64), np.asarray(weights, np.float64)
     return float((s * w).sum() / w.sum())
 
@@ -54,20 +54,20 @@ def cluster_sums(values: Array, clusters: Sequence[str]) -> tuple[list[str], Arr
 
 
 def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Mean:
-    """sum(numerators) / sum(denominators) over clusters, and how sure that is. What weighs nothing does not count."""
+    """sum(numerators) / sum(denominators) over clusters, with its standard error. Ignores clusters of weight 0."""
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     top, bottom = top[bottom > 0], bottom[bottom > 0]
     value = float(top.sum() / bottom.sum())
     if len(top) < 2:
         return Mean(value, 0.0, 0.0, len(top))
     shares = bottom / bottom.sum()
-    left = 1 - 2 * shares + (shares**2).sum()  # of a cluster's variance, once the mean is taken away
+    left = 1 - 2 * shares + (shares**2).sum()  # share of the variance that remains after subtracting the mean
     error = float(np.sqrt((shares**2 / left * (top / bottom - value) ** 2).sum()))
     return Mean(value, error, max(1.0, float(1 / (shares**2).sum()) - 1), len(top))
 
 
 def mean_interval(scores: ArrayLike, weights: ArrayLike, clusters: Sequence[str]) -> Metric:
-    """The weighted mean of scores, with its 95% interval over clusters; `n` counts clusters."""
+    """The weighted mean of scores, with its 95% interval over clusters. `n` is the number of clusters."""
     s, w = np.asarray(scores, np.float64), np.asarray(weights, np.float64)
     _, top = cluster_sums(s * w, clusters)
     _, bottom = cluster_sums(w, clusters)
@@ -79,7 +79,7 @@ def mean_interval(scores: ArrayLike, weights: ArrayLike, clusters: Sequence[str]
 def bootstrap_ratio(
     numerators: ArrayLike, denominators: ArrayLike, seed: int = 0, level: float = LEVEL
 ) -> tuple[float | None, float | None]:
-    """A percentile bootstrap interval of sum(numerators) / sum(denominators), for figures that have no formula."""
+    """A percentile bootstrap interval of sum(numerators) / sum(denominators), for metrics without a formula."""
     ratios = resample_ratios(numerators, denominators, seed)
     if not len(ratios):
         return None, None
@@ -88,7 +88,7 @@ def bootstrap_ratio(
 
 
 def resample_ratios(numerators: ArrayLike, denominators: ArrayLike, seed: int = 0) -> Array:
-    """The ratio of as many clusters drawn again, many times; none of a single cluster."""
+    """Bootstrap replicates of the ratio, resampling clusters; empty for a single cluster."""
     top, bottom = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if len(top) < 2:
         return np.zeros(0)
@@ -96,6 +96,6 @@ def resample_ratios(numerators: ArrayLike, denominators: ArrayLike, seed: int = 
     ratios = []
     block = max(1, BLOCK // len(top))
     for start in range(0, RESAMPLES, block):
-        picks = rng.integers(0, len(top), (min(block, RESAMPLES - start), len(top)))
-        ratios.append(top[picks].sum(axis=1) / bottom[picks].sum(axis=1))
+        indices = rng.integers(0, len(top), (min(block, RESAMPLES - start), len(top)))
+        ratios.append(top[indices].sum(axis=1) / bottom[indices].sum(axis=1))
     return np.concatenate(ratios)

@@ -87,7 +87,7 @@ def test_only_what_both_have_is_paired_by_cluster_and_weight() -> None:
     assert found.value == pytest.approx((2 + 4 + 2 * 1) / 4)
     assert found.n == 2
     assert found.p == 0.5  # two clusters: of four choices of signs, two are as far from 0
-    with pytest.raises(ValueError, match="nothing is in both"):
+    with pytest.raises(ValueError, match="no key in common"):
         paired_difference({"a": 1.0}, {"b": 1.0})
 
 
