@@ -1,4 +1,4 @@
-"""Small stories from a seed: a corpus for readers with no key and no download."""
+"""A generator of small stories: a corpus that needs no API key and no download."""
 
 from .generator import story
 
