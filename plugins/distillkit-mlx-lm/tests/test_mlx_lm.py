@@ -16,13 +16,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import TEMPLATE, byte_level, write_folder
 from distillkit_mlx_lm import MlxLm, folder
 from distillkit_mlx_lm.generation import ActiveAnswer, GenerationRequest, Sampling
 from distillkit_mlx_lm.model import FINAL_CHANNEL, AnswerStart
 from distillkit_mlx_lm.vocabulary import Vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_folders import TEMPLATE, byte_level, write_folder
 from tokenizers import Tokenizer
 
 from distillkit import Answer, DataError, Request, UsageError
