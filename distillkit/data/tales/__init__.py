@@ -1,4 +1,4 @@
-"""A generator of small stories: a corpus that needs no API key and no download."""
+"""Small stories from a seed: a corpus for readers with no key and no download."""
 
 from .generator import story
 

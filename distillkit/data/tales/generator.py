@@ -1,26 +1,26 @@
-"""A generator of small stories: a corpus that needs no API key and no download.
+"""Small stories from a seed: a corpus for a reader with no key and no download.
 
-`story(seed, index)` returns the same text on every machine, and needs only the standard library.
-A story is generated in three steps: a plot is chosen, the plot fills named slots with characters
-and things, and the template of the plot is rendered with those slots.
+`story(seed, index)` always gives the same text, on any machine, with nothing but the standard
+library. A story is told in three steps: a plot is drawn, the plot casts who and what it needs
+into named slots, and the plot's template is written out with those slots.
 
-Slots hold the state of a story: who wants what, who has it, where it is, what it looks like and
-who helps. So a later sentence can refer to an earlier one. The generator knows nothing else, such
-as physics or time: a plot makes sense because its rows (`words`) and its sentences were chosen to
-fit together.
+What it knows: who wants what, who has it, where it is, what it looks like and who helps; slots
+hold all of that, so a later sentence refers back to what an earlier one said.
+What it does not know: anything else. It has no idea of physics or of time; a plot makes sense
+because its author chose its rows (`tales_words`) and its sentences so that all of them fit.
 
 A template is text with these marks:
 
     {h}  {h.his}  {x.the}     the value of a slot; {^h.he} starts it with a capital
     [one|two|]                one of these, or here nothing; may be nested, may hold paragraphs
     {f.new}                   "Pip the mouse" the first time, "Pip" from then on
-    <intro:h>  <^day>         one of RULES, applied to the role after the colon
+    <intro:h>  <^day>         one of RULES, told of the role after the colon
     (blank line)              a new paragraph; other line breaks and double spaces do not count
 
 Always write "a": "a apple" becomes "an apple" at the end.
 
 To add a plot, write a function below with `@plot`: fill slots with `cast`, `elder`, `thing`,
-`row` or `bind`, and return a template. By convention `h` is the hero, `f` the friend, `k` a third
+`row` or `bind`, and return a template. By custom `h` is the hero, `f` the friend, `k` a third
 child, `g` a grown-up of the hero's, `n` someone else who is grown up, and `x` what is wanted. A
 plot with an `x` promises that hero and `x` are both named again in the last third.
 """
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Tale:
-    """A story with its plot and hero. `wanted` is empty if no particular thing is wanted."""
+    """A story and what it is about; `wanted` is empty where no one thing is wanted."""
 
     text: str
     plot: str
@@ -50,12 +50,12 @@ class Tale:
 
 
 def story(seed: int, index: int) -> str:
-    """The text of story `index` of the endless sequence with this seed."""
+    """The text of story `index` of the endless book `seed`."""
     return tale(seed, index).text
 
 
 def tale(seed: int, index: int) -> Tale:
-    """The same story with its metadata, for tests and judges."""
+    """The same story, with what a test or a judge may want to know of it."""
     digest = hashlib.sha256(f"distillkit tale {seed} {index}".encode()).digest()
     teller = Teller(random.Random(int.from_bytes(digest[:8], "big")))
     name = teller.pick(_NAMES)
@@ -63,18 +63,18 @@ def tale(seed: int, index: int) -> Tale:
     return Tale(text, name, teller.slots["h"], teller.slots.get("x", ""))
 
 
-# Templates.
+# The machinery.
 
 
 class Slot(NamedTuple):
-    """A reference to the value of a slot."""
+    """Where a settled word goes."""
 
     name: str
     capital: bool
 
 
 class Choice(NamedTuple):
-    """A choice of one of several templates."""
+    """Where one of several templates goes."""
 
     options: tuple["Template", ...]
 
@@ -88,7 +88,7 @@ _VOWEL = re.compile(r"\b([Aa]) (?!one\b|us|uni)(?=[aeiou])")
 
 @cache
 def _parse(text: str) -> Template:
-    """Parse a template."""
+    """Template text, ready to be written many times."""
     # Each open bracket is a list of options, each option a list of parts; the text is one too.
     open_choices: list[list[list[str | Slot | Choice]]] = [[[]]]
     for part in _MARK.split(text):
@@ -121,25 +121,25 @@ def _told_of(role: str, sentence: str) -> str:
 
 
 def _finish(text: str) -> str:
-    """Normalize spaces and paragraphs, and write "an" where needed."""
+    """Single spaces, paragraphs apart, and "an" where it belongs."""
     paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
     return _VOWEL.sub(r"\1n ", _LOOSE.sub("", "\n\n".join(filter(None, paragraphs))))
 
 
 class Teller:
-    """Makes random choices, and stores them in `slots`."""
+    """Draws at random, and remembers in `slots` all that has been settled."""
 
     def __init__(self, rng: random.Random) -> None:
-        self._draw = rng.random  # the only method whose sequence Python guarantees across versions
+        self._draw = rng.random  # the one method whose numbers Python promises to keep
         self.slots: dict[str, str] = {}
         self.world = ""
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of the options, chosen uniformly."""
+        """One of the options, all equally likely."""
         return options[int(self._draw() * len(options))]
 
     def write(self, text: str) -> str:
-        """Render a template: fill every slot and make every choice."""
+        """The template with every slot filled and every choice made."""
         out: list[str] = []
         self._write(_parse(text), out)
         return "".join(out)
@@ -156,14 +156,14 @@ class Teller:
             else:
                 self._write(self.pick(part.options), out)
 
-    # Methods for plots.
+    # What plots call.
 
     def bind(self, slot: str, text: str) -> None:
-        """Set a slot. The text may be a template that uses slots set before."""
+        """Settle a slot; the text may be a template over the slots settled before it."""
         self.slots[slot] = self.write(text)
 
     def row(self, role: str, rows: Sequence[Row]) -> None:
-        """Choose a row of a table. Its cells become {role.column}."""
+        """Draw a row of a table; its cells become {role.column}."""
         for column, cell in self.pick(rows).items():
             self.bind(f"{role}.{column}", cell)
 
@@ -195,7 +195,7 @@ class Teller:
         self.slots |= {f"{role}.word": who["word"], f"{role}.call": who["call"]}
 
     def helper(self, role: str) -> None:
-        """A grown-up outside the families: {n} is "the baker"."""
+        """A grown-up of nobody's: {n} is "the baker"."""
         who = self.pick(words.HELPERS[self.world])
         self._person(role, who["word"], who["he"])
 
@@ -205,7 +205,7 @@ class Teller:
             self.slots[f"{role}.{case}"] = word
 
     def thing(self, role: str, kind: str) -> None:
-        """A thing of a kind, different from the things chosen before."""
+        """Some thing of a kind, unlike the things settled before it."""
         known = self.slots.values()
         self.draw(role, [r for r in _OF_KIND[kind] if r["name"] not in known])
 
@@ -218,7 +218,7 @@ class Teller:
         self.slots |= {f"{role}.a": f"a {full}", f"{role}.the": f"the {full}"}
 
     def place(self) -> None:
-        """The place of the story, {p.in}, with three different spots there: {s1} to {s3}."""
+        """Where it happens, {p.in}, with three different spots there: {s1} to {s3}."""
         self.row("p", words.PLACES[self.world])
         spots = self.slots["p.spots"].split("/")
         for slot in ("s1", "s2", "s3"):
@@ -235,7 +235,7 @@ PLOTS: dict[str, Plot] = {}
 
 
 def plot(tell: Plot) -> Plot:
-    """Register a plot."""
+    """Put a plot among those that a story is drawn from."""
     PLOTS[tell.__name__] = tell
     return tell
 

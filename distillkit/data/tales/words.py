@@ -1,11 +1,11 @@
-"""The data of the generated stories: characters, things, places and shared sentences.
+"""The words of the bundled stories: who there is, what there is, where it may be.
 
-There are three kinds of data:
+Nothing here decides anything; `tales` does. Three shapes of data:
 
-- lists of words;
-- tables, with one row per line, columns separated by `;` and lists within a cell by `/`;
-- RULES, named sets of sentences shared by many plots, in the template language of `generator`.
-  In a rule, `_` is the role that the rule is applied to: `<sad:h>` renders `{_.he}` as `{h.he}`.
+- plain lists of words;
+- tables, one row a line, columns parted by `;` and lists within a cell by `/`;
+- RULES, named sets of sentences shared by many plots, in the template language of `tales`.
+  In a rule `_` stands for whoever the rule is asked about: `<sad:h>` writes `{_.he}` as `{h.he}`.
 """
 
 Row = dict[str, str]
@@ -16,7 +16,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _table(text: str) -> tuple[Row, ...]:
-    """The rows of a text table. Its first line has the names of the columns."""
+    """Rows of a small text table; its first line names the columns."""
     head, *lines = [[cell.strip() for cell in line.split(";")] for line in text.strip().split("\n")]
     return tuple(dict(zip(head, line, strict=True)) for line in lines)
 
