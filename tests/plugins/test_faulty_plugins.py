@@ -218,7 +218,7 @@ FAULTS = [
         "gives no grades", method("Judge", "return [3]"), "'mine' returned a int instead of a Grade", "Judge", 1, True
     ),
     Fault("raises in reading", method("Source", "1 / 0"), "failed: ZeroDivisionError", "Source", 1, True),
-    Fault("gives no documents", method("Source", "return iter(['x'])"), "gave a str instead of a Doc", "Source", 2, True),
+    Fault("gives no documents", method("Source", "return iter(['x'])"), "gave a str instead of a", "Source", 2, True),
     Fault("builds no network", plugin("Student"), "'mine' built a NoneType", "Student", 1, True),
     Fault(
         "raises in building", plugin("Student", ("return None", "1 / 0")), "failed: ZeroDivision", "Student", 1, True
