@@ -17,7 +17,7 @@ from distillkit.plugins.interfaces import Mixer
 from distillkit.student.model.gpt import GPT, GPTConfig
 from distillkit.student.training.loop import TrainingJob, TrainSettings, initial_state, train_step
 from distillkit.student.training.loss import LazyLogits, chunk_rows
-from distillkit.student.training.optimizers import AdamW
+from distillkit.student.training.optimizers import OptimizerGroup
 from distillkit.student.training.parallel import StreamPool, keep_freed_memory
 
 
@@ -58,6 +58,6 @@ def job_of(problem: Problem, mixer: Mixer) -> TrainingJob:
 
     model, vocab_size = network(problem), problem.config["vocab_size"]
     schedule: Any = lambda step: learning_rate(problem, step)  # noqa: E731
-    settings = TrainSettings(problem.steps, 1, chunk_rows(vocab_size), 100, 100, None, 2, 1, schedule, AdamW())
+    settings = TrainSettings(problem.steps, 1, chunk_rows(vocab_size), 100, 100, None, 2, 1, schedule, OptimizerGroup())
     pool = StreamPool(min(problem.rows, cpu.cores()) if mx.default_device() == mx.cpu else 1)
     return TrainingJob(model, vocab_size, mixer, batch, list, settings, {}, {}, nowhere, nowhere, stream_pool=pool)

@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from .core.errors import DataError, DistillkitError, SlowDown, TeacherError, TryAgain, UsageError
     from .core.records import Allowance, Answer, Document, Grade, Metric, Price, Request, Sample, Token, Usage
     from .plugins.hookspecs import API_VERSION, hookimpl
-    from .plugins.interfaces import Exporter, Judge, Mixer, Source, Student, Subject, Teacher, Tracker
+    from .plugins.interfaces import (
+        Exporter,
+        Judge,
+        Mixer,
+        Optimizer,
+        OptimizerStep,
+        Source,
+        Student,
+        Subject,
+        Teacher,
+        Tracker,
+    )
     from .recipe.schedules import Schedule, Within
 
 __version__ = "0.1.0"
@@ -24,7 +35,10 @@ _MODULES = {
         *("Allowance", "Answer", "Document", "Grade", "Metric", "Price"),
         *("Request", "Sample", "Token", "Usage"),
     ),
-    "plugins.interfaces": ("Exporter", "Judge", "Mixer", "Source", "Student", "Subject", "Teacher", "Tracker"),
+    "plugins.interfaces": (
+        *("Exporter", "Judge", "Mixer", "Optimizer", "OptimizerStep"),
+        *("Source", "Student", "Subject", "Teacher", "Tracker"),
+    ),
     "recipe.schedules": ("Schedule", "Within"),
 }
 
@@ -40,6 +54,8 @@ __all__ = [
     "Judge",
     "Metric",
     "Mixer",
+    "Optimizer",
+    "OptimizerStep",
     "Price",
     "Request",
     "Sample",

@@ -50,9 +50,9 @@ TOOLBOXES = (
 HEAVY = {"mlx", "numpy", "pandas", "openai", "groq", "pydantic", "tiktoken", "matplotlib"}
 
 PUBLIC_NAMES = """
-    API_VERSION Allowance Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Price Request
-    Sample Schedule SlowDown Source Student Subject Teacher TeacherError Token Tracker TryAgain Usage UsageError Within
-    hookimpl
+    API_VERSION Allowance Answer DataError DistillkitError Document Exporter Grade Judge Metric Mixer Optimizer
+    OptimizerStep Price Request Sample Schedule SlowDown Source Student Subject Teacher TeacherError Token Tracker
+    TryAgain Usage UsageError Within hookimpl
 """
 
 TOP_LEVEL_FILES = """

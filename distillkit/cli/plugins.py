@@ -12,7 +12,7 @@ import click
 from ..core.errors import UsageError
 from .common import json_option, load_plugins, print_result
 
-KINDS = ("teacher", "mixer", "judge", "source", "student", "tracker", "exporter")
+KINDS = ("teacher", "mixer", "optimizer", "judge", "source", "student", "tracker", "exporter")
 
 
 @click.group(invoke_without_command=True)

@@ -22,7 +22,7 @@ KEYS = ("train.steps", "train.warmup", "train.batch_size", "train.accumulate", "
 # Keys of [train] that may differ between a matching run and the recipe: they do not change what is learnt.
 MONITORING_KEYS = {"evaluate_every", "evaluate_batches", "sample_every", "checkpoint_every", "keep", "streams", "chunk"}
 MONITORING_KEYS |= {"checkpointing"}
-TRAINING_TABLES = ("seed", "data", "tokenizer", "student", "teacher", "mixer", "train")
+TRAINING_TABLES = ("seed", "data", "tokenizer", "student", "teacher", "mixer", "optimizer", "train")
 
 
 def inherited_overrides(overrides: Sequence[str]) -> tuple[str, ...]:

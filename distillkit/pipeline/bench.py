@@ -142,7 +142,9 @@ class BenchedStudent:
             mixer=self.context.mixer,
             batch=self.batch,
             validation=tuple,
-            settings=training_settings(self.context.recipe, chunk_size(self.table, self.vocab_size), self.precision),
+            settings=training_settings(
+                self.context.recipe, self.context.optimizer, chunk_size(self.table, self.vocab_size), self.precision
+            ),
             student={},
             metadata={},
             checkpoint_folder=Path(os.devnull),

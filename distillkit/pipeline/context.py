@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..core.console import Console
 from ..core.errors import DistillkitError
 from ..data.corpus import Corpus, is_prepared, prepare
-from ..plugins.interfaces import Judge, Mixer, Source, Student, Teacher, Tracker, signal_suffices
+from ..plugins.interfaces import Judge, Mixer, Optimizer, Source, Student, Teacher, Tracker, signal_suffices
 from ..plugins.manager import Plugins
 from ..recipe.recipe import JudgeTable, Recipe
 from ..recipe.schema import TeacherTable
@@ -84,6 +84,12 @@ class Context:
         mixer = cast(Mixer, self._build("mixers", table.name, table.options, "mixer"))
         mixer.steps = self.recipe.train.steps
         return mixer
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        """The optimizer plugin. AdamW updates the parameters that it does not accept."""
+        table = self.recipe.optimizer
+        return cast(Optimizer, self._build("optimizers", table.name, table.options, "optimizer"))
 
     def judges(self) -> Iterator[tuple[JudgeTable, Judge]]:
         """The judges with their tables, in the order of the recipe."""

@@ -40,15 +40,18 @@ NUMERICS_KEYS = (
     "processes",
     "precision",
 )  # keys that change results in the last bits
-FIXED_BEFORE_LABELLING = ("data", "student", "tokenizer", "teacher", "seed")
+FIXED_BEFORE_LABELLING = ("data", "student", "tokenizer", "teacher", "optimizer", "seed")
 FIXED = (*FIXED_BEFORE_LABELLING, "batches")
 NAMES = {
     "data": "the corpus",
     "tokenizer": "the tokenizer",
     "batches": "the order of batches",
     "teacher": "the teacher",
+    "optimizer": "the optimizer",
     "seed": "the seed",
 }
+
+DEFAULT_OPTIMIZER = {"name": "adamw"}  # of checkpoints that do not name one
 
 Metadata = dict[str, Any]
 
@@ -96,6 +99,7 @@ class ResumeChecks:
             "tokenizer": corpus.tokenizer.fingerprint,
             "student": self.student_metadata(),
             "teacher": self._teacher(),
+            "optimizer": self.recipe.optimizer.model_dump(mode="json", exclude={"learning_rate"}),
             "seed": self.recipe.seed,
         }
 
@@ -181,7 +185,11 @@ class ResumeChecks:
                 f"{self.run.name} was imported, so there is no training to resume",
                 f'Start a run with its weights: student.from = "{self.run.name}".',
             )
-        before = {**saved.state, "student": with_default_options(saved.state["student"])}
+        before = {
+            "optimizer": DEFAULT_OPTIMIZER,
+            **saved.state,
+            "student": with_default_options(saved.state["student"]),
+        }
         changed = [key for key in keys if before.get(key) != metadata[key]]
         if changed:
             raise UsageError(

@@ -9,15 +9,16 @@ import mlx.core as mx
 
 from ..core import cpu
 from ..core.errors import UsageError
+from ..plugins.interfaces import Optimizer
 from ..recipe.recipe import Recipe
 from ..recipe.schema import TrainTable
 from ..student.training.loop import TrainSettings
 from ..student.training.loss import chunk_rows
 from ..student.training.on_policy import OnPolicyGenerator, RowScorer
-from ..student.training.optimizers import AdamW, LearningRateSchedule
+from ..student.training.optimizers import LearningRateSchedule, OptimizerGroup
 
 
-def training_settings(recipe: Recipe, chunk: int, precision: str = "float32") -> TrainSettings:
+def training_settings(recipe: Recipe, optimizer: Optimizer, chunk: int, precision: str = "float32") -> TrainSettings:
     """The settings of the training loop. `chunk` is the number of rows whose logits exist at once."""
     table = recipe.train
     final_rate = table.learning_rate / 10 if table.final_learning_rate is None else table.final_learning_rate
@@ -31,7 +32,7 @@ def training_settings(recipe: Recipe, chunk: int, precision: str = "float32") ->
         keep=table.keep,
         seed=recipe.seed,
         schedule=LearningRateSchedule(table.learning_rate, final_rate, table.warmup, table.steps, table.schedule),
-        optimizer=AdamW((table.betas[0], table.betas[1]), table.epsilon, table.weight_decay, table.clip),
+        optimizer=OptimizerGroup(optimizer, table.model_dump(), recipe.optimizer.learning_rate),
         precision=precision,
     )
 

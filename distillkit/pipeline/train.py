@@ -215,7 +215,9 @@ class TrainStage:
             mixer=self.context.mixer,
             batch=Prefetcher(lambda step: self.batches.rows(step, shard.rows.start, shard.rows.stop), table.steps),
             validation=validation,
-            settings=training_settings(self.recipe, metadata["numerics"]["chunk"], metadata["numerics"]["precision"]),
+            settings=training_settings(
+                self.recipe, self.context.optimizer, metadata["numerics"]["chunk"], metadata["numerics"]["precision"]
+            ),
             student=self.resume_checks.student_metadata(),
             metadata=metadata,
             checkpoint_folder=self.run.checkpoints,
@@ -257,15 +259,15 @@ class TrainStage:
         if self.group.world_size == 1:
             return state
         parameters = unflatten(self.group.broadcast_arrays(flatten(state.parameters)))
-        moments = unflatten(self.group.broadcast_arrays(flatten(state.moments)))
+        optimizer_state = self.group.broadcast_arrays(state.optimizer_state)
         job.model.update(parameters)
         step, best_step, best_loss = self.group.broadcast((state.step, state.best_step, state.best_loss))
-        return TrainState(parameters, moments, step, best_step, best_loss)
+        return TrainState(parameters, optimizer_state, step, best_step, best_loss)
 
     def _initial_state(self, job: TrainingJob, saved: checkpoints.Checkpoint | None) -> TrainState:
         """The state of a checkpoint, the weights of a base student, or new weights."""
         if saved is not None:
-            return restore_state(job.model, saved)
+            return restore_state(job.model, job.settings.optimizer, saved)
         if self.recipe.student.from_:
             self._load_base_weights(job)
         elif isinstance(job.model, GPT):
@@ -311,7 +313,7 @@ class TrainStage:
     def _saved_metadata(self, job: TrainingJob) -> dict[str, Any]:
         """The metadata of the newest checkpoint, from which training will be resumed."""
         saved, _ = checkpoints.newest_valid(self.run.checkpoints)
-        return self._metadata(restore_state(job.model, saved)) if saved else {}
+        return self._metadata(restore_state(job.model, job.settings.optimizer, saved)) if saved else {}
 
     def _metadata(self, state: TrainState) -> dict[str, Any]:
         table, context_length = self.recipe.train, self.context.student.context

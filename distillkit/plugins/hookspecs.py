@@ -13,12 +13,12 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
-    from .interfaces import Exporter, Judge, Mixer, Source, Student, Teacher, Tracker
+    from .interfaces import Exporter, Judge, Mixer, Optimizer, Source, Student, Teacher, Tracker
 
 hookspec = pluggy.HookspecMarker("distillkit")
 hookimpl = pluggy.HookimplMarker("distillkit")
 
-API_VERSION = 1  # raised when something is added that plugins may use
+API_VERSION = 2  # raised when something is added that plugins may use
 
 
 class DeprecatedHook(DeprecationWarning):
@@ -57,6 +57,12 @@ def register_teachers() -> list[type[Teacher]]:
 @hookspec
 def register_mixers() -> list[type[Mixer]]:
     """Losses that combine hard and soft targets."""
+    return []
+
+
+@hookspec
+def register_optimizers() -> list[type[Optimizer]]:
+    """Optimizers, which update parameters from gradients."""
     return []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
@@ -226,6 +227,47 @@ class Mixer(Role):
         return {}
 
 
+@dataclass(frozen=True)
+class OptimizerStep:
+    """What an optimizer is told of a step beside parameters and gradients. All values are scalar arrays."""
+
+    learning_rate: mx.array
+    number: mx.array  # of the step; the first is 0
+    gradient_scale: mx.array  # multiply the gradients by it: clipping by the global norm
+
+
+class Optimizer(Role):
+    """Updates parameters from their gradients.
+
+    Parameters and gradients are arrays under the parameters' names, such as "layers.0.mlp.up.weight". The state is
+    `{slot: {parameter name: array}}`, for example `{"first": {...}, "second": {...}}`. Checkpoints save and restore
+    it, so it holds everything that an update depends on, apart from the arguments of `update`.
+    """
+
+    train: Mapping[str, Any] = {}  # the recipe's [train] table; set by the host before the first call
+
+    def accepts(self, name: str, parameter: mx.array) -> bool:
+        """Whether it updates this parameter. AdamW updates the parameters that the recipe's optimizer does not."""
+        return True
+
+    @abstractmethod
+    def initial_state(self, parameters: Mapping[str, mx.array]) -> dict[str, dict[str, mx.array]]:
+        """The state before the first step."""
+
+    @abstractmethod
+    def update(
+        self,
+        parameters: Mapping[str, mx.array],
+        gradients: Mapping[str, mx.array],
+        state: Mapping[str, Mapping[str, mx.array]],
+        step: OptimizerStep,
+    ) -> tuple[dict[str, mx.array], dict[str, dict[str, mx.array]]]:
+        """The new parameters and the new state. Must not depend on anything but its arguments and the options.
+
+        On a CPU the host calls it once for each stream, with some of the parameters.
+        """
+
+
 class Subject(Protocol):
     """The run that a judge grades."""
 
@@ -349,6 +391,7 @@ ROLES: dict[str, type[Role]] = {
     "students": Student,
     "teachers": Teacher,
     "mixers": Mixer,
+    "optimizers": Optimizer,
     "judges": Judge,
     "trackers": Tracker,
     "exporters": Exporter,

@@ -33,6 +33,7 @@ DEFAULTS = {"data": 'source = "tales", stories = 300', "student": "layers = 2, h
 EXAMPLES = {  # how an example recipe uses a plugin of each kind: replaces a value of DEFAULTS, or adds `more`
     "teacher": {"more": 'teacher = { provider = "$name", prompts = 20, max_tokens = 24 }\n'},
     "mixer": {"more": 'mixer = { name = "$name" }\n'},
+    "optimizer": {"more": 'optimizer = { name = "$name" }\n'},
     "judge": {"more": '[[judge]]\nname = "$name"\n'},
     "source": {"data": 'source = "$name", texts = 300'},
     "student": {"student": 'arch = "$name"'},

@@ -37,6 +37,7 @@ from .schema import (
     JudgeTable,
     MixerTable,
     Name,
+    OptimizerTable,
     OptionalTeacher,
     SamplingTable,
     StudentTable,
@@ -96,6 +97,7 @@ class Recipe(Table):
     student: StudentTable = Field(default_factory=StudentTable)
     teacher: OptionalTeacher = None
     mixer: MixerTable = Field(default_factory=MixerTable)
+    optimizer: OptimizerTable = Field(default_factory=OptimizerTable)
     train: TrainTable = Field(default_factory=TrainTable)
     sampling: SamplingTable = Field(default_factory=SamplingTable)
     judge: Annotated[list[JudgeTable], AfterValidator(_check_unique)] = Field(
@@ -131,6 +133,7 @@ class Recipe(Table):
         if self.teacher:
             yield PluginUse(("teacher",), "teachers", self.teacher.provider, self.teacher.options)
         yield PluginUse(("mixer",), "mixers", self.mixer.name, self.mixer.options)
+        yield PluginUse(("optimizer",), "optimizers", self.optimizer.name, self.optimizer.options)
         for i, judge in enumerate(self.judge):
             yield PluginUse(("judge", i), "judges", judge.name, judge.options)
             if judge.teacher:

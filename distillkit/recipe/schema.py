@@ -270,6 +270,17 @@ class MixerTable(PluginTable):
     name: str = Field(default="hard", description="name of a mixer plugin")
 
 
+class OptimizerTable(PluginTable):
+    """What updates the weights. AdamW updates the parameters that another optimizer leaves to it; its settings are in
+    `[train]`."""
+
+    name: str = Field(default="adamw", description="an optimizer plugin")
+    learning_rate: PositiveReal | None = Field(
+        default=None,
+        description="peak learning rate of this optimizer; train.learning_rate if not set, which is also AdamW's",
+    )
+
+
 class TrainTable(Table):
     """Length, batch size, optimizer and evaluation of training."""
 
@@ -388,6 +399,7 @@ TABLES: dict[str, type[PluginTable]] = {
     "students": StudentTable,
     "teachers": TeacherTable,
     "mixers": MixerTable,
+    "optimizers": OptimizerTable,
     "judges": JudgeTable,
     "trackers": TrackerTable,
 }
@@ -397,6 +409,7 @@ _ROLE_BY_PATH: dict[Loc, str] = {
     ("student",): "students",
     ("teacher",): "teachers",
     ("mixer",): "mixers",
+    ("optimizer",): "optimizers",
     ("judge",): "judges",
     ("judge", "teacher"): "teachers",
     ("tracker",): "trackers",

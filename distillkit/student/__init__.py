@@ -13,11 +13,17 @@ from . import blas
 if TYPE_CHECKING:
     from .generation.sampling import Sampling
     from .trained import Trained, fingerprint
+    from .training.optimizers import AdamW
 
-_HOME = {"Sampling": "generation.sampling", "Trained": "trained", "fingerprint": "trained"}
+_HOME = {
+    "AdamW": "training.optimizers",
+    "Sampling": "generation.sampling",
+    "Trained": "trained",
+    "fingerprint": "trained",
+}
 _MODULES = {"exporting": "interchange.exporting"}  # the name that exporter plugins use
 
-__all__ = ["Sampling", "Trained", "fingerprint"]
+__all__ = ["AdamW", "Sampling", "Trained", "fingerprint"]
 
 blas.load()
 blas.widen_graph_evaluation()

@@ -2,7 +2,7 @@
 
     step-00000500/
         model.safetensors      the weights
-        optimizer.safetensors  both moments of AdamW
+        optimizer.safetensors  the optimizer's state: arrays named slot.parameter
         student.json           architecture and options, enough to rebuild the network
         state.json             step, best loss, and what must not change when training resumes
         sums.json              the SHA-256 of each file
@@ -83,12 +83,12 @@ class Checkpoint:
         return safetensors.load(self.path / "optimizer.safetensors")
 
 
-def save(folder: Path, weights: Arrays, moments: Arrays | None, student: Any, state: Any) -> Checkpoint:
+def save(folder: Path, weights: Arrays, optimizer_state: Arrays | None, student: Any, state: Any) -> Checkpoint:
     """Write a checkpoint to `folder`, which appears only once it is complete."""
     with atomic_folder(folder) as part:
         _save_arrays(part / "model.safetensors", weights)
-        if moments is not None:
-            _save_arrays(part / "optimizer.safetensors", moments)
+        if optimizer_state is not None:
+            _save_arrays(part / "optimizer.safetensors", optimizer_state)
         write_json(part / "student.json", student)
         write_json(part / "state.json", state)
         write_json(part / "sums.json", {file.name: file_digest(file) for file in sorted(part.iterdir())})

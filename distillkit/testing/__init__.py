@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .exporters import check_exporter
     from .judges import check_judge
     from .mixers import check_mixer
+    from .optimizers import check_optimizer
     from .sources import check_source
     from .students import check_student
     from .teachers import check_teacher
@@ -29,6 +30,7 @@ _HOME = {
     "check_exporter": "exporters",
     "check_judge": "judges",
     "check_mixer": "mixers",
+    "check_optimizer": "optimizers",
     "check_source": "sources",
     "check_student": "students",
     "check_teacher": "teachers",
@@ -39,6 +41,7 @@ __all__ = [
     "check_exporter",
     "check_judge",
     "check_mixer",
+    "check_optimizer",
     "check_source",
     "check_student",
     "check_teacher",

@@ -39,7 +39,8 @@ def register_teachers():
 
 BASICS = """
 from typing import ClassVar
-from distillkit import Document, Exporter, Grade, Judge, Mixer, Source, Student, Teacher, Tracker, hookimpl
+from distillkit import Document, Exporter, Grade, Judge, Mixer, Optimizer, Source
+from distillkit import Student, Teacher, Tracker, hookimpl
 
 class Tales(Source):
     name = "tales"
@@ -104,6 +105,17 @@ class Zip(Exporter):
     name = "zip"
     def export(self, run, folder):
         return []
+
+class AdamW(Optimizer):
+    name = "adamw"
+    def initial_state(self, parameters):
+        return {}
+    def update(self, parameters, gradients, state, step):
+        return parameters, {}
+
+@hookimpl
+def register_optimizers():
+    return [AdamW]
 
 @hookimpl
 def register_sources():
@@ -306,7 +318,7 @@ def test_what_is_named_and_is_no_plugin_is_an_error_at_once(site, spec):
 
 def test_every_role_can_be_offered(plugins):
     offered = {"sources": "tales", "students": "gpt", "teachers": "local", "mixers": "hard"}
-    offered |= {"judges": "perplexity", "trackers": "lines", "exporters": "zip"}
+    offered |= {"judges": "perplexity", "trackers": "lines", "exporters": "zip", "optimizers": "adamw"}
     assert set(offered) == set(ROLES)
     for role, name in offered.items():
         assert isinstance(plugins.build(role, name, {}), ROLES[role])

@@ -72,6 +72,7 @@ def test_parts_name_every_plugin_of_a_recipe():
         (("student",), "students", "gpt"),
         (("teacher",), "teachers", "groq"),
         (("mixer",), "mixers", "hard"),
+        (("optimizer",), "optimizers", "adamw"),
         (("judge", 0), "judges", "rubric"),
         (("judge", 0, "teacher"), "teachers", "openai"),
         (("tracker", 0), "trackers", "csv"),

@@ -18,7 +18,7 @@ from distillkit.plugins.interfaces import Mixer, signal_suffices
 from distillkit.student.model.gpt import GPT, GPTConfig, initialise
 from distillkit.student.training.loop import TrainingJob, TrainSettings, initial_state, train_step
 from distillkit.student.training.loss import Targets, mixed_loss, row_weights
-from distillkit.student.training.optimizers import AdamW, LearningRateSchedule, flatten
+from distillkit.student.training.optimizers import LearningRateSchedule, OptimizerGroup, flatten
 from distillkit.student.training.parallel import StreamPool
 from support.students import f64, log_softmax, random_array, softmax
 
@@ -311,11 +311,13 @@ class Sure(Mixer):
         return {"sure": (targets.soft.max(axis=-1) > math.log(0.16)).astype(mx.float32)}
 
 
-class Keeps(AdamW):
-    """An optimizer that keeps the gradients it is given."""
+class Keeps(OptimizerGroup):
+    """Optimizers that keep the gradients they are given."""
+
+    seen: dict[str, Array]
 
     def update(self, parameters: Any, gradients: Any, *more: Any) -> Any:
-        object.__setattr__(self, "seen", {n: f64(g) for n, g in flatten(gradients).items()})
+        self.seen = {n: f64(g) for n, g in flatten(gradients).items()}
         return super().update(parameters, gradients, *more)
 
 
@@ -345,7 +347,7 @@ def job_of(
         keep=1,
         seed=1,
         schedule=LearningRateSchedule(1e-3, 1e-4, 0, 100),
-        optimizer=Keeps(clip=1e9),
+        optimizer=Keeps(train={"clip": 1e9}),
     )
     nowhere: Any = None
     data = (lambda step: batch, list)

@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from distillkit import (
     Judge,
     Metric,
     Mixer,
+    Optimizer,
     Source,
     Student,
     Teacher,
@@ -36,7 +37,7 @@ from distillkit import (
 )
 from distillkit.plugins.manager import Plugins
 from distillkit.student.trained import Trained
-from distillkit.testing import exporters, framework, judges, mixers, sources, students, teachers, trackers
+from distillkit.testing import exporters, framework, judges, mixers, optimizers, sources, students, teachers, trackers
 
 from support.chat_provider import serving  # isort: skip
 
@@ -105,6 +106,7 @@ NEEDS = {  # of those that cannot be tried without anything
     ("judges", "pairwise"): asked,
     ("exporters", "gguf"): with_package("gguf"),
     ("exporters", "mlx"): with_package("mlx_lm"),
+    ("optimizers", "mlx"): lambda case: iter([{"options": {"class": name}} for name in ("Lion", "Adafactor", "Muon")]),
 }
 
 
@@ -241,6 +243,21 @@ class Reverse(Hard):
         return {"hard": -targets.log_prob(logits), "theirs": (mx.exp(ours) * (ours - targets.soft)).sum(axis=-1)}
 
 
+class Momentum(Optimizer):
+    """Gradient descent with momentum."""
+
+    name = "momentum"
+
+    def initial_state(self, parameters: Any) -> Any:
+        """No velocity."""
+        return {"velocity": {name: mx.zeros_like(value) for name, value in parameters.items()}}
+
+    def update(self, parameters: Any, gradients: Any, state: Any, step: Any) -> Any:
+        """A step along the mean gradient."""
+        velocity = {n: 0.9 * state["velocity"][n] + gradients[n] * step.gradient_scale for n in parameters}
+        return {n: p - step.learning_rate * velocity[n] for n, p in parameters.items()}, {"velocity": velocity}
+
+
 class Length(Judge):
     """Words a sample."""
 
@@ -362,6 +379,7 @@ def seven(request: Any) -> str:
         ("mixer", Hard, {}),
         ("mixer", Likeliest, {}),
         ("mixer", Reverse, {}),
+        ("optimizer", Momentum, {}),
         ("judge", Length, {}),
         ("judge", Asks, {"teacher": seven}),
         ("source", Numbers, {}),
@@ -897,9 +915,83 @@ EXPORTERS = [
     ),
     Bad(exporters.is_repeatable, Copy, {"export": stamps}, "exported twice, stamp differs"),
 ]
+
+
+def updated(change: Any) -> dict[str, Any]:
+    """An `update` whose result is changed."""
+
+    def update(self: Any, parameters: Any, gradients: Any, state: Any, step: Any) -> Any:
+        return change(Momentum.update(self, parameters, gradients, state, step), parameters, gradients, state, step)
+
+    return {"update": update}
+
+
+def forgets_the_scale(self: Any, parameters: Any, gradients: Any, state: Any, step: Any) -> Any:
+    return Momentum.update(self, parameters, gradients, state, replace(step, gradient_scale=mx.array(1.0)))
+
+
+def spoils_the_state(result: Any, parameters: Any, gradients: Any, state: Any, step: Any) -> Any:
+    state["velocity"].update(result[1]["velocity"])
+    return result
+
+
+def counts_calls(self: Any, parameters: Any, gradients: Any, state: Any, step: Any) -> Any:
+    self.calls = getattr(self, "calls", 0) + 1
+    rate = step.learning_rate / self.calls
+    return Momentum.update(self, parameters, gradients, state, replace(step, learning_rate=rate))
+
+
+def clips_by_itself(self: Any, parameters: Any, gradients: Any, state: Any, step: Any) -> Any:
+    norm = mx.sqrt(sum((value**2).sum() for value in gradients.values()))
+    return Momentum.update(self, parameters, {n: g / norm for n, g in gradients.items()}, state, step)
+
+
+OPTIMIZERS = [
+    Bad(optimizers.chooses_its_parameters, Momentum, {"accepts": lambda s, n, p: False}, "it accepts none of"),
+    Bad(
+        optimizers.names_its_state,
+        Momentum,
+        {"initial_state": lambda s, ps: {"a.b": {n: mx.zeros_like(p) for n, p in ps.items()}}},
+        "a slot is named 'a.b'",
+    ),
+    Bad(
+        optimizers.returns_what_it_was_given,
+        Momentum,
+        updated(lambda result, *more: (dict(list(result[0].items())[1:]), result[1])),
+        "Return every parameter that was passed",
+    ),
+    Bad(optimizers.leaves_its_arguments_unchanged, Momentum, updated(spoils_the_state), "it changed a dictionary"),
+    Bad(
+        optimizers.is_repeatable,
+        Momentum,
+        updated(lambda r, *more: ({n: p + 1e-3 * mx.random.normal(p.shape) for n, p in r[0].items()}, r[1])),
+        "came to different parameters",
+    ),
+    Bad(optimizers.continues_from_a_saved_state, Momentum, {"update": counts_calls}, "does not continue like"),
+    Bad(optimizers.updates_parts_like_the_whole, Momentum, {"update": clips_by_itself}, "when it is passed alone"),
+    Bad(
+        optimizers.multiplies_gradients_by_the_scale,
+        Momentum,
+        {"update": forgets_the_scale},
+        "are not multiplied by step.gradient_scale",
+    ),
+    Bad(
+        optimizers.changes_nothing_at_a_rate_of_zero,
+        Momentum,
+        updated(lambda result, *more: ({n: 0.99 * p for n, p in result[0].items()}, result[1])),
+        "a learning rate of 0 changes parameters",
+    ),
+    Bad(
+        optimizers.minimises_a_quadratic,
+        Momentum,
+        updated(lambda r, ps, *more: ({n: 2 * ps[n] - p for n, p in r[0].items()}, r[1])),
+        "the loss went from",
+    ),
+]
 KINDS = {
     "teacher": TEACHERS,
     "mixer": MIXERS,
+    "optimizer": OPTIMIZERS,
     "judge": JUDGES,
     "source": SOURCES,
     "student": STUDENTS,
@@ -922,7 +1014,7 @@ def test_a_failed_check_is_reported_with_a_remedy(kind: str, bad: Bad) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_check_of_every_role_is_failed_by_one_of_these(kind: str) -> None:
     good = {"teacher": (Echo, Speller, Local), "mixer": (Hard,), "judge": (Length, Asks), "source": (Numbers,)}
-    good |= {"student": (Mean,), "tracker": (Lines,), "exporter": (Copy,)}
+    good |= {"student": (Mean,), "tracker": (Lines,), "exporter": (Copy,), "optimizer": (Momentum,)}
     more = {Asks: {"teacher": seven}}
     check = getattr(kit, f"check_{kind}")
     all_of_them = {name for one in good[kind] for name in check(one, **more.get(one, {}))}

@@ -29,7 +29,7 @@ from .distributed import SINGLE_PROCESS, BatchShard, ProcessGroup
 from .loss import LazyLogits, Targets, TopK, grad_squared_norms, mixed_loss, term_names, term_totals
 from .metrics_log import MetricsLog, OverfittingMonitor, TermBalanceMonitor
 from .on_policy import OnPolicyGenerator, soft_target_coverage
-from .optimizers import AdamW, LearningRateSchedule, Tree, flatten, global_norm, restore_moments, unflatten
+from .optimizers import LearningRateSchedule, OptimizerGroup, Tree, flatten, global_norm, unflatten
 from .parallel import StreamPool
 from .precision import LOSS_SCALE, MAX_OVERFLOWS, cast_parameters
 
@@ -88,7 +88,7 @@ class TrainSettings:
     keep: int
     seed: int
     schedule: LearningRateSchedule
-    optimizer: AdamW
+    optimizer: OptimizerGroup
     precision: str = "float32"
 
 
@@ -97,7 +97,7 @@ class TrainState:
     """Everything that a checkpoint restores."""
 
     parameters: Tree
-    moments: Tree
+    optimizer_state: Arrays
     step: int = 0
     best_step: int | None = None
     best_loss: float = math.inf
@@ -187,7 +187,7 @@ def _is_due(step: int, every: int, steps: int) -> bool:
 
 
 def train_step(job: TrainingJob, state: TrainState) -> dict[str, Any]:
-    """One step: the gradients of all parts of the batch, added in a fixed order, then AdamW. Returns the metrics."""
+    """One step: the gradients of all parts of the batch, added in a fixed order, then an update. Returns metrics."""
     settings, step = job.settings, state.step
     batch = batch_arrays(job.batch(step))
     parts_of_batch = settings.accumulate * job.stream_pool.count
@@ -227,12 +227,12 @@ def _update(job: TrainingJob, state: TrainState, gradients: dict[str, mx.array],
     streams = _assign_streams(job, gradients)
     grads = unflatten(gradients)
     gradients.clear()
-    state.parameters, state.moments, norm = job.settings.optimizer.update(
-        state.parameters, grads, state.moments, mx.array(rate), mx.array(step), streams
+    state.parameters, state.optimizer_state, norm = job.settings.optimizer.update(
+        state.parameters, grads, state.optimizer_state, mx.array(rate), mx.array(step), streams
     )
     del grads
     job.model.update(state.parameters)
-    mx.eval(state.parameters, state.moments, norm)
+    mx.eval(state.parameters, state.optimizer_state, norm)
     return norm
 
 
@@ -431,26 +431,26 @@ def _save(job: TrainingJob, state: TrainState) -> None:
             "best_step": state.best_step,
             "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
         }
-        checkpoints.save(folder, flatten(state.parameters), flatten(state.moments), dict(job.student), saved)
+        checkpoints.save(folder, flatten(state.parameters), state.optimizer_state, dict(job.student), saved)
     checkpoints.prune(job.checkpoint_folder, job.settings.keep, state.best_step)
 
 
-def initial_state(model: nn.Module, optimizer: AdamW) -> TrainState:
+def initial_state(model: nn.Module, optimizer: OptimizerGroup) -> TrainState:
     """The state before the first step."""
     parameters = model.trainable_parameters()
-    return TrainState(parameters, optimizer.initial_moments(parameters))
+    return TrainState(parameters, optimizer.initial_state(parameters))
 
 
-def restore_state(model: nn.Module, checkpoint: checkpoints.Checkpoint) -> TrainState:
+def restore_state(model: nn.Module, optimizer: OptimizerGroup, checkpoint: checkpoints.Checkpoint) -> TrainState:
     """The state that a checkpoint holds. Loads its weights into the network."""
     weights, saved = checkpoint.weights(), checkpoint.state
     model.load_weights(list(weights.items()))
     parameters, best = model.trainable_parameters(), saved["best_loss"]
-    moments = restore_moments(parameters, checkpoint.optimizer_arrays())
-    mx.eval(parameters, moments)
+    optimizer_state = optimizer.restore(parameters, checkpoint.optimizer_arrays())
+    mx.eval(parameters, optimizer_state)
     return TrainState(
         parameters,
-        moments,
+        optimizer_state,
         saved["step"],
         saved["best_step"],
         math.inf if best is None else best,
