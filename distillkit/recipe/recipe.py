@@ -48,6 +48,7 @@ from .schema import (
     TrainTable,
     host_keys,
 )
+from .versions import CURRENT_VERSION, FIRST_VERSION, VERSION_KEY, apply_former_defaults
 
 __all__ = [
     "NAME",
@@ -88,6 +89,9 @@ class Recipe(Table):
     """A resolved recipe. Everything but the options of plugins is validated."""
 
     name: Name = Field(description="name of the recipe and of its folder of runs")
+    recipe_version: Annotated[int, Field(ge=FIRST_VERSION)] = Field(
+        default=FIRST_VERSION, description="version of the defaults that apply; the first one if not set"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=42, description="random seed of the run")
     plugins: list[str] = Field(
         default=[], description="plugin packages that must be installed, such as distillkit-x>=0.2"
@@ -198,7 +202,9 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Recipe:
     tree = merge_layers(layers)
     written = apply_overrides(tree, overrides)
     check_values(tree, "--set")
-    return _validate(tree, Origin(layers, written))
+    origin = Origin(layers, written)
+    apply_former_defaults(tree, origin.of((VERSION_KEY,)).file)
+    return _validate(tree, origin)
 
 
 def check_start_chain(recipe: Recipe) -> None:
@@ -231,7 +237,7 @@ def _validate(tree: Tree, origin: Origin) -> Recipe:
 def starter_recipe(name: str) -> str:
     """The text of the recipe that `distillkit init` writes."""
     _validate({"name": name}, Origin((Layer("distillkit init"),)))
-    return STARTER.format(name=name)
+    return STARTER.format(name=name, version=CURRENT_VERSION)
 
 
 STARTER = """\
@@ -241,6 +247,7 @@ STARTER = """\
 # Compare with quickstart:   distillkit compare quickstart {name}
 extends = "quickstart"
 name = "{name}"
+recipe_version = {version}
 
 # Your own texts instead of the generated tales: .txt, .jsonl or .parquet.
 # [data]
