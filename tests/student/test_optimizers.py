@@ -181,10 +181,10 @@ def test_streams_change_no_bit() -> None:
     parameters = unflatten({name: mx.array(random_array(i, *shape)) for i, (name, shape) in enumerate(WEIGHTS.items())})
     streams = {"a.weight": mx.new_stream(mx.cpu), "b.weight": mx.new_stream(mx.cpu)}
     results = []
-    for given in ({}, streams):
+    for mapping in ({}, streams):
         group = OptimizerGroup(SignDescent(), {"learning_rate": 0.01})
         updated, _, norm = group.update(
-            parameters, unflatten(gradients_of(0)), group.initial_state(parameters), mx.array(0.1), mx.array(0), given
+            parameters, unflatten(gradients_of(0)), group.initial_state(parameters), mx.array(0.1), mx.array(0), mapping
         )
         results.append({**{name: f64(value) for name, value in flatten(updated).items()}, "norm": f64(norm)})
     assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
