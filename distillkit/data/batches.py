@@ -102,7 +102,7 @@ class Batches:
         if self.share is None or not answers or not any(counts[i] for i in others):
             return [_Pool(everything, counts, self.batch_size, self.seed)]
         if self.share and not rows:
-            message = f"teacher.share = {self.share} of {self.batch_size} rows per step is less than one row"
+            message = f"teacher.share = {self.share} of {self.batch_size} rows per step rounds to 0"
             raise DataError(message, "Raise it, or train.batch_size; 0 leaves the answers out.")
         pools = [_Pool(others, counts, self.batch_size - rows, self.seed), _Pool(answers, counts, rows, self.seed)]
         return [pool for pool in pools if pool.rows]

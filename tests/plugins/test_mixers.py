@@ -30,7 +30,7 @@ from distillkit.student.training.loop import TrainingJob, TrainSettings, gradien
 from distillkit.student.training.loss import grad_squared_norms, mixed_loss, term_totals
 from distillkit.student.training.metrics_log import OverfittingMonitor, TermBalanceMonitor
 from distillkit.student.training.on_policy import OnPolicyGenerator
-from distillkit.student.training.optimizers import AdamW
+from distillkit.student.training.optimizers import OptimizerGroup
 from distillkit.student.training.parallel import StreamPool
 from distillkit.student.training.targets import MIN_MASS, LazyLogits, Targets, TopK
 from support.students import Array, batch_of, f64, log_softmax, softmax, tiny_model
@@ -930,7 +930,7 @@ def waves(tokens: mx.array) -> mx.array:
 
 def job_of(model: GPT, batch: Batch, mixer: Mixer, on_policy: OnPolicyGenerator | None, streams: int) -> TrainingJob:
     schedule: Any = lambda step: 1e-3  # noqa: E731
-    figures = TrainSettings(100, 1, 5, 100, 100, None, 1, 1, schedule, AdamW())
+    figures = TrainSettings(100, 1, 5, 100, 100, None, 1, 1, schedule, OptimizerGroup())
     nowhere: Any = None
     job = TrainingJob(model, 13, mixer, lambda step: batch, list, figures, {}, {}, nowhere, nowhere, waves, on_policy)
     job.stream_pool = StreamPool(streams)

@@ -398,7 +398,7 @@ def test_without_a_tokenizer_the_card_shows_how_the_weights_alone_are_used(monke
     assert command("export", run.name, "--to", "there", "--format", "hf").exit_code == 0
     card = Path("there/README.md").read_text()
     assert "AutoTokenizer" not in card
-    assert f"torch.tensor([[{tokenizer().end_of_text}]])  # the end of a text, in the tokens of mine" in card
+    assert f"torch.tensor([[{tokenizer().end_of_text}]])  # the end-of-text token of mine" in card
 
 
 def test_the_card_says_what_the_run_says_now_and_not_what_an_older_report_said(monkeypatch: pytest.MonkeyPatch) -> None:

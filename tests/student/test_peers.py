@@ -16,7 +16,7 @@ from distillkit_plugins.mixers import AlphaTemperature  # noqa: E402
 
 from distillkit.student.model.gpt import GPT, GPTConfig, initialise  # noqa: E402
 from distillkit.student.training.loss import Targets, mixed_loss  # noqa: E402
-from distillkit.student.training.optimizers import AdamW, flatten, is_decayed, unflatten  # noqa: E402
+from distillkit.student.training.optimizers import OptimizerGroup, flatten, is_decayed, unflatten  # noqa: E402
 
 pytestmark = pytest.mark.peer
 SHAPE = GPTConfig(vocab_size=97, layers=2, heads=2, width=16, hidden=64, context=12)
@@ -60,8 +60,8 @@ def test_losses_gradients_and_steps_are_pytorchs(peer) -> None:  # type: ignore[
     ones = mx.ones(tokens.size)
     targets = Targets(mx.array(hard), ones, ones * 0, ones, teacher_logits=mx.array(theirs))
     totals = {name: mx.array(float(tokens.size)) for name in ("hard", "soft")}
-    adam = AdamW(weight_decay=0.1, clip=1.0)
-    parameters, moments = model.trainable_parameters(), adam.initial_moments(model.trainable_parameters())
+    adam = OptimizerGroup(train={"weight_decay": 0.1, "clip": 1.0})
+    parameters, state = model.trainable_parameters(), adam.initial_state(model.trainable_parameters())
 
     def loss(parameters):  # type: ignore[no-untyped-def]
         model.update(parameters)
@@ -81,7 +81,7 @@ def test_losses_gradients_and_steps_are_pytorchs(peer) -> None:  # type: ignore[
 
     for step in range(5):
         value, gradients = mx.value_and_grad(loss)(parameters)
-        parameters, moments, norm = adam.update(parameters, gradients, moments, mx.array(rate), mx.array(step))
+        parameters, state, norm = adam.update(parameters, gradients, state, mx.array(rate), mx.array(step))
 
         hidden = torch_hidden(torch, weights, torch.tensor(tokens)).reshape(-1, SHAPE.width)
         logits = hidden @ weights["tokens.weight"].T
