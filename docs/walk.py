@@ -184,10 +184,11 @@ SHORT_RUNS = """\
 import os, sys
 
 words = sys.argv[1:]
-if words[:1] == ["run"] and "--resume" not in words and not any("train.steps" in word for word in words):
+if words[:1] == ["run"] and "--resume" not in words:
     from distillkit.recipe.recipe import load
 
-    if load(words[1]).train.steps > {steps}:
+    given = [word for word in words if word.startswith("train.steps=")]
+    if load(words[1], given).train.steps > {steps}:
         words += ["--set", "train.steps={steps}", "--set", "train.warmup=10"]
 os.execv("{distillkit}", ["distillkit", *words])
 """
