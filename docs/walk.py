@@ -181,15 +181,17 @@ class CommandResult:
 # A replacement for `distillkit` that limits the training steps of `run`, unless the command sets them.
 SHORT_RUNS = """\
 #!{python}
-import os, sys
+import contextlib, os, sys
 
 words = sys.argv[1:]
 if words[:1] == ["run"] and "--resume" not in words:
+    from distillkit import DistillkitError
     from distillkit.recipe.recipe import load
 
-    given = [word for word in words if word.startswith("train.steps=")]
-    if load(words[1], given).train.steps > {steps}:
-        words += ["--set", "train.steps={steps}", "--set", "train.warmup=10"]
+    with contextlib.suppress(DistillkitError):  # distillkit reports it
+        given = [word for word in words if word.startswith("train.steps=")]
+        if load(words[1], given).train.steps > {steps}:
+            words += ["--set", "train.steps={steps}", "--set", "train.warmup=10"]
 os.execv("{distillkit}", ["distillkit", *words])
 """
 
