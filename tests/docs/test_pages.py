@@ -98,14 +98,14 @@ RUNS = ("quickstart_alone", "quickstart", "quickstart", "tiny")
 def bash(folder: Any, script: str) -> None:
     """Run commands where the page's will run."""
     block = walk.Block(Path("before.md"), 0, 0, "sh", script)
-    for ran in folder.console(block):
+    for ran in folder.run_console(block):
         assert ran.code == 0, ran.printed
 
 
 def prepare(folder: Any, url: str) -> None:
     """The runs, a text of one's own, beginnings of stories, and what two people think of a student's samples."""
     for number, name in enumerate(RUNS):
-        recipe = folder.own / f"{number}.toml"
+        recipe = folder.state / f"{number}.toml"
         recipe.write_text(RECIPE.format(name=name, url=url))
         bash(folder, f"distillkit run {recipe} --set seed={number}")
     (folder.path / "stories").mkdir()
@@ -126,7 +126,7 @@ def test_a_page_typed_by_a_reader(page: Path, tmp_path: Path, peer: Callable[[st
         peer(name)
     with serving() as provider:
         provider.rule = Judge()
-        folder = walk.Folder(tmp_path)
+        folder = walk.Workspace(tmp_path)
         if any(block.run and block.language == "sh" for block in walk.blocks(page)):
             prepare(folder, provider.url)
         found = walk.walk(page, folder, write=False, compare=True)
