@@ -184,14 +184,16 @@ SHORT_RUNS = """\
 import contextlib, os, sys
 
 words = sys.argv[1:]
-if words[:1] == ["run"] and "--resume" not in words:
+if words[:1] == ["run"]:
     from distillkit import DistillkitError
     from distillkit.recipe.recipe import load
 
+    given = [word for word in words if word.startswith("train.steps=")]
     with contextlib.suppress(DistillkitError):  # distillkit reports it
-        given = [word for word in words if word.startswith("train.steps=")]
-        if load(words[1], given).train.steps > {steps}:
+        if "--resume" not in words and load(words[1], given).train.steps > {steps}:
             words += ["--set", "train.steps={steps}", "--set", "train.warmup=10"]
+        elif "--resume" in words and given:  # it extends the run
+            words += ["--set", "train.steps={more_steps}"]
 os.execv("{distillkit}", ["distillkit", *words])
 """
 
@@ -213,7 +215,10 @@ class Workspace:
         program = self.state / "bin" / "distillkit"
         program.parent.mkdir(exist_ok=True)
         real = self.programs / "distillkit"
-        program.write_text(SHORT_RUNS.format(python=sys.executable, steps=steps, distillkit=real), encoding="utf-8")
+        program.write_text(
+            SHORT_RUNS.format(python=sys.executable, steps=steps, more_steps=steps + 20, distillkit=real),
+            encoding="utf-8",
+        )
         program.chmod(0o755)
         self.variables["PATH"] = os.pathsep.join(map(str, (program.parent, self.programs, os.environ.get("PATH", ""))))
 

@@ -126,7 +126,7 @@ def test_a_page_typed_by_a_reader(page: Path, tmp_path: Path, peer: Callable[[st
         peer(name)
     with serving() as provider:
         provider.rule = Judge()
-        folder = walk.Workspace(tmp_path)
+        folder = walk.Workspace(tmp_path, steps=60)
         if any(block.run and block.language == "sh" for block in walk.blocks(page)):
             prepare(folder, provider.url)
         found = walk.walk(page, folder, write=False, compare=True)
