@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from distillkit import Optimizer, OptimizerStep, hookimpl
 from distillkit.student import AdamW
@@ -45,9 +46,14 @@ class MlxOptimizer(Optimizer):
 
         @field_validator("arguments")
         @classmethod
-        def _has_no_rate(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        def _are_known(cls, arguments: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
             if "learning_rate" in arguments:
                 raise ValueError("the learning rate is set by optimizer.learning_rate or train.learning_rate")
+            if "class_" in info.data:
+                name = info.data["class_"]
+                known = sorted({*inspect.signature(getattr(mlx.optimizers, name)).parameters} - {"learning_rate"})
+                if unknown := sorted(arguments.keys() - known):
+                    raise ValueError(f"{name} has no argument {unknown[0]!r}, expected one of {', '.join(known)}")
             return arguments
 
     @cached_property

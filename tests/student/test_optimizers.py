@@ -266,6 +266,8 @@ def test_an_unknown_class_and_a_rate_among_the_arguments_are_refused() -> None:
         MlxOptimizer.Options.model_validate({"class": "Lyon"})
     with pytest.raises(ValueError, match="the learning rate is set by"):
         MlxOptimizer.Options.model_validate({"class": "SGD", "arguments": {"learning_rate": 1.0}})
+    with pytest.raises(ValueError, match="Lion has no argument 'momentum', expected one of betas, weight_decay"):
+        MlxOptimizer.Options.model_validate({"class": "Lion", "arguments": {"momentum": 0.9}})
 
 
 def test_adamw_accepts_every_parameter() -> None:
